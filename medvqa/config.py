@@ -66,11 +66,12 @@ class Order(Enum):
 
 
 class Merge(Enum):
-    """What becomes of the stages: kept one after another, shuffled into one, or alternated."""
+    """What becomes of the stages: kept in sequence, or one stage: shuffled, alternated, sorted."""
 
     sequence = "sequence"
     shuffle = "shuffle"
     interleave = "interleave"
+    easy_first = "easy_first"
 
 
 # Functional syntax because `continue` is a keyword of Python but the right word for the user.
@@ -242,7 +243,9 @@ class CurriculumConfig:
         """Check that shares make a whole."""
         _check(len(self.stages) > 0, f"curriculum {self.name!r} has no stages")
         names = [stage.name for stage in self.stages]
-        _check(len(set(names)) == len(names), f"curriculum stages need different names, got {names}")
+        _check(
+            len(set(names)) == len(names), f"curriculum stages need different names, got {names}"
+        )
         shares = [stage.share for stage in self.stages if stage.share is not None]
         _check(
             not shares or len(shares) < len(names) or abs(sum(shares) - 1) < 1e-6,
@@ -320,8 +323,14 @@ class TrainingConfig:
             "max_grad_norm",
             "checkpoint_every",
         )
-        _check(self.warmup_steps >= 0, f"training.warmup_steps must be 0 or more, got {self.warmup_steps}")
-        _check(self.weight_decay >= 0, f"training.weight_decay must be 0 or more, got {self.weight_decay}")
+        _check(
+            self.warmup_steps >= 0,
+            f"training.warmup_steps must be 0 or more, got {self.warmup_steps}",
+        )
+        _check(
+            self.weight_decay >= 0,
+            f"training.weight_decay must be 0 or more, got {self.weight_decay}",
+        )
         _check(
             self.warmup_steps <= self.max_steps,
             f"training.warmup_steps={self.warmup_steps} is above training.max_steps={self.max_steps}",
@@ -400,7 +409,9 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         """Check bounds."""
-        _check(self.table_rows >= 0, f"tracking.table_rows must be 0 or more, got {self.table_rows}")
+        _check(
+            self.table_rows >= 0, f"tracking.table_rows must be 0 or more, got {self.table_rows}"
+        )
 
 
 @dataclass(kw_only=True)

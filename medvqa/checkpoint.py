@@ -1,0 +1,82 @@
+"""Checkpoints that a killed run goes on from: written whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medvqa.example import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after `step` optimiser steps."""
+
+    step: int
+    adapter: "dict[str, torch.Tensor]"
+    optimizer: dict[str, Any]
+
+
+def save_checkpoint(checkpoint: Checkpoint, directory: Path, *, order_sha256: str) -> None:
+    """Write `step-XXXXXX/` below the directory and then remove the older ones.
+
+    The new one is renamed into place only when all of it is on the disk, so a kill, a crash or a
+    full disk leaves the previous one usable.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    target = directory / f"step-{checkpoint.step:06d}"
+    partial = directory / f".partial-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(checkpoint.adapter, partial / "adapter.safetensors")
+    torch.save(checkpoint.optimizer, partial / "optimizer.pt")
+    state = {"step": checkpoint.step, "order_sha256": order_sha256}
+    (partial / "state.json").write_text(json.dumps(state))
+    for path in partial.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    for other in _saved(directory):
+        if other != target:
+            shutil.rmtree(other)
+
+
+def load_checkpoint(directory: Path, *, order_sha256: str) -> Checkpoint | None:
+    """Return the newest checkpoint, or None where there is none.
+
+    Raises:
+        UserError: If it belongs to another order of examples: going on would mix two runs.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    for leftover in directory.glob(".partial-*"):
+        shutil.rmtree(leftover)
+    saved = _saved(directory)
+    if not saved:
+        return None
+    newest = saved[-1]
+    state: Mapping[str, Any] = json.loads((newest / "state.json").read_text())
+    if state["order_sha256"] != order_sha256:
+        raise UserError(
+            f"{newest} was written for another order of examples; the data or the code has "
+            "changed since. Say fresh=true to start over (the old run is kept aside)"
+        )
+    return Checkpoint(
+        step=int(state["step"]),
+        adapter=load_file(newest / "adapter.safetensors"),
+        optimizer=torch.load(newest / "optimizer.pt", weights_only=True, map_location="cpu"),
+    )
+
+
+def _saved(directory: Path) -> list[Path]:
+    return sorted(directory.glob("step-*"))

@@ -1,0 +1,183 @@
+"""Messages and images -> tensors; labels only on the answer.
+
+Shapes: B batch, T tokens, P image patches, D values of a patch.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from medvqa.example import Example, ImageSource, UserError
+from medvqa.image import load_rgb
+from medvqa.prompt import user_message
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100  # PyTorch's cross-entropy skips this label
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One encoded example, not yet padded.
+
+    Attributes:
+        prompt_ids: Token ids up to and with the header of the assistant's turn.
+        answer_ids: Token ids of the answer and the end of the turn.
+        pixel_values: (P, D) patches of all images in order.
+        image_grid_thw: (images, 3) patches in time, height, width.
+    """
+
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    pixel_values: "torch.Tensor | None"
+    image_grid_thw: "torch.Tensor | None"
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and answer, image tokens included."""
+        return len(self.prompt_ids) + len(self.answer_ids)
+
+
+class Encoder:
+    """Turns examples into token ids and image patches, the same way for every user of the model.
+
+    Each picture is decoded and cut into patches once while it stays among the last
+    `max_cached_images`: a data set asks about seven questions an image.
+    """
+
+    def __init__(
+        self, processor: Any, *, max_length_tokens: int, max_cached_images: int = 512
+    ) -> None:
+        self.processor = processor
+        self.max_length_tokens = max_length_tokens
+        self._max_cached_images = max_cached_images
+        self._patches: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._image_token = processor.image_token
+        self.image_token_id: int = processor.image_token_id
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id that fills a batch; it is masked wherever it stands."""
+        tokenizer = self.processor.tokenizer
+        pad = tokenizer.pad_token_id
+        return int(tokenizer.eos_token_id if pad is None else pad)
+
+    def prompt(self, question: str, *, num_images: int) -> str:
+        """Return the text that the model is given, with one marker an image."""
+        text = self.processor.apply_chat_template(
+            [user_message(question, num_images=num_images)],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        return str(text)
+
+    def encode(self, example: Example) -> Sample:
+        """Return the example's tokens and patches.
+
+        Raises:
+            UserError: If the sample is longer than the limit. It is never cut: that would drop
+                image tokens or the answer.
+        """
+        sample = self._encode(example)
+        if sample.num_tokens > self.max_length_tokens:
+            raise UserError(
+                f"{example.source}/{example.id}: {sample.num_tokens} tokens with its "
+                f"{len(example.images)} image(s), but model.max_length_tokens="
+                f"{self.max_length_tokens}; raise it or lower model.max_pixels"
+            )
+        return sample
+
+    def _encode(self, example: Example) -> Sample:
+        import torch
+
+        text = self.prompt(example.question, num_images=len(example.images))
+        patches = [
+            self._encode_image(image, image_id)
+            for image, image_id in zip(example.images, example.image_ids, strict=True)
+        ]
+        merge = self.processor.image_processor.merge_size**2
+        # From the back, so that an expanded image does not shift the markers before it.
+        pieces = text.split(self._image_token)
+        for index, (_, grid) in enumerate(patches):
+            pieces[index] += self._image_token * (int(grid.prod()) // merge)
+        tokenizer = self.processor.tokenizer
+        prompt_ids = tokenizer("".join(pieces), add_special_tokens=False)["input_ids"]
+        # Tokenised apart, so that the boundary is where generation starts.
+        answer = tokenizer(example.answers[0], add_special_tokens=False)["input_ids"]
+        return Sample(
+            prompt_ids=tuple(prompt_ids),
+            answer_ids=(*answer, tokenizer.eos_token_id),
+            pixel_values=torch.cat([values for values, _ in patches]) if patches else None,
+            image_grid_thw=torch.stack([grid for _, grid in patches]) if patches else None,
+        )
+
+    def _encode_image(
+        self, image: ImageSource, image_id: str
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        key = f"{image.name}:{image_id}"
+        if key in self._patches:
+            self._patches.move_to_end(key)
+            return self._patches[key]
+        encoded = self.processor.image_processor(images=[load_rgb(image)], return_tensors="pt")
+        self._patches[key] = (encoded["pixel_values"], encoded["image_grid_thw"][0])
+        if len(self._patches) > self._max_cached_images:
+            self._patches.popitem(last=False)
+        return self._patches[key]
+
+    def training_batch(self, samples: Sequence[Sample]) -> "dict[str, torch.Tensor]":
+        """Return right-padded tensors, (B, T) each and patches (P, D), with labels on answers only."""
+        rows = [sample.prompt_ids + sample.answer_ids for sample in samples]
+        batch = self._batch(samples, rows, pad_left=False)
+        labels = batch["input_ids"].new_full(batch["input_ids"].shape, IGNORED)
+        for label, sample, row in zip(labels, samples, rows, strict=True):
+            label[len(sample.prompt_ids) : len(row)] = label.new_tensor(sample.answer_ids)
+        return {**batch, "labels": labels}
+
+    def generation_batch(self, samples: Sequence[Sample]) -> "dict[str, torch.Tensor]":
+        """Return left-padded prompts, (B, T) each: every answer starts at the same column."""
+        return self._batch(samples, [sample.prompt_ids for sample in samples], pad_left=True)
+
+    def _batch(
+        self, samples: Sequence[Sample], rows: Sequence[tuple[int, ...]], *, pad_left: bool
+    ) -> "dict[str, torch.Tensor]":
+        import torch
+
+        width = max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), self.pad_token_id, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for index, row in enumerate(rows):
+            start = width - len(row) if pad_left else 0
+            ids[index, start : start + len(row)] = torch.tensor(row)
+            mask[index, start : start + len(row)] = 1
+        batch = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            # 1 on image tokens; the model derives its three-dimensional rotary positions from it.
+            "mm_token_type_ids": (ids == self.image_token_id).long(),
+        }
+        patches = [sample.pixel_values for sample in samples if sample.pixel_values is not None]
+        grids = [sample.image_grid_thw for sample in samples if sample.image_grid_thw is not None]
+        if patches:
+            batch["pixel_values"] = torch.cat(patches)
+            batch["image_grid_thw"] = torch.cat(grids)
+        return batch
+
+
+def preview(encoder: Encoder, sample: Sample) -> str:
+    """Return one sample as text: image tokens counted, the supervised answer between [[ and ]]."""
+    tokenizer = encoder.processor.tokenizer
+    parts: list[str] = []
+    run: list[int] = []
+    num_image_tokens = 0
+    for token in [*sample.prompt_ids, -1]:
+        if token == encoder.image_token_id:
+            num_image_tokens += 1
+            continue
+        if num_image_tokens:
+            parts += [tokenizer.decode(run), f"<{num_image_tokens} image tokens>"]
+            run, num_image_tokens = [], 0
+        run.append(token)
+    parts.append(tokenizer.decode(run[:-1]))
+    return "".join(parts) + f"[[{tokenizer.decode(list(sample.answer_ids))}]]"

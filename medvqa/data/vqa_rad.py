@@ -1,0 +1,110 @@
+"""VQA-RAD (Lau et al., Scientific Data 2018; CC0): the authors' files, or the hub's copy.
+
+The authors' layout has official answer types, 2,248 rows and named images. The hub's copy
+(`flaviagiammarino/vqa-rad`) has lost the types, so there answers of yes or no count as closed,
+which gives 251/200 on the test set where the official labels give 272/179.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from medvqa.config import SourceConfig
+from medvqa.data.hub import load_rows
+from medvqa.example import AnswerType, Example, UserError
+from medvqa.image import ImageBytes, ImageFile, image_id
+
+HUB_NAME = "flaviagiammarino/vqa-rad"
+JSON_NAME = "VQA_RAD Dataset Public.json"
+IMAGE_FOLDER = "VQA_RAD Image Folder"
+SPLITS = ("train", "test", "all")
+TEST_PHRASES = ("test_freeform", "test_para")
+
+
+def load(config: SourceConfig, seed: int) -> list[Example]:
+    """Return the rows of `train`, `test` or `all`; the seed is not needed.
+
+    Raises:
+        UserError: If the split is unknown, or a file, an image or a column is missing.
+    """
+    if config.split not in SPLITS:
+        raise UserError(f"vqa_rad has no split {config.split!r}; it has {', '.join(SPLITS)}")
+    directory = Path(config.path) if config.path else None
+    if directory is not None and (directory / JSON_NAME).is_file():
+        return _load_authors(directory, config.split)
+    splits = ("train", "test") if config.split == "all" else (config.split,)
+    return [example for split in splits for example in _load_hub(directory, config.revision, split)]
+
+
+def _load_authors(directory: Path, split: str) -> list[Example]:
+    path = directory / JSON_NAME
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
+    present = {p.name for p in (directory / IMAGE_FOLDER).glob("*")}
+    examples = []
+    for number, row in enumerate(rows):
+        example = _author_row(directory, number, row)
+        if row["image_name"] not in present:
+            raise UserError(
+                f"{path}, row {number}: image {row['image_name']} is not in {IMAGE_FOLDER}"
+            )
+        if split in ("all", example.split):
+            examples.append(example)
+    return examples
+
+
+def _author_row(directory: Path, number: int, row: Mapping[str, Any]) -> Example:
+    needed = ("qid", "image_name", "question", "answer", "answer_type", "phrase_type")
+    missing = [name for name in needed if row.get(name) in (None, "")]
+    if missing:
+        raise UserError(
+            f"{directory / JSON_NAME}, row {number} has no {', '.join(missing)}; "
+            f"it has {', '.join(row)}"
+        )
+    # One row in three hundred has a space behind its type, and some answers are numbers.
+    stated = str(row["answer_type"]).strip().upper()
+    if stated not in ("OPEN", "CLOSED"):
+        raise UserError(f"{directory / JSON_NAME}, row {number}: answer_type is {stated!r}")
+    return Example(
+        id=str(row["qid"]),
+        images=(ImageFile(directory / IMAGE_FOLDER / row["image_name"]),),
+        question=str(row["question"]).strip(),
+        answers=(str(row["answer"]).strip(),),
+        answer_type="open" if stated == "OPEN" else "closed",
+        type_origin="official",
+        source="vqa_rad",
+        split="test" if row["phrase_type"] in TEST_PHRASES else "train",
+        image_ids=(str(row["image_name"]),),
+    )
+
+
+def _load_hub(directory: Path | None, revision: str | None, split: str) -> list[Example]:
+    rows = load_rows(
+        HUB_NAME, directory, split=split, revision=revision, columns=("image", "question", "answer")
+    )
+    examples = []
+    for number, row in enumerate(rows):
+        answer = str(row["answer"]).strip()
+        image = ImageBytes(f"{HUB_NAME} {split}[{number}]", row["image"]["bytes"])
+        examples.append(
+            Example(
+                id=f"{split}-{number}",
+                images=(image,),
+                question=str(row["question"]).strip(),
+                answers=(answer,),
+                answer_type=yes_no_type(answer),
+                type_origin="rule",
+                source="vqa_rad",
+                split=split,
+                image_ids=(image_id(image),),
+            )
+        )
+    return examples
+
+
+def yes_no_type(answer: str) -> AnswerType:
+    """Return `closed` for an answer of yes or no, the rule where a set states no type."""
+    return "closed" if answer.strip().lower().rstrip(".") in ("yes", "no") else "open"

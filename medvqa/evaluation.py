@@ -1,0 +1,181 @@
+"""Generate, score and write the predictions of one model state on one set."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from medvqa.collate import Encoder
+from medvqa.config import EvaluationConfig
+from medvqa.example import AnswerType, Example, Prediction, Score
+from medvqa.generation import generate
+from medvqa.model import LoadedModel
+from medvqa.record import write_json
+from medvqa.scoring import (
+    Scored,
+    Summary,
+    majority_baseline,
+    score_predictions,
+    write_predictions,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One phase on one set, as metrics.json keeps it.
+
+    Attributes:
+        phase: `zero_shot`, `majority`, the name of the stage that has just ended, or `final`.
+        num_cut_answers: Answers that hit `max_new_tokens`.
+    """
+
+    phase: str
+    set_name: str
+    step: int
+    summary: Summary
+    num_cut_answers: int
+
+    def flat(self) -> dict[str, float]:
+        """Return `eval/<set>/<phase>/<group>/<metric>` -> mean, for a tracker."""
+        return {
+            f"eval/{self.set_name}/{self.phase}/{group}/{metric}": score.mean
+            for group, metrics in self.summary.items()
+            for metric, score in metrics.items()
+        }
+
+
+class Evaluator:
+    """Evaluates phases of one run; what is already on the disk is not done again."""
+
+    def __init__(
+        self,
+        sets: Mapping[str, Sequence[Example]],
+        config: EvaluationConfig,
+        *,
+        directory: Path,
+        seed: int,
+    ) -> None:
+        self.sets = sets
+        self.config = config
+        self.directory = directory
+        self.seed = seed
+
+    def model(
+        self, loaded: LoadedModel, encoder: Encoder, *, phase: str, step: int
+    ) -> list[Evaluation]:
+        """Answer and score every set with the model as it is now."""
+        results = []
+        for name, examples in self.sets.items():
+            done = self._read(phase, name)
+            if done is None:
+                answers = generate(
+                    loaded,
+                    encoder,
+                    examples,
+                    max_new_tokens=self.config.max_new_tokens,
+                    batch_size=self.config.batch_size,
+                    description=f"{phase}: answering {name}",
+                )
+                if answers.num_cut:
+                    log.warning(
+                        "%s/%s: %d of %d answers were cut at evaluation.max_new_tokens=%d",
+                        *(phase, name, answers.num_cut, len(examples)),
+                        self.config.max_new_tokens,
+                    )
+                predictions = to_predictions(examples, answers.texts)
+                device = loaded.device.type
+                done = self._score(phase, name, step, predictions, answers.num_cut, device=device)
+            results.append(done)
+        return results
+
+    def majority(self, training: Sequence[tuple[AnswerType, str]]) -> list[Evaluation]:
+        """Score the training pool's most frequent answer of each type: the floor of any model."""
+        results = []
+        for name, examples in self.sets.items():
+            done = self._read("majority", name)
+            if done is None:
+                blank = to_predictions(examples, [""] * len(examples))
+                predictions = majority_baseline(training, blank)
+                done = self._score("majority", name, 0, predictions, 0, device="cpu")
+            results.append(done)
+        return results
+
+    def _score(
+        self,
+        phase: str,
+        name: str,
+        step: int,
+        predictions: Sequence[Prediction],
+        num_cut: int,
+        *,
+        device: str,
+    ) -> Evaluation:
+        scored = score_predictions(predictions, self.config, device=device, seed=self.seed)
+        result = Evaluation(
+            phase=phase,
+            set_name=name,
+            step=step,
+            summary=scored.summary,
+            num_cut_answers=num_cut,
+        )
+        directory = self.place(phase, name)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_predictions(directory / "predictions.jsonl", predictions, scored.items)
+        # Written last: its presence says that the evaluation is whole.
+        write_json(directory / "metrics.json", {**asdict(result), **self._protocol(scored)})
+        return result
+
+    def _protocol(self, scored: Scored) -> dict[str, Any]:
+        return {
+            "normalizer": self.config.normalizer.value,
+            "numeric_tolerance": self.config.numeric_tolerance,
+            "max_new_tokens": self.config.max_new_tokens,
+            "bertscore": scored.bertscore,
+        }
+
+    def place(self, phase: str, name: str) -> Path:
+        """Return the directory of a phase's files on one set."""
+        return self.directory / "evaluation" / phase / name
+
+    def _read(self, phase: str, name: str) -> Evaluation | None:
+        path = self.place(phase, name) / "metrics.json"
+        return read_evaluation(path) if path.is_file() else None
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Return the evaluation that a metrics.json holds."""
+    stored = json.loads(path.read_text())
+    summary = {
+        group: {metric: Score(**score) for metric, score in metrics.items()}
+        for group, metrics in stored["summary"].items()
+    }
+    fields = ("phase", "set_name", "step", "num_cut_answers")
+    return Evaluation(summary=summary, **{field: stored[field] for field in fields})
+
+
+def read_evaluations(directory: Path) -> list[Evaluation]:
+    """Return all evaluations of a run: the baselines, then the stages in order, then the final."""
+    found = [read_evaluation(p) for p in directory.glob("evaluation/*/*/metrics.json")]
+    rank = {"majority": 0, "zero_shot": 1, "final": 3}
+    return sorted(found, key=lambda e: (e.set_name, rank.get(e.phase, 2), e.step))
+
+
+def to_predictions(examples: Sequence[Example], texts: Sequence[str]) -> list[Prediction]:
+    """Join examples and answers; questions on the same picture(s) form one cluster."""
+    return [
+        Prediction(
+            id=example.id,
+            question=example.question,
+            references=example.answers,
+            prediction=text,
+            answer_type=example.answer_type,
+            source=example.source,
+            split=example.split,
+            cluster="+".join(example.image_ids),
+        )
+        for example, text in zip(examples, texts, strict=True)
+    ]

@@ -1,0 +1,107 @@
+"""Image sources, and how any of them becomes an RGB picture."""
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medvqa.example import ImageSource, UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_PIXELS = 100_000_000
+# Modes with more than eight bits; Pillow would cut them off instead of scaling them.
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image in a file of its own."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    def read(self) -> bytes:
+        """Return the file's bytes."""
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise UserError(f"cannot read image {self.path}: {reason}") from error
+
+
+@dataclass(frozen=True)
+class ImageBytes:
+    """An image that a data set keeps inside its rows."""
+
+    name: str
+    data: bytes = field(repr=False)
+
+    def read(self) -> bytes:
+        """Return the encoded image."""
+        return self.data
+
+
+def image_id(source: ImageSource) -> str:
+    """Return the start of the SHA-256 of the encoded image: equal ids mean equal files."""
+    return hashlib.sha256(source.read()).hexdigest()[:16]
+
+
+def load_rgb(source: ImageSource) -> "Image.Image":
+    """Decode to 8-bit RGB, upright.
+
+    More than eight bits are scaled from their own minimum and maximum; transparency falls on
+    black, as the background of most radiographs is.
+
+    Raises:
+        UserError: Naming the image, if it is missing, broken, animated or above `MAX_PIXELS`.
+    """
+    from PIL import Image, ImageOps
+
+    data = source.read()
+    try:
+        with warnings.catch_warnings():
+            # Our own limit speaks below.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                _check(image, source.name)
+                image.load()
+                upright = ImageOps.exif_transpose(image)
+                return _to_rgb(upright)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"image {source.name} is broken or no image: {error}") from error
+
+
+def _check(image: "Image.Image", name: str) -> None:
+    num_frames = getattr(image, "n_frames", 1)
+    if num_frames > 1:
+        raise UserError(
+            f"image {name} has {num_frames} frames; save the frame that the question is about"
+        )
+    num_pixels = image.width * image.height
+    if num_pixels > MAX_PIXELS:
+        raise UserError(f"image {name} has {num_pixels:,} pixels; the limit is {MAX_PIXELS:,}")
+
+
+def _to_rgb(image: "Image.Image") -> "Image.Image":
+    import numpy as np
+    from PIL import Image
+
+    if image.mode in DEEP_MODES:
+        values = np.asarray(image, dtype=np.float64)
+        span = values.max() - values.min()
+        scaled = (values - values.min()) / (span or 1.0) * 255
+        return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer).convert("RGB")
+    return image.convert("RGB")

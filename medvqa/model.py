@@ -1,0 +1,332 @@
+"""Base model + LoRA on one of two backends; the only importer of unsloth and peft."""
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medvqa.config import Backend, Device, Dtype, LoraConfig, ModelConfig
+from medvqa.example import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+EMBEDDED = {"medvqa/tiny": Path(__file__).parent / "weights" / "tiny"}
+LANGUAGE_MODEL, VISION_TOWER = "language_model", "visual"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A PEFT model with its processor, ready to train and to generate.
+
+    Attributes:
+        source: Directory or hub id that the base was loaded from.
+        is_quantized: Whether the base's linear layers are stored in 4 bits.
+    """
+
+    model: Any
+    processor: Any
+    device: "torch.device"
+    dtype: "torch.dtype"
+    backend: Backend
+    source: str
+    is_quantized: bool
+
+    @property
+    def trainable(self) -> "list[tuple[str, torch.nn.Parameter]]":
+        """The adapter's parameters: nothing else takes a gradient."""
+        return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what run.json keeps of the model."""
+        trainable = sum(parameter.numel() for _, parameter in self.trainable)
+        return {
+            "source": self.source,
+            "architecture": type(self.model.get_base_model()).__name__,
+            "backend": self.backend.value,
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "is_quantized": self.is_quantized,
+            "num_parameters": sum(p.numel() for p in self.model.parameters()),
+            "num_trainable": trainable,
+            "num_adapted_layers": sum("lora_A" in name for name, _ in self.trainable),
+        }
+
+    def peak_gpu_bytes(self) -> int | None:
+        """Return the most GPU memory that tensors have held so far; None on a CPU."""
+        import torch
+
+        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
+
+    def use_for(self, *, training: bool) -> None:
+        """Switch dropout and the backend's kernels between training and generation."""
+        if self.backend is Backend.unsloth:
+            from unsloth import FastVisionModel
+
+            switch = FastVisionModel.for_training if training else FastVisionModel.for_inference
+            switch(self.model)
+        self.model.train(training)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Compute in `dtype` on a GPU; the adapter itself stays in float32, so no update is lost."""
+        import torch
+
+        if self.device.type != "cuda" or self.dtype is torch.float32:
+            return nullcontext()
+        return torch.autocast("cuda", dtype=self.dtype)
+
+    @contextmanager
+    def adapter_disabled(self) -> Iterator[None]:
+        """Answer as the base does, for the zero-shot row."""
+        with self.model.disable_adapter():
+            yield
+
+
+def model_source(config: ModelConfig) -> str:
+    """Return where the base comes from, before anything slow starts.
+
+    Raises:
+        UserError: If the local directory is missing or is no model.
+    """
+    path = Path(config.path) if config.path else EMBEDDED.get(config.name)
+    if path is None:
+        return config.name
+    if not (path / "config.json").is_file():
+        raise UserError(
+            f"model.path={path} holds no config.json; give a directory in the hub's layout"
+            if config.path
+            else f"the embedded model is missing at {path}; build it with `medvqa build-tiny`"
+        )
+    return str(path)
+
+
+def load_model(
+    config: ModelConfig, lora: LoraConfig, *, gradient_checkpointing: bool, seed: int
+) -> LoadedModel:
+    """Return the base with a freshly initialised adapter.
+
+    Raises:
+        UserError: If the base cannot be loaded, or a named LoRA module matches no layer.
+    """
+    source = model_source(config)
+    load = _load_unsloth if config.backend is Backend.unsloth else _load_transformers
+    loaded = load(config, lora, source, gradient_checkpointing=gradient_checkpointing)
+    reset_adapter(loaded.model, seed=seed)
+    set_pixel_budget(loaded.processor, config)
+    return loaded
+
+
+def _load_transformers(
+    config: ModelConfig, lora: LoraConfig, source: str, *, gradient_checkpointing: bool
+) -> LoadedModel:
+    import peft
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+
+    device = _device(config.device)
+    dtype = _dtype(config.dtype, device)
+    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
+    if config.load_in_4bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    with _readable_load_errors(source):
+        processor = AutoProcessor.from_pretrained(source, revision=config.revision)
+        base = AutoModelForImageTextToText.from_pretrained(
+            source, revision=config.revision, **options
+        )
+    base.requires_grad_(False)
+    if gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+        base.enable_input_require_grads()
+    adapter = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules=target_pattern(base, lora),
+    )
+    model = peft.get_peft_model(base, adapter)
+    quantized = bool(getattr(base, "is_loaded_in_4bit", False))
+    return LoadedModel(
+        model, processor, torch.device(device), dtype, config.backend, source, quantized
+    )
+
+
+def _load_unsloth(
+    config: ModelConfig, lora: LoraConfig, source: str, *, gradient_checkpointing: bool
+) -> LoadedModel:
+    # Unsloth writes its compiled code to the working directory unless told where.
+    os.environ.setdefault(
+        "UNSLOTH_COMPILE_LOCATION", str(Path.home() / ".cache" / "medvqa" / "unsloth")
+    )
+    try:
+        from unsloth import FastVisionModel  # first: it patches transformers and peft
+    except ImportError as error:
+        raise UserError(
+            f"model.backend=unsloth, but unsloth does not import ({error}); "
+            "pip install 'medvqa[gpu]' or say model.backend=transformers"
+        ) from error
+    import torch
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    dtype = _dtype(config.dtype, "cuda")
+    checkpointing: Any = "unsloth" if gradient_checkpointing else False
+    with _readable_load_errors(source):
+        base, processor = FastVisionModel.from_pretrained(
+            source,
+            revision=config.revision,
+            max_seq_length=config.max_length_tokens,
+            dtype=dtype,
+            load_in_4bit=config.load_in_4bit,
+            use_gradient_checkpointing=checkpointing,
+        )
+    model = FastVisionModel.get_peft_model(
+        base,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        bias="none",
+        target_modules=target_pattern(base, lora),
+        finetune_vision_layers=lora.vision_layers,
+        use_gradient_checkpointing=checkpointing,
+    )
+    quantized = bool(getattr(base, "is_loaded_in_4bit", False))
+    return LoadedModel(model, processor, device, dtype, config.backend, source, quantized)
+
+
+@contextmanager
+def _readable_load_errors(source: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot load the base model {source}: {first_line} "
+            "(no network? give model.path=, a local copy in the hub's layout)"
+        ) from error
+
+
+def _device(wanted: Device) -> str:
+    import torch
+
+    if wanted is Device.cuda and not torch.cuda.is_available():
+        raise UserError("model.device=cuda, but PyTorch sees no GPU; use model.device=cpu")
+    if wanted is Device.cpu or not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{torch.cuda.current_device()}"
+
+
+def _dtype(wanted: Dtype, device: str) -> "torch.dtype":
+    import torch
+
+    if wanted is Dtype.float32 or (wanted is Dtype.auto and device == "cpu"):
+        return torch.float32
+    return torch.bfloat16
+
+
+def target_pattern(base: Any, lora: LoraConfig) -> str:
+    """Return a regular expression that matches exactly the layers to adapt.
+
+    `q_proj` alone would also match vision towers that use the same names, hence the prefix.
+
+    Raises:
+        UserError: If a name in `lora.target_modules` matches no layer: training would silently
+            adapt less than asked.
+    """
+    import torch
+
+    linear = [n for n, module in base.named_modules() if isinstance(module, torch.nn.Linear)]
+    text = [name for name in linear if f"{LANGUAGE_MODEL}." in name]
+    unmatched = [m for m in lora.target_modules if not any(n.endswith(f".{m}") for n in text)]
+    if unmatched:
+        known = sorted({name.rsplit(".", 1)[-1] for name in text})
+        raise UserError(
+            f"lora.target_modules: {', '.join(unmatched)} match no layer of the language model; "
+            f"it has {', '.join(known)}"
+        )
+    names = "|".join(map(re.escape, lora.target_modules))
+    pattern = rf".*\b{LANGUAGE_MODEL}\..*\.({names})"
+    if not lora.vision_layers:
+        return pattern
+    vision = sorted(
+        {n.rsplit(".", 1)[-1] for n in linear if re.search(rf"\b{VISION_TOWER}\.blocks\.", n)}
+    )
+    return rf"{pattern}|.*\b{VISION_TOWER}\.blocks\..*\.({'|'.join(map(re.escape, vision))})"
+
+
+def reset_adapter(model: Any, *, seed: int) -> None:
+    """Initialise every adapter matrix from the seed and its name alone.
+
+    A as `kaiming_uniform_(a=sqrt(5))`, B zero (Hu et al., LoRA, 2021; PEFT's default). Neither
+    backend, load order nor what ran before matters, so two backends start from the same adapter
+    and a process can serve one run after another.
+    """
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.zero_()
+            elif "lora_A" in name:
+                digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+                generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+                bound = parameter.shape[1] ** -0.5
+                values = torch.rand(parameter.shape, generator=generator) * 2 * bound - bound
+                parameter.copy_(values)
+
+
+def set_pixel_budget(processor: Any, config: ModelConfig) -> None:
+    """Set the pixel budget and prove that it is obeyed.
+
+    `max_pixels` given to `from_pretrained` is ignored by recent processors
+    (transformers issue 41955), so the size is set and a probe image is counted.
+    """
+    import numpy as np
+
+    images = processor.image_processor
+    images.size = type(images.size)(shortest_edge=config.min_pixels, longest_edge=config.max_pixels)
+    probe = np.zeros((2000, 1500, 3), dtype=np.uint8)
+    grid = images(images=[probe], return_tensors="pt")["image_grid_thw"][0]
+    pixels = int(grid.prod()) * images.patch_size**2
+    if pixels > config.max_pixels:
+        raise UserError(
+            f"model.max_pixels={config.max_pixels} is not obeyed: a large image became "
+            f"{pixels} pixels; it must be at least {(images.patch_size * images.merge_size) ** 2}"
+        )
+
+
+def save_adapter(loaded: LoadedModel, directory: Path) -> None:
+    """Write the adapter in PEFT's format; `peft.PeftModel.from_pretrained` loads it back."""
+    loaded.model.save_pretrained(str(directory), safe_serialization=True)
+
+
+def adapter_state(loaded: LoadedModel) -> "dict[str, torch.Tensor]":
+    """Return the adapter's tensors on the CPU, by name."""
+    return {name: p.detach().to("cpu", copy=True) for name, p in loaded.trainable}
+
+
+def load_adapter_state(loaded: LoadedModel, state: "dict[str, torch.Tensor]") -> None:
+    """Copy tensors by name into the adapter; every one must be there, and no other."""
+    import torch
+
+    own = dict(loaded.trainable)
+    if own.keys() != state.keys():
+        raise UserError(
+            f"the checkpoint holds {len(state)} adapter tensors, the model has {len(own)}: it was "
+            "written by another model or LoRA configuration; say fresh=true to start over"
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(state[name])

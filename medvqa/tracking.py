@@ -1,0 +1,163 @@
+"""Weights & Biases as a mirror of the run's files."""
+
+import logging
+import netrc
+import os
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from medvqa.config import TrackingConfig, TrackingMode
+from medvqa.example import Example
+from medvqa.image import load_rgb
+from medvqa.record import read_lines
+
+log = logging.getLogger(__name__)
+
+THUMBNAIL_PX = 256
+COLUMNS = ("id", "question", "references", "prediction", "answer_type", "exact_match", "f1")
+
+
+class Tracker(Protocol):
+    """What the run tells a tracker."""
+
+    def log(self, values: Mapping[str, float | str], *, step: int) -> None:
+        """Log values at the optimiser step, which goes on across stages."""
+
+    def log_predictions(self, name: str, path: Path, examples: Sequence[Example]) -> None:
+        """Log a predictions.jsonl with its images as a table."""
+
+    def summarize(self, values: Mapping[str, float | str]) -> None:
+        """Set the run's headline values."""
+
+
+class NoTracker:
+    """Tracks nothing."""
+
+    def log(self, values: Mapping[str, float | str], *, step: int) -> None:
+        """Do nothing."""
+
+    def log_predictions(self, name: str, path: Path, examples: Sequence[Example]) -> None:
+        """Do nothing."""
+
+    def summarize(self, values: Mapping[str, float | str]) -> None:
+        """Do nothing."""
+
+
+class WandbTracker:
+    """Tracks with a W&B run."""
+
+    def __init__(self, run: Any, *, table_rows: int) -> None:
+        self._run = run
+        self._table_rows = table_rows
+        # W&B's own step counts calls; curves of several stages need ours.
+        run.define_metric("train/global_step")
+        run.define_metric("train/*", step_metric="train/global_step")
+        run.define_metric("eval/*", step_metric="train/global_step")
+
+    def log(self, values: Mapping[str, float | str], *, step: int) -> None:
+        """Log values at the optimiser step."""
+        self._run.log({**values, "train/global_step": step})
+
+    def log_predictions(self, name: str, path: Path, examples: Sequence[Example]) -> None:
+        """Log the first rows with their images as a table."""
+        import wandb
+
+        by_id = {example.id: example for example in examples}
+        rows = read_lines(path)
+        table = wandb.Table(columns=["images", *COLUMNS])
+        for row in rows[: self._table_rows]:
+            pictures = [load_rgb(image) for image in by_id[row["id"]].images]
+            for picture in pictures:
+                picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+            values = [str(row[c]) if c == "references" else row[c] for c in COLUMNS]
+            table.add_data([wandb.Image(picture) for picture in pictures], *values)
+        self._run.log({f"predictions/{name}": table})
+        if len(rows) > self._table_rows:
+            log.info("W&B's table %s shows %d of %d rows", name, self._table_rows, len(rows))
+
+    def summarize(self, values: Mapping[str, float | str]) -> None:
+        """Set the run's headline values."""
+        self._run.summary.update(dict(values))
+
+
+@contextmanager
+def tracker(
+    config: TrackingConfig,
+    *,
+    directory: Path,
+    group: str | None,
+    settings: Mapping[str, Any],
+) -> Iterator[Tracker]:
+    """Track the block; if it fails, the W&B run is marked failed.
+
+    Args:
+        config: Where to track.
+        directory: Run directory; its name is the run's name, and all of W&B's files stay in it.
+        group: Joins the runs of a sweep, unless the config names a group.
+        settings: The resolved config, kept nested: callbacks write to the top level.
+    """
+    mode = resolve_mode(config.mode, os.environ)
+    if mode == "disabled":
+        yield NoTracker()
+        return
+    # Staged table images would otherwise land in the user's home and not travel with the run.
+    os.environ["WANDB_DATA_DIR"] = str(directory / "wandb-data")
+    (directory / "wandb-data").mkdir(parents=True, exist_ok=True)
+    with _init(config, mode, directory, group or None, settings) as run:
+        yield WandbTracker(run, table_rows=config.table_rows)
+
+
+def resolve_mode(wanted: TrackingMode, environment: Mapping[str, str]) -> str:
+    """Return W&B's mode: its own variable first, then the config; `auto` goes by the key."""
+    if environment.get("WANDB_MODE"):
+        return environment["WANDB_MODE"]
+    if wanted is not TrackingMode.auto:
+        return wanted.value
+    return "online" if environment.get("WANDB_API_KEY") or _has_netrc_key() else "offline"
+
+
+def _has_netrc_key() -> bool:
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _init(
+    config: TrackingConfig,
+    mode: str,
+    directory: Path,
+    group: str | None,
+    settings: Mapping[str, Any],
+) -> Any:
+    import wandb
+
+    options: dict[str, Any] = {
+        "project": config.project,
+        "entity": config.entity,
+        "group": config.group or group,
+        "job_type": "train",
+        "name": directory.name,
+        "tags": list(config.tags),
+        "config": {"medvqa": dict(settings)},
+        "dir": str(directory),
+        "settings": wandb.Settings(init_timeout=20, silent=True, console="off"),
+    }
+    if mode == "online":
+        try:
+            return wandb.init(mode=mode, id=_online_id(directory), resume="allow", **options)
+        except wandb.errors.CommError as error:
+            log.warning("W&B cannot be reached (%s); logging offline", str(error).splitlines()[0])
+            mode = "offline"
+    # Resuming offline under one id makes two logs that overwrite each other when synced.
+    return wandb.init(mode=mode, **options)
+
+
+def _online_id(directory: Path) -> str:
+    path = directory / "wandb_id"
+    if not path.is_file():
+        path.write_text(uuid.uuid4().hex[:8])
+    return path.read_text().strip()
