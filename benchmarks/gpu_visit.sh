@@ -17,12 +17,12 @@ run() { # model backend
   tail -n 25 "$work/$name.log"
 }
 
-for model in qwen3_vl_8b qwen2_vl_2b_4bit; do
+for model in ${MODELS:-qwen3_vl_8b qwen2_vl_2b_4bit}; do
   started=$SECONDS
   python3 benchmarks/random_models.py "$model" "$work/$model" \
     --tokenizer "$carried/dashscope/resources/qwen.tiktoken" 2>&1 | tail -n 3
   echo "$model written in $((SECONDS - started)) s"
-  for backend in transformers unsloth; do run "$model" "$backend"; done
+  for backend in ${BACKENDS:-transformers unsloth}; do run "$model" "$backend"; done
 done
 cp "$work"/*.log "$out" 2>/dev/null
 (cd "$work/runs" && tar czf "$out/records.tgz" --exclude='*.safetensors' --exclude='*.pt' \

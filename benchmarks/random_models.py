@@ -16,14 +16,24 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from medvqa.tiny import CHAT_TEMPLATE
 
-SPECIAL_TOKENS = (
-    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> "
-    "<|box_end|> <|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> "
-    "<|image_pad|> <|video_pad|>"
-).split()
-TEXT_FIELDS = ("hidden_size num_hidden_layers num_attention_heads num_key_value_heads "
-               "intermediate_size tie_word_embeddings vocab_size").split()  # fmt: skip
-VISION3_FIELDS = "hidden_size depth intermediate_size deepstack_visual_indexes".split()
+SPECIAL_TOKENS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
+TEXT_FIELDS = ["hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "tie_word_embeddings", "vocab_size"]  # fmt: skip
+VISION3_FIELDS = ["hidden_size", "depth", "intermediate_size", "deepstack_visual_indexes"]
 SHAPES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "qwen3_vl_8b": ((4096, 36, 32, 8, 12288, False, 151936), (1152, 27, 4304, [8, 16, 24])),
     "qwen3_vl_2b": ((2048, 28, 16, 8, 6144, True, 151936), (1024, 24, 4096, [5, 11, 17])),
@@ -66,8 +76,14 @@ def build_config(name: str, ids: dict[str, int]) -> Any:
     width, depth = vision_values
     return transformers.Qwen2VLConfig(
         text_config={**text, "rope_parameters": rope},
-        vision_config={"embed_dim": width, "depth": depth, "num_heads": 16, "patch_size": 14,
-                       "mlp_ratio": 4, "hidden_size": text["hidden_size"]},  # fmt: skip
+        vision_config={
+            "embed_dim": width,
+            "depth": depth,
+            "num_heads": 16,
+            "patch_size": 14,
+            "mlp_ratio": 4,
+            "hidden_size": text["hidden_size"],
+        },
         **tokens,
     )
 

@@ -127,7 +127,7 @@ class Encoder:
         return self._patches[key]
 
     def training_batch(self, samples: Sequence[Sample]) -> "dict[str, torch.Tensor]":
-        """Return right-padded tensors, (B, T) each and patches (P, D), with labels on answers only."""
+        """Return right-padded tensors, (B, T) and patches (P, D); labels on answers only."""
         rows = [sample.prompt_ids + sample.answer_ids for sample in samples]
         batch = self._batch(samples, rows, pad_left=False)
         labels = batch["input_ids"].new_full(batch["input_ids"].shape, IGNORED)

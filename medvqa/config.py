@@ -35,7 +35,7 @@ class Dtype(Enum):
 
 
 class Optimizer(Enum):
-    """`adamw_8bit` is bitsandbytes' and needs CUDA; elsewhere plain AdamW serves, and it is said."""
+    """`adamw_8bit` is bitsandbytes' and needs CUDA; elsewhere plain AdamW serves, said aloud."""
 
     adamw_8bit = "adamw_8bit"
     adamw = "adamw"
@@ -145,11 +145,13 @@ class ModelConfig:
         )
         _check(
             not (self.device is Device.cpu and self.backend is Backend.unsloth),
-            "model.backend=unsloth needs a GPU but model.device=cpu; use model.backend=transformers",
+            "model.backend=unsloth needs a GPU but model.device=cpu; "
+            "use model.backend=transformers",
         )
         _check(
             not (self.device is Device.cpu and self.load_in_4bit),
-            "model.load_in_4bit=true needs a GPU but model.device=cpu; use model.load_in_4bit=false",
+            "model.load_in_4bit=true needs a GPU but model.device=cpu; "
+            "use model.load_in_4bit=false",
         )
 
 
@@ -333,7 +335,8 @@ class TrainingConfig:
         )
         _check(
             self.warmup_steps <= self.max_steps,
-            f"training.warmup_steps={self.warmup_steps} is above training.max_steps={self.max_steps}",
+            f"training.warmup_steps={self.warmup_steps} is above "
+            f"training.max_steps={self.max_steps}",
         )
 
 

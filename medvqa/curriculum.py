@@ -4,8 +4,10 @@ import hashlib
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
 
 from medvqa.config import (
     CurriculumConfig,
@@ -43,6 +45,11 @@ class PlannedStage:
         """Different examples that the stage consumes."""
         return len(set(self.example_ids))
 
+    @property
+    def epochs(self) -> float:
+        """Passes over what is available."""
+        return len(self.example_ids) / self.num_available
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -50,12 +57,13 @@ class Plan:
 
     stages: tuple[PlannedStage, ...]
 
-    @property
+    # Kept, because the training loop asks for it at every step.
+    @cached_property
     def order(self) -> tuple[str, ...]:
         """Every id in the order of use."""
         return tuple(name for stage in self.stages for name in stage.example_ids)
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hash of the order: equal hashes mean the same examples in the same order."""
         return order_sha256(self.order)
@@ -64,6 +72,11 @@ class Plan:
     def num_steps(self) -> int:
         """Optimiser steps of the whole run."""
         return sum(stage.num_steps for stage in self.stages)
+
+    @property
+    def num_examples(self) -> int:
+        """Examples consumed, each as often as it is used."""
+        return len(self.order)
 
     def stage_at(self, step: int) -> PlannedStage:
         """Return the stage of a 0-based step."""
@@ -94,7 +107,7 @@ def plan_curriculum(
     Args:
         config: Stages and how they are merged.
         examples: The training pool.
-        max_steps: Optimiser steps that the stages' shares divide.
+        max_steps: Optimiser steps that the stages' shares divide; not used with steps or epochs.
         batch_size: Effective batch: examples an optimiser step.
         seed: Of the run.
 
@@ -118,7 +131,7 @@ def plan_curriculum(
         first_step += num_steps
     if config.merge is Merge.sequence:
         return Plan(tuple(stages))
-    return Plan((_merge(config, stages, examples, seed),))
+    return Plan((_merge(config, stages, pools, seed),))
 
 
 def _generator(seed: int, *names: str) -> random.Random:
@@ -154,33 +167,46 @@ def _stage_steps(
     max_steps: int,
     batch_size: int,
 ) -> list[int]:
-    shares = [stage.share for stage in config.stages if stage.share is not None]
+    shares = {stage.name: stage.share for stage in config.stages if stage.share is not None}
     if shares:
         return _split(max_steps, shares)
     return [
-        stage.steps or math.ceil((stage.epochs or 0) * len(pool) / batch_size)
+        stage.steps or math.ceil(_exact(stage.epochs or 0) * len(pool) / batch_size)
         for stage, pool in zip(config.stages, pools, strict=True)
     ]
 
 
-def _split(max_steps: int, shares: Sequence[float]) -> list[int]:
-    """Divide the steps by largest remainder (ties: earlier stage), so that they sum up exactly."""
-    if max_steps < len(shares):
-        raise UserError(f"training.max_steps={max_steps} is too few for {len(shares)} stages")
-    exact = [share * max_steps for share in shares]
-    steps = [max(1, math.floor(value)) for value in exact]
-    by_remainder = sorted(range(len(shares)), key=lambda i: (steps[i] - exact[i], i))
-    for i in by_remainder[: max_steps - sum(steps)]:
-        steps[i] += 1
-    while sum(steps) > max_steps:  # stages that were lifted to one step take it from the longest
-        steps[steps.index(max(steps))] -= 1
-    return steps
+def _exact(value: float) -> Fraction:
+    """Return the number as the user wrote it: 1.1 epochs of 50 examples are 55, not 56."""
+    return Fraction(str(value))
+
+
+def _split(max_steps: int, shares: Mapping[str, float]) -> list[int]:
+    """Divide the steps by largest remainder, so that they sum up exactly.
+
+    Ties go by name, not by position: open_first and closed_first get the same lengths.
+    """
+    exact = {name: _exact(share) * max_steps for name, share in shares.items()}
+    steps = {name: math.floor(value) for name, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: (steps[name] - exact[name], name))
+    for name in by_remainder[: max_steps - sum(steps.values())]:
+        steps[name] += 1
+    for name, num_steps in steps.items():
+        if num_steps == 0:
+            raise UserError(
+                f"curriculum stage {name!r}: share={shares[name]:g} of training.max_steps="
+                f"{max_steps} is less than one step; raise one of them"
+            )
+    return list(steps.values())
 
 
 def _draw(
     stage: StageConfig, pool: Sequence[Example], num_examples: int, seed: int
 ) -> tuple[str, ...]:
-    """Return ids pass by pass: no example comes again before all have come."""
+    """Return ids pass by pass: no example comes again before all have come.
+
+    A stage shorter than its pool takes the first ones in `dataset` order, else a seeded sample.
+    """
     generator = _generator(seed, stage.name, "order")
     drawn: list[Example] = []
     while len(drawn) < num_examples:
@@ -191,8 +217,20 @@ def _draw(
         # easy and hard examples as a shuffled stage does, in another order.
         drawn += once[: num_examples - len(drawn)]
     if stage.order is Order.easy_first:
-        drawn.sort(key=difficulty)
+        drawn = _easy_first(drawn)
     return tuple(example.id for example in drawn)
+
+
+def _easy_first(drawn: Sequence[Example]) -> list[Example]:
+    """Sort each pass, easiest first; ties keep the order of the first pass, so passes agree."""
+    rank: dict[str, int] = {}
+    seen: Counter[str] = Counter()
+    keys = []
+    for position, example in enumerate(drawn):
+        rank.setdefault(example.id, position)
+        keys.append((seen[example.id], *difficulty(example), rank[example.id]))
+        seen[example.id] += 1
+    return [drawn[i] for i in sorted(range(len(drawn)), key=keys.__getitem__)]
 
 
 def difficulty(example: Example) -> tuple[int, int]:
@@ -206,10 +244,14 @@ def difficulty(example: Example) -> tuple[int, int]:
 def _merge(
     config: CurriculumConfig,
     stages: Sequence[PlannedStage],
-    examples: Sequence[Example],
+    pools: Sequence[Sequence[Example]],
     seed: int,
 ) -> PlannedStage:
-    """Return one stage that holds exactly the multiset of examples of the given ones."""
+    """Return one stage that holds exactly the multiset of examples of the given ones.
+
+    No boundary is left, so the later stages' policies for theirs have nothing to act on.
+    """
+    by_id = {example.id: example for pool in pools for example in pool}
     ids = [name for stage in stages for name in stage.example_ids]
     if config.merge is Merge.interleave:
         positions = [
@@ -221,14 +263,13 @@ def _merge(
     else:
         _generator(seed, "merge").shuffle(ids)
     if config.merge is Merge.easy_first:
-        by_id = {example.id: example for example in examples}
-        ids.sort(key=lambda name: difficulty(by_id[name]))  # stable: ties stay shuffled
+        ids = [example.id for example in _easy_first([by_id[name] for name in ids])]
     return PlannedStage(
         name=config.name,
         example_ids=tuple(ids),
         num_steps=sum(stage.num_steps for stage in stages),
         first_step=0,
-        num_available=len({name for stage in stages for name in stage.example_ids}),
+        num_available=len(by_id),
         learning_rate=stages[0].learning_rate,
         optimizer=stages[0].optimizer,
     )

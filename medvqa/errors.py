@@ -5,7 +5,8 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 
-from hydra.errors import MissingConfigException, OverrideParseException
+import yaml
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -14,14 +15,27 @@ from omegaconf.errors import (
 )
 
 from medvqa.config import Config
+from medvqa.example import UserError
+
+# What is the user's to mend; any other exception is ours.
+MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.MarkedYAMLError)
+
+
+class Refused(BaseException):
+    """Carries a mistake, its cause, past Hydra, which turns an `Exception` into its own message."""
 
 
 def explain(error: BaseException) -> str:
     """Return what went wrong; a second line holds the choices where there are some."""
+    if isinstance(error, UserError):
+        return str(error)
+    # omegaconf's own path is short by the part above a dictionary's entry; Hydra's text has it all.
+    merging = re.match(r"Error merging override \+*(\S+)", str(error))
+    file = re.match(r"In '(\S+)': \w+ raised while composing", str(error))
     for link in _chain(error):
-        text = _explain_one(link)
+        text = _explain_one(link, merging[1] if merging else None)
         if text is not None:
-            return text
+            return f"{file[1]}.yaml: {text}" if file else text
     return _first_line(error)
 
 
@@ -31,21 +45,30 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _explain_one(error: BaseException) -> str | None:
+def _explain_one(error: BaseException, override: str | None) -> str | None:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, wanted = error.missing_cfg_file.rpartition("/")
-        return _unknown(f"option {wanted!r} in config group {group!r}", wanted, error.options or [],
-                        prefix=f"{group}=")  # fmt: skip
+        return _unknown_option(*error.missing_cfg_file.rpartition("/")[::2], error.options or [])
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         return _unknown_key(error)
     if isinstance(error, OverrideParseException):
         return f"cannot read the override {error.override!r}; write key=value, or key='a=b'"
     if isinstance(error, ValidationError):
-        key = f"{error.full_key}: " if error.full_key else ""
-        return key + _first_line(error)
-    if isinstance(error, OmegaConfBaseException):
-        return _first_line(error)
-    return None
+        hint = "; for no value write null" if "'none'" in str(error).lower() else ""
+        return f"{override or error.full_key}: {_first_line(error)}{hint}"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: {error.problem}"
+    return _first_line(error) if isinstance(error, OmegaConfBaseException) else None
+
+
+def _unknown_option(group: str, wanted: str, known: Sequence[str]) -> str:
+    if not group:
+        return f"unknown config {wanted!r}"
+    what = f"option {wanted!r} in config group {group!r}"
+    text = _unknown(what, wanted, known, prefix=f"{group}=")
+    # Who adds a model meets this for a group that the command line does not mention.
+    follows = "; training follows the model's name unless chosen: training=default"
+    return text + follows if group == "training" else text
 
 
 def _unknown_key(error: ConfigKeyError | ConfigAttributeError) -> str:
@@ -60,11 +83,11 @@ def _unknown(what: str, wanted: str, known: Sequence[str], *, prefix: str) -> st
     near = difflib.get_close_matches(wanted, known, 3, 0.5)
     suffix = "" if prefix.endswith("=") else "="
     hint = f"; did you mean {' or '.join(f'{prefix}{n}{suffix}' for n in near)}?" if near else ""
-    return f"unknown {what}{hint}\n  known: {', '.join(known)}"
+    return f"unknown {what}{hint}" + (f"\n  known: {', '.join(known)}" if known else "")
 
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # Hydra prefixes some texts with the file that it was merging.
     text = lines[0] if lines else type(error).__name__
-    return re.sub(r"^Error merging override ", "bad override ", text)
+    is_sweep = text.startswith("Ambiguous value for argument")
+    return f"{text}; a sweep over several values needs -m" if is_sweep else text

@@ -13,7 +13,21 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 NUMBER_WORDS = {
     word: str(number)
     for number, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve".split()
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+        ]
     )
 }
 # VQA v2 writes apostrophes back into contractions; these stems and endings generate its list.

@@ -76,7 +76,7 @@ class LoadedModel:
         self.model.train(training)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Compute in `dtype` on a GPU; the adapter itself stays in float32, so no update is lost."""
+        """Compute in `dtype` on a GPU; the adapter stays in float32, so no update is lost."""
         import torch
 
         if self.device.type != "cuda" or self.dtype is torch.float32:
@@ -176,6 +176,9 @@ def _load_unsloth(
     os.environ.setdefault(
         "UNSLOTH_COMPILE_LOCATION", str(Path.home() / ".cache" / "medvqa" / "unsloth")
     )
+    # It would compile every decoder layer anew for each shape of batch: minutes, where images
+    # differ in size, for a run of 40 steps.
+    os.environ.setdefault("UNSLOTH_BLOCK_COMPILE", "0")
     try:
         from unsloth import FastVisionModel  # first: it patches transformers and peft
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Example -> chat messages: the only place with prompt text, shared by training, evaluation and serving."""
+"""Example -> chat messages: the only prompt text, for training, evaluation and serving."""
 
 from typing import Any
 

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -22,25 +23,42 @@ from medvqa.example import UserError
 
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 PACKAGES = (
-    "medvqa hydra-core omegaconf unsloth unsloth_zoo transformers trl peft bitsandbytes datasets "
-    "torch torchvision wandb bert-score accelerate tokenizers numpy pillow"
-).split()
-# What follows such a name in an override is nobody's business.
-SECRET = re.compile(r"(?i)([\w.]*(?:key|token|secret|password)[\w.]*)=(.+)")
+    *("medvqa", "hydra-core", "omegaconf", "unsloth", "unsloth_zoo", "transformers", "trl", "peft"),
+    *("bitsandbytes", "datasets", "torch", "torchvision", "wandb", "bert-score", "accelerate"),
+    *("tokenizers", "numpy", "pillow"),
+)
+# What follows such a name is nobody's business. Whole words: max_new_tokens is no secret.
+SECRET = re.compile(
+    r"""(?i)((?:^|[^a-z])(?:api)?(?:key|token|secret|password)["']?\s*[=:]\s*)"""
+    r"""('[^']*'|"[^"]*"|[^,&}\s]+)"""
+)
 # Groups that cannot change a result, so a run is the same run with or without them.
 NOT_RESULTS = ("tracking", "fresh")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write so that the file is never seen half written."""
+    """Write so that the file is never seen half written.
+
+    Not-a-number and infinity, which JSON lacks, become strings that `float()` reads back.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with partial.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=2, ensure_ascii=False, allow_nan=False)
+        json.dump(_finite(values), file, indent=2, ensure_ascii=False, allow_nan=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(float(value))
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -68,12 +86,12 @@ def run_id(config: Mapping[str, Any]) -> str:
 
 def masked(overrides: Sequence[str]) -> list[str]:
     """Return the overrides without the values of keys, tokens, secrets and passwords."""
-    return [SECRET.sub(r"\1=***", override) for override in overrides]
+    return [SECRET.sub(r"\1***", override) for override in overrides]
 
 
 def environment() -> dict[str, Any]:
     """Return machine and versions; packages are not imported for it."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)
@@ -93,12 +111,18 @@ def _gpus() -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    try:  # a driver that hangs must not hang the run
+        answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=10)
+    except subprocess.TimeoutExpired:
+        return []
     return answer.stdout.strip().splitlines() if answer.returncode == 0 else []
 
 
 def git_state(directory: Path) -> dict[str, Any]:
-    """Return commit and dirtiness of the code; nulls for an installed package."""
+    """Return commit and dirtiness of the code; nulls for an installed package.
+
+    An untracked file counts as dirt: a module that was never committed changes results too.
+    """
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(directory), *arguments]
@@ -108,8 +132,10 @@ def git_state(directory: Path) -> dict[str, Any]:
             return None
         return answer.stdout.strip() if answer.returncode == 0 else None
 
-    commit = git("rev-parse", "HEAD")
-    status = git("status", "--porcelain", "--untracked-files=no") if commit else None
+    # An environment inside some checkout is not that checkout's code.
+    is_ours = git("ls-files", "--error-unmatch", ".") is not None
+    commit = git("rev-parse", "HEAD") if is_ours else None
+    status = git("status", "--porcelain") if commit else None
     return {"commit": commit, "dirty": None if status is None else bool(status)}
 
 
@@ -166,9 +192,8 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one row, which has a `step`; not-a-number becomes null, which JSON can hold."""
-        finite = {k: None if _is_not_finite(v) else v for k, v in row.items()}
-        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
+        """Append one row, which has a `step`; see `write_json` for not-a-number."""
+        self._file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
         self._file.flush()
 
     def __enter__(self) -> Self:
@@ -178,15 +203,12 @@ class JsonLines:
         self._file.close()
 
 
-def _is_not_finite(value: object) -> bool:
-    return isinstance(value, float) and (value != value or abs(value) == float("inf"))
-
-
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a log; a last line that a kill cut off is left out."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # Not splitlines(), which also splits at U+2028 and the like inside an answer.
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         try:

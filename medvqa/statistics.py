@@ -35,8 +35,8 @@ def clustered_bootstrap(
     if len(values) != len(clusters):
         raise ValueError(f"{len(values)} values but {len(clusters)} clusters")
     array = np.asarray(values, dtype=np.float64)
-    names, index = np.unique(np.asarray(clusters), return_inverse=True)
-    sums = np.bincount(index, weights=array)
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.bincount(index, weights=array).astype(np.float64)
     sizes = np.bincount(index).astype(np.float64)
     means = _resampled_means(sums, sizes, num_samples=num_samples, seed=seed)
     low, high = np.quantile(means, [0.025, 0.975])

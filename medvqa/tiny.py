@@ -150,7 +150,7 @@ def pretrain(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         if len(losses) % 200 == 0:
             log.info("step %d: loss %.3f", len(losses), sum(losses[-50:]) / 50)
     return sum(losses[-50:]) / len(losses[-50:])
@@ -160,10 +160,10 @@ def main_build(argv: Sequence[str]) -> int:
     """Build the embedded base: tokenizer, architecture, pre-training, weights in bfloat16."""
     parser = argparse.ArgumentParser("medvqa build-tiny", description=main_build.__doc__)
     parser.add_argument("--output", type=Path, default=EMBEDDED["medvqa/tiny"])
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
-    parser.add_argument("--scenes", type=int, default=6000, help="phantom scenes to describe")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--scenes", type=int, default=8000, help="phantom scenes to describe")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

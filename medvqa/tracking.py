@@ -1,8 +1,8 @@
 """Weights & Biases as a mirror of the run's files."""
 
 import logging
-import netrc
 import os
+import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from medvqa.config import TrackingConfig, TrackingMode
-from medvqa.example import Example
+from medvqa.example import Example, UserError
 from medvqa.image import load_rgb
-from medvqa.record import read_lines
+from medvqa.record import masked, read_lines
 
 log = logging.getLogger(__name__)
 
 THUMBNAIL_PX = 256
+INIT_TIMEOUT_S = 20
 COLUMNS = ("id", "question", "references", "prediction", "answer_type", "exact_match", "f1")
 
 
@@ -65,6 +66,8 @@ class WandbTracker:
         """Log the first rows with their images as a table."""
         import wandb
 
+        if self._table_rows == 0:
+            return
         by_id = {example.id: example for example in examples}
         rows = read_lines(path)
         table = wandb.Table(columns=["images", *COLUMNS])
@@ -103,27 +106,61 @@ def tracker(
     if mode == "disabled":
         yield NoTracker()
         return
-    # Staged table images would otherwise land in the user's home and not travel with the run.
-    os.environ["WANDB_DATA_DIR"] = str(directory / "wandb-data")
-    (directory / "wandb-data").mkdir(parents=True, exist_ok=True)
-    with _init(config, mode, directory, group or None, settings) as run:
-        yield WandbTracker(run, table_rows=config.table_rows)
+    with _staging(directory / "wandb-data"):
+        run = _init(config, mode, directory, group or None, settings)
+        log.info("W&B: %s", f"wandb sync {Path(run.dir).parent}" if run.offline else run.url)
+        # `with run` would print a traceback where the command line says one line.
+        try:
+            yield WandbTracker(run, table_rows=config.table_rows)
+        except BaseException:
+            run.finish(exit_code=1)
+            raise
+        run.finish(exit_code=0)
+
+
+@contextmanager
+def _staging(directory: Path) -> Iterator[None]:
+    """Stage table images here; in the user's home they would not travel with the run."""
+    before = os.environ.get("WANDB_DATA_DIR")
+    directory.mkdir(parents=True, exist_ok=True)
+    os.environ["WANDB_DATA_DIR"] = str(directory)
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]
+        if before is not None:
+            os.environ["WANDB_DATA_DIR"] = before
 
 
 def resolve_mode(wanted: TrackingMode, environment: Mapping[str, str]) -> str:
-    """Return W&B's mode: its own variable first, then the config; `auto` goes by the key."""
-    if environment.get("WANDB_MODE"):
-        return environment["WANDB_MODE"]
-    if wanted is not TrackingMode.auto:
-        return wanted.value
-    return "online" if environment.get("WANDB_API_KEY") or _has_netrc_key() else "offline"
+    """Return W&B's mode: its own variable first, then the config; `auto` goes by the key.
+
+    Raises:
+        UserError: If the variable is no mode, or online is asked for without a key.
+    """
+    mode = environment.get("WANDB_MODE") or wanted.value
+    if mode not in TrackingMode.__members__:
+        known = ", ".join(TrackingMode.__members__)
+        raise UserError(f"WANDB_MODE={mode} is unknown; use one of {known}")
+    if mode in ("offline", "disabled"):
+        return mode
+    if environment.get("WANDB_API_KEY") or _has_netrc_key():
+        return "online"
+    if mode == "online":
+        raise UserError(
+            "tracking.mode=online needs a W&B key: run `wandb login`, set WANDB_API_KEY, or use "
+            "tracking.mode=offline"
+        )
+    return "offline"
 
 
 def _has_netrc_key() -> bool:
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    import wandb
+
+    # Where a key is filed depends on the server, whose address W&B's settings know.
+    from wandb.sdk.lib.wbauth import read_netrc_auth
+
+    return read_netrc_auth(host=wandb.setup().settings.base_url) is not None
 
 
 def _init(
@@ -144,16 +181,27 @@ def _init(
         "tags": list(config.tags),
         "config": {"medvqa": dict(settings)},
         "dir": str(directory),
-        "settings": wandb.Settings(init_timeout=20, silent=True, console="off"),
     }
-    if mode == "online":
-        try:
-            return wandb.init(mode=mode, id=_online_id(directory), resume="allow", **options)
-        except wandb.errors.CommError as error:
-            log.warning("W&B cannot be reached (%s); logging offline", str(error).splitlines()[0])
-            mode = "offline"
-    # Resuming offline under one id makes two logs that overwrite each other when synced.
-    return wandb.init(mode=mode, **options)
+
+    def quiet() -> wandb.Settings:  # a new one each time: `init` writes the run's id into it
+        return wandb.Settings(init_timeout=INIT_TIMEOUT_S, silent=True, console="off")
+
+    arguments = sys.argv
+    sys.argv = masked(arguments)  # W&B keeps the command line
+    try:
+        if mode == "online":
+            try:
+                online: dict[str, Any] = {"id": _online_id(directory), "resume": "allow"}
+                return wandb.init(mode="online", settings=quiet(), **online, **options)
+            except wandb.errors.CommError as error:
+                reason = str(error).partition("\n")[0]
+                log.warning("W&B cannot be reached (%s); logging offline", reason)
+        # Resuming offline under one id makes two logs that overwrite each other when synced.
+        return wandb.init(mode="offline", settings=quiet(), **options)
+    except wandb.errors.UsageError as error:
+        raise UserError(f"W&B: {error}; or use tracking.mode=offline") from error
+    finally:
+        sys.argv = arguments
 
 
 def _online_id(directory: Path) -> str:

@@ -159,7 +159,8 @@ class Trainer:
         with self.loaded.autocast():
             loss = self.loaded.model(**batch, num_items_in_batch=num_answer_tokens).loss
         loss.backward()
-        return loss.detach()
+        detached: torch.Tensor = loss.detach()
+        return detached
 
     def _save(self, plan: Plan, step: int) -> None:
         state = Checkpoint(step, adapter_state(self.loaded), self.optimizer.state_dict())

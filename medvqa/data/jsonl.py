@@ -48,20 +48,17 @@ def load(config: SourceConfig, seed: int) -> list[Example]:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from error
+    # Not splitlines(): that also breaks at characters which JSON allows inside a text.
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    rows = [(number, _row(f"{path}, line {number}", line)) for number, line in lines]
+    kept = [(n, row) for n, row in rows if row.get("split", config.split) == config.split]
     examples: list[Example] = []
-    seen: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        row = _row(f"{path}, line {number}", line)
-        if row.get("split", config.split) != config.split:
-            continue
+    line_of: dict[str, int] = {}
+    for number, row in kept:
         example = _example(path, number, row, config.split)
-        if example.id in seen:
-            raise UserError(
-                f"{path}, line {number}: id {example.id!r} stands already in line {seen[example.id]}"
-            )
-        seen[example.id] = number
+        first = line_of.setdefault(example.id, number)
+        if first != number:
+            raise UserError(f"{path}, line {number}: id {example.id!r} stands in line {first} too")
         examples.append(example)
     return examples
 

@@ -57,7 +57,7 @@ def load(config: SourceConfig, seed: int) -> list[Example]:
     examples = []
     for number, image in enumerate(images):
         for part, kind in enumerate(_choose_kinds(image.scene, rng, shifted=split == "shifted")):
-            shown = (image,)
+            shown: tuple[PhantomImage, ...] = (image,)
             if rng.random() < PAIR_FRACTION:
                 other = images[int(rng.integers(len(images)))]
                 shown = (image, other)

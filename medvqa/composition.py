@@ -1,0 +1,117 @@
+"""Hydra's composed config -> the typed one, checked before a directory is made or a job starts."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from medvqa.config import Backend, Config, Device
+from medvqa.errors import MISTAKES, Refused, explain
+from medvqa.example import UserError
+from medvqa.hardware import num_cuda_devices
+from medvqa.record import run_id
+
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """Return the config as plain values without Hydra's own node."""
+    values = OmegaConf.to_container(_without_hydra(cfg), resolve=True, enum_to_str=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _without_hydra(cfg: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
+def run_name(*, _root_: DictConfig) -> str:
+    """Return the run's directory name: the same resolved config gives the same name."""
+    choices = _root_.hydra.runtime.choices
+    parts = [str(choices.get(group, group)) for group in ("model", "data", "curriculum")]
+    return "-".join([*parts, f"s{_root_.seed}", run_id(resolved(_root_))[:8]])
+
+
+def checked(cfg: DictConfig) -> Config:
+    """Return the typed config.
+
+    Raises:
+        UserError: If a value is missing, out of range, contradicts another, or asks for a GPU
+            that is not there.
+        OmegaConfBaseException: If a key is unknown (`+typo=1` slips through composition), or an
+            interpolation leads nowhere.
+    """
+    missing = sorted(OmegaConf.missing_keys(_without_hydra(cfg)))
+    if missing:
+        raise UserError(f"missing value: give {' '.join(f'{key}=...' for key in missing)}")
+    merged = OmegaConf.merge(OmegaConf.structured(Config), resolved(cfg))
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    assert isinstance(config, Config)
+    check_hardware(config)
+    return config
+
+
+def check_hardware(config: Config) -> None:
+    """Raise a `UserError` if the config asks for a GPU and there is none."""
+    model = config.model
+    settings = {
+        "model.backend=unsloth": model.backend is Backend.unsloth,
+        "model.load_in_4bit=true": model.load_in_4bit,
+        "model.device=cuda": model.device is Device.cuda,
+    }
+    asked = [setting for setting, is_asked in settings.items() if is_asked]
+    if asked and num_cuda_devices(os.environ) == 0:
+        raise UserError(
+            f"no CUDA GPU is visible here, but the config says {' and '.join(asked)}; on a CPU "
+            "use model=tiny, or model.backend=transformers model.load_in_4bit=false"
+        )
+
+
+class CheckFirst(Callback):
+    """Refuses a mistake before Hydra makes a directory, and in a sweep before the first job.
+
+    Hydra itself only composes the jobs of a sweep up front: a value out of range in the last cell
+    would come to light after hours of training the others.
+    """
+
+    def on_run_start(self, config: DictConfig, **_: object) -> None:
+        """Check the one config."""
+        try:
+            checked(config)
+        except MISTAKES as error:
+            raise Refused from error
+
+    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
+        """Check each cell, and name the one that is refused."""
+        loader = GlobalHydra.instance().config_loader()
+        for swept, overrides in cells(config):
+            try:
+                checked(loader.load_sweep_config(config, overrides))
+            except MISTAKES as error:
+                raise Refused from UserError(f"job {' '.join(swept)}: {explain(error)}")
+
+
+def cells(config: DictConfig) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield the swept part and all overrides of each job; none for a sweeper that searches."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    sweeper = config.hydra.sweeper
+    if sweeper._target_ != BASIC_SWEEPER:
+        return
+    arguments = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    arguments += config.hydra.overrides.task
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
+    constant = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
+    for job in jobs:
+        yield [override for override in job if override not in constant], job

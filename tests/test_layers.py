@@ -1,0 +1,107 @@
+"""Imports point one way: each module may import only what is listed here."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "medvqa"
+HEAVY = {
+    *("torch", "torchvision", "transformers", "tokenizers", "trl", "peft", "unsloth"),
+    *("bitsandbytes", "datasets", "wandb", "bert_score", "numpy", "PIL", "rich", "matplotlib"),
+}
+RECORDS = {"example", "config"}
+SAMPLES = {*RECORDS, "image", "prompt", "hardware", "progress"}
+MODELS = {*SAMPLES, "model", "collate", "generation"}
+SCORES = {*RECORDS, "metrics", "bertscore", "statistics", "scoring"}
+# What a module may import; `data` holds its own files too. A new module needs a line here.
+MAY_IMPORT = {
+    "__init__": set(),
+    "example": set(),
+    "config": set(),
+    "hardware": set(),
+    "progress": set(),
+    "image": RECORDS,
+    "prompt": RECORDS,
+    "curriculum": RECORDS,
+    "metrics": RECORDS,
+    "record": RECORDS,
+    "bertscore": RECORDS,
+    "statistics": RECORDS,
+    "checkpoint": {*RECORDS, "record"},
+    "data": {*RECORDS, "image", "data"},
+    "scoring": SCORES - {"scoring"},
+    "score": {*SCORES, "record"},
+    "tracking": {*RECORDS, "image", "record"},
+    "model": SAMPLES,
+    "collate": SAMPLES,
+    "generation": {*SAMPLES, "model", "collate"},
+    "evaluation": {*MODELS, *SCORES, "record", "tracking"},
+    "results": {"evaluation", "score"},
+    "training": {*SAMPLES, "model", "collate", "curriculum", "record", "checkpoint"},
+    "tiny": {*SAMPLES, "model", "collate", "data"},
+    "errors": RECORDS,
+    "composition": {*RECORDS, "errors", "hardware", "record"},
+}
+# The two that see everything below them.
+MAY_IMPORT["run"] = set(MAY_IMPORT) - {"errors", "composition"}
+MAY_IMPORT["cli"] = set(MAY_IMPORT)
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(statements: list[ast.stmt] | list[ast.AST]) -> set[str]:
+    names = set()
+    for node in statements:
+        assert not (isinstance(node, ast.ImportFrom) and node.level), "a relative import"
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "medvqa":
+            names |= {f"medvqa.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+def test_every_module_has_its_line_and_every_line_its_module():
+    assert {module_of(path) for path in FILES} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_below(path):
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    ours = {name.split(".")[1] for name in imported(nodes) if name.startswith("medvqa.")}
+    assert ours <= MAY_IMPORT[module_of(path)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_no_heavy_library_at_its_top(path):
+    top = ast.parse(path.read_text(encoding="utf-8")).body
+    assert not {name.split(".")[0] for name in imported(top)} & HEAVY
+
+
+def test_the_table_itself_has_no_circle():
+    # Repeatedly take away what imports nothing that is left; a circle would remain.
+    left = {name: below - {name} for name, below in MAY_IMPORT.items()}
+    while free := {name for name, below in left.items() if not below & set(left)}:
+        left = {name: below for name, below in left.items() if name not in free}
+    assert left == {}
+
+
+def test_only_one_module_knows_a_backend():
+    knowing = {
+        module_of(path)
+        for path in FILES
+        if imported(list(ast.walk(ast.parse(path.read_text(encoding="utf-8")))))
+        & {"unsloth", "peft"}
+    }
+    assert knowing == {"model"}
+
+
+def test_the_standard_library_is_not_shadowed():
+    # A script run from medvqa/ would import such a module in place of the library's.
+    assert not set(MAY_IMPORT) & set(sys.stdlib_module_names) - {"__init__", "statistics"}
