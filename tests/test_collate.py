@@ -1,0 +1,73 @@
+"""What the model is fed, checked against the library's own processor."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from medvqa.collate import IGNORED, Encoder, preview
+from medvqa.example import UserError
+from medvqa.image import load_rgb
+from tests.conftest import PngImage
+
+
+def two_images(phantoms):
+    return next(example for example in phantoms if len(example.images) == 2)
+
+
+def test_tokens_and_patches_are_those_of_the_processor(encoder, phantoms):
+    for example in (phantoms[0], two_images(phantoms)):
+        expected = encoder.processor(
+            text=[encoder.prompt(example.question, num_images=len(example.images))],
+            images=[load_rgb(image) for image in example.images],
+            return_tensors="pt",
+        )
+        sample = encoder.encode(example)
+        assert list(sample.prompt_ids) == expected["input_ids"][0].tolist()
+        assert torch.equal(sample.pixel_values, expected["pixel_values"])
+        batch = encoder.generation_batch([sample])
+        assert torch.equal(batch["mm_token_type_ids"], expected["mm_token_type_ids"])
+
+
+def test_the_loss_is_on_the_answer_and_its_end_only(encoder, phantoms):
+    samples = [encoder.encode(phantoms[0]), encoder.encode(two_images(phantoms))]
+    batch = encoder.training_batch(samples)
+    for row, sample, example in zip(
+        batch["labels"], samples, (phantoms[0], two_images(phantoms)), strict=True
+    ):
+        supervised = row[row != IGNORED].tolist()
+        tokenizer = encoder.processor.tokenizer
+        assert tokenizer.decode(supervised) == example.answers[0] + tokenizer.eos_token
+        assert (row[: len(sample.prompt_ids)] == IGNORED).all()
+
+
+def test_prompts_end_in_the_same_column_for_generation(encoder, phantoms):
+    samples = [encoder.encode(phantoms[0]), encoder.encode(two_images(phantoms))]
+    batch = encoder.generation_batch(samples)
+    assert batch["attention_mask"][:, -1].tolist() == [1, 1]
+    for row, sample in zip(batch["input_ids"], samples, strict=True):
+        assert tuple(row[-len(sample.prompt_ids) :].tolist()) == sample.prompt_ids
+    assert batch["attention_mask"].sum(dim=1).tolist() == [len(s.prompt_ids) for s in samples]
+
+
+def test_a_sample_above_the_limit_is_an_error_and_never_cut(tiny, phantoms):
+    short = Encoder(tiny.processor, max_length_tokens=20)
+    with pytest.raises(UserError, match=r"phantom-test-000000-0: \d+ tokens .*=20; raise it"):
+        short.encode(phantoms[0])
+
+
+def test_a_large_image_keeps_to_the_pixel_budget(encoder, phantoms):
+    picture = PngImage("large", np.zeros((900, 700), dtype=np.uint8))
+    example = dataclasses.replace(phantoms[0], images=(picture,), image_ids=("large",))
+    sample = encoder.encode(example)
+    assert int(sample.image_grid_thw.prod()) * 16 * 16 <= 128 * 128
+    num_image_tokens = sample.prompt_ids.count(encoder.image_token_id)
+    assert num_image_tokens == int(sample.image_grid_thw.prod()) // 4
+
+
+def test_the_preview_marks_the_answer_and_counts_image_tokens(encoder, phantoms):
+    text = preview(encoder, encoder.encode(phantoms[0]))
+    assert "<16 image tokens>" in text
+    assert text.endswith(f"[[{phantoms[0].answers[0]}<|im_end|>]]")
+    assert phantoms[0].question in text.split("[[")[0]

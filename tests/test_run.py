@@ -1,0 +1,188 @@
+"""The command itself, as a process: records, repetition, SIGKILL, real images, mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medvqa.curriculum import order_sha256
+from medvqa.record import read_lines
+from tests.conftest import ROOT
+
+SMOKE = ("experiment=smoke", "training.max_steps=12", "training.checkpoint_every=4")
+
+
+def command(directory, *overrides):
+    return [sys.executable, str(ROOT / "train.py"), f"hydra.run.dir={directory}", *overrides]
+
+
+def environment():
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    return {**kept, "CUDA_VISIBLE_DEVICES": ""}
+
+
+def call(directory, *overrides):
+    return subprocess.run(
+        command(directory, *overrides),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=directory.parent,
+        env=environment(),
+    )
+
+
+def run_json(directory):
+    return json.loads((directory / "run.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    answer = call(directory, *SMOKE, "tracking.mode=offline")
+    assert answer.returncode == 0, answer.stderr
+    return directory, answer
+
+
+@pytest.mark.slow
+def test_a_run_leaves_every_record(finished):
+    directory, answer = finished
+    record = run_json(directory)
+    assert record["state"] == "finished"
+    assert record["config"]["lora"]["rank"] == 16
+    assert record["overrides"] == [*SMOKE, "tracking.mode=offline"]
+    assert record["data"]["training"]["num_examples"] == 4000
+    assert record["model"]["num_adapted_layers"] == 4 * 7
+    assert set(record["seconds"]) >= {"data", "load", "evaluate"}
+    assert record["training"]["optimizer"] == "adamw (torch)"
+    metrics = read_lines(directory / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == list(range(1, 13))
+    assert {"loss", "learning_rate", "num_tokens", "stage"} <= set(metrics[0])
+    consumed = [i for row in read_lines(directory / "order.jsonl") for i in row["ids"]]
+    assert order_sha256(consumed) == record["plan"]["order_sha256"]
+    assert (directory / "adapter" / "adapter_model.safetensors").is_file()
+    assert "[[" in (directory / "preview.txt").read_text()
+    phases = {path.name for path in (directory / "evaluation").iterdir()}
+    assert phases == {"majority", "zero_shot", "after_open", "final"}
+    assert "final" in answer.stdout
+    assert "test: mean [95 % interval]" in answer.stdout
+
+
+@pytest.mark.slow
+def test_predictions_hold_question_references_answer_and_scores(finished):
+    directory, _ = finished
+    rows = read_lines(directory / "evaluation" / "final" / "test" / "predictions.jsonl")
+    assert len(rows) == 40
+    keys = {"id", "question", "references", "prediction", "answer_type", "exact_match", "f1"}
+    assert keys <= set(rows[0])
+    summary = json.loads(
+        (directory / "evaluation" / "final" / "test" / "metrics.json").read_text()
+    )["summary"]
+    mean = sum(row["exact_match"] for row in rows) / len(rows)
+    assert summary["overall"]["exact_match"]["mean"] == pytest.approx(mean)
+    assert summary["overall"]["exact_match"]["num_examples"] == 40
+
+
+@pytest.mark.slow
+def test_wandb_was_told_losses_metrics_by_stage_and_predictions(finished):
+    directory, _ = finished
+    (log,) = directory.glob("wandb/offline-run-*")
+    answer = subprocess.run(
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(log)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in ("train/loss", "eval/test/final/overall/exact_match", "eval/test/after_open"):
+        assert name in answer.stdout
+    tables = list(directory.rglob("predictions/test*.table.json"))
+    assert tables
+    assert len(json.loads(tables[0].read_text())["data"]) == 40
+
+
+@pytest.mark.slow
+def test_the_same_command_shows_a_finished_run_and_fresh_keeps_the_old_one(finished):
+    directory, first = finished
+    again = call(directory, *SMOKE, "tracking.mode=offline")
+    assert again.returncode == 0, again.stderr
+    assert "finished already; fresh=true" in again.stderr
+    assert again.stdout.splitlines()[:20] == first.stdout.splitlines()[:20]
+    assert run_json(directory)["num_starts"] == 1
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_a_stage_goes_on_with_the_same_ids(finished, tmp_path):
+    whole, _ = finished
+    directory = tmp_path / "run"
+    process = subprocess.Popen(
+        command(directory, *SMOKE),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(),
+    )
+    # Stage two begins with step 7; the checkpoint of step 8 is behind and step 12 is ahead.
+    deadline = time.monotonic() + 120
+    while len(read_lines(directory / "order.jsonl")) < 9 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = read_lines(directory / "order.jsonl")
+    assert run_json(directory)["state"] == "running"
+
+    answer = call(directory, *SMOKE)
+    assert answer.returncode == 0, answer.stderr
+    record = run_json(directory)
+    assert record["num_starts"] == 2
+    assert record["training"]["resumed_from_step"] in range(4, len(before) + 1)
+    assert read_lines(directory / "order.jsonl") == read_lines(whole / "order.jsonl")
+    losses = [
+        [row["loss"] for row in read_lines(run / "metrics.jsonl")] for run in (whole, directory)
+    ]
+    assert losses[0] == losses[1]
+    final = Path("evaluation/final/test/predictions.jsonl")
+    assert (directory / final).read_text() == (whole / final).read_text()
+
+
+@pytest.mark.slow
+def test_vqa_rad_trains_and_evaluates_on_real_images(shared, tmp_path):
+    answer = call(
+        tmp_path / "run",
+        "experiment=smoke",
+        "data=vqa_rad",
+        "data.allow_training_rows=true",
+        "data.evaluation.test.split=all",
+        f"data.path={shared / 'data' / 'vqa_rad'}",
+        "data.evaluation.test.limit=60",
+        "evaluation.zero_shot=false",
+        "evaluation.after_each_stage=false",
+    )
+    assert answer.returncode == 0, answer.stderr
+    record = run_json(tmp_path / "run")
+    assert record["data"]["training"]["num_examples"] == 1797
+    assert record["data"]["training"]["type_origins"] == {"official": 1797}
+    groups = json.loads(
+        (tmp_path / "run" / "evaluation" / "final" / "test" / "metrics.json").read_text()
+    )["summary"]
+    assert {"overall", "open", "closed", "split:train", "split:test"} <= set(groups)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("curriculum.stages.0.quota=99999", "quota=99999, but the pool has only 1970 open"),
+        ("model.path=/nowhere", "model.path=/nowhere holds no config.json"),
+        ("data.split=tain", "phantom has no split 'tain'; it has train, validation"),
+        ("data.limit=5000", "limit=5000, but split 'train' has only 4000 rows"),
+    ],
+)
+def test_a_mistake_in_the_data_is_one_line_and_exit_code_2(tmp_path, override, message):
+    answer = call(tmp_path / "run", override)
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("medvqa: ")
+    assert message in answer.stderr
+    assert "Traceback" not in answer.stderr

@@ -1,0 +1,134 @@
+"""The loop: equal batches give equal steps, the base stays, what was begun is finished exactly."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from medvqa.config import CurriculumConfig, Filter, StageConfig, TrainingConfig
+from medvqa.curriculum import plan_curriculum
+from medvqa.record import read_lines
+from medvqa.training import Trainer
+
+BASE = TrainingConfig(
+    max_steps=6,
+    micro_batch_size=8,
+    accumulation_steps=1,
+    learning_rate=5e-3,
+    warmup_steps=1,
+    checkpoint_every=2,
+)
+STAGES = CurriculumConfig(
+    name="open_first",
+    stages=[
+        StageConfig(name="open", filter=Filter.open, share=0.5),
+        StageConfig(name="closed", filter=Filter.closed, share=0.5),
+    ],
+)
+
+
+def make_plan(examples, config=BASE, curriculum=None):
+    curriculum = curriculum or CurriculumConfig(
+        name="all", stages=[StageConfig(name="all", share=1.0)]
+    )
+    batch_size = config.micro_batch_size * config.accumulation_steps
+    return plan_curriculum(
+        curriculum, examples, max_steps=config.max_steps, batch_size=batch_size, seed=0
+    )
+
+
+def train(tiny, encoder, examples, directory, *, config=BASE, plan=None, on_step=None):
+    directory.mkdir(exist_ok=True)
+    trainer = Trainer(tiny, encoder, config, directory=directory, seed=0)
+    return trainer.train(
+        plan or make_plan(examples, config),
+        {example.id: example for example in examples},
+        on_step=on_step or (lambda row: None),
+        on_stage_end=lambda stage, step: None,
+    )
+
+
+def adapter(tiny):
+    return {name: p.detach().clone() for name, p in tiny.trainable}
+
+
+@pytest.mark.parametrize(("micro", "accumulation"), [(2, 4), (4, 2), (1, 8)])
+def test_batches_of_the_same_examples_make_the_same_step(
+    tiny, encoder, phantoms, tmp_path, micro, accumulation
+):
+    examples = phantoms[:48]
+    start = adapter(tiny)
+    train(tiny, encoder, examples, tmp_path / "whole")
+    whole = adapter(tiny)
+    with torch.no_grad():
+        for name, parameter in tiny.trainable:
+            parameter.copy_(start[name])
+    split = dataclasses.replace(BASE, micro_batch_size=micro, accumulation_steps=accumulation)
+    train(tiny, encoder, examples, tmp_path / "split", config=split)
+    losses = [
+        [row["loss"] for row in read_lines(tmp_path / name / "metrics.jsonl")]
+        for name in ("whole", "split")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+    # The answers differ in length, so a mean of means would give another first loss.
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-5)
+    assert set(whole) == set(adapter(tiny))
+
+
+def test_training_moves_the_adapter_and_nothing_else(tiny, encoder, phantoms, tmp_path):
+    before = {name: p.detach().clone() for name, p in tiny.model.named_parameters()}
+    train(tiny, encoder, phantoms[:48], tmp_path)
+    for name, parameter in tiny.model.named_parameters():
+        assert torch.equal(parameter, before[name]) == ("lora_" not in name), name
+
+
+def test_the_loss_falls_on_repeated_examples(tiny, encoder, phantoms, tmp_path):
+    config = dataclasses.replace(BASE, max_steps=25)
+    train(tiny, encoder, phantoms[:8], tmp_path, config=config)
+    losses = [row["loss"] for row in read_lines(tmp_path / "metrics.jsonl")]
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_an_interrupted_run_goes_on_exactly(tiny, encoder, phantoms, tmp_path):
+    plan = make_plan(phantoms, curriculum=STAGES)
+    start = adapter(tiny)
+    train(tiny, encoder, phantoms, tmp_path / "whole", plan=plan)
+    whole = adapter(tiny)
+
+    def stop(row):
+        if row["step"] == 5:  # in the middle of the second stage, after the checkpoint of step 4
+            raise KeyboardInterrupt
+
+    with torch.no_grad():
+        for name, parameter in tiny.trainable:
+            parameter.copy_(start[name])
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, encoder, phantoms, tmp_path / "cut", plan=plan, on_step=stop)
+    with torch.no_grad():
+        for _, parameter in tiny.trainable:
+            parameter.zero_()  # a new process would not have these weights either
+    result = train(tiny, encoder, phantoms, tmp_path / "cut", plan=plan)
+    assert result.resumed_from_step == 4
+    assert result.consumed_sha256 == plan.sha256
+    for name in ("metrics.jsonl", "order.jsonl"):
+        rows = [read_lines(tmp_path / run / name) for run in ("whole", "cut")]
+        for row in (*rows[0], *rows[1]):
+            row.pop("seconds", None)
+        assert rows[0] == rows[1]
+    assert all(torch.equal(whole[name], p) for name, p in tiny.trainable)
+
+
+def test_each_line_of_the_order_names_stage_and_ids(tiny, encoder, phantoms, tmp_path):
+    plan = make_plan(phantoms, curriculum=STAGES)
+    train(tiny, encoder, phantoms, tmp_path, plan=plan)
+    rows = read_lines(tmp_path / "order.jsonl")
+    assert [row["stage"] for row in rows] == ["open"] * 3 + ["closed"] * 3
+    assert tuple(name for row in rows for name in row["ids"]) == plan.order
+    types = {example.id: example.answer_type for example in phantoms}
+    assert {types[name] for row in rows[:3] for name in row["ids"]} == {"open"}
+
+
+def test_adamw_8bit_without_a_gpu_says_what_is_used(tiny, encoder, phantoms, tmp_path, caplog):
+    result = train(tiny, encoder, phantoms[:48], tmp_path)
+    assert result.optimizer == "adamw (torch)"
+    assert "adamw_8bit needs a GPU: AdamW in 32 bits instead" in caplog.text
