@@ -1,0 +1,52 @@
+"""BERTScore with the offline encoder: real weights, real package."""
+
+import pytest
+
+from medvqa.bertscore import bert_scores, check_encoder
+from medvqa.config import BertScoreConfig
+from medvqa.example import UserError
+
+MINILM = BertScoreConfig()
+
+
+def test_equal_texts_score_one_and_others_less():
+    result = bert_scores(
+        [("left lung", ["left lung"]), ("no", ["left lung"])], MINILM, device="cpu"
+    )
+    assert result.f1[0] == pytest.approx(1, abs=1e-5)
+    assert result.f1[1] < 0.8
+
+
+def test_the_best_reference_counts_and_pairs_are_scored_once():
+    pairs = [("ct", ["mri", "ct"]), ("ct", ["ct"]), ("ct", ["mri"])]
+    result = bert_scores(pairs, MINILM, device="cpu")
+    assert result.num_unique_pairs == 2
+    assert result.f1[0] == result.f1[1] > result.f1[2]
+
+
+def test_scores_do_not_depend_on_their_company():
+    pairs = [(f"answer {i}", [f"reference number {i} with more words"]) for i in range(40)]
+    together = bert_scores(pairs, MINILM, device="cpu").f1
+    alone = [bert_scores([pair], MINILM, device="cpu").f1[0] for pair in pairs[:5]]
+    assert together[:5] == pytest.approx(alone, abs=1e-5)
+
+
+def test_an_empty_answer_scores_zero_and_is_counted():
+    result = bert_scores([("", ["left"]), ("  ", ["right"])], MINILM, device="cpu")
+    assert result.f1 == (0.0, 0.0)
+    assert result.num_empty == 2
+
+
+def test_the_record_says_what_the_numbers_depend_on():
+    record = bert_scores([("a b", ["a b"])], MINILM, device="cpu").record()
+    assert (record["model"], record["num_layers"], record["rescale"]) == ("minilm", 6, False)
+    assert record["package"].startswith("minilm_L6_no-idf")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [("nobody/nothing", "neither a directory nor in the local hub cache"), (".", "num_layers")],
+)
+def test_an_encoder_that_is_not_there_is_refused_early(model, message):
+    with pytest.raises(UserError, match=message):
+        check_encoder(BertScoreConfig(model=model))
