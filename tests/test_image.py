@@ -1,0 +1,86 @@
+"""Any picture becomes upright 8-bit RGB, or an error that names it."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medvqa import image as module
+from medvqa.example import UserError
+from medvqa.image import ImageBytes, ImageFile, image_id, load_rgb
+
+
+def source(picture, file_format="PNG", **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, file_format, **options)
+    return ImageBytes("picture", buffer.getvalue())
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I"])
+def test_every_mode_becomes_rgb_and_keeps_dark_left_of_bright(mode):
+    grey = np.tile(np.linspace(0, 255, 32), (8, 1)).astype(np.uint8)
+    if mode in ("I;16", "I"):
+        picture = Image.fromarray(grey.astype(np.uint16) * 100)
+        picture = picture if mode == "I;16" else picture.convert("I")
+    else:
+        picture = Image.fromarray(grey).convert(mode)
+    loaded = load_rgb(source(picture, "TIFF" if mode == "I" else "PNG"))
+    assert (loaded.mode, loaded.size) == ("RGB", (32, 8))
+    pixels = np.asarray(loaded).mean(axis=(0, 2))
+    assert pixels[:4].mean() < 40
+    assert pixels[-4:].mean() > 210
+
+
+def test_cmyk_becomes_rgb():
+    loaded = load_rgb(source(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "JPEG"))
+    red, green, blue = np.asarray(loaded).reshape(-1, 3).mean(axis=0)
+    assert red > 200 > 60 > max(green, blue)
+
+
+def test_sixteen_bits_are_scaled_and_not_cut():
+    deep = np.array([[1000, 2000, 3000]], dtype=np.uint16)
+    assert np.asarray(load_rgb(source(Image.fromarray(deep))))[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_transparency_falls_on_black():
+    picture = Image.new("RGBA", (2, 2), (255, 255, 255, 0))
+    assert np.asarray(load_rgb(source(picture))).max() == 0
+
+
+def test_the_camera_orientation_is_undone():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 270 degrees to show it
+    assert load_rgb(source(Image.new("L", (6, 3)), "JPEG", exif=exif)).size == (3, 6)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read image .*none.png: No such file"):
+        load_rgb(ImageFile(tmp_path / "none.png"))
+
+
+@pytest.mark.parametrize("data", [b"", b"no image at all", None])
+def test_a_broken_image_is_named(data):
+    if data is None:
+        noise = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
+        data = source(Image.fromarray(noise), "JPEG").data[:800]
+    with pytest.raises(UserError, match="image scan 7 is broken or no image"):
+        load_rgb(ImageBytes("scan 7", data))
+
+
+def test_an_animation_is_refused():
+    frames = [Image.new("L", (4, 4), value) for value in (0, 90, 200)]
+    animated = source(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    with pytest.raises(UserError, match="has 3 frames"):
+        load_rgb(animated)
+
+
+def test_too_many_pixels_are_refused_before_decoding(monkeypatch):
+    monkeypatch.setattr(module, "MAX_PIXELS", 99)
+    with pytest.raises(UserError, match="has 100 pixels; the limit is 99"):
+        load_rgb(source(Image.new("L", (10, 10))))
+
+
+def test_equal_bytes_have_equal_ids():
+    one, other = source(Image.new("L", (4, 4), 1)), source(Image.new("L", (4, 4), 2))
+    assert image_id(one) == image_id(ImageBytes("elsewhere", one.data)) != image_id(other)
