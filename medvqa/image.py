@@ -32,8 +32,8 @@ class ImageFile:
         """Return the file's bytes."""
         try:
             return self.path.read_bytes()
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+            reason = getattr(error, "strerror", None) or str(error)
             raise UserError(f"cannot read image {self.path}: {reason}") from error
 
 
@@ -63,7 +63,7 @@ def load_rgb(source: ImageSource) -> "Image.Image":
     Raises:
         UserError: Naming the image, if it is missing, broken, animated or above `MAX_PIXELS`.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     data = source.read()
     try:
@@ -71,25 +71,26 @@ def load_rgb(source: ImageSource) -> "Image.Image":
             # Our own limit speaks below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
-                _check(image, source.name)
+                _check(image)
                 image.load()
                 upright = ImageOps.exif_transpose(image)
                 return _to_rgb(upright)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"image {source.name} is broken or no image: {error}") from error
+    except UserError as error:
+        raise UserError(f"image {source.name} {error}") from None
+    except UnidentifiedImageError as error:  # its own text is a memory address
+        raise UserError(f"image {source.name} is broken or no image: unknown format") from error
+    except Exception as error:  # decoders of broken files raise a dozen unrelated types
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"image {source.name} is broken or no image: {reason}") from error
 
 
-def _check(image: "Image.Image", name: str) -> None:
+def _check(image: "Image.Image") -> None:
     num_frames = getattr(image, "n_frames", 1)
     if num_frames > 1:
-        raise UserError(
-            f"image {name} has {num_frames} frames; save the frame that the question is about"
-        )
+        raise UserError(f"has {num_frames} frames; save the frame that the question is about")
     num_pixels = image.width * image.height
     if num_pixels > MAX_PIXELS:
-        raise UserError(f"image {name} has {num_pixels:,} pixels; the limit is {MAX_PIXELS:,}")
+        raise UserError(f"has {num_pixels:,} pixels; the limit is {MAX_PIXELS:,}")
 
 
 def _to_rgb(image: "Image.Image") -> "Image.Image":
@@ -98,6 +99,8 @@ def _to_rgb(image: "Image.Image") -> "Image.Image":
 
     if image.mode in DEEP_MODES:
         values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise UserError("has pixels that are NaN or infinite; replace them")
         span = values.max() - values.min()
         scaled = (values - values.min()) / (span or 1.0) * 255
         return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")

@@ -50,7 +50,23 @@ def test_several_images_and_answers_and_stated_types(folder):
 
 def test_rows_of_another_split_are_left_out(folder):
     path = written(folder, {**GOOD, "split": "train"}, {**GOOD, "split": "test"})
-    assert len(load(path, "train")) == len(load(path, "test")) == 1
+    assert [e.id for e in load(path, "train")] == ["train-1"]
+    assert [e.id for e in load(path, "test")] == ["train-2"]
+    with pytest.raises(UserError, match="no rows of split 'tset'; it has test, train"):
+        load(path, "tset")
+
+
+def test_a_stated_image_joins_files_and_yes_no_values_become_words(folder):
+    rows = [{**GOOD, "image": name, "image_id": 7, "answer": True} for name in ("a.png", "b.png")]
+    first, second = load(written(folder, *rows))
+    assert first.image_ids == second.image_ids == ("7",)
+    assert (first.answers, first.answer_type) == (("yes",), "closed")
+
+
+def test_the_mark_that_windows_puts_in_front_is_no_error(folder):
+    path = written(folder, GOOD)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(load(path)) == 1
 
 
 @pytest.mark.parametrize(
@@ -66,7 +82,21 @@ def test_rows_of_another_split_are_left_out(folder):
         ({**GOOD, "answers": ["a"]}, "line 2: give 'answer' or 'answers'; it has both"),
         ({"question": "q", "image": "a.png"}, "line 2: give 'answer' or 'answers'; it has neither"),
         ({"question": "q", "answers": [], "image": "a.png"}, "'answers' must be a list"),
-        ({**GOOD, "image": "none.png"}, r"line 2: image .*none.png does not exist"),
+        ({**GOOD, "image": "none.png"}, r"line 2: cannot read image .*none.png: No such file"),
+        ({**GOOD, "image": "x" * 999}, "line 2: cannot read image .*: File name too long"),
+        ({**GOOD, "image": True}, "line 2: 'image' is empty or not a text"),
+        ({**GOOD, "answer": float("nan")}, r"line 2 is no JSON object \(NaN is no value"),
+        (
+            '{"question": "q", "answer": "a", "answer": "b"}',
+            "line 2 .*key 'answer' stands in it twice",
+        ),
+        ("[", "line 2 is no JSON object .*; write one object a line"),
+        ({**GOOD, "id": None}, "line 2: 'id' must be a text or a whole number, got None"),
+        ({**GOOD, "split": "train"}, "line 1: no split, though other lines name theirs"),
+        (
+            {"question": "q", "answer": "a", "images": ["a.png", "b.png"], "image_id": "p"},
+            "line 2: 'image_id' names one image, but there are 2",
+        ),
         ({**GOOD, "answer_type": "Closed"}, "must be open or closed"),
         ({**GOOD, "id": "train-1"}, "line 2: id 'train-1' stands in line 1 too"),
     ],
@@ -80,7 +110,9 @@ def test_other_encodings_and_missing_files_are_named(folder):
     (folder / "latin.jsonl").write_bytes('{"question": "Où?"}'.encode("latin-1"))
     with pytest.raises(UserError, match=r"latin.jsonl is not UTF-8 text \(byte 15\)"):
         load(folder / "latin.jsonl")
-    with pytest.raises(UserError, match=r"cannot read .*test.jsonl: No such file"):
+    with pytest.raises(UserError, match=r"has no test.jsonl; splits found: latin"):
         load(folder, "test")
+    with pytest.raises(UserError, match=r"cannot read .*none.jsonl: No such file"):
+        load(folder / "none.jsonl")
     with pytest.raises(UserError, match="split 'train' has no rows"):
         load(written(folder, ""))

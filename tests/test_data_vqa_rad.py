@@ -70,6 +70,12 @@ def test_a_row_without_a_question_is_named(real, tmp_path):
         load(tmp_path, "all")
 
 
+def test_a_file_without_rows_is_named(tmp_path):
+    (tmp_path / JSON_NAME).write_text('{"rows": 1}')
+    with pytest.raises(UserError, match=f"{JSON_NAME} is no list of rows"):
+        load(tmp_path, "all")
+
+
 @pytest.fixture
 def hub_copy(tmp_path):
     datasets = pytest.importorskip("datasets")
@@ -112,8 +118,41 @@ def test_other_columns_are_named(hub_copy):
         load(hub_copy, "test")
 
 
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [("answer", r"test\[1\] has no answer"), ("image", r"test\[1\] has no image bytes")],
+)
+def test_an_empty_cell_of_the_hub_layout_is_named(hub_copy, column, message):
+    import datasets
+
+    (path,) = hub_copy.rglob("test-*.parquet")
+    rows = datasets.Dataset.from_parquet(str(path), cache_dir=str(hub_copy / "cache"))
+    rows = rows.cast_column("image", datasets.Image(decode=False)).to_dict()
+    rows[column][1] = None
+    features = datasets.Features(
+        image=datasets.Image(), question=datasets.Value("string"), answer=datasets.Value("string")
+    )
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+    with pytest.raises(UserError, match=message):
+        load(hub_copy, "test")
+
+
+def test_an_unreachable_hub_tells_to_give_a_path(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("no route to host\nand much more")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(UserError, match=r"\(no route to host\); .* give data.path=") as caught:
+        load_examples(SourceConfig(name="vqa_rad", split="test"), seed=0)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_empty_folder_and_an_unknown_split_say_what_is_wanted(tmp_path):
     with pytest.raises(UserError, match=r"neither the authors' files nor test-\*.parquet"):
         load(tmp_path, "test")
     with pytest.raises(UserError, match="no split 'tset'; it has train, test, all"):
         load(tmp_path, "tset")
+    with pytest.raises(UserError, match="nowhere is no directory"):
+        load(tmp_path / "nowhere", "test")

@@ -64,20 +64,45 @@ def test_a_broken_image_is_named(data):
     if data is None:
         noise = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
         data = source(Image.fromarray(noise), "JPEG").data[:800]
-    with pytest.raises(UserError, match="image scan 7 is broken or no image"):
+    with pytest.raises(UserError, match="image scan 7 is broken or no image: ") as caught:
         load_rgb(ImageBytes("scan 7", data))
+    assert "object at 0x" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "DDS"])
+def test_damaged_bytes_raise_nothing_but_user_errors(file_format):
+    rng = np.random.default_rng(5)
+    noise = Image.fromarray(rng.integers(0, 255, (24, 24, 3), dtype=np.uint8))
+    whole = source(noise, file_format).data
+    refused = 0
+    for _ in range(200):
+        damaged = bytearray(whole[: int(rng.integers(1, len(whole) + 1))])
+        for place in rng.integers(0, len(damaged), 4):
+            damaged[place] = int(rng.integers(256))
+        try:
+            load_rgb(ImageBytes("damaged", bytes(damaged)))
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 50
+
+
+def test_pixels_without_a_value_are_refused():
+    picture = Image.fromarray(np.array([[0, 1, np.nan]], dtype=np.float32))
+    with pytest.raises(UserError, match="image picture has pixels that are NaN or infinite"):
+        load_rgb(source(picture, "TIFF"))
 
 
 def test_an_animation_is_refused():
     frames = [Image.new("L", (4, 4), value) for value in (0, 90, 200)]
     animated = source(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    with pytest.raises(UserError, match="has 3 frames"):
+    with pytest.raises(UserError, match="image picture has 3 frames"):
         load_rgb(animated)
 
 
 def test_too_many_pixels_are_refused_before_decoding(monkeypatch):
     monkeypatch.setattr(module, "MAX_PIXELS", 99)
-    with pytest.raises(UserError, match="has 100 pixels; the limit is 99"):
+    with pytest.raises(UserError, match="image picture has 100 pixels; the limit is 99"):
         load_rgb(source(Image.new("L", (10, 10))))
 
 

@@ -2,12 +2,13 @@
 
     {"question": "...", "answer": "...", "image": "a.png"}
 
-Also `answers`, `images` (lists), and `id`, `answer_type`, `split`, `image_id`.
+Also `answers`, `images` (lists), and `id`, `answer_type`, `split`, `image_id`. A file whose rows
+name no split holds the one that is asked for; either all rows name one or none does.
 """
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from medvqa.data.vqa_rad import yes_no_type
 from medvqa.example import AnswerType, Example, UserError
 from medvqa.image import ImageFile, image_id
 
+Row = tuple[int, Mapping[str, Any]]  # with its line number
 KEYS = (
     "question",
     "answer",
@@ -39,22 +41,13 @@ def load(config: SourceConfig, seed: int) -> list[Example]:
     """
     if config.path is None:
         raise UserError("data=jsonl needs data.path=, a .jsonl file or a directory of them")
-    path = Path(config.path)
-    if path.is_dir():
-        path = path / f"{config.split}.jsonl"
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from error
+    path = _file(Path(config.path), config.split)
     # Not splitlines(): that also breaks at characters which JSON allows inside a text.
-    lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    rows = [(number, _row(f"{path}, line {number}", line)) for number, line in lines]
-    kept = [(n, row) for n, row in rows if row.get("split", config.split) == config.split]
+    lines = enumerate(_text(path).split("\n"), start=1)
+    rows = [(n, _row(f"{path}, line {n}", line)) for n, line in lines if line.strip()]
     examples: list[Example] = []
     line_of: dict[str, int] = {}
-    for number, row in kept:
+    for number, row in _of_split(path, rows, config.split):
         example = _example(path, number, row, config.split)
         first = line_of.setdefault(example.id, number)
         if first != number:
@@ -63,11 +56,45 @@ def load(config: SourceConfig, seed: int) -> list[Example]:
     return examples
 
 
+def _file(path: Path, split: str) -> Path:
+    if not path.is_dir():
+        return path
+    file = path / f"{split}.jsonl"
+    if not file.is_file():
+        found = ", ".join(sorted(p.stem for p in path.glob("*.jsonl"))) or "none"
+        raise UserError(f"{path} has no {file.name}; splits found: {found}")
+    return file
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")  # Windows' editors put a mark in front
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from error
+
+
+def _of_split(path: Path, rows: Sequence[Row], split: str) -> Sequence[Row]:
+    """Return the split's rows; one without a split among others with one would count in all."""
+    named = {row["split"] for _, row in rows if "split" in row}
+    if not named:
+        return rows
+    for number, row in rows:
+        if "split" not in row:
+            raise UserError(f"{path}, line {number}: no split, though other lines name theirs")
+    if split not in named:
+        known = ", ".join(sorted(named))
+        raise UserError(f"{path} has no rows of split {split!r}; it has {known}")
+    return [(number, row) for number, row in rows if row["split"] == split]
+
+
 def _row(place: str, line: str) -> Mapping[str, Any]:
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        hint = "; is it a CSV?" if not line.lstrip().startswith(("{", "[")) else ""
+        row = json.loads(line, object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        start = line.lstrip()[:1]
+        hint = {"{": "", "[": "; write one object a line"}.get(start, "; is it a CSV?")
         raise UserError(f"{place} is no JSON object ({error}){hint}") from error
     if not isinstance(row, dict):
         raise UserError(f"{place} is no JSON object but {type(row).__name__}")
@@ -76,7 +103,25 @@ def _row(place: str, line: str) -> Mapping[str, Any]:
             near = difflib.get_close_matches(key, KEYS, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(KEYS)}"
             raise UserError(f"{place}: unknown key {key!r}{hint}")
+    for key in ("id", "split", "image_id"):
+        value = row.get(key, "given")
+        if not (isinstance(value, str) and value.strip()) and type(value) is not int:
+            raise UserError(f"{place}: {key!r} must be a text or a whole number, got {value!r}")
+        if key in row:
+            row[key] = str(value)
     return row
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):  # json would keep the last value and drop the others
+        repeated = next(k for k in row if sum(k == key for key, _ in pairs) > 1)
+        raise ValueError(f"key {repeated!r} stands in it twice")
+    return row
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no value; pandas writes it for an empty cell")
 
 
 def _example(path: Path, number: int, row: Mapping[str, Any], split: str) -> Example:
@@ -86,18 +131,20 @@ def _example(path: Path, number: int, row: Mapping[str, Any], split: str) -> Exa
         raise UserError(f"{place}: no question")
     answers = _listed(place, row, "answer", "answers")
     images = [ImageFile(path.parent / name) for name in _listed(place, row, "image", "images")]
-    for image in images:
-        if not image.path.is_file():
-            raise UserError(f"{place}: image {image.path} does not exist")
-    image_ids = tuple(image_id(image) for image in images)
+    try:
+        image_ids = tuple(image_id(image) for image in images)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
     if "image_id" in row:
-        image_ids = (str(row["image_id"]),) * len(images)
+        if len(images) > 1:
+            raise UserError(f"{place}: 'image_id' names one image, but there are {len(images)}")
+        image_ids = (row["image_id"],)
     stated = row.get("answer_type")
     if stated not in (None, "open", "closed"):
         raise UserError(f"{place}: answer_type is {stated!r}; it must be open or closed")
     answer_type: AnswerType = stated or yes_no_type(answers[0])
     return Example(
-        id=str(row.get("id", f"{path.stem}-{number}")),
+        id=row.get("id", f"{path.stem}-{number}"),
         images=tuple(images),
         question=question.strip(),
         answers=tuple(answers),
@@ -117,7 +164,8 @@ def _listed(place: str, row: Mapping[str, Any], one: str, several: str) -> list[
     values = row[several] if several in row else [row[one]]
     if not isinstance(values, list) or not values:
         raise UserError(f"{place}: {several!r} must be a list with at least one entry")
-    texts = [("yes" if v else "no") if isinstance(v, bool) else v for v in values]
-    if not all(isinstance(value, str | int | float) and str(value).strip() for value in texts):
+    kinds = str if one == "image" else str | int | float
+    if not all(isinstance(value, kinds) and str(value).strip() for value in values):
         raise UserError(f"{place}: {one!r} is empty or not a text: {values!r}")
-    return [str(value).strip() for value in texts]
+    texts = [("yes" if v else "no") if isinstance(v, bool) else str(v) for v in values]
+    return [text.strip() for text in texts]

@@ -31,6 +31,8 @@ def load(config: SourceConfig, seed: int) -> list[Example]:
     if config.split not in SPLITS:
         raise UserError(f"vqa_rad has no split {config.split!r}; it has {', '.join(SPLITS)}")
     directory = Path(config.path) if config.path else None
+    if directory is not None and not directory.is_dir():
+        raise UserError(f"data.path={directory} is no directory; give the one that holds the files")
     if directory is not None and (directory / JSON_NAME).is_file():
         return _load_authors(directory, config.split)
     splits = ("train", "test") if config.split == "all" else (config.split,)
@@ -43,6 +45,8 @@ def _load_authors(directory: Path, split: str) -> list[Example]:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is no JSON: {error}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} is no list of rows")
     present = {p.name for p in (directory / IMAGE_FOLDER).glob("*")}
     examples = []
     for number, row in enumerate(rows):
@@ -58,7 +62,7 @@ def _load_authors(directory: Path, split: str) -> list[Example]:
 
 def _author_row(directory: Path, number: int, row: Mapping[str, Any]) -> Example:
     needed = ("qid", "image_name", "question", "answer", "answer_type", "phrase_type")
-    missing = [name for name in needed if row.get(name) in (None, "")]
+    missing = [name for name in needed if row.get(name) is None or not str(row[name]).strip()]
     if missing:
         raise UserError(
             f"{directory / JSON_NAME}, row {number} has no {', '.join(missing)}; "
@@ -87,13 +91,22 @@ def _load_hub(directory: Path | None, revision: str | None, split: str) -> list[
     )
     examples = []
     for number, row in enumerate(rows):
-        answer = str(row["answer"]).strip()
-        image = ImageBytes(f"{HUB_NAME} {split}[{number}]", row["image"]["bytes"])
+        place = f"{directory or HUB_NAME} {split}[{number}]"
+        encoded = (row["image"] or {}).get("bytes")
+        texts = {
+            name: "" if row[name] is None else str(row[name]).strip()
+            for name in ("question", "answer")
+        }
+        missing = [name for name, text in texts.items() if not text]
+        if missing or not encoded:
+            raise UserError(f"{place} has no {', '.join(missing or ['image bytes'])}")
+        answer = texts["answer"]
+        image = ImageBytes(place, encoded)
         examples.append(
             Example(
                 id=f"{split}-{number}",
                 images=(image,),
-                question=str(row["question"]).strip(),
+                question=texts["question"],
                 answers=(answer,),
                 answer_type=yes_no_type(answer),
                 type_origin="rule",
