@@ -164,6 +164,8 @@ class SourceConfig:
         path: Local copy in the hub's or the authors' layout; the hub if null.
         split: As the data set calls it.
         limit: Keep a seeded sample of so many rows; all if null.
+        max_bad_rows: So many unusable rows may be skipped, counted and listed; the next one is
+            an error.
     """
 
     name: str = MISSING
@@ -171,10 +173,14 @@ class SourceConfig:
     revision: str | None = None
     split: str = MISSING
     limit: int | None = None
+    max_bad_rows: int = 0
 
     def __post_init__(self) -> None:
         """Check bounds."""
         _positive("data", self, "limit")
+        _check(
+            self.max_bad_rows >= 0, f"data.max_bad_rows must be 0 or more, got {self.max_bad_rows}"
+        )
 
 
 @dataclass(kw_only=True)

@@ -150,7 +150,7 @@ def test_an_unreachable_hub_tells_to_give_a_path(monkeypatch):
 
 
 def test_an_empty_folder_and_an_unknown_split_say_what_is_wanted(tmp_path):
-    with pytest.raises(UserError, match=r"neither the authors' files nor test-\*.parquet"):
+    with pytest.raises(UserError, match=r"holds no test-\*.parquet"):
         load(tmp_path, "test")
     with pytest.raises(UserError, match="no split 'tset'; it has train, test, all"):
         load(tmp_path, "tset")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from medvqa.config import SourceConfig
-from medvqa.data.vqa_rad import yes_no_type
+from medvqa.data.bad_rows import BadRows
+from medvqa.data.rows import yes_no_type
 from medvqa.example import AnswerType, Example, UserError
 from medvqa.image import ImageFile, image_id
 
@@ -31,7 +32,7 @@ KEYS = (
 )
 
 
-def load(config: SourceConfig, seed: int) -> list[Example]:
+def load(config: SourceConfig, seed: int, bad_rows: BadRows) -> list[Example]:
     """Return the rows of a file, or of `<split>.jsonl` in a directory; the seed is not needed.
 
     Rows of a file that name a split are kept where it is the asked one.
@@ -42,17 +43,23 @@ def load(config: SourceConfig, seed: int) -> list[Example]:
     if config.path is None:
         raise UserError("data=jsonl needs data.path=, a .jsonl file or a directory of them")
     path = _file(Path(config.path), config.split)
+    rows: list[Row] = []
     # Not splitlines(): that also breaks at characters which JSON allows inside a text.
-    lines = enumerate(_text(path).split("\n"), start=1)
-    rows = [(n, _row(f"{path}, line {n}", line)) for n, line in lines if line.strip()]
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip():
+            with bad_rows.row():
+                rows.append((number, _row(f"{path}, line {number}", line)))
     examples: list[Example] = []
     line_of: dict[str, int] = {}
     for number, row in _of_split(path, rows, config.split):
-        example = _example(path, number, row, config.split)
-        first = line_of.setdefault(example.id, number)
-        if first != number:
-            raise UserError(f"{path}, line {number}: id {example.id!r} stands in line {first} too")
-        examples.append(example)
+        with bad_rows.row():
+            example = _example(path, number, row, config.split)
+            first = line_of.setdefault(example.id, number)
+            if first != number:
+                raise UserError(
+                    f"{path}, line {number}: id {example.id!r} stands in line {first} too"
+                )
+            examples.append(example)
     return examples
 
 

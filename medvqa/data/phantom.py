@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from medvqa.config import SourceConfig
+from medvqa.data.bad_rows import BadRows
 from medvqa.data.phantom_drawing import (
     MODALITIES,
     ORGANS,
@@ -38,7 +39,7 @@ class Question:
     answer_type: AnswerType
 
 
-def load(config: SourceConfig, seed: int) -> list[Example]:
+def load(config: SourceConfig, seed: int, bad_rows: BadRows) -> list[Example]:
     """Draw the split's examples; the same seed gives the same ones.
 
     Raises:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from medvqa.config import SourceConfig
-from medvqa.data.hub import load_rows
-from medvqa.example import AnswerType, Example, UserError
-from medvqa.image import ImageBytes, ImageFile, image_id
+from medvqa.data.bad_rows import BadRows
+from medvqa.data.hub import RowImage, load_rows
+from medvqa.data.rows import row_texts, yes_no_type
+from medvqa.example import Example, UserError
+from medvqa.image import ImageFile, image_id
 
 HUB_NAME = "flaviagiammarino/vqa-rad"
 JSON_NAME = "VQA_RAD Dataset Public.json"
@@ -22,7 +24,7 @@ SPLITS = ("train", "test", "all")
 TEST_PHRASES = ("test_freeform", "test_para")
 
 
-def load(config: SourceConfig, seed: int) -> list[Example]:
+def load(config: SourceConfig, seed: int, bad_rows: BadRows) -> list[Example]:
     """Return the rows of `train`, `test` or `all`; the seed is not needed.
 
     Raises:
@@ -34,12 +36,16 @@ def load(config: SourceConfig, seed: int) -> list[Example]:
     if directory is not None and not directory.is_dir():
         raise UserError(f"data.path={directory} is no directory; give the one that holds the files")
     if directory is not None and (directory / JSON_NAME).is_file():
-        return _load_authors(directory, config.split)
+        return _load_authors(directory, config.split, bad_rows)
     splits = ("train", "test") if config.split == "all" else (config.split,)
-    return [example for split in splits for example in _load_hub(directory, config.revision, split)]
+    return [
+        example
+        for split in splits
+        for example in _load_hub(directory, config.revision, split, bad_rows)
+    ]
 
 
-def _load_authors(directory: Path, split: str) -> list[Example]:
+def _load_authors(directory: Path, split: str, bad_rows: BadRows) -> list[Example]:
     path = directory / JSON_NAME
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
@@ -50,13 +56,14 @@ def _load_authors(directory: Path, split: str) -> list[Example]:
     present = {p.name for p in (directory / IMAGE_FOLDER).glob("*")}
     examples = []
     for number, row in enumerate(rows):
-        example = _author_row(directory, number, row)
-        if row["image_name"] not in present:
-            raise UserError(
-                f"{path}, row {number}: image {row['image_name']} is not in {IMAGE_FOLDER}"
-            )
-        if split in ("all", example.split):
-            examples.append(example)
+        with bad_rows.row():
+            example = _author_row(directory, number, row)
+            if row["image_name"] not in present:
+                raise UserError(
+                    f"{path}, row {number}: image {row['image_name']} is not in {IMAGE_FOLDER}"
+                )
+            if split in ("all", example.split):
+                examples.append(example)
     return examples
 
 
@@ -85,39 +92,29 @@ def _author_row(directory: Path, number: int, row: Mapping[str, Any]) -> Example
     )
 
 
-def _load_hub(directory: Path | None, revision: str | None, split: str) -> list[Example]:
+def _load_hub(
+    directory: Path | None, revision: str | None, split: str, bad_rows: BadRows
+) -> list[Example]:
     rows = load_rows(
         HUB_NAME, directory, split=split, revision=revision, columns=("image", "question", "answer")
     )
     examples = []
     for number, row in enumerate(rows):
-        place = f"{directory or HUB_NAME} {split}[{number}]"
-        encoded = (row["image"] or {}).get("bytes")
-        texts = {
-            name: "" if row[name] is None else str(row[name]).strip()
-            for name in ("question", "answer")
-        }
-        missing = [name for name, text in texts.items() if not text]
-        if missing or not encoded:
-            raise UserError(f"{place} has no {', '.join(missing or ['image bytes'])}")
-        answer = texts["answer"]
-        image = ImageBytes(place, encoded)
-        examples.append(
-            Example(
-                id=f"{split}-{number}",
-                images=(image,),
-                question=texts["question"],
-                answers=(answer,),
-                answer_type=yes_no_type(answer),
-                type_origin="rule",
-                source="vqa_rad",
-                split=split,
-                image_ids=(image_id(image),),
+        with bad_rows.row():
+            place = f"{directory or HUB_NAME} {split}[{number}]"
+            texts = row_texts(place, row, "question", "answer")
+            image = RowImage(place, rows, number)
+            examples.append(
+                Example(
+                    id=f"{split}-{number}",
+                    images=(image,),
+                    question=texts["question"],
+                    answers=(texts["answer"],),
+                    answer_type=yes_no_type(texts["answer"]),
+                    type_origin="rule",
+                    source="vqa_rad",
+                    split=split,
+                    image_ids=(image_id(image),),
+                )
             )
-        )
     return examples
-
-
-def yes_no_type(answer: str) -> AnswerType:
-    """Return `closed` for an answer of yes or no, the rule where a set states no type."""
-    return "closed" if answer.strip().lower().rstrip(".") in ("yes", "no") else "open"

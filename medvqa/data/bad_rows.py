@@ -1,0 +1,42 @@
+"""What happens to a row that cannot be used: an error, or skipped, counted and listed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from medvqa.example import UserError
+
+
+@dataclass
+class BadRows:
+    """The unusable rows of one source.
+
+    Attributes:
+        limit: So many may be skipped (`data.max_bad_rows`); with 0 the first is an error.
+        reasons: One a skipped row, naming file and row.
+    """
+
+    limit: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def row(self) -> Iterator[None]:
+        """Run the block that reads one row; skip the row if that raises and the limit allows.
+
+        Raises:
+            UserError: The row's own error if nothing may be skipped, or that too many were.
+        """
+        try:
+            yield
+        except UserError as error:
+            self.skip(error)
+
+    def skip(self, error: UserError) -> None:
+        """Count one row as skipped; raise where that is not allowed."""
+        if self.limit == 0:
+            raise error
+        self.reasons.append(str(error))
+        if len(self.reasons) > self.limit:
+            raise UserError(
+                f"more than data.max_bad_rows={self.limit} rows cannot be used; the last: {error}"
+            ) from error
