@@ -160,9 +160,9 @@ def main_build(argv: Sequence[str]) -> int:
     """Build the embedded base: tokenizer, architecture, pre-training, weights in bfloat16."""
     parser = argparse.ArgumentParser("medvqa build-tiny", description=main_build.__doc__)
     parser.add_argument("--output", type=Path, default=EMBEDDED["medvqa/tiny"])
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--steps", type=int, default=3500)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--scenes", type=int, default=8000, help="phantom scenes to describe")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)

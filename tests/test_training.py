@@ -5,10 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from medvqa.config import CurriculumConfig, Filter, StageConfig, TrainingConfig
+from medvqa.config import CurriculumConfig, Filter, LoraConfig, StageConfig, TrainingConfig
 from medvqa.curriculum import plan_curriculum
+from medvqa.model import load_model
 from medvqa.record import read_lines
 from medvqa.training import Trainer
+from tests.conftest import TINY
 
 BASE = TrainingConfig(
     max_steps=6,
@@ -89,7 +91,11 @@ def test_the_loss_falls_on_repeated_examples(tiny, encoder, phantoms, tmp_path):
     assert losses[-1] < 0.3 * losses[0]
 
 
-def test_an_interrupted_run_goes_on_exactly(tiny, encoder, phantoms, tmp_path):
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_an_interrupted_run_goes_on_exactly(encoder, phantoms, tmp_path, dropout):
+    lora = LoraConfig(rank=4, alpha=8, dropout=dropout)
+    tiny = load_model(TINY, lora, gradient_checkpointing=False, seed=0)
+    torch.manual_seed(11)  # what a process drew before must not matter
     plan = make_plan(phantoms, curriculum=STAGES)
     start = adapter(tiny)
     train(tiny, encoder, phantoms, tmp_path / "whole", plan=plan)
