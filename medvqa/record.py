@@ -268,7 +268,9 @@ class RunRecord:
 
     def finish(self, **values: Any) -> None:
         """Write the last entries and the state that makes the same command only show results."""
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
         self.values.pop("error", None)
         self.update(state=FINISHED, ended=_now(), peak_memory_bytes=peak_bytes, **values)
 

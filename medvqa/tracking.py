@@ -48,11 +48,12 @@ class NoTracker:
 
 
 class WandbTracker:
-    """Tracks with a W&B run."""
+    """Tracks with a W&B run; what W&B refuses costs a warning, not the run."""
 
     def __init__(self, run: Any, *, table_rows: int) -> None:
         self._run = run
         self._table_rows = table_rows
+        self._num_refused = 0
         # W&B's own step counts calls; curves of several stages need ours.
         run.define_metric("train/global_step")
         run.define_metric("train/*", step_metric="train/global_step")
@@ -60,7 +61,8 @@ class WandbTracker:
 
     def log(self, values: Mapping[str, float | str], *, step: int) -> None:
         """Log values at the optimiser step."""
-        self._run.log({**values, "train/global_step": step})
+        with self._mirroring():
+            self._run.log({**values, "train/global_step": step})
 
     def log_predictions(self, name: str, path: Path, examples: Sequence[Example]) -> None:
         """Log the first rows with their images as a table."""
@@ -77,13 +79,23 @@ class WandbTracker:
                 picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
             values = [str(row[c]) if c == "references" else row[c] for c in COLUMNS]
             table.add_data([wandb.Image(picture) for picture in pictures], *values)
-        self._run.log({f"predictions/{name}": table})
+        with self._mirroring():
+            self._run.log({f"predictions/{name}": table})
         if len(rows) > self._table_rows:
             log.info("W&B's table %s shows %d of %d rows", name, self._table_rows, len(rows))
 
     def summarize(self, values: Mapping[str, float | str]) -> None:
         """Set the run's headline values."""
-        self._run.summary.update(dict(values))
+        with self._mirroring():
+            self._run.summary.update(dict(values))
+
+    @contextmanager
+    def _mirroring(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the files are the truth; a mirror must not end the run
+            self._num_refused += 1
+            log.warning("W&B refused record %d (%s)", self._num_refused, error)
 
 
 @contextmanager

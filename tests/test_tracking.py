@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from PIL import Image
@@ -15,7 +15,7 @@ from medvqa import tracking
 from medvqa.config import TrackingConfig, TrackingMode
 from medvqa.example import Example, UserError
 from medvqa.image import ImageBytes
-from medvqa.tracking import resolve_mode, tracker
+from medvqa.tracking import WandbTracker, resolve_mode, tracker
 
 OFFLINE = TrackingConfig(mode=TrackingMode.offline, tags=["smoke"], table_rows=2)
 Record = dict[str, Any]
@@ -292,3 +292,17 @@ def test_online_without_a_key_is_one_clear_line() -> None:
 def test_an_unknown_mode_lists_the_known_ones() -> None:
     with pytest.raises(UserError, match="WANDB_MODE=on is unknown; use one of auto, online"):
         resolve_mode(TrackingMode.auto, {"WANDB_MODE": "on"})
+
+
+def test_what_wandb_refuses_costs_a_warning_only(caplog):
+    class Refusing:
+        summary: ClassVar[dict] = {}
+
+        def define_metric(self, *args, **kwargs):
+            pass
+
+        def log(self, values):
+            raise OSError("no space left on device")
+
+    WandbTracker(Refusing(), table_rows=0).log({"train/loss": 1.0}, step=3)
+    assert "W&B refused record 1 (no space left on device)" in caplog.text
