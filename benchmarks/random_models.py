@@ -32,7 +32,10 @@ SPECIAL_TOKENS = [
     "<|image_pad|>",
     "<|video_pad|>",
 ]
-TEXT_FIELDS = ["hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "tie_word_embeddings", "vocab_size"]  # fmt: skip
+TEXT_FIELDS = [
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("intermediate_size", "tie_word_embeddings", "vocab_size"),
+]
 VISION3_FIELDS = ["hidden_size", "depth", "intermediate_size", "deepstack_visual_indexes"]
 SHAPES: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "qwen3_vl_8b": ((4096, 36, 32, 8, 12288, False, 151936), (1152, 27, 4304, [8, 16, 24])),
