@@ -40,7 +40,7 @@ def test_the_default_is_the_embedded_run():
     assert (config.model.name, config.data.name, config.curriculum.name) == (
         "medvqa/tiny",
         "phantom",
-        "open_first",
+        "mixed",
     )
     assert config.training == config_of("training=tiny").training
     assert config.model.max_pixels == 128 * 128
