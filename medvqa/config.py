@@ -4,7 +4,6 @@ A YAML file only chooses values; types, defaults, bounds and contradictions live
 This module imports neither torch nor a tokenizer: a mistake is reported in under a second.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -156,11 +155,11 @@ class ModelConfig:
 
 
 @dataclass(kw_only=True)
-class SourceConfig:
+class RowsConfig:
     """Some rows of one data set.
 
     Attributes:
-        name: A name of `medvqa.data.DATASETS`.
+        name: A name of `medvqa.data.DATASETS`, or `mixture`.
         path: Local copy in the hub's or the authors' layout; the hub if null.
         split: As the data set calls it.
         limit: Keep a seeded sample of so many rows; all if null.
@@ -184,6 +183,57 @@ class SourceConfig:
 
 
 @dataclass(kw_only=True)
+class PartConfig(RowsConfig):
+    """One data set of a mixture; all its rows if neither quota nor weight is given.
+
+    Attributes:
+        quota: A seeded sample of exactly so many rows.
+        weight: Its share of the mixture's `limit`, relative to the other weights.
+    """
+
+    quota: int | None = None
+    weight: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check bounds and contradictions."""
+        super().__post_init__()
+        _positive("data.parts", self, "quota", "weight")
+        _check(
+            self.quota is None or self.weight is None,
+            f"data.parts: {self.name} has a quota and a weight; give one of them",
+        )
+
+
+@dataclass(kw_only=True)
+class SourceConfig(RowsConfig):
+    """Rows of one data set, or of several.
+
+    Attributes:
+        parts: What a `mixture` is made of, by names of the user's choice, which the ids begin with.
+    """
+
+    parts: dict[str, PartConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check bounds and contradictions."""
+        super().__post_init__()
+        mixed, weights = self.name == "mixture", [part.weight for part in self.parts.values()]
+        _check(mixed == bool(self.parts), "data.parts and data.name=mixture belong together")
+        _check(
+            None in weights or self.limit is not None or not mixed,
+            "data.parts have weights: say how many rows they share with data.limit=",
+        )
+        _check(
+            all(weight is None for weight in weights) or None not in weights,
+            "data.parts: give every part a weight, or none",
+        )
+        _check(
+            self.limit is None or not mixed or None not in weights,
+            "data.limit of a mixture needs weights; without them each part's quota says how many",
+        )
+
+
+@dataclass(kw_only=True)
 class DataConfig(SourceConfig):
     """Training pool, and the sets to evaluate on.
 
@@ -196,6 +246,42 @@ class DataConfig(SourceConfig):
     evaluation: dict[str, SourceConfig] = field(default_factory=dict)
     allow_training_rows: bool = False
     seed: int = 0
+
+
+class Contamination(Enum):
+    """What happens when evaluation pictures or questions are found in the training pool."""
+
+    refuse = "refuse"
+    report = "report"
+    drop = "drop"
+
+
+@dataclass(kw_only=True)
+class ContaminationConfig:
+    """The gate before training; see docs/contamination.md.
+
+    Attributes:
+        action: `refuse` above the bounds, `report` only, or `drop` the training rows concerned.
+        max_image_overlap: Share of an evaluation set's pictures that may occur in training.
+        max_item_overlap: Share of an evaluation set's questions that may occur in training with
+            the same picture.
+        max_distance: Bits in which two perceptual hashes may differ and still be one picture.
+    """
+
+    action: Contamination = Contamination.refuse
+    max_image_overlap: float = 0.0
+    max_item_overlap: float = 0.0
+    max_distance: int = 6
+
+    def __post_init__(self) -> None:
+        """Check bounds."""
+        for name in ("max_image_overlap", "max_item_overlap"):
+            value = getattr(self, name)
+            _check(0 <= value <= 1, f"contamination.{name} must be in [0, 1], got {value}")
+        _check(
+            self.max_distance >= 0,
+            f"contamination.max_distance must be 0 or more, got {self.max_distance}",
+        )
 
 
 @dataclass(kw_only=True)
@@ -434,6 +520,7 @@ class Config:
 
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
+    contamination: ContaminationConfig = MISSING
     curriculum: CurriculumConfig = MISSING
     lora: LoraConfig = MISSING
     training: TrainingConfig = MISSING
@@ -448,18 +535,34 @@ class Config:
         evaluation_is_not_training(self.data)
 
 
-# Splits that hold other splits; a name not listed holds itself only.
-CONTAINED_SPLITS: Mapping[str, frozenset[str]] = {"all": frozenset({"all", "train", "test"})}
-
-
 def evaluation_is_not_training(data: DataConfig) -> None:
-    """Raise if an evaluation set shares a split with the training pool and nobody asked for it."""
+    """Raise if an evaluation set shares a split with the training pool and nobody asked for it.
+
+    What the names of the splits do not tell, the contamination gate finds in the rows.
+    """
+    trained = [data, *data.parts.values()]
     for name, source in data.evaluation.items():
-        same_set = (source.name, source.path) == (data.name, data.path)
-        trained = CONTAINED_SPLITS.get(data.split, frozenset({data.split}))
-        tested = CONTAINED_SPLITS.get(source.split, frozenset({source.split}))
-        _check(
-            not (same_set and trained & tested) or data.allow_training_rows,
-            f"data.evaluation.{name}.split={source.split} contains training rows "
-            f"(data.split={data.split}); choose another split or say data.allow_training_rows=true",
-        )
+        for rows in (source, *source.parts.values()):
+            shared = [
+                part.split
+                for part in trained
+                if (part.name, part.path) == (rows.name, rows.path)
+                and rows.name != "mixture"
+                and splits_overlap(part.split, rows.split)
+            ]
+            _check(
+                not shared or data.allow_training_rows,
+                f"data.evaluation.{name}.split={rows.split} contains training rows "
+                f"(data.split={', '.join(shared)}); choose another split or say "
+                "data.allow_training_rows=true",
+            )
+
+
+def splits_overlap(one: str, other: str) -> bool:
+    """Return whether two splits of a set share rows: `test` and `test_en` do, and `all` with any.
+
+    An image-disjoint split divides the rows anew, so both its sides hold rows of each standard one.
+    """
+    if "all" in (one, other) or one.endswith("_disjoint") != other.endswith("_disjoint"):
+        return True
+    return one == other or one.startswith(f"{other}_") or other.startswith(f"{one}_")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from medvqa.config import SourceConfig
 from medvqa.data import load_examples
-from medvqa.data.vqa_rad import IMAGE_FOLDER, JSON_NAME
+from medvqa.data.vqa_rad import IMAGE_FOLDER, JSON_NAME, disjoint_test_images
 from medvqa.example import UserError
 from medvqa.image import load_rgb
 
@@ -156,3 +156,21 @@ def test_an_empty_folder_and_an_unknown_split_say_what_is_wanted(tmp_path):
         load(tmp_path, "tset")
     with pytest.raises(UserError, match="nowhere is no directory"):
         load(tmp_path / "nowhere", "test")
+
+
+def test_the_disjoint_split_shares_no_picture_and_no_case(real):
+    train, test = load(real, "train_disjoint"), load(real, "test_disjoint")
+    assert (len(train), len(test)) == (1795, 453)
+    assert Counter(e.answer_type for e in test) == {"closed": 265, "open": 188}
+    assert not {e.image_ids for e in train} & {e.image_ids for e in test}
+    rows = json.loads((real / JSON_NAME).read_text())
+    case_of = {str(row["qid"]): row["image_case_url"] for row in rows}
+    assert not {case_of[e.id] for e in train} & {case_of[e.id] for e in test}
+
+
+def test_pictures_of_one_case_stay_on_one_side():
+    images = [f"{n}.jpg" for n in range(40)]
+    cases = {image: {f"case {n // 2}"} for n, image in enumerate(images)}
+    chosen = disjoint_test_images(images, cases)
+    assert len(chosen) == 8
+    assert all((f"{n}.jpg" in chosen) == (f"{n + 1}.jpg" in chosen) for n in range(0, 40, 2))

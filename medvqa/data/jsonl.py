@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medvqa.config import SourceConfig
+from medvqa.config import RowsConfig
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.rows import yes_no_type
 from medvqa.example import AnswerType, Example, UserError
@@ -32,7 +32,7 @@ KEYS = (
 )
 
 
-def load(config: SourceConfig, seed: int, bad_rows: BadRows) -> list[Example]:
+def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> list[Example]:
     """Return the rows of a file, or of `<split>.jsonl` in a directory; the seed is not needed.
 
     Rows of a file that name a split are kept where it is the asked one.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from medvqa.config import SourceConfig
+from medvqa.config import RowsConfig
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.phantom_drawing import (
     MODALITIES,
@@ -39,7 +39,7 @@ class Question:
     answer_type: AnswerType
 
 
-def load(config: SourceConfig, seed: int, bad_rows: BadRows) -> list[Example]:
+def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> list[Example]:
     """Draw the split's examples; the same seed gives the same ones.
 
     Raises:

@@ -5,12 +5,15 @@ The authors' layout has official answer types, 2,248 rows and named images. The 
 which gives 251/200 on the test set where the official labels give 272/179.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medvqa.config import SourceConfig
+from medvqa.config import RowsConfig
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.hub import RowImage, load_rows
 from medvqa.data.rows import row_texts, yes_no_type
@@ -20,12 +23,19 @@ from medvqa.image import ImageFile, image_id
 HUB_NAME = "flaviagiammarino/vqa-rad"
 JSON_NAME = "VQA_RAD Dataset Public.json"
 IMAGE_FOLDER = "VQA_RAD Image Folder"
-SPLITS = ("train", "test", "all")
+SPLITS = ("train", "test", "all", "train_disjoint", "test_disjoint")
+DISJOINT_TEST_FRACTION = 0.2
 TEST_PHRASES = ("test_freeform", "test_para")
 
 
-def load(config: SourceConfig, seed: int, bad_rows: BadRows) -> list[Example]:
-    """Return the rows of `train`, `test` or `all`; the seed is not needed.
+def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> list[Example]:
+    """Return the rows of a split; the seed is not needed.
+
+    Args:
+        config: `train`, `test` (the authors' split, which shares pictures), `all`, or our
+            `train_disjoint`, `test_disjoint`: see `disjoint_test_images`.
+        seed: Unused.
+        bad_rows: Takes unusable rows.
 
     Raises:
         UserError: If the split is unknown, or a file, an image or a column is missing.
@@ -36,16 +46,50 @@ def load(config: SourceConfig, seed: int, bad_rows: BadRows) -> list[Example]:
     if directory is not None and not directory.is_dir():
         raise UserError(f"data.path={directory} is no directory; give the one that holds the files")
     if directory is not None and (directory / JSON_NAME).is_file():
-        return _load_authors(directory, config.split, bad_rows)
-    splits = ("train", "test") if config.split == "all" else (config.split,)
-    return [
-        example
-        for split in splits
-        for example in _load_hub(directory, config.revision, split, bad_rows)
-    ]
+        examples, cases = _load_authors(directory, bad_rows)
+    else:
+        examples = [
+            example
+            for split in ("train", "test")
+            if config.split not in ("train", "test") or config.split == split
+            for example in _load_hub(directory, config.revision, split, bad_rows)
+        ]
+        cases = {}
+    if config.split.endswith("_disjoint"):
+        test_images = disjoint_test_images([e.image_ids[0] for e in examples], cases)
+        names = {True: "test_disjoint", False: "train_disjoint"}
+        examples = [replace(e, split=names[e.image_ids[0] in test_images]) for e in examples]
+    return [example for example in examples if config.split in ("all", example.split)]
 
 
-def _load_authors(directory: Path, split: str, bad_rows: BadRows) -> list[Example]:
+def disjoint_test_images(images: Sequence[str], cases: Mapping[str, Set[str]]) -> set[str]:
+    """Return the pictures of an image-disjoint test set with about a fifth of the questions.
+
+    Pictures that share a MedPix case stay together. Groups are taken in the order of the SHA-256 of
+    their first picture's name, so the split depends on nothing but the data.
+
+    Args:
+        images: The picture of each question.
+        cases: The case addresses of each picture; pictures without one stand alone.
+    """
+    groups: dict[str, set[str]] = {}
+    for image in sorted(set(images)):
+        keys = {image, *cases.get(image, ())}
+        merged = {image}.union(*(groups[key] for key in keys if key in groups))
+        for key in merged | keys | {k for k, members in groups.items() if members & merged}:
+            groups[key] = merged
+    distinct = {min(members): members for members in groups.values()}
+    num_questions = Counter(images)
+    chosen: set[str] = set()
+    for first in sorted(distinct, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
+        if sum(num_questions[name] for name in chosen) >= DISJOINT_TEST_FRACTION * len(images):
+            break
+        chosen |= distinct[first]
+    return chosen
+
+
+def _load_authors(directory: Path, bad_rows: BadRows) -> tuple[list[Example], dict[str, set[str]]]:
+    """Return all rows, and the case addresses of each picture."""
     path = directory / JSON_NAME
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
@@ -54,7 +98,8 @@ def _load_authors(directory: Path, split: str, bad_rows: BadRows) -> list[Exampl
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} is no list of rows")
     present = {p.name for p in (directory / IMAGE_FOLDER).glob("*")}
-    examples = []
+    examples: list[Example] = []
+    cases: dict[str, set[str]] = {}
     for number, row in enumerate(rows):
         with bad_rows.row():
             example = _author_row(directory, number, row)
@@ -62,9 +107,9 @@ def _load_authors(directory: Path, split: str, bad_rows: BadRows) -> list[Exampl
                 raise UserError(
                     f"{path}, row {number}: image {row['image_name']} is not in {IMAGE_FOLDER}"
                 )
-            if split in ("all", example.split):
-                examples.append(example)
-    return examples
+            examples.append(example)
+            cases.setdefault(row["image_name"], set()).add(str(row.get("image_case_url")))
+    return examples, cases
 
 
 def _author_row(directory: Path, number: int, row: Mapping[str, Any]) -> Example:
