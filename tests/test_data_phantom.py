@@ -115,7 +115,7 @@ def test_pictures_are_128_pixels_of_grey(splits):
 def test_names_and_limits_are_checked():
     with pytest.raises(UserError, match=r"unknown data set 'phantm'; did you mean phantom\?"):
         load_examples(SourceConfig(name="phantm", split="test"), seed=0)
-    with pytest.raises(UserError, match="limit=501, but split 'test' has only 500 rows"):
+    with pytest.raises(UserError, match="limit=501, but there are only 500 rows"):
         load_examples(SourceConfig(name="phantom", split="test", limit=501), seed=0)
 
 

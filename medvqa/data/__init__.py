@@ -17,7 +17,16 @@ Loader = Callable[[RowsConfig, int, BadRows], list[Example]]
 log = logging.getLogger(__name__)
 
 # Module names, imported on demand: checking a config never pays for a loader's libraries.
-DATASETS = ("phantom", "vqa_rad", "jsonl")
+DATASETS = (
+    "phantom",
+    "vqa_rad",
+    "slake",
+    "path_vqa",
+    "vqa_med_2019",
+    "robailleo",
+    "imaging_combined",
+    "jsonl",
+)
 
 
 class Pool(NamedTuple):

@@ -16,7 +16,7 @@ def safe_name(name: str) -> str:
         UserError: If it is absolute or climbs out with `..`.
     """
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
         raise UserError(f"image name {name!r} leads out of the data set's folder")
     return str(path)
 

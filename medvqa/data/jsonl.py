@@ -14,6 +14,7 @@ from typing import Any
 
 from medvqa.config import RowsConfig
 from medvqa.data.bad_rows import BadRows
+from medvqa.data.files import file_text
 from medvqa.data.rows import yes_no_type
 from medvqa.example import AnswerType, Example, UserError
 from medvqa.image import ImageFile, image_id
@@ -45,7 +46,7 @@ def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> list[Example]:
     path = _file(Path(config.path), config.split)
     rows: list[Row] = []
     # Not splitlines(): that also breaks at characters which JSON allows inside a text.
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(file_text(path).split("\n"), start=1):
         if line.strip():
             with bad_rows.row():
                 rows.append((number, _row(f"{path}, line {number}", line)))
@@ -71,15 +72,6 @@ def _file(path: Path, split: str) -> Path:
         found = ", ".join(sorted(p.stem for p in path.glob("*.jsonl"))) or "none"
         raise UserError(f"{path} has no {file.name}; splits found: {found}")
     return file
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")  # Windows' editors put a mark in front
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from error
 
 
 def _of_split(path: Path, rows: Sequence[Row], split: str) -> Sequence[Row]:

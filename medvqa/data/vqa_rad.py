@@ -15,10 +15,11 @@ from typing import Any
 
 from medvqa.config import RowsConfig
 from medvqa.data.bad_rows import BadRows
-from medvqa.data.hub import RowImage, load_rows
-from medvqa.data.rows import row_texts, yes_no_type
+from medvqa.data.columns import COLUMNS, column_examples
+from medvqa.data.files import file_text
+from medvqa.data.hub import load_rows
 from medvqa.example import Example, UserError
-from medvqa.image import ImageFile, image_id
+from medvqa.image import ImageFile
 
 HUB_NAME = "flaviagiammarino/vqa-rad"
 JSON_NAME = "VQA_RAD Dataset Public.json"
@@ -92,8 +93,8 @@ def _load_authors(directory: Path, bad_rows: BadRows) -> tuple[list[Example], di
     """Return all rows, and the case addresses of each picture."""
     path = directory / JSON_NAME
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        rows = json.loads(file_text(path))
+    except json.JSONDecodeError as error:
         raise UserError(f"{path} is no JSON: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} is no list of rows")
@@ -140,26 +141,6 @@ def _author_row(directory: Path, number: int, row: Mapping[str, Any]) -> Example
 def _load_hub(
     directory: Path | None, revision: str | None, split: str, bad_rows: BadRows
 ) -> list[Example]:
-    rows = load_rows(
-        HUB_NAME, directory, split=split, revision=revision, columns=("image", "question", "answer")
-    )
-    examples = []
-    for number, row in enumerate(rows):
-        with bad_rows.row():
-            place = f"{directory or HUB_NAME} {split}[{number}]"
-            texts = row_texts(place, row, "question", "answer")
-            image = RowImage(place, rows, number)
-            examples.append(
-                Example(
-                    id=f"{split}-{number}",
-                    images=(image,),
-                    question=texts["question"],
-                    answers=(texts["answer"],),
-                    answer_type=yes_no_type(texts["answer"]),
-                    type_origin="rule",
-                    source="vqa_rad",
-                    split=split,
-                    image_ids=(image_id(image),),
-                )
-            )
-    return examples
+    rows = load_rows(HUB_NAME, directory, split=split, revision=revision, columns=COLUMNS)
+    place = f"{directory or HUB_NAME} {split}"
+    return column_examples(rows, place, bad_rows, source="vqa_rad", split=split)

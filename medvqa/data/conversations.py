@@ -1,0 +1,81 @@
+"""The conversation in a row's cell -> its questions and answers."""
+
+import ast
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from medvqa.example import UserError
+
+ASKS = ("human", "user")
+ANSWERS = ("gpt", "assistant")
+MARKER = re.compile(r"[ \t]*<image>")
+
+
+def turns(place: str, value: object) -> list[tuple[str, str]]:
+    """Return the pairs of question and answer, without `<image>` markers.
+
+    A message is `{from, value}` or `{role, content}`; a content may be a list of parts, of which
+    the texts count. The list may be a text, as JSON or as Python prints it. A system message in
+    front is left out.
+
+    Raises:
+        UserError: Naming the place, if that is no conversation, or a question lacks its answer.
+    """
+    messages = _listed(place, value)
+    said = [_message(f"{place}: message {n}", message) for n, message in enumerate(messages)]
+    if said and said[0][0] == "system":
+        said = said[1:]
+    speakers = [speaker for speaker, _ in said]
+    if not said or any(
+        speaker not in (ANSWERS if n % 2 else ASKS) for n, speaker in enumerate(speakers)
+    ):
+        spoken = ", ".join(speakers) or "nobody"
+        raise UserError(f"{place}: question and answer must take turns; it has {spoken}")
+    if len(said) % 2:
+        raise UserError(f"{place} has no answer to its last question")
+    for n, (_, text) in enumerate(said):
+        if not text:
+            raise UserError(f"{place} has no {'answer' if n % 2 else 'question'} in turn {n // 2}")
+    return [(said[n][1], said[n + 1][1]) for n in range(0, len(said), 2)]
+
+
+def _listed(place: str, value: object) -> list[Any]:
+    if isinstance(value, str):
+        value = _parsed(place, value)
+    if not isinstance(value, list):
+        raise UserError(f"{place} is no list of messages but {type(value).__name__}")
+    return value
+
+
+def _parsed(place: str, text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise UserError(f"{place} is no list of messages: {text!r:.80}") from error
+
+
+def _message(place: str, message: object) -> tuple[str, str]:
+    """Return the speaker and the text."""
+    if not isinstance(message, Mapping):
+        raise UserError(f"{place} is {type(message).__name__}, not {{from, value}}")
+    for speaker, content in (("from", "value"), ("role", "content")):
+        if message.get(speaker) is not None:
+            return str(message[speaker]), _text(place, message.get(content))
+    raise UserError(
+        f"{place} has neither from and value nor role and content; it has {', '.join(message)}"
+    )
+
+
+def _text(place: str, content: object) -> str:
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+        content = "\n".join(part for part in parts if isinstance(part, str))
+    if content is not None and not isinstance(content, str):
+        raise UserError(f"{place} is {type(content).__name__}, not a text: {content!r:.80}")
+    return MARKER.sub("", content or "").strip()
