@@ -15,19 +15,31 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from medvqa.composition import checked, resolved, run_name
+from medvqa.composition import checked, resolved, run_name, sweep_name
 from medvqa.config import Config
 from medvqa.errors import MISTAKES, Refused, explain
 from medvqa.record import run_id
+from medvqa.sweep.launcher import SweepError
 
 log = logging.getLogger("medvqa")
 
 COMMANDS = {
     "train": "train and evaluate; the same as `python train.py` (see `medvqa train --help`)",
+    "status": "show a grid as a table",
+    "resume": "run what is unfinished of a grid",
     "score": "score a predictions file",
     "build-tiny": "build the embedded tiny base model",
 }
-HANDLERS = {"score": "medvqa.score:main_score", "build-tiny": "medvqa.tiny:main_build"}
+HANDLERS = {
+    "status": "medvqa.sweep.commands:main_status",
+    "resume": "medvqa.sweep.commands:main_resume",
+    "score": "medvqa.score:main_score",
+    "build-tiny": "medvqa.tiny:main_build",
+}
+
+
+# Hydra scans `hydra_plugins` on Python's path for launchers.
+PLUGINS = str(Path(__file__).resolve().parent / "plugins")
 
 
 def config_directory() -> str:
@@ -37,9 +49,12 @@ def config_directory() -> str:
 
 
 def register() -> None:
-    """Make schema and resolver known to Hydra."""
+    """Make schema, resolvers and launcher known to Hydra."""
     ConfigStore.instance().store(name="schema", node=Config)
     OmegaConf.register_new_resolver("medvqa.run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("medvqa.sweep_name", sweep_name, replace=True)
+    if PLUGINS not in sys.path:
+        sys.path.append(PLUGINS)
 
 
 @hydra.main(version_base="1.3", config_path=config_directory(), config_name="config")
@@ -102,7 +117,7 @@ def _dispatch(command: str) -> None:
 
 def guarded(action: Callable[[], Any]) -> None:
     """Run the action; a user's mistake becomes one line and exit code 2."""
-    asked_for_traceback = os.environ.get("HYDRA_FULL_ERROR") not in (None, "", "0")
+    before = os.environ.get("HYDRA_FULL_ERROR")
     # Hydra would print its own message and leave; with this it raises, and we speak.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -110,11 +125,17 @@ def guarded(action: Callable[[], Any]) -> None:
     except (Refused, *MISTAKES) as error:
         mistake = error.__cause__ if isinstance(error, Refused) else error
         assert mistake is not None
-        if asked_for_traceback:
+        if before not in (None, "", "0"):
             raise mistake from None
         _fail(explain(mistake), code=2)
+    except SweepError as error:
+        _fail(str(error), code=1)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from the last checkpoint", code=130)
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def _fail(text: str, *, code: int) -> None:

@@ -1,13 +1,16 @@
 """Hydra's composed config -> the typed one, checked before a directory is made or a job starts."""
 
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from medvqa.config import Backend, Config, Device
@@ -37,6 +40,16 @@ def run_name(*, _root_: DictConfig) -> str:
     return "-".join([*parts, f"s{_root_.seed}", run_id(resolved(_root_))[:8]])
 
 
+def sweep_name(*, _root_: DictConfig) -> str:
+    """Return the grid's directory name: the same command gives the same name."""
+    said = [*_root_.hydra.overrides.task]
+    said += [f"{key}={value}" for key, value in (_root_.hydra.sweeper.get("params") or {}).items()]
+    swept = [text.partition("=")[0] for text in said if "," in text or "(" in text]
+    keys = "+".join(re.sub(r"[^A-Za-z0-9_.]", "", key) for key in swept)[:60]
+    digest = hashlib.sha256(json.dumps(sorted(said)).encode()).hexdigest()
+    return f"{keys or 'sweep'}-{digest[:8]}"
+
+
 def checked(cfg: DictConfig) -> Config:
     """Return the typed config.
 
@@ -49,7 +62,12 @@ def checked(cfg: DictConfig) -> Config:
     missing = sorted(OmegaConf.missing_keys(_without_hydra(cfg)))
     if missing:
         raise UserError(f"missing value: give {' '.join(f'{key}=...' for key in missing)}")
-    merged = OmegaConf.merge(OmegaConf.structured(Config), resolved(cfg))
+    return typed(resolved(cfg))
+
+
+def typed(values: Mapping[str, Any]) -> Config:
+    """Return the typed config of plain, resolved values; see `checked` for what it raises."""
+    merged = OmegaConf.merge(OmegaConf.structured(Config), dict(values))
     try:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException:
@@ -92,7 +110,14 @@ class CheckFirst(Callback):
             raise Refused from error
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
-        """Check each cell, and name the one that is refused."""
+        """Check each cell, name the one that is refused, and settle the grid's directory.
+
+        Each cell is composed anew and would otherwise name the directory by its own overrides.
+        """
+        with open_dict(config):
+            directory = str(config.hydra.sweep.dir)
+            config.hydra.sweep.dir = directory
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{directory}'")
         loader = GlobalHydra.instance().config_loader()
         for swept, overrides in cells(config):
             try:

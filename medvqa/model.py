@@ -66,6 +66,13 @@ class LoadedModel:
 
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
 
+    def reset_peak(self) -> None:
+        """Start measuring the peak anew."""
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
     def use_for(self, *, training: bool) -> None:
         """Switch dropout and the backend's kernels between training and generation."""
         if self.backend is Backend.unsloth:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from medvqa.example import UserError
 
@@ -37,18 +37,12 @@ NOT_RESULTS = ("tracking", "fresh")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write so that the file is never seen half written.
+    """Write an object, whole or not at all.
 
     Not-a-number and infinity, which JSON lacks, become strings that `float()` reads back.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(_finite(values), file, indent=2, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    text = json.dumps(_finite(values), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -76,6 +70,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} is damaged: no JSON object; say fresh=true to start over")
     return values
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write so that the file is never seen half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def run_id(config: Mapping[str, Any]) -> str:
@@ -140,26 +145,46 @@ def git_state(directory: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def directory_lock(directory: Path) -> Iterator[None]:
+def directory_lock(directory: Path, *, patience_s: float = 0.0) -> Iterator[None]:
     """Hold the directory for this process; the system lets go of it even after SIGKILL.
 
+    Args:
+        directory: Made if it is not there.
+        patience_s: How long to wait for a process that is about to leave.
+
     Raises:
-        UserError: If another process is writing this run.
+        UserError: If another process is writing there.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience_s
     with (directory / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise UserError(
-                f"{directory} is being written by process {owner}; wait for it"
-            ) from None
+        while not _try_lock(file):
+            if time.monotonic() > deadline:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise UserError(f"{directory} is being written by process {owner}; wait for it")
+            time.sleep(0.1)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def is_locked(directory: Path) -> bool:
+    """Return whether a process is writing there now."""
+    try:
+        with (directory / ".lock").open("r+") as file:
+            return not _try_lock(file)
+    except FileNotFoundError:
+        return False
 
 
 def set_aside(directory: Path) -> Path | None:

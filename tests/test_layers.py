@@ -43,9 +43,11 @@ MAY_IMPORT = {
     "tiny": {*SAMPLES, "model", "collate", "data"},
     "errors": RECORDS,
     "composition": {*RECORDS, "errors", "hardware", "record"},
+    "plugins": {"sweep"},
 }
 # The two that see everything below them.
-MAY_IMPORT["run"] = set(MAY_IMPORT) - {"errors", "composition"}
+MAY_IMPORT["run"] = set(MAY_IMPORT) - {"errors", "composition", "plugins"}
+MAY_IMPORT["sweep"] = {*MAY_IMPORT["run"], "run", "composition", "sweep"} - {"plugins"}
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -14,7 +14,12 @@ from medvqa.curriculum import order_sha256
 from medvqa.record import read_lines
 from tests.conftest import ROOT
 
-SMOKE = ("experiment=smoke", "training.max_steps=12", "training.checkpoint_every=4")
+SMOKE = (
+    "experiment=smoke",
+    "curriculum=open_first",
+    "training.max_steps=12",
+    "training.checkpoint_every=4",
+)
 
 
 def command(directory, *overrides):
@@ -177,7 +182,7 @@ def test_vqa_rad_trains_and_evaluates_on_real_images(shared, tmp_path):
         ("curriculum.stages.0.quota=99999", "quota=99999, but the pool has only 1970 open"),
         ("model.path=/nowhere", "model.path=/nowhere holds no config.json"),
         ("data.split=tain", "phantom has no split 'tain'; it has train, validation"),
-        ("data.limit=5000", "limit=5000, but split 'train' has only 4000 rows"),
+        ("data.limit=5000", "limit=5000, but there are only 4000 rows"),
     ],
 )
 def test_a_mistake_in_the_data_is_one_line_and_exit_code_2(tmp_path, override, message):

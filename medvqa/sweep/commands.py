@@ -1,0 +1,44 @@
+"""`medvqa status` and `medvqa resume`."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from medvqa.sweep.job import State
+from medvqa.sweep.status import counts, read_rows, sweep_json, table, write_summary
+
+
+def main_status(argv: Sequence[str]) -> None:
+    """Show a grid as a table, while it runs and after; also writes summary.csv and summary.json."""
+    parser = argparse.ArgumentParser("medvqa status", description=main_status.__doc__)
+    parser.add_argument("sweep", type=Path, help="a directory below multirun/")
+    parser.add_argument("--watch", action="store_true", help="show it again until nothing runs")
+    options = parser.parse_args(argv)
+
+    from rich.console import Console
+
+    console = Console(width=None if Console().is_terminal else 160)
+    while True:
+        rows = read_rows(options.sweep)
+        write_summary(options.sweep, rows)
+        console.print(table(rows, title=counts(rows)))
+        if not (options.watch and any(row.state == State.running.value for row in rows)):
+            return
+        time.sleep(5)
+
+
+def main_resume(argv: Sequence[str]) -> None:
+    """Run what is unfinished of a grid: the command that began it, once more."""
+    parser = argparse.ArgumentParser("medvqa resume", description=main_resume.__doc__)
+    parser.add_argument("sweep", type=Path, help="a directory below multirun/")
+    parser.add_argument("overrides", nargs="*", help="for example hydra.launcher.slots=[1]")
+    options = parser.parse_args(argv)
+    stored = sweep_json(options.sweep)
+    directory = options.sweep.resolve()
+    arguments = [*stored["arguments"], *options.overrides, f"hydra.sweep.dir='{directory}'"]
+    os.chdir(stored["working_directory"])
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "medvqa.cli", "train", *arguments])

@@ -1,0 +1,136 @@
+"""One cell of a grid: what it is, where it writes, and how it stands."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from medvqa import record
+from medvqa.example import UserError
+
+CONSOLE = "console.log"
+
+
+class State(Enum):
+    """How a job stands."""
+
+    waiting = "waiting"
+    running = "running"
+    finished = "finished"
+    failed = "failed"  # raised, or left with an exit code
+    killed = "killed"  # by a signal; where nobody sent one, the system was out of memory
+    timed_out = "timed_out"
+    interrupted = "interrupted"  # the launcher ended it; the same command goes on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One cell.
+
+    Attributes:
+        number: Position in the grid, from 0.
+        overrides: What the command line says about this cell.
+        config: The resolved config as plain values.
+        run_id: Hash of the config as far as it can change results; a finished run with this
+            id is not done again.
+        sweep: Name that groups the cells in W&B.
+    """
+
+    number: int
+    overrides: tuple[str, ...]
+    directory: Path
+    config: Mapping[str, Any]
+    run_id: str
+    sweep: str
+
+    @property
+    def engine(self) -> str:
+        """Equal for jobs that one loaded model can serve."""
+        keys = {name: self.config[name] for name in ("model", "lora")}
+        return record.run_id(
+            {**keys, "training": self.config["training"]["gradient_checkpointing"]}
+        )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether this very run has been finished before."""
+        stored = run_json(self.directory)
+        return stored.get("state") == record.FINISHED and stored.get("run_id") == self.run_id
+
+    def settings(self) -> dict[str, Any]:
+        """Return what run.json keeps of the command."""
+        return {
+            "config": self.config,
+            "overrides": list(self.overrides),
+            "run_id": self.run_id,
+            "sweep": self.sweep,
+        }
+
+    def write(self) -> None:
+        """Write job.json, which a worker reads."""
+        values = asdict(self) | {"directory": str(self.directory)}
+        record.write_json(self.directory / "job.json", values)
+
+
+def read_job(directory: Path) -> Job:
+    """Return the job that `Job.write` left there."""
+    values = record.read_json(directory / "job.json")
+    if not values:
+        raise UserError(f"{directory} has no job.json")
+    values |= {"directory": directory, "overrides": tuple(values["overrides"])}
+    return Job(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What status.json says about a job; the launcher alone writes it.
+
+    Attributes:
+        slot: GPU index, or "" on a CPU.
+        seconds: Wall time of the last attempt, by a clock that never goes backwards.
+        exit_code: Negative for a signal; None while it runs.
+        error: One line; the job's console.log has all.
+    """
+
+    state: State
+    slot: str = ""
+    pid: int | None = None
+    seconds: float | None = None
+    exit_code: int | None = None
+    error: str | None = None
+
+    def write(self, directory: Path) -> None:
+        """Write status.json."""
+        values = asdict(self) | {"state": self.state.value}
+        record.write_json(directory / "status.json", values)
+
+
+def read_status(directory: Path) -> Status:
+    """Return the job's status; a missing or damaged file counts as waiting.
+
+    Only run.json decides what is done, so nothing is lost with a status.
+    """
+    try:
+        values = record.read_json(directory / "status.json")
+        return Status(**values | {"state": State(values["state"])})
+    except (UserError, KeyError, TypeError, ValueError):
+        return Status(state=State.waiting)
+
+
+def run_json(directory: Path) -> dict[str, Any]:
+    """Return run.json, or an empty record where it is missing or damaged."""
+    try:
+        return record.read_json(directory / "run.json")
+    except UserError:
+        return {}
+
+
+def tail(path: Path, num_lines: int) -> Sequence[str]:
+    """Return the last lines of a log that are not blank."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 20_000))
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    return [line for line in lines if line.strip()][-num_lines:]

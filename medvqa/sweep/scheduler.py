@@ -1,0 +1,221 @@
+"""Jobs on slots: one worker process a slot, each with its own GPU; failures stay where they are."""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medvqa.sweep.job import CONSOLE, Job, State, Status
+
+WORKER = (sys.executable, "-m", "medvqa.sweep.worker")
+PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
+GRACE_S = 20.0  # for a worker to mark its run as interrupted and leave
+POLL_S = 0.2
+# Set by the command line for its own process.
+NOT_INHERITED = ("HYDRA_FULL_ERROR",)
+
+OnChange = Callable[[Job, Status], None]
+
+
+class Worker:
+    """One process that runs jobs for one slot."""
+
+    def __init__(self, slot: str, command: Sequence[str], console: Path) -> None:
+        with console.open("ab") as log:  # until the worker opens each job's own
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=_environment(slot),
+                # Ctrl-C reaches the launcher, which ends the workers in order.
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+        self._buffer = b""
+
+    def start(self, job: Job) -> None:
+        """Send the job; a worker that has died meanwhile shows in `answer`."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{job.directory}\n".encode())
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+
+    def answer(self, timeout_s: float) -> Mapping[str, Any] | None:
+        """Return the worker's answer, `{}` if it died, or None if there is none yet."""
+        assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], timeout_s)[0]:
+            return None
+        chunk = os.read(self._process.stdout.fileno(), 65536)
+        self._buffer += chunk
+        if b"\n" in self._buffer:
+            line, _, self._buffer = self._buffer.partition(b"\n")
+            values: Mapping[str, Any] = json.loads(line)
+            return values
+        return None if chunk else {}
+
+    def exit_code(self) -> int:
+        """Wait for the process to end; negative for a signal."""
+        return self._process.wait()
+
+    def end(self, *, now: bool = False) -> None:
+        """Close the worker; `now` interrupts its job, and kills it if it does not listen."""
+        assert self._process.stdin is not None
+        if now and self._process.poll() is None:
+            self._signal(signal.SIGTERM)
+        try:
+            if not now:
+                self._process.stdin.close()
+            self._process.wait(GRACE_S)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            pass
+        if self._process.poll() is None:
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+
+def _environment(slot: str) -> dict[str, str]:
+    result = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+    # A checkout that is not installed must be found by the worker, too.
+    result["PYTHONPATH"] = os.pathsep.join(filter(None, [PACKAGE_ROOT, result.get("PYTHONPATH")]))
+    if slot:
+        result["CUDA_VISIBLE_DEVICES"] = slot
+    return result
+
+
+@dataclass
+class Scheduler:
+    """Runs jobs on slots.
+
+    Attributes:
+        slots: One worker each: GPU indices, or "" for a slot on the CPU.
+        warm: Whether a worker runs several jobs that one loaded model can serve.
+        timeout_s: Wall time after which a job is ended; None for no limit.
+        fail_fast: Whether the first failure ends the other jobs, which can be gone on with.
+        on_change: Called in the slots' threads whenever a job's status changes.
+        command: Starts a worker.
+    """
+
+    slots: Sequence[str]
+    warm: bool
+    timeout_s: float | None
+    fail_fast: bool
+    on_change: OnChange
+    command: Sequence[str] = WORKER
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, jobs: Sequence[Job]) -> dict[int, Status]:
+        """Return the last status of each job by its number.
+
+        Raises:
+            KeyboardInterrupt: After all workers have ended.
+        """
+        waiting = list(jobs)
+        statuses = {job.number: Status(state=State.waiting) for job in jobs}
+        threads = [
+            threading.Thread(target=self._serve_slot, args=(slot, waiting, statuses))
+            for slot in self.slots
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            while any(thread.is_alive() for thread in threads):
+                time.sleep(POLL_S)
+        except BaseException:
+            self._stop.set()
+            raise
+        finally:
+            for thread in threads:
+                thread.join()
+        return statuses
+
+    def _take(self, waiting: list[Job], engine: str | None) -> Job | None:
+        """Take the next job, if possible one that the slot's loaded model can serve."""
+        with self._lock:
+            if self._stop.is_set() or not waiting:
+                return None
+            same = [job for job in waiting if job.engine == engine] if self.warm else []
+            job = (same or waiting)[0]
+            waiting.remove(job)
+            return job
+
+    def _serve_slot(self, slot: str, waiting: list[Job], statuses: dict[int, Status]) -> None:
+        worker: Worker | None = None
+        engine: str | None = None
+        while job := self._take(waiting, engine):
+            if worker is not None and not (self.warm and job.engine == engine):
+                worker.end()
+                worker = None
+            worker = worker or Worker(slot, self.command, job.directory / CONSOLE)
+            engine = job.engine
+            status, goes_on = self._run_job(worker, slot, job)
+            statuses[job.number] = status
+            if not goes_on:
+                worker.end(now=True)
+                worker = None
+            if self.fail_fast and status.state is not State.finished:
+                self._stop.set()
+        if worker is not None:
+            worker.end()
+
+    def _run_job(self, worker: Worker, slot: str, job: Job) -> tuple[Status, bool]:
+        started = time.monotonic()
+        self.on_change(job, Status(state=State.running, slot=slot, pid=worker.pid))
+        worker.start(job)
+        answer: Mapping[str, Any] | None = None
+        ended: State | None = None
+        while answer is None:
+            answer = worker.answer(POLL_S)
+            if answer is not None or ended is not None:
+                continue
+            if self.timeout_s is not None and time.monotonic() - started > self.timeout_s:
+                ended = State.timed_out
+            elif self._stop.is_set():
+                ended = State.interrupted
+            if ended is not None:
+                worker.end(now=True)
+        code = None if answer and answer["goes_on"] else worker.exit_code()
+        status = Status(
+            slot=slot,
+            pid=worker.pid,
+            seconds=round(time.monotonic() - started, 2),
+            exit_code=code,
+            **_outcome(answer, ended, code, self.timeout_s),
+        )
+        self.on_change(job, status)
+        return status, bool(answer and answer["goes_on"])
+
+
+def _outcome(
+    answer: Mapping[str, Any], ended: State | None, code: int | None, timeout_s: float | None
+) -> dict[str, Any]:
+    if answer and State(answer["state"]) is State.finished:
+        return {"state": State.finished}
+    if ended is State.timed_out:
+        return {"state": ended, "error": f"ran longer than {timeout_s:g} s"}
+    if ended is not None:
+        return {"state": ended, "error": "ended by the launcher"}
+    if answer:
+        return {"state": State(answer["state"]), "error": answer["error"]}
+    assert code is not None
+    if code < 0:
+        name = signal.Signals(-code).name
+        reason = "; was the memory full?" if -code == signal.SIGKILL else ""
+        return {"state": State.killed, "error": f"killed by {name}{reason}"}
+    return {"state": State.failed, "error": f"the process left with exit code {code}"}

@@ -1,0 +1,123 @@
+"""The process that runs jobs: `python -m medvqa.sweep.worker`, directories on stdin.
+
+It answers one JSON line a job on stdout. The job's own output goes to its console.log. When
+stdin ends, the launcher is done or dead, and the worker leaves at once: its run goes on from the
+last checkpoint when the same command comes again.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from medvqa.composition import typed
+from medvqa.example import UserError
+from medvqa.sweep.job import CONSOLE, Job, State, read_job
+
+log = logging.getLogger("medvqa")
+
+RunJob = Callable[[Job], bool]  # whether the process may run another job
+FORMAT = "[%(asctime)s] %(message)s"
+
+
+def serve(run_job: RunJob, commands: IO[str], answers: IO[str]) -> None:
+    """Run the jobs whose directories come as lines, until one fails or the lines end."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    directories: queue.Queue[str] = queue.Queue()
+    busy = threading.Event()
+
+    def listen() -> None:
+        for line in commands:
+            directories.put(line.strip())
+        if busy.is_set():
+            os._exit(1)  # nobody waits for the result
+        directories.put("")
+
+    threading.Thread(target=listen, daemon=True).start()
+    while directory := directories.get():
+        busy.set()
+        state, error, goes_on = _run_one(run_job, Path(directory))
+        busy.clear()
+        answer = {"state": state.value, "error": error, "goes_on": goes_on}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+        if not goes_on:  # what a failed run leaves in memory must not reach the next one
+            break
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _run_one(run_job: RunJob, directory: Path) -> tuple[State, str | None, bool]:
+    with _console(directory / CONSOLE):
+        try:
+            return State.finished, None, run_job(read_job(directory))
+        except KeyboardInterrupt:
+            return State.interrupted, "interrupted", False
+        except UserError as error:
+            sys.stderr.write(f"medvqa: {error}\n")
+            return State.failed, str(error), False
+        except SystemExit as error:
+            return State.failed, f"left with exit code {error.code}", False
+        except BaseException as error:
+            traceback.print_exc()
+            return State.failed, f"{type(error).__name__}: {error}".splitlines()[0], False
+
+
+@contextlib.contextmanager
+def _console(path: Path) -> Iterator[None]:
+    """Send everything that is printed, by libraries in C as well, to the file."""
+    with path.open("a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(FORMAT))
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+class Runner:
+    """Runs one job after another and keeps the base model between them."""
+
+    def __init__(self) -> None:
+        self._models: Any = None
+
+    def __call__(self, job: Job) -> bool:
+        """Run the job as `python train.py` would; return whether its memory was given back."""
+        from medvqa.run import run
+        from medvqa.sweep.warm import WarmModels
+
+        self._models = self._models or WarmModels()
+        run(
+            typed(job.config),
+            directory=job.directory,
+            settings=job.settings(),
+            load=self._models.load,
+        )
+        return bool(self._models.release())
+
+
+def main() -> None:
+    """Take the real stdout for answers; jobs print into their own logs."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    serve(Runner(), sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()
