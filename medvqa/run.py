@@ -85,8 +85,9 @@ class Data:
 
 def load_data(config: DataConfig) -> Data:
     """Load all rows that a run needs; images stay where they are."""
+    training = load_pool(config, seed=config.seed)
     sets = {name: load_pool(source, seed=config.seed) for name, source in config.evaluation.items()}
-    return Data(load_pool(config, seed=config.seed), sets)
+    return Data(training, sets)
 
 
 def prepare(config: Config, data: Data) -> Prepared:
