@@ -27,12 +27,14 @@ class Sample:
         answer_ids: Token ids of the answer and the end of the turn.
         pixel_values: (P, D) patches of all images in order.
         image_grid_thw: (images, 3) patches in time, height, width.
+        image_keys: One an image; equal keys mean equal patches.
     """
 
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
     pixel_values: "torch.Tensor | None"
     image_grid_thw: "torch.Tensor | None"
+    image_keys: tuple[str, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -111,12 +113,13 @@ class Encoder:
             answer_ids=(*answer, tokenizer.eos_token_id),
             pixel_values=torch.cat([values for values, _ in patches]) if patches else None,
             image_grid_thw=torch.stack([grid for _, grid in patches]) if patches else None,
+            image_keys=tuple(map(_image_key, example.images, example.image_ids)),
         )
 
     def _encode_image(
         self, image: ImageSource, image_id: str
     ) -> "tuple[torch.Tensor, torch.Tensor]":
-        key = f"{image.name}:{image_id}"
+        key = _image_key(image, image_id)
         if key in self._patches:
             self._patches.move_to_end(key)
             return self._patches[key]
@@ -163,6 +166,10 @@ class Encoder:
             batch["pixel_values"] = torch.cat(patches)
             batch["image_grid_thw"] = torch.cat(grids)
         return batch
+
+
+def _image_key(image: ImageSource, image_id: str) -> str:
+    return f"{image.name}:{image_id}"
 
 
 def preview(encoder: Encoder, sample: Sample) -> str:

@@ -40,6 +40,19 @@ class Optimizer(Enum):
     adamw = "adamw"
 
 
+class Engine(Enum):
+    """How a step is computed; see `medvqa.engine`.
+
+    `auto` is `fused` on a GPU with the transformers backend, else `plain`. `compiled` adds minutes
+    at the start and pays over thousands of steps.
+    """
+
+    auto = "auto"
+    plain = "plain"
+    fused = "fused"
+    compiled = "compiled"
+
+
 class Schedule(Enum):
     """Shape of the learning rate after the warm-up."""
 
@@ -391,6 +404,8 @@ class TrainingConfig:
         max_steps: Optimiser steps that the stages' shares divide.
         checkpoint_every: Steps between checkpoints; a killed run goes on from the last one.
         gradient_checkpointing: Recompute activations; slower, for when memory is short.
+        fit_micro_batch: On a GPU, compute as much of the effective batch at once as its memory
+            holds, whatever micro_batch_size says; the step stays the same.
     """
 
     max_steps: int = 40
@@ -404,6 +419,8 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     checkpoint_every: int = 50
     gradient_checkpointing: bool = False
+    engine: Engine = Engine.auto
+    fit_micro_batch: bool = True
 
     def __post_init__(self) -> None:
         """Check bounds."""

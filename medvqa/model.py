@@ -45,6 +45,11 @@ class LoadedModel:
         """The adapter's parameters: nothing else takes a gradient."""
         return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
 
+    @property
+    def has_frozen_vision(self) -> bool:
+        """Whether a picture's features stay the same throughout training."""
+        return not any(f".{VISION_TOWER}." in name for name, _ in self.trainable)
+
     def describe(self) -> dict[str, Any]:
         """Return what run.json keeps of the model."""
         trainable = sum(parameter.numel() for _, parameter in self.trainable)
@@ -83,10 +88,12 @@ class LoadedModel:
         self.model.train(training)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Compute in `dtype` on a GPU; the adapter stays in float32, so no update is lost."""
+        """Compute in `dtype` on a GPU where the adapter itself is in float32."""
         import torch
 
         if self.device.type != "cuda" or self.dtype is torch.float32:
+            return nullcontext()
+        if all(parameter.dtype is self.dtype for _, parameter in self.trainable):
             return nullcontext()
         return torch.autocast("cuda", dtype=self.dtype)
 
@@ -292,6 +299,8 @@ def reset_adapter(model: Any, *, seed: int) -> None:
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if "lora_" in name:  # the run before may have computed in bfloat16
+                parameter.data = parameter.data.float()
             if "lora_B" in name:
                 parameter.zero_()
             elif "lora_A" in name:
@@ -325,23 +334,3 @@ def set_pixel_budget(processor: Any, config: ModelConfig) -> None:
 def save_adapter(loaded: LoadedModel, directory: Path) -> None:
     """Write the adapter in PEFT's format; `peft.PeftModel.from_pretrained` loads it back."""
     loaded.model.save_pretrained(str(directory), safe_serialization=True)
-
-
-def adapter_state(loaded: LoadedModel) -> "dict[str, torch.Tensor]":
-    """Return the adapter's tensors on the CPU, by name."""
-    return {name: p.detach().to("cpu", copy=True) for name, p in loaded.trainable}
-
-
-def load_adapter_state(loaded: LoadedModel, state: "dict[str, torch.Tensor]") -> None:
-    """Copy tensors by name into the adapter; every one must be there, and no other."""
-    import torch
-
-    own = dict(loaded.trainable)
-    if own.keys() != state.keys():
-        raise UserError(
-            f"the checkpoint holds {len(state)} adapter tensors, the model has {len(own)}: it was "
-            "written by another model or LoRA configuration; say fresh=true to start over"
-        )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(state[name])

@@ -224,8 +224,12 @@ class JsonLines:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

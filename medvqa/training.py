@@ -8,17 +8,21 @@ otherwise). Shapes: see `medvqa.collate`.
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from medvqa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from medvqa.collate import Encoder, Sample
-from medvqa.config import Optimizer, OptimizerPolicy, TrainingConfig
+from medvqa.config import Backend, Engine, OptimizerPolicy, TrainingConfig
 from medvqa.curriculum import Plan, PlannedStage, learning_rate_factor, order_sha256
-from medvqa.example import Example
-from medvqa.model import LoadedModel, adapter_state, load_adapter_state
+from medvqa.engine import VisionCache, accelerate, answer_loss, compile_layers
+from medvqa.example import Example, UserError
+from medvqa.model import LoadedModel
+from medvqa.optimizer import AdapterOptimizer
 from medvqa.progress import track
 from medvqa.record import JsonLines, read_lines
 
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
+
+VISION_CACHE_BYTES = 4 * 2**30
+AHEAD = 2  # steps whose samples are made ready while one computes
 
 StepCallback = Callable[[Mapping[str, Any]], None]
 StageCallback = Callable[[PlannedStage, int], None]
@@ -38,6 +45,7 @@ class TrainingResult:
     Attributes:
         final_loss: Loss of the last step; `average_loss` is the mean over all steps.
         consumed_sha256: Hash of the ids in the order in which the model saw them.
+        engine: The one really used; `micro_batch_size` is what was computed at once in the end.
         resumed_from_step: 0 if the run was not interrupted.
     """
 
@@ -45,27 +53,88 @@ class TrainingResult:
     final_loss: float
     average_loss: float
     optimizer: str
+    engine: str
+    micro_batch_size: int
     consumed_sha256: str
     resumed_from_step: int
 
 
-def build_optimizer(loaded: LoadedModel, config: TrainingConfig) -> "tuple[Any, str]":
-    """Return the optimiser over the adapter, and the name of the one really used."""
-    import torch
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimiser step whose numbers may still be on their way from the GPU.
 
-    parameters = [p for _, p in loaded.trainable]
-    options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    on_gpu = loaded.device.type == "cuda"
-    if config.optimizer is Optimizer.adamw_8bit and on_gpu:
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError:
-            log.warning("bitsandbytes is not installed: AdamW in 32 bits instead of adamw_8bit")
-        else:
-            return AdamW8bit(parameters, **options), "adamw_8bit (bitsandbytes)"
-    elif config.optimizer is Optimizer.adamw_8bit:
-        log.warning("adamw_8bit needs a GPU: AdamW in 32 bits instead")
-    return torch.optim.AdamW(parameters, fused=on_gpu, **options), "adamw (torch)"
+    Attributes:
+        started: By `time.perf_counter`.
+    """
+
+    number: int
+    stage: str
+    ids: Sequence[str]
+    loss: "torch.Tensor"
+    learning_rate: float
+    grad_norm: "torch.Tensor"
+    num_answer_tokens: int
+    num_tokens: int
+    num_examples: int
+    started: float
+
+    def row(self) -> dict[str, Any]:
+        """Wait for the numbers and return the line of metrics.jsonl."""
+        names = ("learning_rate", "num_answer_tokens", "num_tokens", "num_examples", "stage")
+        return {
+            "step": self.number,
+            "loss": float(self.loss),
+            "grad_norm": float(self.grad_norm),
+            **{name: getattr(self, name) for name in names},
+            "seconds": time.perf_counter() - self.started,
+        }
+
+
+class StepLog:
+    """Writes each step to metrics.jsonl and order.jsonl.
+
+    Reading a loss waits for the GPU, so a step is written while the next one computes.
+    """
+
+    def __init__(self, directory: Path, first_step: int, on_step: StepCallback) -> None:
+        self._metrics = JsonLines(directory / "metrics.jsonl", keep_up_to_step=first_step)
+        self._order = JsonLines(directory / "order.jsonl", keep_up_to_step=first_step)
+        self._on_step = on_step
+        self._waiting: Step | None = None
+
+    def add(self, step: Step) -> None:
+        """Take a step; write the one before, or this one where there is nothing to wait for."""
+        self.flush()
+        self._waiting = step
+        if step.loss.device.type == "cpu":
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is left."""
+        step, self._waiting = self._waiting, None
+        if step is None:
+            return
+        row = step.row()
+        self._metrics.write(row)
+        self._order.write({"step": step.number, "stage": step.stage, "ids": list(step.ids)})
+        self._on_step(row)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+        self._metrics.close()
+        self._order.close()
+
+
+def chosen_engine(wanted: Engine, loaded: LoadedModel) -> Engine:
+    """Return the engine that `auto` stands for; a backend that brings its own stays as it is."""
+    if loaded.backend is Backend.unsloth:
+        return Engine.plain
+    if wanted is Engine.auto:
+        return Engine.fused if loaded.device.type == "cuda" else Engine.plain
+    return wanted
 
 
 class Trainer:
@@ -85,7 +154,25 @@ class Trainer:
         self.config = config
         self.directory = directory
         self.seed = seed
-        self.optimizer, self.optimizer_name = build_optimizer(loaded, config)
+        self.engine = chosen_engine(config.engine, loaded)
+        fused = self.engine is not Engine.plain
+        replaced = accelerate(loaded) if fused else []
+        if self.engine is Engine.compiled:
+            compile_layers(loaded)
+        log.info("engine: %s %s", self.engine.value, ", ".join(replaced))
+        on_gpu = loaded.device.type == "cuda"
+        self.optimizer = AdapterOptimizer(loaded, config, in_compute_type=fused and on_gpu)
+        self._vision: VisionCache | None = None
+        if fused and on_gpu and loaded.has_frozen_vision:
+            self._vision = VisionCache(loaded, max_bytes=VISION_CACHE_BYTES)
+        self._micro_batch_size = config.micro_batch_size
+        if on_gpu and config.fit_micro_batch:
+            self._micro_batch_size = self.batch_size
+
+    @property
+    def batch_size(self) -> int:
+        """Effective batch: examples an optimiser step."""
+        return self.config.micro_batch_size * self.config.accumulation_steps
 
     def train(
         self,
@@ -97,81 +184,138 @@ class Trainer:
     ) -> TrainingResult:
         """Train on the plan and leave a line a step in metrics.jsonl and order.jsonl."""
         first_step = self._resume(plan)
-        metrics = JsonLines(self.directory / "metrics.jsonl", keep_up_to_step=first_step)
-        order = JsonLines(self.directory / "order.jsonl", keep_up_to_step=first_step)
         stage_ends = {stage.first_step + stage.num_steps: stage for stage in plan.stages}
-        with metrics, order:
+        steps = [
+            plan.order[step * self.batch_size : (step + 1) * self.batch_size]
+            for step in range(first_step, plan.num_steps)
+        ]
+        encoded = self._encoded(steps, examples)
+        with StepLog(self.directory, first_step, on_step) as step_log, closing(encoded):
             if first_step in stage_ends:  # killed between a stage's end and its evaluation
                 on_stage_end(stage_ends[first_step], first_step)
-            for step in track(range(first_step, plan.num_steps), description="training"):
-                stage = plan.stage_at(step)
-                if step == stage.first_step > 0 and stage.optimizer is OptimizerPolicy.reset:
-                    self.optimizer, _ = build_optimizer(self.loaded, self.config)
-                batch_size = self.config.micro_batch_size * self.config.accumulation_steps
-                ids = plan.order[step * batch_size : (step + 1) * batch_size]
-                row = self._step(plan, step, [examples[i] for i in ids])
-                metrics.write({**row, "stage": stage.name})
-                order.write({"step": step + 1, "stage": stage.name, "ids": list(ids)})
-                on_step({**row, "stage": stage.name})
-                done = step + 1
+            for number in track(range(first_step, plan.num_steps), description="training"):
+                self._begin_stage(plan.stage_at(number), number)
+                step = self._step(plan, number, steps[number - first_step], next(encoded))
+                step_log.add(step)
+                done = number + 1
                 if done % self.config.checkpoint_every == 0 or done in stage_ends:
+                    step_log.flush()
                     self._save(plan, done)
                 if done in stage_ends:
                     on_stage_end(stage_ends[done], done)
+        if self._vision is not None:
+            self._vision.close()
         return self._result(plan, first_step)
 
-    def _step(self, plan: Plan, step: int, examples: Sequence[Example]) -> dict[str, Any]:
+    def _begin_stage(self, stage: PlannedStage, step: int) -> None:
+        if step == stage.first_step > 0 and stage.optimizer is OptimizerPolicy.reset:
+            self.optimizer.reset()
+
+    def _encoded(
+        self, steps: Sequence[Sequence[str]], examples: Mapping[str, Example]
+    ) -> Generator[list[Sample]]:
+        """Yield each step's samples; on a GPU a thread prepares the next while one computes."""
+
+        def encode(ids: Sequence[str]) -> list[Sample]:
+            return [self.encoder.encode(examples[name]) for name in ids]
+
+        if self.loaded.device.type == "cpu":
+            yield from map(encode, steps)
+            return
+        with ThreadPoolExecutor(1) as thread:
+            ahead = [thread.submit(encode, ids) for ids in steps[:AHEAD]]
+            for number in range(len(steps)):
+                yield ahead.pop(0).result()
+                ahead += [thread.submit(encode, ids) for ids in steps[number + AHEAD :][:1]]
+
+    def _step(
+        self, plan: Plan, number: int, ids: Sequence[str], samples: Sequence[Sample]
+    ) -> "Step":
         import torch
 
         started = time.perf_counter()
-        samples = [self.encoder.encode(example) for example in examples]
         num_answer_tokens = sum(len(sample.answer_ids) for sample in samples)
         factor = learning_rate_factor(
-            plan, step, warmup_steps=self.config.warmup_steps, schedule=self.config.schedule
+            plan, number, warmup_steps=self.config.warmup_steps, schedule=self.config.schedule
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * factor
-        # Dropout depends on the step alone, so a continued run draws what the whole one drew.
-        torch.manual_seed(_step_seed(self.seed, step))
+        learning_rate = self.config.learning_rate * factor
         self.loaded.use_for(training=True)
+        while True:
+            # Dropout depends on the step alone, so a continued run draws what the whole one drew.
+            torch.manual_seed(_step_seed(self.seed, number))
+            try:
+                loss = self._gradients(samples, num_answer_tokens)
+                break
+            except torch.OutOfMemoryError:
+                self._shrink()
+        norm = self.optimizer.step(learning_rate, max_grad_norm=self.config.max_grad_norm)
+        return Step(
+            number=number + 1,
+            stage=plan.stage_at(number).name,
+            ids=ids,
+            loss=loss,
+            learning_rate=learning_rate,
+            grad_norm=norm,
+            num_answer_tokens=num_answer_tokens,
+            num_tokens=sum(sample.num_tokens for sample in samples),
+            num_examples=(number + 1) * len(samples),
+            started=started,
+        )
+
+    def _gradients(self, samples: Sequence[Sample], num_answer_tokens: int) -> "torch.Tensor":
+        import torch
+
         loss = torch.zeros((), device=self.loaded.device)
-        size = self.config.micro_batch_size
-        for start in range(0, len(samples), size):
-            loss += self._backward(samples[start : start + size], num_answer_tokens)
-        parameters = [p for _, p in self.loaded.trainable]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return {
-            "step": step + 1,
-            "loss": float(loss),
-            "learning_rate": self.config.learning_rate * factor,
-            "grad_norm": float(norm),
-            "num_answer_tokens": num_answer_tokens,
-            "num_tokens": sum(sample.num_tokens for sample in samples),
-            "num_examples": (step + 1) * len(samples),
-            "seconds": time.perf_counter() - started,
-        }
+        for start in range(0, len(samples), self._micro_batch_size):
+            micro_batch = samples[start : start + self._micro_batch_size]
+            loss += self._backward(micro_batch, num_answer_tokens)
+        return loss
+
+    def _shrink(self) -> None:
+        """Halve the micro-batch after running out of memory.
+
+        Raises:
+            UserError: If not even one sample fits.
+        """
+        import torch
+
+        self.optimizer.forget_gradients()
+        torch.cuda.empty_cache()
+        if self._micro_batch_size == 1:
+            raise UserError(
+                "one sample does not fit into the GPU's memory; use "
+                "training.gradient_checkpointing=true, model.load_in_4bit=true or a smaller "
+                "model.max_pixels"
+            )
+        self._micro_batch_size = (self._micro_batch_size + 1) // 2
+        log.warning("out of memory: micro-batches of %d from now on", self._micro_batch_size)
 
     def _backward(self, samples: Sequence[Sample], num_answer_tokens: int) -> "torch.Tensor":
         batch = self.encoder.training_batch(samples)
-        batch = {name: tensor.to(self.loaded.device) for name, tensor in batch.items()}
-        with self.loaded.autocast():
-            loss = self.loaded.model(**batch, num_items_in_batch=num_answer_tokens).loss
+        if self.engine is Engine.plain:
+            batch = {name: tensor.to(self.loaded.device) for name, tensor in batch.items()}
+            with self.loaded.autocast():
+                loss = self.loaded.model(**batch, num_items_in_batch=num_answer_tokens).loss
+        else:
+            if self._vision is not None and "pixel_values" in batch:
+                keys = [key for sample in samples for key in sample.image_keys]
+                self._vision.provide(keys, batch["pixel_values"], batch["image_grid_thw"])
+                batch["pixel_values"] = batch["pixel_values"][:0]  # the features stand for them
+            loss = answer_loss(self.loaded, batch, num_answer_tokens)
         loss.backward()
+        self.optimizer.collect()
         detached: torch.Tensor = loss.detach()
         return detached
 
     def _save(self, plan: Plan, step: int) -> None:
-        state = Checkpoint(step, adapter_state(self.loaded), self.optimizer.state_dict())
+        state = Checkpoint(step, self.optimizer.weights(), self.optimizer.state_dict())
         save_checkpoint(state, self.directory / "checkpoints", order_sha256=plan.sha256)
 
     def _resume(self, plan: Plan) -> int:
         saved = load_checkpoint(self.directory / "checkpoints", order_sha256=plan.sha256)
         if saved is None:
             return 0
-        load_adapter_state(self.loaded, saved.adapter)
-        self.optimizer.load_state_dict(saved.optimizer)
+        self.optimizer.load(saved.adapter, saved.optimizer)
         log.info("continuing from step %d of %d", saved.step, plan.num_steps)
         return saved.step
 
@@ -184,7 +328,9 @@ class Trainer:
             num_steps=plan.num_steps,
             final_loss=losses[-1],
             average_loss=sum(losses) / len(losses),
-            optimizer=self.optimizer_name,
+            optimizer=self.optimizer.name,
+            engine=self.engine.value,
+            micro_batch_size=self._micro_batch_size,
             consumed_sha256=digest,
             resumed_from_step=first_step,
         )

@@ -5,9 +5,18 @@ import dataclasses
 import pytest
 import torch
 
-from medvqa.config import CurriculumConfig, Filter, LoraConfig, StageConfig, TrainingConfig
+from medvqa.config import (
+    CurriculumConfig,
+    Engine,
+    Filter,
+    LoraConfig,
+    StageConfig,
+    TrainingConfig,
+)
 from medvqa.curriculum import plan_curriculum
+from medvqa.example import UserError
 from medvqa.model import load_model
+from medvqa.optimizer import AdapterOptimizer
 from medvqa.record import read_lines
 from medvqa.training import Trainer
 from tests.conftest import TINY
@@ -138,3 +147,52 @@ def test_adamw_8bit_without_a_gpu_says_what_is_used(tiny, encoder, phantoms, tmp
     result = train(tiny, encoder, phantoms[:48], tmp_path)
     assert result.optimizer == "adamw (torch)"
     assert "adamw_8bit needs a GPU: AdamW in 32 bits instead" in caplog.text
+
+
+def test_a_checkpoint_of_another_adapter_is_refused(tiny):
+    optimizer = AdapterOptimizer(tiny, BASE, in_compute_type=False)
+    with pytest.raises(UserError, match=r"holds 1 adapter tensors, the model has 56"):
+        optimizer.load({"other": torch.zeros(1)}, optimizer.state_dict())
+
+
+def test_updates_below_bfloat16_are_not_lost(tiny):
+    """The weights behind a bfloat16 adapter add up what each copy alone would round away."""
+    low = dataclasses.replace(tiny, dtype=torch.bfloat16)
+    config = dataclasses.replace(BASE, weight_decay=0.0)
+    optimizer = AdapterOptimizer(low, config, in_compute_type=True)
+    before = optimizer.weights()
+    copies = {name: parameter.detach().clone() for name, parameter in low.trainable}
+    assert {parameter.dtype for parameter in copies.values()} == {torch.bfloat16}
+    for _ in range(20):
+        for _, parameter in low.trainable:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.collect()
+        optimizer.step(1e-5, max_grad_norm=1e9)
+    after = optimizer.weights()
+    name = next(name for name in before if "lora_A" in name)
+    assert torch.allclose(before[name] - after[name], torch.full_like(after[name], 2e-4), rtol=1e-2)
+    assert torch.equal(dict(low.trainable)[name], after[name].bfloat16())
+
+
+def test_micro_batches_add_up_in_full_precision(tiny):
+    low = dataclasses.replace(tiny, dtype=torch.bfloat16)
+    optimizer = AdapterOptimizer(low, BASE, in_compute_type=True)
+    for value in (256.0, 1.0, 1.0):  # in bfloat16, 256 + 1 is 256
+        for _, parameter in low.trainable:
+            parameter.grad = torch.full_like(parameter, value)
+        optimizer.collect()
+    norm = optimizer.step(0.0, max_grad_norm=1e9)
+    num_weights = sum(parameter.numel() for _, parameter in low.trainable)
+    assert norm.item() == pytest.approx(258 * num_weights**0.5, rel=1e-5)
+
+
+def test_engines_train_alike(encoder, phantoms, tmp_path):
+    losses = {}
+    for engine in (Engine.plain, Engine.fused):
+        loaded = load_model(TINY, LoraConfig(rank=4), gradient_checkpointing=False, seed=0)
+        config = dataclasses.replace(BASE, engine=engine)
+        result = train(loaded, encoder, phantoms[:48], tmp_path / engine.value, config=config)
+        assert result.engine == engine.value
+        rows = read_lines(tmp_path / engine.value / "metrics.jsonl")
+        losses[engine] = [row["loss"] for row in rows]
+    assert losses[Engine.fused] == pytest.approx(losses[Engine.plain], rel=1e-3)

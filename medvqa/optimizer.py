@@ -1,0 +1,126 @@
+"""The optimiser over the adapter, with weights in full precision behind those that compute."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from medvqa.config import Optimizer, TrainingConfig
+from medvqa.example import UserError
+from medvqa.model import LoadedModel
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+
+class AdapterOptimizer:
+    """Steps the adapter.
+
+    With `in_compute_type` the adapter computes in the model's type, so that no product needs a
+    cast, while this keeps the weights and sums the gradients in float32: an update far below
+    bfloat16's resolution is not lost (Micikevicius et al., Mixed Precision Training, ICLR 2018).
+
+    Attributes:
+        name: The optimiser really used.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, config: TrainingConfig, *, in_compute_type: bool
+    ) -> None:
+        self._names = [name for name, _ in loaded.trainable]
+        self._computing: list[torch.Tensor] = [parameter for _, parameter in loaded.trainable]
+        self._in_compute_type = in_compute_type
+        self._weights = self._computing
+        if in_compute_type:
+            self._weights = [p.detach().float().clone().requires_grad_() for p in self._computing]
+            for parameter in self._computing:
+                parameter.data = parameter.data.to(loaded.dtype)
+        self._config = config
+        self._on_gpu = loaded.device.type == "cuda"
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the moments."""
+        self._optimizer, self.name = _build(self._weights, self._config, on_gpu=self._on_gpu)
+
+    def collect(self) -> None:
+        """Add a micro-batch's gradients; needed after each backward pass."""
+        if not self._in_compute_type:
+            return
+        for weight, parameter in zip(self._weights, self._computing, strict=True):
+            assert parameter.grad is not None
+            if weight.grad is None:
+                weight.grad = parameter.grad.float()
+            else:
+                weight.grad += parameter.grad
+            parameter.grad = None
+
+    def forget_gradients(self) -> None:
+        """Drop what a step that ran out of memory has left."""
+        for parameter in (*self._weights, *self._computing):
+            parameter.grad = None
+
+    def step(self, learning_rate: float, *, max_grad_norm: float) -> "torch.Tensor":
+        """Clip, step, and return the gradients' norm before clipping, on the device."""
+        import torch
+
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = torch.nn.utils.clip_grad_norm_(self._weights, max_grad_norm)
+        self._optimizer.step()
+        self.forget_gradients()
+        self._copy_to_model()
+        return norm
+
+    def _copy_to_model(self) -> None:
+        import torch
+
+        if self._in_compute_type:
+            with torch.no_grad():
+                torch._foreach_copy_(self._computing, self._weights)
+
+    def weights(self) -> "dict[str, torch.Tensor]":
+        """Return the adapter in full precision on the CPU, by name."""
+        pairs = zip(self._names, self._weights, strict=True)
+        return {name: weight.detach().to("cpu", copy=True) for name, weight in pairs}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the moments."""
+        state: dict[str, Any] = self._optimizer.state_dict()
+        return state
+
+    def load(self, weights: "dict[str, torch.Tensor]", state: dict[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            UserError: If it is of another adapter.
+        """
+        import torch
+
+        if self._names != list(weights) and set(self._names) != set(weights):
+            raise UserError(
+                f"the checkpoint holds {len(weights)} adapter tensors, the model has "
+                f"{len(self._names)}: it was written by another model or LoRA configuration; "
+                "say fresh=true to start over"
+            )
+        with torch.no_grad():
+            for name, weight in zip(self._names, self._weights, strict=True):
+                weight.copy_(weights[name])
+        self._copy_to_model()
+        self._optimizer.load_state_dict(state)
+
+
+def _build(weights: Any, config: TrainingConfig, *, on_gpu: bool) -> tuple[Any, str]:
+    import torch
+
+    options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer is Optimizer.adamw_8bit and on_gpu:
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError:
+            log.warning("bitsandbytes is not installed: AdamW in 32 bits instead of adamw_8bit")
+        else:
+            return AdamW8bit(weights, **options), "adamw_8bit (bitsandbytes)"
+    elif config.optimizer is Optimizer.adamw_8bit:
+        log.warning("adamw_8bit needs a GPU: AdamW in 32 bits instead")
+    return torch.optim.AdamW(weights, fused=on_gpu, **options), "adamw (torch)"
