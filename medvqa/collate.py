@@ -3,6 +3,7 @@
 Shapes: B batch, T tokens, P image patches, D values of a patch.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class Encoder:
         self.max_length_tokens = max_length_tokens
         self._max_cached_images = max_cached_images
         self._patches: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._lock = threading.Lock()  # on a GPU several threads encode
         self._image_token = processor.image_token
         self.image_token_id: int = processor.image_token_id
 
@@ -120,14 +122,17 @@ class Encoder:
         self, image: ImageSource, image_id: str
     ) -> "tuple[torch.Tensor, torch.Tensor]":
         key = _image_key(image, image_id)
-        if key in self._patches:
-            self._patches.move_to_end(key)
-            return self._patches[key]
+        with self._lock:
+            if key in self._patches:
+                self._patches.move_to_end(key)
+                return self._patches[key]
         encoded = self.processor.image_processor(images=[load_rgb(image)], return_tensors="pt")
-        self._patches[key] = (encoded["pixel_values"], encoded["image_grid_thw"][0])
-        if len(self._patches) > self._max_cached_images:
-            self._patches.popitem(last=False)
-        return self._patches[key]
+        patches = (encoded["pixel_values"], encoded["image_grid_thw"][0])
+        with self._lock:
+            self._patches[key] = patches
+            if len(self._patches) > self._max_cached_images:
+                self._patches.popitem(last=False)
+        return patches
 
     def training_batch(self, samples: Sequence[Sample]) -> "dict[str, torch.Tensor]":
         """Return right-padded tensors, (B, T) and patches (P, D); labels on answers only."""

@@ -97,6 +97,14 @@ class OptimizerPolicy(Enum):
     reset = "reset"
 
 
+class Decoding(Enum):
+    """How answers are decoded; `auto` is `shared_prefix` but for Unsloth's kernels."""
+
+    auto = "auto"
+    plain = "plain"
+    shared_prefix = "shared_prefix"
+
+
 class Normalizer(Enum):
     """How text is normalised before exact match and F1; see `medvqa.metrics`."""
 
@@ -479,14 +487,16 @@ class EvaluationConfig:
     """Generation and scoring.
 
     Attributes:
+        batch_size: Questions answered at once; halved when memory runs out.
         zero_shot: Evaluate the base before training, for the baseline row.
         after_each_stage: Evaluate where one stage ends and the next begins (forgetting).
         numeric_tolerance: Relative; 0.05 takes 3.3 cm for 3.4 cm.
         bootstrap_samples: Resamples of the image clusters for the 95 % intervals.
     """
 
-    batch_size: int = 16
+    batch_size: int = 128
     max_new_tokens: int = 32
+    decoding: Decoding = Decoding.auto
     normalizer: Normalizer = Normalizer.squad
     numeric_tolerance: float = 0.05
     bootstrap_samples: int = 2000

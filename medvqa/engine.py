@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VARLEN = "medvqa_varlen"
+FEATURES = "_medvqa_features"
+VISION_CACHE_BYTES = 4 * 2**30
 
 
 def accelerate(loaded: LoadedModel) -> list[str]:
@@ -73,7 +74,6 @@ def _fused_vision_attention(loaded: LoadedModel) -> bool:
     """Attend to all pictures of a batch in one call, each within itself."""
     try:
         from torch.nn.attention.varlen import varlen_attn
-        from transformers import AttentionInterface
     except ImportError:
         return False
     import torch
@@ -95,7 +95,6 @@ def _fused_vision_attention(loaded: LoadedModel) -> bool:
         output = varlen_attn(q, k, v, starts, starts, longest, longest, scale=scaling)
         return output.unsqueeze(0), None  # type: ignore[union-attr]
 
-    AttentionInterface.register(VARLEN, attend)
     tower = getattr(_inner(loaded).model, VISION_TOWER)
     for block in tower.blocks:
         _attend_at_once(block.attn, attend)
@@ -212,6 +211,21 @@ def answer_loss(
     return total / num_answer_tokens
 
 
+def shared_features(loaded: LoadedModel) -> "VisionCache | None":
+    """Return the model's one cache of picture features, for training and answering alike.
+
+    None on a CPU, where a batch's composition changes the last bits and a continued run would no
+    longer equal a whole one; and where the vision tower itself is trained.
+    """
+    if loaded.device.type == "cpu" or not loaded.has_frozen_vision:
+        return None
+    found: VisionCache | None = getattr(loaded.model, FEATURES, None)
+    if found is None:
+        found = VisionCache(loaded, max_bytes=VISION_CACHE_BYTES)
+        setattr(loaded.model, FEATURES, found)
+    return found
+
+
 class VisionCache:
     """Keeps the vision tower's features of the last pictures on the GPU.
 
@@ -230,12 +244,11 @@ class VisionCache:
         self._waiting: Any = None
         self._compute = self._model.get_image_features
         self.num_computed = 0
-        self._model.get_image_features = lambda *args, **kwargs: self._waiting
+        self._model.get_image_features = self._give
 
-    def close(self) -> None:
-        """Give the model its own function back."""
-        self._model.get_image_features = self._compute
-        self._kept.clear()
+    def _give(self, *args: Any, **kwargs: Any) -> Any:
+        waiting, self._waiting = self._waiting, None
+        return self._compute(*args, **kwargs) if waiting is None else waiting
 
     def provide(
         self, keys: Sequence[str], pixel_values: "torch.Tensor", grids: "torch.Tensor"

@@ -78,6 +78,7 @@ class Evaluator:
                     examples,
                     max_new_tokens=self.config.max_new_tokens,
                     batch_size=self.config.batch_size,
+                    decoding=self.config.decoding,
                     description=f"{phase}: answering {name}",
                 )
                 if answers.num_cut:

@@ -9,17 +9,17 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from medvqa.ahead import ahead
 from medvqa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from medvqa.collate import Encoder, Sample
 from medvqa.config import Backend, Engine, OptimizerPolicy, TrainingConfig
 from medvqa.curriculum import Plan, PlannedStage, learning_rate_factor, order_sha256
-from medvqa.engine import VisionCache, accelerate, answer_loss, compile_layers
+from medvqa.engine import accelerate, answer_loss, compile_layers, shared_features
 from medvqa.example import Example, UserError
 from medvqa.model import LoadedModel
 from medvqa.optimizer import AdapterOptimizer
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VISION_CACHE_BYTES = 4 * 2**30
-AHEAD = 2  # steps whose samples are made ready while one computes
+ENCODING_THREADS = 4
 
 StepCallback = Callable[[Mapping[str, Any]], None]
 StageCallback = Callable[[PlannedStage, int], None]
@@ -162,9 +161,7 @@ class Trainer:
         log.info("engine: %s %s", self.engine.value, ", ".join(replaced))
         on_gpu = loaded.device.type == "cuda"
         self.optimizer = AdapterOptimizer(loaded, config, in_compute_type=fused and on_gpu)
-        self._vision: VisionCache | None = None
-        if fused and on_gpu and loaded.has_frozen_vision:
-            self._vision = VisionCache(loaded, max_bytes=VISION_CACHE_BYTES)
+        self._vision = shared_features(loaded) if fused else None
         self._micro_batch_size = config.micro_batch_size
         if on_gpu and config.fit_micro_batch:
             self._micro_batch_size = self.batch_size
@@ -203,8 +200,6 @@ class Trainer:
                     self._save(plan, done)
                 if done in stage_ends:
                     on_stage_end(stage_ends[done], done)
-        if self._vision is not None:
-            self._vision.close()
         return self._result(plan, first_step)
 
     def _begin_stage(self, stage: PlannedStage, step: int) -> None:
@@ -214,19 +209,13 @@ class Trainer:
     def _encoded(
         self, steps: Sequence[Sequence[str]], examples: Mapping[str, Example]
     ) -> Generator[list[Sample]]:
-        """Yield each step's samples; on a GPU a thread prepares the next while one computes."""
+        """Return each step's samples; on a GPU threads make the next ready while one computes."""
 
         def encode(ids: Sequence[str]) -> list[Sample]:
             return [self.encoder.encode(examples[name]) for name in ids]
 
-        if self.loaded.device.type == "cpu":
-            yield from map(encode, steps)
-            return
-        with ThreadPoolExecutor(1) as thread:
-            ahead = [thread.submit(encode, ids) for ids in steps[:AHEAD]]
-            for number in range(len(steps)):
-                yield ahead.pop(0).result()
-                ahead += [thread.submit(encode, ids) for ids in steps[number + AHEAD :][:1]]
+        on_gpu = self.loaded.device.type == "cuda"
+        return ahead(encode, steps, num_threads=ENCODING_THREADS if on_gpu else 0)
 
     def _step(
         self, plan: Plan, number: int, ids: Sequence[str], samples: Sequence[Sample]

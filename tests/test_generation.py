@@ -1,7 +1,11 @@
 """Answers: independent of the batch, in the order of the questions, without the prompt."""
 
 import pytest
+import torch
 
+from medvqa import generation
+from medvqa.config import Decoding
+from medvqa.engine import VisionCache
 from medvqa.generation import generate
 
 
@@ -20,6 +24,39 @@ def test_the_batch_size_changes_no_answer(tiny, encoder, mixed):
     assert len(set(alone.texts)) > 3  # the base says something, and not always the same
     for batch_size in (3, 24):
         assert answer(tiny, encoder, mixed, batch_size=batch_size) == alone
+
+
+def test_a_shared_prefix_changes_no_answer(tiny, encoder, mixed, phantoms):
+    several = [e for e in phantoms if e.images[0].name == phantoms[0].images[0].name]
+    examples = [*mixed, *several]
+    plain = answer(tiny, encoder, examples, decoding=Decoding.plain)
+    shared = answer(tiny, encoder, examples, decoding=Decoding.shared_prefix, batch_size=28)
+    assert (shared.texts, shared.num_cut) == (plain.texts, plain.num_cut)
+    assert (plain.decoding, shared.decoding) == ("plain", "shared_prefix")
+
+
+def test_cached_features_change_no_answer(tiny, encoder, mixed, monkeypatch):
+    expected = answer(tiny, encoder, mixed)
+    cache = VisionCache(tiny, max_bytes=10**8)
+    monkeypatch.setattr(generation, "shared_features", lambda loaded: cache)
+    assert answer(tiny, encoder, mixed) == expected
+    num_computed = cache.num_computed
+    assert answer(tiny, encoder, mixed) == expected
+    assert cache.num_computed == num_computed == len({i.name for e in mixed for i in e.images})
+
+
+def test_a_batch_that_does_not_fit_is_halved(tiny, encoder, mixed, monkeypatch, caplog):
+    expected = answer(tiny, encoder, mixed)
+    real = generation.shared_prefix
+
+    def small(loaded, encoder, samples, max_new_tokens):
+        if len(samples) > 5:
+            raise torch.OutOfMemoryError("the GPU is small")
+        return real(loaded, encoder, samples, max_new_tokens)
+
+    monkeypatch.setattr(generation, "shared_prefix", small)
+    assert answer(tiny, encoder, mixed, batch_size=24) == expected
+    assert "out of memory with 24 questions at once: half of them" in caplog.text
 
 
 def test_answers_come_in_the_order_of_the_questions(tiny, encoder, mixed):

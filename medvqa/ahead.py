@@ -1,0 +1,34 @@
+"""Work that is done by threads before it is asked for."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ahead(
+    function: Callable[[Item], Result], items: Sequence[Item], *, num_threads: int
+) -> Generator[Result]:
+    """Yield the function's results in order; threads compute the next ones meanwhile.
+
+    Without threads each is computed when it is asked for.
+    """
+    if num_threads == 0:
+        yield from map(function, items)
+        return
+    remaining = iter(items)
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(num_threads) as pool:
+        try:
+            for item in remaining:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > num_threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
