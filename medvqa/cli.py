@@ -28,12 +28,16 @@ COMMANDS = {
     "status": "show a grid as a table",
     "resume": "run what is unfinished of a grid",
     "score": "score a predictions file",
+    "export": "write a finished run as an adapter or merged weights, with a model card",
+    "serve": "answer questions over HTTP, as OpenAI's chat completions",
     "build-tiny": "build the embedded tiny base model",
 }
 HANDLERS = {
     "status": "medvqa.sweep.commands:main_status",
     "resume": "medvqa.sweep.commands:main_resume",
     "score": "medvqa.score:main_score",
+    "export": "medvqa.export.command:main_export",
+    "serve": "medvqa.serve.command:main_serve",
     "build-tiny": "medvqa.tiny:main_build",
 }
 
