@@ -67,6 +67,13 @@ def checked(cfg: DictConfig) -> Config:
 
 def typed(values: Mapping[str, Any]) -> Config:
     """Return the typed config of plain, resolved values; see `checked` for what it raises."""
+    config = typed_anywhere(values)
+    check_hardware(config)
+    return config
+
+
+def typed_anywhere(values: Mapping[str, Any]) -> Config:
+    """Return the typed config of a run that may have been trained on another machine."""
     merged = OmegaConf.merge(OmegaConf.structured(Config), dict(values))
     try:
         config = OmegaConf.to_object(merged)
@@ -75,7 +82,6 @@ def typed(values: Mapping[str, Any]) -> Config:
     except ValueError as error:
         raise UserError(str(error)) from error
     assert isinstance(config, Config)
-    check_hardware(config)
     return config
 
 

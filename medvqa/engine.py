@@ -174,7 +174,7 @@ def compile_layers(loaded: LoadedModel) -> None:
 
 
 def _inner(loaded: LoadedModel) -> Any:
-    return loaded.model.get_base_model()
+    return loaded.inner
 
 
 def answer_loss(

@@ -28,13 +28,18 @@ class Answers:
     """Generated texts in the order of the examples.
 
     Attributes:
-        num_cut: Answers that hit `max_new_tokens` before the end of the turn.
+        cut: One an answer: whether it hit `max_new_tokens` before the end of the turn.
         decoding: How they were computed.
     """
 
     texts: tuple[str, ...]
-    num_cut: int
+    cut: tuple[bool, ...]
     decoding: str
+
+    @property
+    def num_cut(self) -> int:
+        """Answers that hit the limit."""
+        return sum(self.cut)
 
 
 def generate(
@@ -67,7 +72,7 @@ def generate(
     decode = shared_prefix if chosen is Decoding.shared_prefix else plain
     tokenizer = encoder.processor.tokenizer
     texts = [""] * len(examples)
-    num_cut = 0
+    cut = [False] * len(examples)
     # Pictures first, so that their questions meet in a batch; the most pictures come first, so
     # that a batch that does not fit into memory fails at the start.
     order = sorted(
@@ -84,11 +89,11 @@ def generate(
         for indices in track(batches, description=description):
             samples = next(encoded)
             new = _within_memory(decode, loaded, encoder, samples, max_new_tokens)
-            num_cut += int((new != tokenizer.eos_token_id).all(dim=1).sum())
+            endless = (new != tokenizer.eos_token_id).all(dim=1).tolist()
             decoded = tokenizer.batch_decode(_ended(new, tokenizer), skip_special_tokens=True)
-            for index, text in zip(indices, decoded, strict=True):
-                texts[index] = text.strip()
-    return Answers(tuple(texts), num_cut, chosen.value)
+            for index, text, is_cut in zip(indices, decoded, endless, strict=True):
+                texts[index], cut[index] = text.strip(), is_cut
+    return Answers(tuple(texts), tuple(cut), chosen.value)
 
 
 def chosen_decoding(wanted: Decoding, loaded: LoadedModel) -> Decoding:
@@ -219,7 +224,7 @@ class _Decoder:
     def __init__(self, loaded: LoadedModel, encoder: Encoder) -> None:
         self._loaded = loaded
         self._encoder = encoder
-        self._inner = loaded.model.get_base_model()
+        self._inner = loaded.inner
         self._cache: Any = None
         self._mask: torch.Tensor  # (B, columns so far)
         self._position: torch.Tensor  # (B, 1), of the next token

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EMBEDDED = {"medvqa/tiny": Path(__file__).parent / "weights" / "tiny"}
+ADAPTER_FILE = "adapter_model.safetensors"
 LANGUAGE_MODEL, VISION_TOWER = "language_model", "visual"
 
 
@@ -30,6 +31,7 @@ class LoadedModel:
     Attributes:
         source: Directory or hub id that the base was loaded from.
         is_quantized: Whether the base's linear layers are stored in 4 bits.
+        is_adapted: Whether PEFT's wrapper is around it; a merged model has none.
     """
 
     model: Any
@@ -39,6 +41,12 @@ class LoadedModel:
     backend: Backend
     source: str
     is_quantized: bool
+    is_adapted: bool = True
+
+    @property
+    def inner(self) -> Any:
+        """The transformers model itself."""
+        return self.model.get_base_model() if self.is_adapted else self.model
 
     @property
     def trainable(self) -> "list[tuple[str, torch.nn.Parameter]]":
@@ -55,7 +63,7 @@ class LoadedModel:
         trainable = sum(parameter.numel() for _, parameter in self.trainable)
         return {
             "source": self.source,
-            "architecture": type(self.model.get_base_model()).__name__,
+            "architecture": type(self.inner).__name__,
             "backend": self.backend.value,
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -138,10 +146,41 @@ def load_model(
     return loaded
 
 
+def load_merged(config: ModelConfig) -> LoadedModel:
+    """Return a model that needs no adapter, by transformers, ready to generate.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    source = model_source(config)
+    loaded = _load_base(config, source)
+    set_pixel_budget(loaded.processor, config)
+    return loaded
+
+
 def _load_transformers(
     config: ModelConfig, lora: LoraConfig, source: str, *, gradient_checkpointing: bool
 ) -> LoadedModel:
     import peft
+
+    loaded = _load_base(config, source)
+    base = loaded.model
+    if gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+        base.enable_input_require_grads()
+    adapter = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules=target_pattern(base, lora),
+    )
+    return replace(loaded, model=peft.get_peft_model(base, adapter), is_adapted=True)
+
+
+def _load_base(config: ModelConfig, source: str) -> LoadedModel:
+    """Return the base alone, frozen."""
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
     from transformers.utils import logging as transformers_logging
@@ -160,26 +199,28 @@ def _load_transformers(
             bnb_4bit_compute_dtype=dtype,
         )
     with _readable_load_errors(source):
-        processor = AutoProcessor.from_pretrained(source, revision=config.revision)
+        # Neither pickles nor code that came with the weights: both could do anything.
+        processor = AutoProcessor.from_pretrained(
+            source, revision=config.revision, trust_remote_code=False
+        )
         base = AutoModelForImageTextToText.from_pretrained(
-            source, revision=config.revision, **options
+            source,
+            revision=config.revision,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **options,
         )
     base.requires_grad_(False)
-    if gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
-        base.enable_input_require_grads()
-    adapter = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        bias="none",
-        task_type="CAUSAL_LM",
-        target_modules=target_pattern(base, lora),
-    )
-    model = peft.get_peft_model(base, adapter)
     quantized = bool(getattr(base, "is_loaded_in_4bit", False))
     return LoadedModel(
-        model, processor, torch.device(device), dtype, config.backend, source, quantized
+        base,
+        processor,
+        torch.device(device),
+        dtype,
+        config.backend,
+        source,
+        quantized,
+        is_adapted=False,
     )
 
 
@@ -334,3 +375,32 @@ def set_pixel_budget(processor: Any, config: ModelConfig) -> None:
 def save_adapter(loaded: LoadedModel, directory: Path) -> None:
     """Write the adapter in PEFT's format; `peft.PeftModel.from_pretrained` loads it back."""
     loaded.model.save_pretrained(str(directory), safe_serialization=True)
+
+
+def load_adapter(loaded: LoadedModel, directory: Path) -> None:
+    """Put a saved adapter into the model's own, in the type in which it was saved.
+
+    Only safetensors are read: a pickle could run code.
+
+    Raises:
+        UserError: If there is none, or it was made for other layers or another rank.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = directory / ADAPTER_FILE
+    try:
+        saved = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the adapter {path}: {error}") from error
+    wanted = {name.replace(".default.", "."): p for name, p in loaded.trainable}
+    differing = wanted.keys() ^ saved.keys() or {
+        name for name, parameter in wanted.items() if parameter.shape != saved[name].shape
+    }
+    if differing:
+        raise UserError(
+            f"{path} does not fit {loaded.source}: {len(differing)} of {len(wanted)} "
+            f"layers differ, first {min(differing)}"
+        )
+    for name, parameter in wanted.items():
+        parameter.data = saved[name].to(loaded.device)

@@ -19,6 +19,12 @@ HEAVY = {
         "PIL",
         "rich",
         "matplotlib",
+        "fastapi",
+        "uvicorn",
+        "starlette",
+        "httpx",
+        "huggingface_hub",
+        "safetensors",
     ),
 }
 RECORDS = {"example", "config"}
@@ -60,10 +66,12 @@ MAY_IMPORT = {
     "tiny": {*SAMPLES, "model", "collate", "data"},
     "errors": RECORDS,
     "composition": {*RECORDS, "errors", "hardware", "record"},
+    "trained": {*RECORDS, "composition", "hardware", "model", "engine", "evaluation", "record"},
+    "serve": {*MODELS, "evaluation", "record", "trained", "serve"},
     "plugins": {"sweep"},
 }
 # The two that see everything below them.
-MAY_IMPORT["run"] = set(MAY_IMPORT) - {"errors", "composition", "plugins"}
+MAY_IMPORT["run"] = set(MAY_IMPORT) - {"errors", "composition", "plugins", "trained", "serve"}
 MAY_IMPORT["sweep"] = {*MAY_IMPORT["run"], "run", "composition", "sweep"} - {"plugins"}
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 FILES = sorted(PACKAGE.rglob("*.py"))
