@@ -28,12 +28,16 @@ COMMANDS = {
     "status": "show a grid as a table",
     "resume": "run what is unfinished of a grid",
     "score": "score a predictions file",
+    "demo": "a page to ask a trained model about images",
+    "mcp": "serve the agent's tool to MCP clients",
     "build-tiny": "build the embedded tiny base model",
 }
 HANDLERS = {
     "status": "medvqa.sweep.commands:main_status",
     "resume": "medvqa.sweep.commands:main_resume",
     "score": "medvqa.score:main_score",
+    "demo": "medvqa.serve.demo:main_demo",
+    "mcp": "medvqa.serve.mcp_server:main_mcp",
     "build-tiny": "medvqa.tiny:main_build",
 }
 

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ MAX_PIXELS = 100_000_000
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 
 
-class ImageTooLarge(UserError):
+class ImageTooLargeError(UserError):
     """More pixels than may be decoded: a bomb, or simply too much."""
 
 
@@ -60,7 +59,7 @@ def image_id(source: ImageSource) -> str:
 
 
 def load_rgb(
-    source: ImageSource, *, formats: Sequence[str] | None = None, max_pixels: int = MAX_PIXELS
+    source: ImageSource, *, formats: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS
 ) -> "Image.Image":
     """Decode to 8-bit RGB, upright.
 
@@ -73,7 +72,7 @@ def load_rgb(
         max_pixels: Above it, the picture is refused by its header, before it is decoded.
 
     Raises:
-        ImageTooLarge: Naming the image, if it is above `max_pixels`.
+        ImageTooLargeError: Naming the image, if it is above `max_pixels`.
         UserError: Naming the image, if it is missing, broken or animated.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -91,7 +90,7 @@ def load_rgb(
     except UserError as error:
         raise type(error)(f"image {source.name} {error}") from None
     except Image.DecompressionBombError:  # Pillow refuses some before we can count
-        raise ImageTooLarge(
+        raise ImageTooLargeError(
             f"image {source.name} has too many pixels; the limit is {max_pixels:,}"
         ) from None
     except UnidentifiedImageError as error:  # its own text is a memory address
@@ -104,7 +103,7 @@ def load_rgb(
 def _check(image: "Image.Image", max_pixels: int) -> None:
     num_pixels = image.width * image.height
     if num_pixels > max_pixels:
-        raise ImageTooLarge(f"has {num_pixels:,} pixels; the limit is {max_pixels:,}")
+        raise ImageTooLargeError(f"has {num_pixels:,} pixels; the limit is {max_pixels:,}")
     num_frames = getattr(image, "n_frames", 1)
     if num_frames > 1:
         raise UserError(f"has {num_frames} frames; save the frame that the question is about")

@@ -1,6 +1,7 @@
 """What an agent sends in place of images, and how a message may name it without a secret."""
 
 from collections.abc import Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 from medvqa.serve.tool_error import ErrorKind, ToolError
@@ -31,8 +32,16 @@ def references(images: Images) -> tuple[list[str], int]:
         raise ToolError(ErrorKind.too_many_images, f"the list has {len(entries)} entries")
     stripped = [(entry or "").strip() for entry in entries]
     kept = [entry for entry in stripped if entry.lower() not in NOTHINGS]
-    # A lone string is one that the agent's framework took out of its list.
     return kept, len(stripped) - len(kept)
+
+
+def listed(images: Any) -> Any:
+    """Return a list of strings where an agent sent one string, or nulls among strings."""
+    if isinstance(images, str):
+        return [images]
+    if isinstance(images, list | tuple):
+        return ["null" if image is None else image for image in images]
+    return images
 
 
 def shown(reference: str) -> str:

@@ -18,6 +18,7 @@ class ErrorKind(Enum):
     endpoint_unreachable = "endpoint_unreachable"
     endpoint_error = "endpoint_error"
     model_refused = "model_refused"
+    invalid_arguments = "invalid_arguments"
     not_configured = "not_configured"
     internal_error = "internal_error"
 
