@@ -59,7 +59,7 @@ def image_id(source: ImageSource) -> str:
 
 
 def load_rgb(
-    source: ImageSource, *, formats: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS
+    source: ImageSource, *, formats: tuple[str, ...] | None = None, max_pixels: int | None = None
 ) -> "Image.Image":
     """Decode to 8-bit RGB, upright.
 
@@ -69,21 +69,23 @@ def load_rgb(
     Args:
         source: Encoded picture.
         formats: Pillow's names of the decoders that may be tried; all if None.
-        max_pixels: Above it, the picture is refused by its header, before it is decoded.
+        max_pixels: Above it, the picture is refused by its header, before it is decoded;
+            `MAX_PIXELS` if None.
 
     Raises:
-        ImageTooLargeError: Naming the image, if it is above `max_pixels`.
+        ImageTooLargeError: Naming the image, if it has more pixels.
         UserError: Naming the image, if it is missing, broken or animated.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     data = source.read()
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
     try:
         with warnings.catch_warnings():
             # Our own limit speaks below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=formats) as image:
-                _check(image, max_pixels)
+                _check(image, limit)
                 image.load()
                 upright = ImageOps.exif_transpose(image)
                 return _to_rgb(upright)
@@ -91,7 +93,7 @@ def load_rgb(
         raise type(error)(f"image {source.name} {error}") from None
     except Image.DecompressionBombError:  # Pillow refuses some before we can count
         raise ImageTooLargeError(
-            f"image {source.name} has too many pixels; the limit is {max_pixels:,}"
+            f"image {source.name} has too many pixels; the limit is {limit:,}"
         ) from None
     except UnidentifiedImageError as error:  # its own text is a memory address
         raise UserError(f"image {source.name} is broken or no image: unknown format") from error

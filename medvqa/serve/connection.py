@@ -5,6 +5,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import httpcore
@@ -32,7 +33,7 @@ def is_public(address: str) -> bool:
     return not is_special and not any(ip in network for network in SPECIAL)
 
 
-def checked_address(host: str, port: int, name: str, trusted: frozenset[str]) -> str:
+def checked_addresses(host: str, port: int, name: str, trusted: frozenset[str]) -> list[str]:
     """Resolve the host; refuse it if any of its addresses is not public.
 
     Raises:
@@ -49,7 +50,7 @@ def checked_address(host: str, port: int, name: str, trusted: frozenset[str]) ->
             ErrorKind.image_not_allowed,
             f"image {name} leads to a private, local or reserved address",
         )
-    return addresses[0]
+    return list(dict.fromkeys(addresses))
 
 
 class DeadlineStream(httpcore.NetworkStream):
@@ -108,11 +109,15 @@ class CheckingBackend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        """Resolve once, check, and connect to the address that was checked."""
-        address = checked_address(host, port, self._name, self._trusted)
-        inner = httpcore.SyncBackend().connect_tcp(
-            address, port, remaining(self._deadline), local_address, socket_options
-        )
+        """Resolve once, check, and connect to the first checked address that answers."""
+        *others, last = checked_addresses(host, port, self._name, self._trusted)
+        connect = httpcore.SyncBackend().connect_tcp
+        for address in others:
+            with suppress(httpcore.ConnectError):
+                timeout = remaining(self._deadline)
+                inner = connect(address, port, timeout, local_address, socket_options)
+                return DeadlineStream(inner, self._deadline)
+        inner = connect(last, port, remaining(self._deadline), local_address, socket_options)
         return DeadlineStream(inner, self._deadline)
 
 

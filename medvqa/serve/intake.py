@@ -140,16 +140,20 @@ class Intake:
                 f"image {shown(reference)} does not begin with data:image/<type>;base64,",
             )
         limit = self._limits.max_image_bytes
-        if (len(reference) - header.end()) // 4 * 3 > limit + 2:
-            raise ToolError(
-                ErrorKind.too_large, f"image {shown(reference)} holds more than {limit:,} bytes"
-            )
+        too_large = ToolError(
+            ErrorKind.too_large, f"image {shown(reference)} holds more than {limit:,} bytes"
+        )
+        if (len(reference) - header.end()) // 4 * 3 > limit + 2:  # up to two are padding
+            raise too_large
         try:
-            return base64.b64decode(reference[header.end() :], validate=True)
+            data = base64.b64decode(reference[header.end() :], validate=True)
         except (binascii.Error, ValueError):  # ValueError: not ASCII
             raise ToolError(
                 ErrorKind.image_unreadable, f"image {shown(reference)} is no valid base64"
             ) from None
+        if len(data) > limit:
+            raise too_large
+        return data
 
     def _decoded(self, name: str, data: bytes) -> ImageBytes:
         try:
