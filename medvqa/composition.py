@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,6 +19,7 @@ from medvqa.example import UserError
 from medvqa.hardware import num_cuda_devices
 from medvqa.record import run_id
 
+Group = TypeVar("Group")
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
@@ -74,15 +75,20 @@ def typed(values: Mapping[str, Any]) -> Config:
 
 def typed_anywhere(values: Mapping[str, Any]) -> Config:
     """Return the typed config of a run that may have been trained on another machine."""
-    merged = OmegaConf.merge(OmegaConf.structured(Config), dict(values))
+    return typed_group(Config, values)
+
+
+def typed_group(schema: type[Group], values: Mapping[str, Any]) -> Group:
+    """Return one dataclass of the schema, or the whole, from plain, resolved values."""
+    merged = OmegaConf.merge(OmegaConf.structured(schema), dict(values))
     try:
-        config = OmegaConf.to_object(merged)
+        group = OmegaConf.to_object(merged)
     except OmegaConfBaseException:
         raise
     except ValueError as error:
         raise UserError(str(error)) from error
-    assert isinstance(config, Config)
-    return config
+    assert isinstance(group, schema)
+    return group
 
 
 def check_hardware(config: Config) -> None:

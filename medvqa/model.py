@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EMBEDDED = {"medvqa/tiny": Path(__file__).parent / "weights" / "tiny"}
-ADAPTER_FILE = "adapter_model.safetensors"
 LANGUAGE_MODEL, VISION_TOWER = "language_model", "visual"
 
 
@@ -63,6 +62,8 @@ class LoadedModel:
         trainable = sum(parameter.numel() for _, parameter in self.trainable)
         return {
             "source": self.source,
+            # Names the weights where the config names no revision; None for a local directory.
+            "commit": getattr(self.inner.config, "_commit_hash", None),
             "architecture": type(self.inner).__name__,
             "backend": self.backend.value,
             "device": str(self.device),
@@ -146,24 +147,12 @@ def load_model(
     return loaded
 
 
-def load_merged(config: ModelConfig) -> LoadedModel:
-    """Return a model that needs no adapter, by transformers, ready to generate.
-
-    Raises:
-        UserError: If it cannot be loaded.
-    """
-    source = model_source(config)
-    loaded = _load_base(config, source)
-    set_pixel_budget(loaded.processor, config)
-    return loaded
-
-
 def _load_transformers(
     config: ModelConfig, lora: LoraConfig, source: str, *, gradient_checkpointing: bool
 ) -> LoadedModel:
     import peft
 
-    loaded = _load_base(config, source)
+    loaded = load_base(config, source)
     base = loaded.model
     if gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -179,8 +168,8 @@ def _load_transformers(
     return replace(loaded, model=peft.get_peft_model(base, adapter), is_adapted=True)
 
 
-def _load_base(config: ModelConfig, source: str) -> LoadedModel:
-    """Return the base alone, frozen."""
+def load_base(config: ModelConfig, source: str) -> LoadedModel:
+    """Return the base alone, frozen, by transformers."""
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
     from transformers.utils import logging as transformers_logging
@@ -198,7 +187,7 @@ def _load_base(config: ModelConfig, source: str) -> LoadedModel:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    with _readable_load_errors(source):
+    with readable_load_errors(source):
         # Neither pickles nor code that came with the weights: both could do anything.
         processor = AutoProcessor.from_pretrained(
             source, revision=config.revision, trust_remote_code=False
@@ -246,7 +235,7 @@ def _load_unsloth(
     device = torch.device("cuda", torch.cuda.current_device())
     dtype = _dtype(config.dtype, "cuda")
     checkpointing: Any = "unsloth" if gradient_checkpointing else False
-    with _readable_load_errors(source):
+    with readable_load_errors(source):
         base, processor = FastVisionModel.from_pretrained(
             source,
             revision=config.revision,
@@ -270,7 +259,8 @@ def _load_unsloth(
 
 
 @contextmanager
-def _readable_load_errors(source: str) -> Iterator[None]:
+def readable_load_errors(source: str) -> Iterator[None]:
+    """Turn the hub's and the disk's errors into one clear line."""
     try:
         yield
     except OSError as error:
@@ -375,32 +365,3 @@ def set_pixel_budget(processor: Any, config: ModelConfig) -> None:
 def save_adapter(loaded: LoadedModel, directory: Path) -> None:
     """Write the adapter in PEFT's format; `peft.PeftModel.from_pretrained` loads it back."""
     loaded.model.save_pretrained(str(directory), safe_serialization=True)
-
-
-def load_adapter(loaded: LoadedModel, directory: Path) -> None:
-    """Put a saved adapter into the model's own, in the type in which it was saved.
-
-    Only safetensors are read: a pickle could run code.
-
-    Raises:
-        UserError: If there is none, or it was made for other layers or another rank.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = directory / ADAPTER_FILE
-    try:
-        saved = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read the adapter {path}: {error}") from error
-    wanted = {name.replace(".default.", "."): p for name, p in loaded.trainable}
-    differing = wanted.keys() ^ saved.keys() or {
-        name for name, parameter in wanted.items() if parameter.shape != saved[name].shape
-    }
-    if differing:
-        raise UserError(
-            f"{path} does not fit {loaded.source}: {len(differing)} of {len(wanted)} "
-            f"layers differ, first {min(differing)}"
-        )
-    for name, parameter in wanted.items():
-        parameter.data = saved[name].to(loaded.device)

@@ -9,13 +9,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from medvqa.composition import typed_anywhere
-from medvqa.config import Backend, Config, Device, Engine, ModelConfig
+from medvqa.composition import typed_anywhere, typed_group
+from medvqa.config import Backend, Device, Engine, EvaluationConfig, LoraConfig, ModelConfig
 from medvqa.evaluation import Evaluation, read_evaluations
 from medvqa.example import UserError
 from medvqa.hardware import num_cuda_devices
-from medvqa.model import ADAPTER_FILE, LoadedModel, load_adapter, load_merged, load_model
+from medvqa.model import LoadedModel, load_model
 from medvqa.record import FINISHED, read_json
+from medvqa.saved import ADAPTER_FILE, load_adapter, load_merged
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +37,15 @@ class Trained:
 
     Attributes:
         name: The run's name, whatever the directory is called now.
-        config: Of the run that trained it.
         values: What run.json or export.json holds.
     """
 
     directory: Path
     kind: Kind
     name: str
-    config: Config
+    model: ModelConfig
+    lora: LoraConfig
+    evaluation: EvaluationConfig
     values: Mapping[str, Any]
 
     @property
@@ -55,17 +57,22 @@ class Trained:
     @property
     def engine(self) -> Engine:
         """How the run computed, which its answers may depend on in the last bit."""
-        return Engine(self.values.get("training", {}).get("engine", Engine.plain.value))
+        return Engine(self.values["training"]["engine"])
+
+    @property
+    def revision(self) -> str | None:
+        """The base's commit, as configured or as the hub's cache named it; None if local."""
+        found = self.model.revision or self.values["model"].get("commit")
+        return None if found is None else str(found)
 
     def evaluations(self) -> list[Evaluation]:
-        """Return what was measured of the run; of a merged model its own scores."""
+        """Return what was measured of it."""
         return read_evaluations(self.directory)
 
-    def adapter_sha256(self) -> str | None:
-        """Return the hash of the adapter's weights, of the one that was merged for a merged one."""
+    def adapter_sha256(self) -> str:
+        """Return the hash of the adapter's weights; for a merged model, of what was merged."""
         if self.adapter is None:
-            recorded = self.values.get("adapter_sha256")
-            return None if recorded is None else str(recorded)
+            return str(self.values["adapter_sha256"])
         return hashlib.sha256((self.adapter / ADAPTER_FILE).read_bytes()).hexdigest()
 
 
@@ -80,7 +87,7 @@ def read_trained(directory: Path) -> Trained:
             trained = read(directory.resolve(), read_json(directory / name))
             _check_whole(trained)
             return trained
-    what = "no such directory" if not directory.is_dir() else "no run.json and no export.json"
+    what = "no run.json and no export.json" if directory.is_dir() else "no such directory"
     raise UserError(f"{directory} is neither a run nor an export: {what}")
 
 
@@ -94,26 +101,32 @@ def _finished_run(directory: Path, values: Mapping[str, Any]) -> Trained:
         )
     config = typed_anywhere(values["config"])
     return Trained(
-        directory=directory, kind=Kind.run, name=directory.name, config=config, values=values
+        directory=directory,
+        kind=Kind.run,
+        name=directory.name,
+        model=config.model,
+        lora=config.lora,
+        evaluation=config.evaluation,
+        values=values,
     )
 
 
 def _export(directory: Path, values: Mapping[str, Any]) -> Trained:
+    config = values["config"]
     return Trained(
         directory=directory,
         kind=Kind(values["kind"]),
         name=str(values["name"]),
-        config=typed_anywhere(values["config"]),
+        model=typed_group(ModelConfig, config["model"]),
+        lora=typed_group(LoraConfig, config["lora"]),
+        evaluation=typed_group(EvaluationConfig, config["evaluation"]),
         values=values,
     )
 
 
 def _check_whole(trained: Trained) -> None:
-    needed = (
-        trained.directory / "config.json"
-        if trained.adapter is None
-        else trained.adapter / ADAPTER_FILE
-    )
+    adapter = trained.adapter
+    needed = trained.directory / "config.json" if adapter is None else adapter / ADAPTER_FILE
     if not needed.is_file():
         raise UserError(f"{trained.directory} is incomplete: no {needed.name}")
 
@@ -134,20 +147,30 @@ def load_trained(
     config = model_config(trained, device=device, base=base)
     if trained.adapter is None:
         return load_merged(config)
-    loaded = load_model(
-        config, trained.config.lora, gradient_checkpointing=False, seed=trained.config.seed
-    )
-    load_adapter(loaded, trained.adapter)
-    if trained.engine is not Engine.plain:
+    loaded = load_with_adapter(trained, config)
+    if trained.engine is not Engine.plain and loaded.backend is Backend.transformers:
         from medvqa.engine import accelerate
 
         accelerate(loaded)
     return loaded
 
 
+def load_with_adapter(trained: Trained, config: ModelConfig) -> LoadedModel:
+    """Return the configured base with the trained adapter on it."""
+    adapter = trained.adapter
+    assert adapter is not None
+    loaded = load_model(config, trained.lora, gradient_checkpointing=False, seed=0)
+    load_adapter(loaded, adapter)
+    return loaded
+
+
 def model_config(trained: Trained, *, device: Device, base: str | None = None) -> ModelConfig:
-    """Return the run's model settings, with what another machine must change, said aloud."""
-    model = trained.config.model
+    """Return the run's model settings, with what another machine must change, said aloud.
+
+    Raises:
+        UserError: If the base is in 4 bits and there is no GPU.
+    """
+    model = trained.model
     if trained.kind is Kind.merged:
         return replace(
             model,

@@ -56,10 +56,10 @@ class Answerer:
     def __init__(self, trained: Trained, loaded: LoadedModel) -> None:
         self.trained = trained
         self._loaded = loaded
-        self._config: EvaluationConfig = trained.config.evaluation
+        self._config: EvaluationConfig = trained.evaluation
         self._encoder = Encoder(
             loaded.processor,
-            max_length_tokens=trained.config.model.max_length_tokens,
+            max_length_tokens=trained.model.max_length_tokens,
             max_cached_images=CACHED_IMAGES,
         )
         vocabulary = loaded.processor.tokenizer.get_added_vocab()
@@ -101,12 +101,12 @@ class Answerer:
 
     def describe(self) -> dict[str, Any]:
         """Return what a page or a health check says of the model."""
-        model = self.trained.config.model
+        model = self.trained.model
         return {
             "name": self.name,
             "kind": self.trained.kind.value,
             "base": model.name,
-            "revision": model.revision,
+            "revision": self.trained.revision,
             "adapter_sha256": self.trained.adapter_sha256(),
             "min_pixels": model.min_pixels,
             "max_pixels": model.max_pixels,
