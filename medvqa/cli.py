@@ -30,6 +30,8 @@ COMMANDS = {
     "score": "score a predictions file",
     "export": "write a finished run as an adapter or merged weights, with a model card",
     "serve": "answer questions over HTTP, as OpenAI's chat completions",
+    "demo": "a page to ask a trained model about images",
+    "mcp": "serve the agent's tool to MCP clients",
     "build-tiny": "build the embedded tiny base model",
 }
 HANDLERS = {
@@ -38,6 +40,8 @@ HANDLERS = {
     "score": "medvqa.score:main_score",
     "export": "medvqa.export.command:main_export",
     "serve": "medvqa.serve.command:main_serve",
+    "demo": "medvqa.serve.demo:main_demo",
+    "mcp": "medvqa.serve.mcp_server:main_mcp",
     "build-tiny": "medvqa.tiny:main_build",
 }
 

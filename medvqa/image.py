@@ -17,6 +17,10 @@ MAX_PIXELS = 100_000_000
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 
 
+class ImageTooLargeError(UserError):
+    """More pixels than may be decoded: a bomb, or simply too much."""
+
+
 @dataclass(frozen=True)
 class ImageFile:
     """An image in a file of its own."""
@@ -54,29 +58,43 @@ def image_id(source: ImageSource) -> str:
     return hashlib.sha256(source.read()).hexdigest()[:16]
 
 
-def load_rgb(source: ImageSource) -> "Image.Image":
+def load_rgb(
+    source: ImageSource, *, formats: tuple[str, ...] | None = None, max_pixels: int | None = None
+) -> "Image.Image":
     """Decode to 8-bit RGB, upright.
 
     More than eight bits are scaled from their own minimum and maximum; transparency falls on
     black, as the background of most radiographs is.
 
+    Args:
+        source: Encoded picture.
+        formats: Pillow's names of the decoders that may be tried; all if None.
+        max_pixels: Above it, the picture is refused by its header, before it is decoded;
+            `MAX_PIXELS` if None.
+
     Raises:
-        UserError: Naming the image, if it is missing, broken, animated or above `MAX_PIXELS`.
+        ImageTooLargeError: Naming the image, if it has more pixels.
+        UserError: Naming the image, if it is missing, broken or animated.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     data = source.read()
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
     try:
         with warnings.catch_warnings():
             # Our own limit speaks below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                _check(image)
+            with Image.open(io.BytesIO(data), formats=formats) as image:
+                _check(image, limit)
                 image.load()
                 upright = ImageOps.exif_transpose(image)
                 return _to_rgb(upright)
     except UserError as error:
-        raise UserError(f"image {source.name} {error}") from None
+        raise type(error)(f"image {source.name} {error}") from None
+    except Image.DecompressionBombError:  # Pillow refuses some before we can count
+        raise ImageTooLargeError(
+            f"image {source.name} has too many pixels; the limit is {limit:,}"
+        ) from None
     except UnidentifiedImageError as error:  # its own text is a memory address
         raise UserError(f"image {source.name} is broken or no image: unknown format") from error
     except Exception as error:  # decoders of broken files raise a dozen unrelated types
@@ -84,13 +102,13 @@ def load_rgb(source: ImageSource) -> "Image.Image":
         raise UserError(f"image {source.name} is broken or no image: {reason}") from error
 
 
-def _check(image: "Image.Image") -> None:
+def _check(image: "Image.Image", max_pixels: int) -> None:
+    num_pixels = image.width * image.height
+    if num_pixels > max_pixels:
+        raise ImageTooLargeError(f"has {num_pixels:,} pixels; the limit is {max_pixels:,}")
     num_frames = getattr(image, "n_frames", 1)
     if num_frames > 1:
         raise UserError(f"has {num_frames} frames; save the frame that the question is about")
-    num_pixels = image.width * image.height
-    if num_pixels > MAX_PIXELS:
-        raise UserError(f"has {num_pixels:,} pixels; the limit is {MAX_PIXELS:,}")
 
 
 def _to_rgb(image: "Image.Image") -> "Image.Image":

@@ -22,7 +22,12 @@ HEAVY = {
         "fastapi",
         "uvicorn",
         "starlette",
+        "pydantic",
         "httpx",
+        "fastmcp",
+        "langchain_core",
+        "langgraph",
+        "gradio",
         "huggingface_hub",
         "safetensors",
     ),
@@ -67,7 +72,7 @@ MAY_IMPORT = {
     "errors": RECORDS,
     "composition": {*RECORDS, "errors", "hardware", "record"},
     "trained": {*RECORDS, "composition", "hardware", "model", "engine", "evaluation", "record"},
-    "serve": {*MODELS, "evaluation", "record", "trained", "serve"},
+    "serve": {*MODELS, "evaluation", "score", "record", "trained", "errors", "serve"},
     "plugins": {"sweep"},
 }
 # The two that see everything below them.
