@@ -1,5 +1,7 @@
 import io
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from medvqa.data import load_examples
 from medvqa.model import LoadedModel, load_model
 
 ROOT = Path(__file__).parents[1]
+SECRET = "s3cret-0f-a-test"
+SECRET_NAMES = ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY")
 TINY = ModelConfig(name="medvqa/tiny", max_pixels=16384, max_length_tokens=512)
 
 
@@ -50,3 +54,26 @@ class PngImage:
         buffer = io.BytesIO()
         Image.fromarray(self.pixels).save(buffer, "PNG")
         return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def vqa_rad_run(shared, tmp_path_factory) -> Path:
+    """A finished run of the tiny model on a few real rows; its answers mean nothing.
+
+    Secrets stand in the environment while it runs, for a test that looks for them.
+    """
+    directory = tmp_path_factory.mktemp("vqa_rad") / "run"
+    overrides = [
+        *("experiment=smoke", "data=vqa_rad", f"data.path={shared / 'data' / 'vqa_rad'}"),
+        *("data.evaluation.test.limit=12", "training.max_steps=2", "evaluation.zero_shot=false"),
+        *("evaluation.after_each_stage=false", "evaluation.bertscore.enabled=false"),
+    ]
+    answer = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), f"hydra.run.dir={directory}", *overrides],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **dict.fromkeys(SECRET_NAMES, SECRET)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    return directory

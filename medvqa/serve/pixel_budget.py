@@ -5,7 +5,7 @@ from typing import Any
 
 from medvqa.config import ModelConfig
 from medvqa.image import ImageBytes, load_rgb
-from medvqa.model import model_source, set_pixel_budget
+from medvqa.saved import load_processor
 
 
 class PixelBudget:
@@ -16,13 +16,7 @@ class PixelBudget:
     """
 
     def __init__(self, model: ModelConfig) -> None:
-        from transformers import AutoProcessor
-
-        processor = AutoProcessor.from_pretrained(
-            model_source(model), revision=model.revision, trust_remote_code=False
-        )
-        set_pixel_budget(processor, model)
-        self._images: Any = processor.image_processor
+        self._images: Any = load_processor(model).image_processor
 
     def resized(self, image: ImageBytes) -> ImageBytes:
         """Return the image as the model sees it, as PNG."""

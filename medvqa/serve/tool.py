@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 NAME = "great_brain_specialist"
 DISCLAIMER = "Research software: this answer is not a diagnosis."
+EMPTY = "(the model gave an empty answer)"
 DESCRIPTION = (
     "Ask a vision-language model trained on medical images a question about one or more images, "
     "for example radiographs, CT or MR slices. It answers with a word or a short phrase. "
@@ -100,7 +101,7 @@ class Specialist:
 
 def rendered(accepted: Accepted, answer: Answer) -> str:
     """Return the text for the agent: the answer, notes, and always the disclaimer."""
-    lines = [answer.text or "(the model gave an empty answer)"]
+    lines = [answer.text or EMPTY]
     if answer.was_cut:
         lines.append("Note: the answer was cut at the limit of tokens.")
     if accepted.num_ignored:
@@ -133,7 +134,7 @@ def build(config: ToolConfig, environment: Mapping[str, str] = os.environ) -> Sp
         return Specialist(intake, InProcess(answerer))
     trained = None if config.run is None else read_trained(Path(config.run))
     wants_budget = trained is not None and config.resize is Resize.tool
-    budget = PixelBudget(trained.config.model) if trained and wants_budget else None
+    budget = PixelBudget(trained.model) if trained and wants_budget else None
     return Specialist(intake, _endpoint(config, trained, environment), budget)
 
 
@@ -141,7 +142,7 @@ def _endpoint(
     config: ToolConfig, trained: Trained | None, environment: Mapping[str, str]
 ) -> Endpoint:
     assert config.base_url is not None and config.model is not None
-    own = DEFAULT_NEW_TOKENS if trained is None else trained.config.evaluation.max_new_tokens
+    own = DEFAULT_NEW_TOKENS if trained is None else trained.evaluation.max_new_tokens
     return Endpoint(
         base_url=config.base_url,
         model=config.model,

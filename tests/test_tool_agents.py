@@ -1,0 +1,378 @@
+"""The tool at work: a LangGraph agent and MCP clients get answers about a VQA-RAD image."""
+
+import asyncio
+import base64
+import json
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from fastmcp import Client
+from fastmcp.client.transports import StdioTransport
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode, tools_condition
+
+from medvqa.example import UserError
+from medvqa.image import ImageBytes
+from medvqa.prompt import INSTRUCTION, user_message
+from medvqa.record import read_lines
+from medvqa.serve.answering import Answerer, Question
+from medvqa.serve.langchain_tool import langchain_tool
+from medvqa.serve.tool import DISCLAIMER, EMPTY, NAME, build
+from medvqa.serve.tool_config import ToolConfig
+from tests.conftest import ROOT, SECRET
+from tests.loopback import body, served
+
+pytestmark = pytest.mark.slow
+# Stands for a library that prints while it is imported and while it works.
+NOISY = """
+import os, sys
+import medvqa.serve.answering as answering
+original = answering.Answerer.answer
+def answer(*arguments):
+    os.write(1, b"noise below Python\\n")
+    print("noise", flush=True)
+    return original(*arguments)
+answering.Answerer.answer = answer
+load = answering.load_trained
+def noisy(*arguments, **options):
+    os.write(1, b"noise at the start\\n")
+    print("noise", flush=True)
+    return load(*arguments, **options)
+answering.load_trained = noisy
+"""
+
+
+@pytest.fixture(scope="module")
+def images(shared) -> Path:
+    return shared / "data" / "vqa_rad"
+
+
+@pytest.fixture(scope="module")
+def specialist(vqa_rad_run, images):
+    return build(ToolConfig(run=str(vqa_rad_run), allowed_roots=[str(images)]))
+
+
+@pytest.fixture(scope="module")
+def asked(vqa_rad_run):
+    """A test question with the evaluator's own answer."""
+    return read_lines(vqa_rad_run / "evaluation" / "final" / "test" / "predictions.jsonl")
+
+
+def path_of(row) -> str:
+    return f"VQA_RAD Image Folder/{row['cluster']}"
+
+
+def answer_of(text: str) -> str:
+    *_, last = text.splitlines()
+    assert last == DISCLAIMER
+    first = text.partition("\n")[0]
+    return "" if first == EMPTY else first
+
+
+def test_the_tool_answers_as_the_evaluator_did(specialist, asked):
+    for row in asked:
+        text = specialist.great_brain_specialist(row["question"], [path_of(row)])
+        assert answer_of(text) == row["prediction"]
+
+
+def test_several_images_answer_one_question_and_no_image_is_said(specialist, asked):
+    first, second = path_of(asked[0]), path_of(asked[-1])
+    two = specialist.great_brain_specialist("Which one is brighter?", [first, second, "None"])
+    assert "2 images were used" in two
+    assert "1 empty image reference(s)" in two
+    none = specialist.great_brain_specialist("What is a pneumothorax?", None)
+    assert "no image was used" in none
+    assert none == specialist.great_brain_specialist("What is a pneumothorax?", [])
+
+
+def test_an_image_that_is_refused_is_never_left_out_in_silence(specialist, asked):
+    text = specialist.great_brain_specialist("Is it so?", [path_of(asked[0]), "/etc/passwd"])
+    assert text.startswith("[image_not_allowed] ")
+
+
+def test_more_tokens_than_the_model_takes_are_a_readable_refusal(specialist, asked):
+    text = specialist.great_brain_specialist("why? " * 700, [path_of(asked[0])])
+    assert text.startswith("[model_refused] ")
+    assert "max_length_tokens" in text
+
+
+class ScriptedModel(BaseChatModel):
+    """A chat model that calls the tool once, then repeats what the tool said."""
+
+    arguments: dict
+
+    @property
+    def _llm_type(self) -> str:
+        return "scripted"
+
+    def bind_tools(self, tools, **_):
+        assert [tool.name for tool in tools] == [NAME]
+        return self
+
+    def _generate(self, messages, stop=None, run_manager=None, **_):
+        if isinstance(messages[-1], ToolMessage):
+            message = AIMessage(content=f"The specialist says: {messages[-1].content}")
+        else:
+            call = {"name": NAME, "args": self.arguments, "id": "call-1"}
+            message = AIMessage(content="", tool_calls=[call])
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def agent_says(specialist, arguments) -> str:
+    tool = langchain_tool(specialist)
+    model = ScriptedModel(arguments=arguments).bind_tools([tool])
+    graph = StateGraph(MessagesState)
+    graph.add_node("model", lambda state: {"messages": [model.invoke(state["messages"])]})
+    graph.add_node("tools", ToolNode([tool]))
+    graph.add_edge(START, "model")
+    graph.add_conditional_edges("model", tools_condition)
+    graph.add_edge("tools", "model")
+    messages = graph.compile().invoke({"messages": [HumanMessage("What do you see?")]})["messages"]
+    assert [type(message).__name__ for message in messages] == [
+        *("HumanMessage", "AIMessage", "ToolMessage", "AIMessage")
+    ]
+    return messages[-1].text.removeprefix("The specialist says: ")
+
+
+def test_a_langgraph_agent_answers_about_a_vqa_rad_image(specialist, asked):
+    row = asked[0]
+    text = agent_says(specialist, {"query": row["question"], "images": [path_of(row)]})
+    assert answer_of(text) == row["prediction"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "begin"),
+    [
+        ({"query": "What?", "images": ["/etc/passwd"]}, "[image_not_allowed] "),
+        ({"query": "What?", "images": {"a": 1}}, "[invalid_arguments] check images"),
+        ({"images": []}, "[invalid_arguments] check query"),
+    ],
+)
+def test_a_langgraph_agent_reads_an_error_as_text(specialist, arguments, begin):
+    assert agent_says(specialist, arguments).startswith(begin)
+
+
+def test_a_langgraph_agent_may_send_null_or_none_for_an_image(specialist):
+    for nothing in ("None", [None], ["null", ""], None, []):
+        text = agent_says(specialist, {"query": "What?", "images": nothing})
+        assert "no image was used" in text
+
+
+MAIN = "import sys; sys.argv[0] = 'medvqa'; import medvqa.cli as c; c.main()"
+
+
+def command(*arguments: str, before: str = "") -> list[str]:
+    return [sys.executable, "-c", f"{before}\n{MAIN}", "mcp", *arguments]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+async def call(client: Client, **arguments) -> str:
+    result = await client.call_tool(NAME, arguments)
+    return result.content[0].text
+
+
+def test_an_mcp_client_over_stdio_gets_the_evaluators_answer(vqa_rad_run, images, asked, tmp_path):
+    config = tmp_path / "tool.yaml"
+    config.write_text(f"run: {vqa_rad_run}\nallowed_roots: [{images}]\n", encoding="utf-8")
+    log = tmp_path / "stderr"
+    program, *arguments = command("--config", str(config))
+    transport = StdioTransport(program, arguments, env=environment(), log_file=log)
+
+    async def session():
+        async with Client(transport, timeout=120) as client:
+            row = asked[0]
+            return await client.list_tools(), [
+                await call(client, query=row["question"], images=[path_of(row)]),
+                await call(client, query="What?", images=["None", None, ""]),
+                await call(client, query="What?", images=["../../etc/passwd"]),
+            ]
+
+    (tool,), (answer, without, refused) = asyncio.run(session())
+    assert tool.name == NAME
+    assert "not a diagnosis" in tool.description
+    assert set(tool.input_schema["properties"]) == {"query", "images"}
+    assert answer_of(answer) == asked[0]["prediction"]
+    assert "no image was used" in without
+    assert refused.startswith("[image_not_allowed] ")
+    assert "Traceback" not in log.read_text(encoding="utf-8")
+
+
+def test_what_libraries_print_does_not_get_between_the_lines_of_the_protocol(vqa_rad_run):
+    def message(number: int, method: str, **params) -> str:
+        return json.dumps({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
+
+    lines = [
+        message(
+            1,
+            "initialize",
+            protocolVersion="2025-06-18",
+            capabilities={},
+            clientInfo={"name": "test", "version": "1"},
+        ),
+        json.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"}),
+        message(2, "tools/call", name=NAME, arguments={"query": "What?"}),
+    ]
+    process = subprocess.Popen(
+        command(f"run={vqa_rad_run}", before=NOISY),
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdin.write("\n".join(lines) + "\n")
+    process.stdin.flush()
+    answers = [json.loads(process.stdout.readline()) for _ in range(2)]
+    rest, log = process.communicate(timeout=60)
+    assert [answer["id"] for answer in answers] == [1, 2]
+    assert DISCLAIMER in answers[1]["result"]["content"][0]["text"]
+    assert rest == ""
+    assert log.count("noise at the start") == log.count("noise below Python") == 1
+
+
+@contextmanager
+def openai_endpoint(answerer: Answerer):
+    """An endpoint that answers as `/v1/chat/completions` does, with the run in this process."""
+
+    def respond(handler):
+        request = json.loads(handler.server.requests[-1][2])
+        (message,) = request["messages"]
+        *pictures, text = message["content"]
+        urls = [picture["image_url"]["url"] for picture in pictures]
+        data = [base64.b64decode(url.partition(",")[2]) for url in urls]
+        question = Question(
+            text=text["text"].removesuffix(f"\n{INSTRUCTION}"),
+            images=tuple(ImageBytes("image", png) for png in data),
+        )
+        (answer,) = answerer.answer([question])
+        choice = {
+            "message": {"role": "assistant", "content": f" {answer.text}\n"},
+            "finish_reason": "length" if answer.was_cut else "stop",
+        }
+        body(json.dumps({"choices": [choice]}).encode())(handler)
+
+    with served(respond) as server:
+        yield server
+
+
+@contextmanager
+def mcp_over_http(*arguments: str, **more: str):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        command("--http", "--port", str(port), *arguments),
+        env=environment(**more),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, log = process.communicate(timeout=30)
+        assert SECRET not in log
+
+
+def test_an_mcp_client_over_http_gets_the_same_answer_from_an_endpoint(vqa_rad_run, images, asked):
+    answerer = Answerer.of_run(vqa_rad_run)
+    with openai_endpoint(answerer) as endpoint:
+        arguments = [
+            *("service=openai", "model=the-model", "api_key_env=OPENAI_API_KEY"),
+            *(f"base_url=http://127.0.0.1:{endpoint.port}/v1", f"run={vqa_rad_run}"),
+            f"allowed_roots=[{images}]",
+        ]
+        with mcp_over_http(*arguments, OPENAI_API_KEY=SECRET) as port:
+
+            async def session():
+                async with Client(f"http://127.0.0.1:{port}/mcp", timeout=60) as client:
+                    return [
+                        await call(client, query=row["question"], images=[path_of(row)])
+                        for row in asked
+                    ]
+
+            texts = asyncio.run(session())
+            # A page whose host's name leads here, as in DNS rebinding.
+            stranger = httpx.post(
+                f"http://127.0.0.1:{port}/mcp", headers={"Host": "evil.example"}, json={}
+            )
+            assert 400 <= stranger.status_code < 500
+        assert [answer_of(text) for text in texts] == [row["prediction"] for row in asked]
+        path, headers, sent = endpoint.requests[0]
+        request = json.loads(sent)
+        assert path == "/v1/chat/completions"
+        assert headers["Authorization"] == f"Bearer {SECRET}"
+        assert (request["model"], request["temperature"]) == ("the-model", 0)
+        assert request["max_tokens"] == answerer.max_new_tokens
+        (part,) = user_message(asked[0]["question"], num_images=0)["content"]
+        assert request["messages"][0]["content"][-1] == part
+
+
+def test_the_plain_function_takes_its_config_from_the_environment(vqa_rad_run, tmp_path):
+    config = tmp_path / "tool.yaml"
+    program = (
+        "from medvqa.serve.tool import great_brain_specialist as ask\n"
+        "print(ask('What?')); print(ask('', []))"
+    )
+
+    def said(place: Path) -> str:
+        return subprocess.run(
+            [sys.executable, "-c", program],
+            env=environment(MEDVQA_TOOL=str(place)),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    assert said(config).startswith("[not_configured] no config ")
+    config.write_text(f"run: {vqa_rad_run}\n", encoding="utf-8")
+    text = said(config)
+    assert DISCLAIMER in text
+    assert text.splitlines()[-1] == "[query_empty] ask a question"
+
+
+def test_no_secret_of_the_environment_is_in_any_file_of_a_run(vqa_rad_run):
+    files = [path for path in vqa_rad_run.rglob("*") if path.is_file()]
+    assert any(path.name == "run.json" for path in files)
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt", "pytorch_model.bin"])
+def test_a_pickled_adapter_is_refused_and_not_opened(vqa_rad_run, tmp_path, name):
+    copy = shutil.copytree(vqa_rad_run, tmp_path / "run")
+    (copy / "adapter" / "adapter_model.safetensors").unlink()
+    trap = tmp_path / "trap"
+
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (trap,))
+
+    (copy / "adapter" / name).write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(UserError, match=r"incomplete: no adapter_model\.safetensors"):
+        Answerer.of_run(copy)
+    # A pickle under the name of a safetensors file is no safetensors file.
+    (copy / "adapter" / name).rename(copy / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="cannot read the adapter"):
+        Answerer.of_run(copy)
+    assert not trap.exists()
