@@ -35,7 +35,8 @@ from medvqa.serve.answering import Answerer, Question
 from medvqa.serve.tool import DISCLAIMER, EMPTY, build
 from medvqa.serve.tool_config import Service, ToolConfig
 
-STEPS = 60
+# Enough to change nearly every answer, too little for the same answer to all questions.
+STEPS, LEARNING_RATE = 30, 3e-4
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def train(run: Path, data: str) -> None:
     """Train the tiny model on VQA-RAD and evaluate it on all test questions."""
     call(
         *("train.py", f"hydra.run.dir={run}", "data=vqa_rad", f"data.path={data}"),
-        *("tracking=disabled", f"training.max_steps={STEPS}", "evaluation.after_each_stage=false"),
+        *(f"training.max_steps={STEPS}", f"training.learning_rate={LEARNING_RATE}"),
+        *("tracking=disabled", "evaluation.after_each_stage=false"),
         "evaluation.bootstrap_samples=200",
     )
 
