@@ -37,6 +37,7 @@ from medvqa.serve.tool_config import Service, ToolConfig
 
 # Enough to change nearly every answer, too little for the same answer to all questions.
 STEPS, LEARNING_RATE = 30, 3e-4
+MIN_DIFFERENT_ANSWERS = 5  # below it, equal answers show nothing
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,13 @@ def main() -> None:
     options.out.write_text(json.dumps(result, indent=2) + "\n")
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
     counts = dict(result["equal_to_the_evaluator"])
-    counts.pop("base_without_adapter")
-    sys.exit(any(count < result["num_questions"] for count in counts.values()))
+    num_questions = result["num_questions"]
+    if (
+        counts.pop("base_without_adapter") > num_questions / 2
+        or result["num_different_answers"] < 5
+    ):
+        sys.exit("the run's answers are too few or too close to the base's to show anything")
+    sys.exit(any(count < num_questions for count in counts.values()))
 
 
 if __name__ == "__main__":
