@@ -29,11 +29,13 @@ class Answers:
 
     Attributes:
         cut: One an answer: whether it hit `max_new_tokens` before the end of the turn.
+        num_tokens: One an answer: new tokens, the end of the turn included.
         decoding: How they were computed.
     """
 
     texts: tuple[str, ...]
     cut: tuple[bool, ...]
+    num_tokens: tuple[int, ...]
     decoding: str
 
     @property
@@ -72,7 +74,7 @@ def generate(
     decode = shared_prefix if chosen is Decoding.shared_prefix else plain
     tokenizer = encoder.processor.tokenizer
     texts = [""] * len(examples)
-    cut = [False] * len(examples)
+    cut, num_tokens = [False] * len(examples), [0] * len(examples)
     # Pictures first, so that their questions meet in a batch; the most pictures come first, so
     # that a batch that does not fit into memory fails at the start.
     order = sorted(
@@ -90,10 +92,12 @@ def generate(
             samples = next(encoded)
             new = _within_memory(decode, loaded, encoder, samples, max_new_tokens)
             endless = (new != tokenizer.eos_token_id).all(dim=1).tolist()
-            decoded = tokenizer.batch_decode(_ended(new, tokenizer), skip_special_tokens=True)
-            for index, text, is_cut in zip(indices, decoded, endless, strict=True):
+            ended = _ended(new, tokenizer)
+            decoded = tokenizer.batch_decode(ended, skip_special_tokens=True)
+            for index, text, is_cut, row in zip(indices, decoded, endless, ended, strict=True):
                 texts[index], cut[index] = text.strip(), is_cut
-    return Answers(tuple(texts), tuple(cut), chosen.value)
+                num_tokens[index] = len(row) + (not is_cut)
+    return Answers(tuple(texts), tuple(cut), tuple(num_tokens), chosen.value)
 
 
 def chosen_decoding(wanted: Decoding, loaded: LoadedModel) -> Decoding:

@@ -71,12 +71,26 @@ MAY_IMPORT = {
     "tiny": {*SAMPLES, "model", "collate", "data"},
     "errors": RECORDS,
     "composition": {*RECORDS, "errors", "hardware", "record"},
-    "trained": {*RECORDS, "composition", "hardware", "model", "engine", "evaluation", "record"},
-    "serve": {*MODELS, "evaluation", "score", "record", "trained", "errors", "serve"},
+    "saved": {*SAMPLES, "model"},
+    "trained": {
+        *(*RECORDS, "composition", "hardware", "model", "saved"),
+        *("engine", "evaluation", "record"),
+    },
+    "vllm": {*RECORDS, "trained"},
+    "serve": {
+        *(*MODELS, "evaluation", "score", "record", "saved", "trained", "vllm", "errors"),
+        "serve",
+    },
     "plugins": {"sweep"},
 }
-# The two that see everything below them.
-MAY_IMPORT["run"] = set(MAY_IMPORT) - {"errors", "composition", "plugins", "trained", "serve"}
+# Those that see everything below them.
+MAY_IMPORT["run"] = set(MAY_IMPORT) - {
+    *("errors", "composition", "plugins", "trained", "saved", "vllm", "serve"),
+}
+MAY_IMPORT["export"] = {
+    *(*MODELS, "data", "evaluation", "score", "record", "saved", "composition"),
+    *("run", "trained", "vllm", "export"),
+}
 MAY_IMPORT["sweep"] = {*MAY_IMPORT["run"], "run", "composition", "sweep"} - {"plugins"}
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -129,7 +129,7 @@ def _results(trained: Trained, evaluations: Sequence[Evaluation]) -> Iterator[st
         yield "This run had no evaluation set: nothing is known about its answers."
         return
     for name in names:
-        shown = [e for e in evaluations if e.set_name == name and e.phase in PHASES]
+        shown = [e for p in PHASES for e in evaluations if (e.set_name, e.phase) == (name, p)]
         columns = [m for m in SHOWN if any(m in s for e in shown for s in e.summary.values())]
         rows = [
             [PHASES[e.phase], group, *(cell(e.summary[group].get(metric)) for metric in columns)]

@@ -68,13 +68,11 @@ def export(wanted: Wanted) -> Path:
     check_target(wanted.target)
     if wanted.repository is not None:
         outside.require_token()
-    converter = outside.find_converter(wanted.converter) if wanted.gguf_type else None
+    if wanted.gguf_type is not None:
+        wanted = replace(wanted, converter=outside.find_converter(wanted.converter))
     write = _write_merged if wanted.is_merged else _write_adapter
     with new_directory(wanted.target) as directory:
         write(trained, wanted, directory)
-        if converter is not None:
-            assert wanted.gguf_type is not None
-            outside.convert(converter, directory, gguf_type=wanted.gguf_type, name=trained.name)
     if wanted.repository is not None:
         address = outside.push(wanted.target, wanted.repository, is_public=wanted.is_public)
         log.info("pushed to %s", address)
@@ -105,6 +103,8 @@ def _write_merged(trained: Trained, wanted: Wanted, directory: Path) -> None:
     sets = _evaluation_sets(run_config, trained.values["data"])
     prompts = next(iter(sets.values()), None) or _phantoms()
     check = merge(trained, config, prompts, directory)
+    if wanted.gguf_type is not None and wanted.converter is not None:
+        outside.convert(wanted.converter, directory, gguf_type=wanted.gguf_type, name=trained.name)
     found = reevaluate(trained, run_config, load_saved(config, directory), sets)
     merge_values = {
         **asdict(check),

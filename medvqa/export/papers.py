@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from medvqa import __version__
+import medvqa
 from medvqa.evaluation import Evaluation
 from medvqa.trained import Kind, Trained
 
@@ -25,7 +25,7 @@ def papers(
     return {
         "kind": kind.value,
         "name": trained.name,
-        "medvqa": __version__,
+        "medvqa": medvqa.__version__,
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
         "trained": values["ended"],
         "run_id": values["run_id"],

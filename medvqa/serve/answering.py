@@ -40,11 +40,13 @@ class Answer:
     Attributes:
         num_images: Pictures that it was shown.
         was_cut: Whether the limit of tokens ended it.
+        num_tokens: New tokens, the end of the turn included; 0 if an endpoint did not say.
     """
 
     text: str
     num_images: int
     was_cut: bool
+    num_tokens: int = 0
 
 
 class Answerer:
@@ -153,9 +155,13 @@ class Answerer:
                     batch_size=self._config.batch_size,
                     decoding=self._config.decoding,
                 )
-                for i, text, was_cut in zip(indices, found.texts, found.cut, strict=True):
-                    num_images = len(examples[i].images)
-                    answers[i] = Answer(text=text, num_images=num_images, was_cut=was_cut)
+                for place, i in enumerate(indices):
+                    answers[i] = Answer(
+                        text=found.texts[place],
+                        num_images=len(examples[i].images),
+                        was_cut=found.cut[place],
+                        num_tokens=found.num_tokens[place],
+                    )
         return [answers[i] for i in range(len(questions))]
 
     def _limit(self, question: Question) -> int:
