@@ -1,5 +1,6 @@
 """The tool's config and its endpoint: mistakes are one line, errors typed, keys never shown."""
 
+import base64
 import json
 import logging
 import re
@@ -10,6 +11,7 @@ from PIL import Image
 from medvqa.config import ModelConfig
 from medvqa.errors import MISTAKES, explain
 from medvqa.image import ImageBytes, load_rgb
+from medvqa.prompt import user_message
 from medvqa.serve.pixel_budget import PixelBudget
 from medvqa.serve.tool import DISCLAIMER, build
 from medvqa.serve.tool_config import ToolConfig, read_tool_config
@@ -46,6 +48,21 @@ def test_an_answer_is_stripped_marked_where_cut_and_always_disclaimed():
         first, cut, last = said(url(server)).splitlines()
     assert (first, last) == ("lung", DISCLAIMER)
     assert "cut" in cut
+
+
+def test_an_endpoint_gets_the_evaluators_message_greedy_and_the_key_as_a_bearer_token():
+    with served(completion("lung")) as server:
+        said(url(server), images=[WHAT, "None", WHAT])
+    (path, headers, data) = server.requests[0]
+    assert path == "/v1/chat/completions"
+    assert headers["Authorization"] == f"Bearer {SECRET}"
+    request = json.loads(data)
+    assert (request["temperature"], request["max_tokens"]) == (0, 32)
+    (message,) = request["messages"]
+    assert [part["type"] for part in message["content"]] == ["image_url", "image_url", "text"]
+    assert [message["content"][-1]] == user_message("What?", num_images=0)["content"]
+    picture = base64.b64decode(message["content"][0]["image_url"]["url"].partition(",")[2])
+    assert load_rgb(ImageBytes("sent", picture)) == load_rgb(ImageBytes("original", PNG))
 
 
 MALFORMED = [b"", b"<html>", b"[]", b'{"choices": []}', b'{"choices": [{}]}', b"[" * 100_000]
@@ -114,7 +131,7 @@ def test_a_key_is_in_no_message_and_in_no_log_even_if_the_endpoint_repeats_it(re
         (["run=/nowhere"], "/nowhere is neither a run nor an export: no such directory"),
         (["run=x", "model=m"], "model: only for service=openai"),
         (["run=x", "resize=tool"], "resize: only for service=openai"),
-        (["servce=openai"], "unknown key 'servce'; did you mean service=?"),
+        (["servce=openai"], "unknown key 'servce'; did you mean service= or device=?"),
         (["limits.max_imges=1"], "unknown key 'limits.max_imges'"),
         (["run=x", "limits.max_images=0"], "limits.max_images must be above 0"),
         (["run=x", "limits.max_images=many"], "could not be converted to Integer"),
