@@ -159,7 +159,9 @@ def test_a_mistake_in_the_config_is_one_line_that_holds_no_secret(overrides, mes
 
 
 def test_the_configs_of_the_documentation_are_valid(tmp_path):
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "tool.md").read_text(), re.DOTALL)
+    blocks = re.findall(
+        r"```yaml\n(.*?)```", (ROOT / "docs" / "tool.md").read_text("utf-8"), re.DOTALL
+    )
     assert len(blocks) >= 2
     for block in blocks:
         path = tmp_path / "tool.yaml"
@@ -173,3 +175,10 @@ def test_an_image_is_resized_to_the_size_that_the_evaluator_makes_of_it():
         small = load_rgb(budget.resized(ImageBytes("i", encoded(Image.new("RGB", size)))))
         assert 4096 <= small.width * small.height <= 16384
         assert budget.resized(ImageBytes("i", encoded(small))).data == encoded(small)
+
+
+def test_every_test_that_the_table_of_threats_names_is_there():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "tool.md").read_text("utf-8")))
+    tests = "".join(path.read_text("utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(named) > 20
+    assert not [name for name in named if f"def {name}(" not in tests]
