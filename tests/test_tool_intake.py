@@ -243,7 +243,8 @@ def test_what_does_not_decode_as_one_of_six_formats_is_unreadable(intake, data):
     [
         "data:image/png;base64,@@@@",
         "data:image/png;base64,iVBORw0KGgo",
-        "data:image/png;base64,iVBO Rw0K",
+        data_url(PNG).replace("iVBO", "iV BO"),
+        data_url(PNG).replace("iVBO", "iV@BO"),
         "data:image/png,abc",
         "data:text/html;base64,AAAA",
         "data:image/png;base64,\u00e4\u00e4\u00e4\u00e4",
