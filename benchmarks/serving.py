@@ -26,7 +26,7 @@ from typing import Any
 
 from medvqa.config import SourceConfig
 from medvqa.data import load_examples
-from medvqa.example import Example
+from medvqa.example import Example, ImageSource
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS = 16
@@ -72,11 +72,15 @@ def running_server(run: Path, log: Path, *options: str) -> Iterator[Server]:
 
 def request_body(example: Example, model: str) -> dict[str, Any]:
     """Return the request of a question as any OpenAI client would send it."""
-    pictures = [base64.b64encode(image.read()).decode() for image in example.images]
-    urls = [f"data:image/jpeg;base64,{picture}" for picture in pictures]
+    urls = [data_url(image) for image in example.images]
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     content = [*parts, {"type": "text", "text": example.question}]
     return {"model": model, "messages": [{"role": "user", "content": content}], "temperature": 0}
+
+
+def data_url(image: ImageSource) -> str:
+    """Return the picture as a request carries it."""
+    return f"data:image/jpeg;base64,{base64.b64encode(image.read()).decode()}"
 
 
 def ask_all(

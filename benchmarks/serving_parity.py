@@ -1,4 +1,4 @@
-"""One question, one answer, whoever is asked: evaluator, process, server, merged model.
+"""One question, one answer, whoever is asked: evaluator, process, tool, server, merged model.
 
     python benchmarks/serving_parity.py --data DIR            trains a tiny run first, then all 451
     python benchmarks/serving_parity.py --data DIR --run RUN  of a run on VQA-RAD that is there
@@ -13,16 +13,27 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving import CLIENTS, ROOT, ask_all, request_body, running_server
+from benchmarks.serving import (
+    CLIENTS,
+    ROOT,
+    Server,
+    ask_all,
+    data_url,
+    request_body,
+    running_server,
+)
 from medvqa.config import SourceConfig
 from medvqa.data import load_examples
 from medvqa.example import Example
 from medvqa.record import read_lines
 from medvqa.serve.answering import Answerer, Question
+from medvqa.serve.tool import DISCLAIMER, EMPTY, build
+from medvqa.serve.tool_config import Service, ToolConfig
 
 STEPS = 60
 
@@ -58,34 +69,65 @@ def in_process(directory: Path, examples: Sequence[Example]) -> list[str]:
     return [answer.text for answer in answerer.answer(questions)]
 
 
-def over_http(directory: Path, examples: Sequence[Example], log: Path) -> list[str]:
+def over_http(server: Server, examples: Sequence[Example]) -> list[str]:
     """Return the answers of `medvqa serve`, asked by 16 clients at once."""
-    with running_server(directory, log) as server:
-        bodies = [request_body(example, server.model) for example in examples]
-        texts, _, _ = ask_all(server, bodies, num_clients=CLIENTS)
-    return texts
+    bodies = [request_body(example, server.model) for example in examples]
+    return ask_all(server, bodies, num_clients=CLIENTS)[0]
+
+
+def by_tool(config: ToolConfig, examples: Sequence[Example]) -> list[str]:
+    """Return what the agent's tool says, without its notes."""
+    tool = build(config)
+
+    def ask(example: Example) -> str:
+        urls = [data_url(image) for image in example.images]
+        return spoken(tool.great_brain_specialist(example.question, urls))
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        return list(pool.map(ask, examples))
+
+
+def spoken(text: str) -> str:
+    """Return the answer of a result of the tool."""
+    lines = text.split("\n")
+    while lines and (lines[-1] == DISCLAIMER or lines[-1].startswith("Note: ")):
+        lines.pop()
+    answer = "\n".join(lines)
+    return "" if answer == EMPTY else answer
+
+
+def of_endpoint(server: Server, run: Path) -> ToolConfig:
+    """Return the tool's config for a server."""
+    return ToolConfig(service=Service.openai, base_url=server.url, model=server.model, run=str(run))
+
+
+def equal(texts: Sequence[str], of_run: Asked) -> int:
+    """Return how many answers are the evaluator's."""
+    return sum(a == b for a, b in zip(texts, of_run.evaluated, strict=True))
 
 
 def compare(run: Path, data: str, scratch: Path) -> dict[str, Any]:
     """Return, for each way to ask, how many answers equal the evaluator's."""
     of_run = asked(run, data)
+    examples = of_run.examples
     merged = scratch / "merged"
     call("-m", "medvqa.cli", "export", str(run), "--merge", "--out", str(merged))
     ways = {
-        "in_process": in_process(run, of_run.examples),
-        "server": over_http(run, of_run.examples, scratch / "server.log"),
-        "merged": in_process(merged, of_run.examples),
-        "server_of_merged": over_http(merged, of_run.examples, scratch / "merged.log"),
-        # Not a way to ask: were it equal, the equalities above would say nothing of the adapter.
-        "base_without_adapter": list(of_run.zero_shot),
+        "in_process": in_process(run, examples),
+        "tool_in_process": by_tool(ToolConfig(run=str(run)), examples),
+        "merged_in_process": in_process(merged, examples),
     }
+    with running_server(run, scratch / "server.log") as server:
+        ways["server"] = over_http(server, examples)
+        ways["tool_over_server"] = by_tool(of_endpoint(server, run), examples)
+    with running_server(merged, scratch / "merged.log") as server:
+        ways["server_of_merged"] = over_http(server, examples)
+    # Not a way to ask: were it equal, the equalities above would say nothing of the adapter.
+    ways["base_without_adapter"] = list(of_run.zero_shot)
     return {
-        "num_questions": len(of_run.examples),
+        "num_questions": len(examples),
         "num_different_answers": len(set(of_run.evaluated)),
-        "equal_to_the_evaluator": {
-            name: sum(a == b for a, b in zip(texts, of_run.evaluated, strict=True))
-            for name, texts in ways.items()
-        },
+        "equal_to_the_evaluator": {name: equal(texts, of_run) for name, texts in ways.items()},
     }
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from medvqa.collate import Encoder
 from medvqa.config import LoraConfig, ModelConfig, SourceConfig
 from medvqa.data import load_examples
+from medvqa.export.command import Wanted, export
 from medvqa.model import LoadedModel, load_model
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +66,7 @@ def vqa_rad_run(shared, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("vqa_rad") / "run"
     overrides = [
         *("experiment=smoke", "data=vqa_rad", f"data.path={shared / 'data' / 'vqa_rad'}"),
-        *("data.evaluation.test.limit=12", "training.max_steps=2", "evaluation.zero_shot=false"),
+        *("data.evaluation.test.limit=40", "training.max_steps=6"),
         *("evaluation.after_each_stage=false", "evaluation.bertscore.enabled=false"),
     ]
     answer = subprocess.run(
@@ -77,3 +78,11 @@ def vqa_rad_run(shared, tmp_path_factory) -> Path:
     )
     assert answer.returncode == 0, answer.stderr
     return directory
+
+
+@pytest.fixture(scope="session")
+def merged_model(vqa_rad_run, tmp_path_factory) -> Path:
+    """The same run, merged into its base."""
+    return export(
+        Wanted(run=vqa_rad_run, target=tmp_path_factory.mktemp("export") / "merged", is_merged=True)
+    )
