@@ -28,13 +28,13 @@ COMMANDS = {
     "status": "show a grid as a table",
     "resume": "run what is unfinished of a grid",
     "score": "score a predictions file",
-    "build-tiny": "build the embedded tiny base model",
+    "build-base": "build a small base model from scratch, such as the embedded one",
 }
 HANDLERS = {
     "status": "medvqa.sweep.commands:main_status",
     "resume": "medvqa.sweep.commands:main_resume",
     "score": "medvqa.score:main_score",
-    "build-tiny": "medvqa.tiny:main_build",
+    "build-base": "medvqa.base:main_build",
 }
 
 

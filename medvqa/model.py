@@ -117,7 +117,7 @@ def model_source(config: ModelConfig) -> str:
         raise UserError(
             f"model.path={path} holds no config.json; give a directory in the hub's layout"
             if config.path
-            else f"the embedded model is missing at {path}; build it with `medvqa build-tiny`"
+            else f"the embedded model is missing at {path}; build it with `medvqa build-base`"
         )
     return str(path)
 

@@ -57,7 +57,7 @@ MAY_IMPORT = {
         *(*SAMPLES, "model", "collate", "curriculum", "record", "checkpoint"),
         *("engine", "optimizer", "ahead"),
     },
-    "tiny": {*SAMPLES, "model", "collate", "data"},
+    "base": {*SAMPLES, "model", "collate", "data", "ahead"},
     "errors": RECORDS,
     "composition": {*RECORDS, "errors", "hardware", "record"},
     "plugins": {"sweep"},
