@@ -87,6 +87,8 @@ def record(directories: list[Path], out: Path) -> None:
             continue
         environment = run["environment"]
         runs.append(read_run(path.parent, sets))
+    if not runs:
+        raise SystemExit(f"no finished run in {', '.join(map(str, directories))}")
     for found in sets.values():  # pictures as numbers: their names say nothing here
         names = sorted(set(found["clusters"]))
         found["clusters"] = [names.index(name) for name in found["clusters"]]
