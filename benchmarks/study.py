@@ -14,7 +14,8 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from medvqa.comparison import compare_arms, estimate_clustering, minimal_detectable_effect
+from medvqa.comparison import compare_arms
+from medvqa.power import estimate_clustering, minimal_detectable_effect
 from medvqa.record import read_json, read_lines, write_json
 from medvqa.statistics import holm
 
