@@ -15,7 +15,7 @@ step() { echo "== $1 at $SECONDS s"; }
 step "base"
 timeout "${BASE_S:-200}" python3 -m medvqa.cli build-base --size small --output "$work/small" \
   --vqa-rad "$carried/vqa_rad" --steps "${BASE_STEPS:-2000}" --batch-size "${BASE_BATCH:-64}" \
-  --scenes "${SCENES:-3000}" --learning-rate 1e-3 2>&1 | tee "$out/base.log" | tail -n 4
+  --scenes "${SCENES:-3000}" --learning-rate 4e-4 2>&1 | tee "$out/base.log" | tail -n 4
 cd "$work" || exit 1
 step "baselines"
 timeout 90 python3 "$here/train.py" experiment=vqa_rad_study_baselines "${study[@]}" ${EXTRA:-} \

@@ -7,12 +7,10 @@ A base learns to describe pictures in words; the question-and-answer form is lef
 import argparse
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medvqa.ahead import ahead
 from medvqa.config import SourceConfig
 from medvqa.data import load_examples
 from medvqa.example import Example, UserError
@@ -21,7 +19,8 @@ from medvqa.progress import track
 
 log = logging.getLogger(__name__)
 
-ENCODING_THREADS = 4  # beside a GPU, which would otherwise wait
+ENCODING_PROCESSES = 12  # beside a GPU; threads would keep it waiting for Python's lock
+MAX_SKIPPED_FRACTION = 0.01
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -190,25 +189,36 @@ def pretrain(
     schedule = get_cosine_schedule_with_warmup(optimizer, num_steps // 20, num_steps)
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []
+    num_skipped = 0
     draws = torch.randint(len(texts), (num_steps, batch_size), generator=generator).tolist()
-
-    def encode(draw: Sequence[int]) -> Any:
-        return encoder.training_batch([encoder.encode(texts[i]) for i in draw])
-
-    threads = ENCODING_THREADS if device == "cuda" else 0
-    with closing(ahead(encode, draws, num_threads=threads)) as batches:
-        for _ in track(range(num_steps), description="pre-training"):
-            batch = {name: tensor.to(device) for name, tensor in next(batches).items()}
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
-                loss = model(**batch).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    batches: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
+        draws,  # type: ignore[arg-type]
+        batch_size=None,
+        collate_fn=lambda draw: encoder.training_batch([encoder.encode(texts[i]) for i in draw]),
+        num_workers=ENCODING_PROCESSES if device == "cuda" else 0,
+    )
+    encoded: Iterator[dict[str, torch.Tensor]] = iter(batches)
+    for _ in track(range(num_steps), description="pre-training"):
+        inputs = {name: tensor.to(device) for name, tensor in next(encoded).items()}
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            loss = model(**inputs).loss
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if torch.isfinite(norm):
             optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
             losses.append(float(loss.detach()))
-            if len(losses) % 200 == 0:
-                log.info("step %d: loss %.3f", len(losses), sum(losses[-50:]) / 50)
+        else:  # one step of infinite size would end all learning
+            num_skipped += 1
+            if num_skipped > MAX_SKIPPED_FRACTION * num_steps:
+                raise UserError(
+                    f"{num_skipped} steps had gradients that are not finite; lower --learning-rate"
+                )
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        if losses and len(losses) % 200 == 0:
+            log.info("step %d: loss %.3f", len(losses), sum(losses[-50:]) / 50)
+    if num_skipped:
+        log.warning("%d of %d steps were skipped: gradients not finite", num_skipped, num_steps)
     return sum(losses[-50:]) / len(losses[-50:])
 
 

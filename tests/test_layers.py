@@ -59,7 +59,7 @@ MAY_IMPORT = {
         *(*SAMPLES, "model", "collate", "curriculum", "record", "checkpoint"),
         *("engine", "optimizer", "ahead"),
     },
-    "base": {*SAMPLES, "model", "collate", "data", "ahead"},
+    "base": {*SAMPLES, "model", "collate", "data"},
     "errors": RECORDS,
     "composition": {*RECORDS, "errors", "hardware", "record"},
     "plugins": {"sweep"},
