@@ -1,12 +1,14 @@
 """Bases from scratch: the embedded one is what the command builds; no test picture gets in."""
 
+import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from medvqa.base import SHAPES, build_model, build_tokenizer, spoken_rows
-from medvqa.config import SourceConfig
+from medvqa.config import ModelConfig, SourceConfig
 from medvqa.data import load_examples
 from medvqa.data.phantom import pretraining_examples, vocabulary_texts
-from medvqa.model import EMBEDDED
+from medvqa.example import UserError
+from medvqa.model import EMBEDDED, model_source
 
 TINY = EMBEDDED["medvqa/tiny"]
 
@@ -40,3 +42,8 @@ def test_real_pretraining_text_shows_training_pictures_only(shared):
     pictures = {name for example in spoken for name in example.image_ids}
     assert not pictures & {name for example in test for name in example.image_ids}
     assert len({example.id for example in spoken}) == len(spoken)
+
+
+def test_a_base_without_weights_says_how_to_build_them():
+    with pytest.raises(UserError, match=r"build-base --size small --output DIR.*model.path=DIR"):
+        model_source(ModelConfig(name="medvqa/small"))

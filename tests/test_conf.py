@@ -30,14 +30,9 @@ def run_directory(*overrides: str) -> str:
     return str(composed(*overrides, hydra=True).hydra.run.dir)
 
 
-OF_THE_SMALL_BASE = ("vqa_rad_study", "vqa_rad_study_baselines")
-
-
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_file_composes_and_passes_every_check(path):
-    # The small base is built by the user, so only the user knows where it is.
-    needs = ["model.path=BASE"] if path.stem in ("small", *OF_THE_SMALL_BASE) else []
-    config_of(f"{path.parent.name}={path.stem}", *needs)
+    config_of(f"{path.parent.name}={path.stem}")
 
 
 def test_the_default_is_the_embedded_run():
