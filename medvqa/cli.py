@@ -32,7 +32,7 @@ COMMANDS = {
     "serve": "answer questions over HTTP, as OpenAI's chat completions",
     "demo": "a page to ask a trained model about images",
     "mcp": "serve the agent's tool to MCP clients",
-    "build-tiny": "build the embedded tiny base model",
+    "build-base": "build a small base model from scratch, such as the embedded one",
 }
 HANDLERS = {
     "status": "medvqa.sweep.commands:main_status",
@@ -42,7 +42,7 @@ HANDLERS = {
     "serve": "medvqa.serve.command:main_serve",
     "demo": "medvqa.serve.demo:main_demo",
     "mcp": "medvqa.serve.mcp_server:main_mcp",
-    "build-tiny": "medvqa.tiny:main_build",
+    "build-base": "medvqa.base:main_build",
 }
 
 

@@ -489,6 +489,8 @@ class EvaluationConfig:
     Attributes:
         batch_size: Questions answered at once; halved when memory runs out.
         zero_shot: Evaluate the base before training, for the baseline row.
+        blind: Also ask the trained model without the pictures: what it then has right, it knows
+            from the questions alone.
         after_each_stage: Evaluate where one stage ends and the next begins (forgetting).
         numeric_tolerance: Relative; 0.05 takes 3.3 cm for 3.4 cm.
         bootstrap_samples: Resamples of the image clusters for the 95 % intervals.
@@ -501,6 +503,7 @@ class EvaluationConfig:
     numeric_tolerance: float = 0.05
     bootstrap_samples: int = 2000
     zero_shot: bool = False
+    blind: bool = False
     after_each_stage: bool = True
     bertscore: BertScoreConfig = field(default_factory=BertScoreConfig)
 

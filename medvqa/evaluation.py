@@ -3,9 +3,9 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medvqa.collate import Encoder
 from medvqa.config import EvaluationConfig
@@ -29,7 +29,8 @@ class Evaluation:
     """One phase on one set, as metrics.json keeps it.
 
     Attributes:
-        phase: `zero_shot`, `majority`, the name of the stage that has just ended, or `final`.
+        phase: `zero_shot`, `majority`, `after_` with the stage that has just ended, `blind`, or
+            `final`.
         num_cut_answers: Answers that hit `max_new_tokens`.
     """
 
@@ -65,7 +66,13 @@ class Evaluator:
         self.seed = seed
 
     def model(
-        self, loaded: LoadedModel, encoder: Encoder, *, phase: str, step: int
+        self,
+        loaded: LoadedModel,
+        encoder: Encoder,
+        *,
+        phase: str,
+        step: int,
+        show_images: bool = True,
     ) -> list[Evaluation]:
         """Answer and score every set with the model as it is now."""
         results = []
@@ -75,7 +82,7 @@ class Evaluator:
                 answers = generate(
                     loaded,
                     encoder,
-                    examples,
+                    examples if show_images else [without_images(e) for e in examples],
                     max_new_tokens=self.config.max_new_tokens,
                     batch_size=self.config.batch_size,
                     decoding=self.config.decoding,
@@ -89,7 +96,11 @@ class Evaluator:
                     )
                 predictions = to_predictions(examples, answers.texts)
                 device = loaded.device.type
-                done = self._score(phase, name, step, predictions, answers.num_cut, device=device)
+                done = self._score(
+                    *(phase, name, step, predictions, answers.num_cut),
+                    device=device,
+                    images="shown" if show_images else "removed",
+                )
             results.append(done)
         return results
 
@@ -101,7 +112,9 @@ class Evaluator:
             if done is None:
                 blank = to_predictions(examples, [""] * len(examples))
                 predictions = majority_baseline(training, blank)
-                done = self._score("majority", name, 0, predictions, 0, device="cpu")
+                done = self._score(
+                    "majority", name, 0, predictions, 0, device="cpu", images="removed"
+                )
             results.append(done)
         return results
 
@@ -114,6 +127,7 @@ class Evaluator:
         num_cut: int,
         *,
         device: str,
+        images: Literal["shown", "removed"],
     ) -> Evaluation:
         scored = score_predictions(predictions, self.config, device=device, seed=self.seed)
         result = Evaluation(
@@ -127,7 +141,8 @@ class Evaluator:
         directory.mkdir(parents=True, exist_ok=True)
         write_predictions(directory / "predictions.jsonl", predictions, scored.items)
         # Written last: its presence says that the evaluation is whole.
-        write_json(directory / "metrics.json", {**asdict(result), **self._protocol(scored)})
+        protocol = {**self._protocol(scored), "images": images}
+        write_json(directory / "metrics.json", {**asdict(result), **protocol})
         return result
 
     def _protocol(self, scored: Scored) -> dict[str, Any]:
@@ -163,6 +178,14 @@ def read_evaluations(directory: Path) -> list[Evaluation]:
     found = [read_evaluation(p) for p in directory.glob("evaluation/*/*/metrics.json")]
     rank = {"majority": 0, "zero_shot": 1, "final": 3}
     return sorted(found, key=lambda e: (e.set_name, rank.get(e.phase, 2), e.step))
+
+
+def without_images(example: Example) -> Example:
+    """Return the question with no picture: the prompt then has no image marker and no patches.
+
+    A grey picture instead would be a picture too, one that training never saw.
+    """
+    return replace(example, images=(), image_ids=())
 
 
 def to_predictions(examples: Sequence[Example], texts: Sequence[str]) -> list[Prediction]:

@@ -28,7 +28,8 @@ class Example:
 
     Attributes:
         id: Unique in its data set and stable between runs.
-        images: At least one, in the order in which the question speaks of them.
+        images: At least one in a data set, in the order in which the question speaks of them;
+            none where a model is asked blind.
         answers: At least one; the first is trained on, all count as right in scoring.
         type_origin: Whether the data set states `answer_type`, or a rule of ours derived it.
         source: Name of the data set.

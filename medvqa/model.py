@@ -120,13 +120,19 @@ def model_source(config: ModelConfig) -> str:
         UserError: If the local directory is missing or is no model.
     """
     path = Path(config.path) if config.path else EMBEDDED.get(config.name)
+    if path is None and config.name.startswith("medvqa/"):
+        size = config.name.removeprefix("medvqa/")
+        raise UserError(
+            f"{config.name} comes without weights: build them with `medvqa build-base --size "
+            f"{size} --output DIR`, then give model.path=DIR"
+        )
     if path is None:
         return config.name
     if not (path / "config.json").is_file():
         raise UserError(
             f"model.path={path} holds no config.json; give a directory in the hub's layout"
             if config.path
-            else f"the embedded model is missing at {path}; build it with `medvqa build-tiny`"
+            else f"the embedded model is missing at {path}; build it with `medvqa build-base`"
         )
     return str(path)
 

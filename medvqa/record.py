@@ -32,6 +32,8 @@ SECRET = re.compile(
     r"""(?i)((?:^|[^a-z])(?:api)?(?:key|token|secret|password)["']?\s*[=:]\s*)"""
     r"""('[^']*'|"[^"]*"|[^,&}\s]+)"""
 )
+# The user and password of an address.
+CREDENTIALS = re.compile(r"(://)[^/@\s]+@")
 # Groups that cannot change a result, so a run is the same run with or without them.
 NOT_RESULTS = ("tracking", "fresh")
 
@@ -90,8 +92,8 @@ def run_id(config: Mapping[str, Any]) -> str:
 
 
 def masked(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides without the values of keys, tokens, secrets and passwords."""
-    return [SECRET.sub(r"\1***", override) for override in overrides]
+    """Return the texts without the values of keys, tokens, secrets and passwords."""
+    return [CREDENTIALS.sub(r"\1***@", SECRET.sub(r"\1***", override)) for override in overrides]
 
 
 def environment() -> dict[str, Any]:
@@ -292,7 +294,8 @@ class RunRecord:
             yield
         except BaseException as error:
             state = INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
-            self.update(state=state, error=f"{type(error).__name__}: {error}", ended=_now())
+            (text,) = masked([f"{type(error).__name__}: {error}"])
+            self.update(state=state, error=text, ended=_now())
             raise
 
     def finish(self, **values: Any) -> None:

@@ -160,9 +160,11 @@ def train_and_evaluate(
 
     evaluator = Evaluator(sets, config.evaluation, directory=directory, seed=config.seed)
 
-    def evaluate(phase: str, step: int) -> list[Evaluation]:
+    def evaluate(phase: str, step: int, *, show_images: bool = True) -> list[Evaluation]:
         with keeper.phase("evaluate"):
-            results = evaluator.model(loaded, encoder, phase=phase, step=step)
+            results = evaluator.model(
+                loaded, encoder, phase=phase, step=step, show_images=show_images
+            )
         for result in results:
             run_tracker.log(result.flat(), step=step)
         return results
@@ -186,6 +188,8 @@ def train_and_evaluate(
     keeper.update(training=asdict(result))
     save_adapter(loaded, directory / "adapter")
     final = evaluate("final", plan.num_steps)
+    if config.evaluation.blind:
+        evaluate("blind", plan.num_steps, show_images=False)
     keeper.update(
         peak_gpu_bytes=loaded.peak_gpu_bytes(),
         results={e.set_name: e.flat() for e in final},

@@ -30,12 +30,13 @@ HEAVY = {
         "gradio",
         "huggingface_hub",
         "safetensors",
+        "scipy",
     ),
 }
 RECORDS = {"example", "config"}
 SAMPLES = {*RECORDS, "image", "prompt", "hardware", "progress"}
 MODELS = {*SAMPLES, "model", "collate", "engine", "ahead", "generation"}
-SCORES = {*RECORDS, "metrics", "bertscore", "statistics", "comparison", "scoring"}
+SCORES = {*RECORDS, "metrics", "bertscore", "statistics", "scoring"}
 # What a module may import; `data` holds its own files too. A new module needs a line here.
 MAY_IMPORT = {
     "__init__": set(),
@@ -51,6 +52,7 @@ MAY_IMPORT = {
     "bertscore": RECORDS,
     "statistics": RECORDS,
     "comparison": {*RECORDS, "statistics"},
+    "power": {*RECORDS, "statistics"},
     "checkpoint": {*RECORDS, "record"},
     "data": {*RECORDS, "image", "data"},
     "scoring": SCORES - {"scoring"},
@@ -68,7 +70,7 @@ MAY_IMPORT = {
         *(*SAMPLES, "model", "collate", "curriculum", "record", "checkpoint"),
         *("engine", "optimizer", "ahead"),
     },
-    "tiny": {*SAMPLES, "model", "collate", "data"},
+    "base": {*SAMPLES, "model", "collate", "data"},
     "errors": RECORDS,
     "composition": {*RECORDS, "errors", "hardware", "record"},
     "saved": {*SAMPLES, "model"},
@@ -92,6 +94,10 @@ MAY_IMPORT["export"] = {
     *("run", "trained", "vllm", "export"),
 }
 MAY_IMPORT["sweep"] = {*MAY_IMPORT["run"], "run", "composition", "sweep"} - {"plugins"}
+MAY_IMPORT["report"] = {
+    *(*RECORDS, "record", "statistics", "comparison", "power", "score", "image", "data"),
+    *("sweep", "report"),
+}
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,21 +1,23 @@
 """The tool at work: a LangGraph agent and MCP clients get answers about a VQA-RAD image."""
 
 import asyncio
-import base64
 import json
 import os
 import pickle
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from fastmcp import Client
 from fastmcp.client.transports import StdioTransport
 from langchain_core.language_models import BaseChatModel
@@ -25,15 +27,17 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 
 from medvqa.example import UserError
-from medvqa.image import ImageBytes
-from medvqa.prompt import INSTRUCTION, user_message
 from medvqa.record import read_lines
-from medvqa.serve.answering import Answerer, Question
+from medvqa.serve import tool as tool_module
+from medvqa.serve.answering import Answerer
+from medvqa.serve.app import build_app
+from medvqa.serve.command import listening
+from medvqa.serve.engines import OwnEngine
+from medvqa.serve.intake import Intake, Limits
 from medvqa.serve.langchain_tool import langchain_tool
-from medvqa.serve.tool import DISCLAIMER, EMPTY, NAME, build
+from medvqa.serve.tool import DISCLAIMER, EMPTY, NAME, build, great_brain_specialist
 from medvqa.serve.tool_config import ToolConfig
 from tests.conftest import ROOT, SECRET
-from tests.loopback import body, served
 
 pytestmark = pytest.mark.slow
 # Stands for a library that prints while it is imported and while it works.
@@ -187,12 +191,14 @@ async def call(client: Client, **arguments) -> str:
     return result.content[0].text
 
 
-def test_an_mcp_client_over_stdio_gets_the_evaluators_answer(vqa_rad_run, images, asked, tmp_path):
-    config = tmp_path / "tool.yaml"
+def test_an_mcp_client_over_stdio_gets_the_evaluators_answer_and_nothing_but_the_protocol(
+    vqa_rad_run, images, asked, tmp_path
+):
+    config, log, wire = (tmp_path / name for name in ("tool.yaml", "stderr", "stdout"))
     config.write_text(f"run: {vqa_rad_run}\nallowed_roots: [{images}]\n", encoding="utf-8")
-    log = tmp_path / "stderr"
-    program, *arguments = command("--config", str(config))
-    transport = StdioTransport(program, arguments, env=environment(), log_file=log)
+    # A copy of what the server writes: this client would forgive a stray line, others do not.
+    line = f"{shlex.join(command('--config', str(config), before=NOISY))} | tee {wire}"
+    transport = StdioTransport("sh", ["-c", line], env=environment(), log_file=log)
 
     async def session():
         async with Client(transport, timeout=120) as client:
@@ -210,65 +216,28 @@ def test_an_mcp_client_over_stdio_gets_the_evaluators_answer(vqa_rad_run, images
     assert answer_of(answer) == asked[0]["prediction"]
     assert "no image was used" in without
     assert refused.startswith("[image_not_allowed] ")
-    assert "Traceback" not in log.read_text(encoding="utf-8")
-
-
-def test_what_libraries_print_does_not_get_between_the_lines_of_the_protocol(vqa_rad_run):
-    def message(number: int, method: str, **params) -> str:
-        return json.dumps({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
-
-    lines = [
-        message(
-            1,
-            "initialize",
-            protocolVersion="2025-06-18",
-            capabilities={},
-            clientInfo={"name": "test", "version": "1"},
-        ),
-        json.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"}),
-        message(2, "tools/call", name=NAME, arguments={"query": "What?"}),
-    ]
-    process = subprocess.Popen(
-        command(f"run={vqa_rad_run}", before=NOISY),
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    process.stdin.write("\n".join(lines) + "\n")
-    process.stdin.flush()
-    answers = [json.loads(process.stdout.readline()) for _ in range(2)]
-    rest, log = process.communicate(timeout=60)
-    assert [answer["id"] for answer in answers] == [1, 2]
-    assert DISCLAIMER in answers[1]["result"]["content"][0]["text"]
-    assert rest == ""
-    assert log.count("noise at the start") == log.count("noise below Python") == 1
+    messages = [json.loads(line) for line in wire.read_text(encoding="utf-8").splitlines()]
+    assert {message["jsonrpc"] for message in messages} == {"2.0"}
+    said = log.read_text(encoding="utf-8")
+    assert (said.count("noise at the start"), said.count("noise below Python")) == (1, 2)
+    assert "Traceback" not in said
 
 
 @contextmanager
-def openai_endpoint(answerer: Answerer):
-    """An endpoint that answers as `/v1/chat/completions` does, with the run in this process."""
-
-    def respond(handler):
-        request = json.loads(handler.server.requests[-1][2])
-        (message,) = request["messages"]
-        *pictures, text = message["content"]
-        urls = [picture["image_url"]["url"] for picture in pictures]
-        data = [base64.b64decode(url.partition(",")[2]) for url in urls]
-        question = Question(
-            text=text["text"].removesuffix(f"\n{INSTRUCTION}"),
-            images=tuple(ImageBytes("image", png) for png in data),
-        )
-        (answer,) = answerer.answer([question])
-        choice = {
-            "message": {"role": "assistant", "content": f" {answer.text}\n"},
-            "finish_reason": "length" if answer.was_cut else "stop",
-        }
-        body(json.dumps({"choices": [choice]}).encode())(handler)
-
-    with served(respond) as server:
-        yield server
+def medvqa_serve(answerer: Answerer):
+    """`medvqa serve`'s application around a run in this process; gives its base URL."""
+    engine = OwnEngine(answerer)
+    app = build_app(engine, Intake([], Limits(), None), name=answerer.name)
+    with listening("127.0.0.1", 0) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        finally:
+            server.should_exit = True
+            thread.join()
+            engine.close()
 
 
 @contextmanager
@@ -295,13 +264,14 @@ def mcp_over_http(*arguments: str, **more: str):
         assert SECRET not in log
 
 
-def test_an_mcp_client_over_http_gets_the_same_answer_from_an_endpoint(vqa_rad_run, images, asked):
+def test_an_mcp_client_over_http_gets_the_same_answers_from_medvqa_serve(
+    vqa_rad_run, images, asked
+):
     answerer = Answerer.of_run(vqa_rad_run)
-    with openai_endpoint(answerer) as endpoint:
+    with medvqa_serve(answerer) as base_url:
         arguments = [
-            *("service=openai", "model=the-model", "api_key_env=OPENAI_API_KEY"),
-            *(f"base_url=http://127.0.0.1:{endpoint.port}/v1", f"run={vqa_rad_run}"),
-            f"allowed_roots=[{images}]",
+            *("service=openai", f"base_url={base_url}", f"model={answerer.name}"),
+            *("api_key_env=OPENAI_API_KEY", f"run={vqa_rad_run}", f"allowed_roots=[{images}]"),
         ]
         with mcp_over_http(*arguments, OPENAI_API_KEY=SECRET) as port:
 
@@ -318,38 +288,21 @@ def test_an_mcp_client_over_http_gets_the_same_answer_from_an_endpoint(vqa_rad_r
                 f"http://127.0.0.1:{port}/mcp", headers={"Host": "evil.example"}, json={}
             )
             assert 400 <= stranger.status_code < 500
-        assert [answer_of(text) for text in texts] == [row["prediction"] for row in asked]
-        path, headers, sent = endpoint.requests[0]
-        request = json.loads(sent)
-        assert path == "/v1/chat/completions"
-        assert headers["Authorization"] == f"Bearer {SECRET}"
-        assert (request["model"], request["temperature"]) == ("the-model", 0)
-        assert request["max_tokens"] == answerer.max_new_tokens
-        (part,) = user_message(asked[0]["question"], num_images=0)["content"]
-        assert request["messages"][0]["content"][-1] == part
+    assert [answer_of(text) for text in texts] == [row["prediction"] for row in asked]
 
 
-def test_the_plain_function_takes_its_config_from_the_environment(vqa_rad_run, tmp_path):
+def test_the_plain_function_takes_its_config_from_the_environment(
+    vqa_rad_run, tmp_path, monkeypatch
+):
     config = tmp_path / "tool.yaml"
-    program = (
-        "from medvqa.serve.tool import great_brain_specialist as ask\n"
-        "print(ask('What?')); print(ask('', []))"
-    )
-
-    def said(place: Path) -> str:
-        return subprocess.run(
-            [sys.executable, "-c", program],
-            env=environment(MEDVQA_TOOL=str(place)),
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-
-    assert said(config).startswith("[not_configured] no config ")
+    monkeypatch.setenv("MEDVQA_TOOL", str(config))
+    monkeypatch.setattr(tool_module, "_default", None)
+    assert great_brain_specialist("What?").startswith("[not_configured] no config ")
+    config.write_text(f"run: {vqa_rad_run}\nallowed_rots: []\n", encoding="utf-8")
+    assert "did you mean allowed_roots=" in great_brain_specialist("What?")
     config.write_text(f"run: {vqa_rad_run}\n", encoding="utf-8")
-    text = said(config)
-    assert DISCLAIMER in text
-    assert text.splitlines()[-1] == "[query_empty] ask a question"
+    assert great_brain_specialist("What?").endswith(DISCLAIMER)
+    assert great_brain_specialist("", []) == "[query_empty] ask a question"
 
 
 def test_no_secret_of_the_environment_is_in_any_file_of_a_run(vqa_rad_run):

@@ -37,10 +37,10 @@ FONTS = ["system-ui", "sans-serif"]
 CSS = """
 .notice { border-left: 4px solid #b45309; padding: 0.6em 1em; background: #fef3c7; color: #451a03; }
 .notice b { color: inherit; }
-table.metrics { border-collapse: collapse; width: 100%; font-size: 0.9em; }
+table.metrics { border-collapse: collapse; border: none; width: 100%; font-size: 0.9em; }
 table.metrics th, table.metrics td { border: none; padding: 0.3em 0.8em; text-align: left; }
-table.metrics tr { border-bottom: 1px solid var(--border-color-primary); }
-table.metrics tr.baseline td { color: var(--body-text-color-subdued); }
+table.metrics tr { border: none; border-bottom: 1px solid #8886; }
+table.metrics tr.own td { font-weight: 600; }
 """
 NOTICE = (
     '<div class="notice"><b>Research software, not a medical device.</b> No answer on this page '

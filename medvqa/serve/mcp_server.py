@@ -24,9 +24,9 @@ def mcp_server(specialist: Specialist) -> "FastMCP":
     from fastmcp import FastMCP
     from pydantic import BeforeValidator, Field
 
-    from medvqa import __version__
+    import medvqa
 
-    server: FastMCP = FastMCP("medvqa", version=__version__, mask_error_details=True)
+    server: FastMCP = FastMCP("medvqa", version=medvqa.__version__, mask_error_details=True)
 
     def ask(
         query: Annotated[str, Field(description=QUERY)],
