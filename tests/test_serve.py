@@ -1,5 +1,6 @@
 """The server: one answer whoever is asked, batches, refusals, and a graceful end."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -7,6 +8,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from benchmarks.serving import batch_sizes, data_url, request_body, running_server
 from benchmarks.serving_parity import asked, by_tool, equal, in_process, of_endpoint, over_http
 from medvqa.example import UserError
+from medvqa.image import ImageBytes
 from medvqa.serve.answering import Answer, Answerer, Question
 from medvqa.serve.batching import Batcher, OverloadedError
 from medvqa.serve.command import main_serve
@@ -224,8 +227,6 @@ def test_an_engine_that_is_not_there_is_one_clear_line(
 
 
 def test_another_program_is_started_forwarded_to_and_ended(merged_model, of_run):
-    import asyncio
-
     trained = read_trained(merged_model)
     port = free_port()
     command = [sys.executable, "-m", "medvqa.cli", "serve", str(merged_model), "--port", str(port)]
@@ -235,6 +236,7 @@ def test_another_program_is_started_forwarded_to_and_ended(merged_model, of_run)
         example = of_run.examples[0]
         question = Question(text=example.question, images=example.images)
         assert asyncio.run(engine.answer(question)).text == of_run.evaluated[0]
+        assert asyncio.run(engine.answer(replace(question, max_new_tokens=1))).was_cut
     finally:
         engine.close()
     assert not engine.is_healthy
@@ -286,8 +288,6 @@ def test_a_full_queue_refuses_and_what_waits_is_answered():
 
 
 def test_two_pictures_with_one_name_are_not_confused(vqa_rad_run, of_run):
-    from medvqa.image import ImageBytes
-
     answerer = Answerer.of_run(vqa_rad_run)
     examples = of_run.examples
     questions = [

@@ -85,7 +85,9 @@ class Endpoint:
             "model": self._model,
             "messages": [{**message, "content": [*images, *texts]}],
             "temperature": 0,
-            "max_tokens": self._max_new_tokens,
+            "max_tokens": min(
+                question.max_new_tokens or self._max_new_tokens, self._max_new_tokens
+            ),
         }
 
     def _post(self, request: dict[str, Any]) -> tuple[int, bytes]:

@@ -210,7 +210,7 @@ def completion(answer: Answer, *, model: str, num_prompt_tokens: int) -> dict[st
     return {
         **_head("chat.completion", model),
         "choices": [choice],
-        "usage": _usage(answer, num_prompt_tokens),
+        **_usage(answer, num_prompt_tokens),
     }
 
 
@@ -229,7 +229,7 @@ def stream(answer: Answer, *, model: str, num_prompt_tokens: int, has_usage: boo
         },
     ]
     if has_usage:
-        chunks.append({**head, "choices": [], "usage": _usage(answer, num_prompt_tokens)})
+        chunks.append({**head, "choices": [], **_usage(answer, num_prompt_tokens)})
     return [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]
 
 
@@ -246,9 +246,12 @@ def _finish_reason(answer: Answer) -> str:
     return "length" if answer.was_cut else "stop"
 
 
-def _usage(answer: Answer, num_prompt_tokens: int) -> dict[str, int]:
-    return {
+def _usage(answer: Answer, num_prompt_tokens: int) -> dict[str, dict[str, int]]:
+    if not answer.num_tokens:
+        return {}  # a program behind us did not say
+    usage = {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": answer.num_tokens,
         "total_tokens": num_prompt_tokens + answer.num_tokens,
     }
+    return {"usage": usage}
