@@ -223,6 +223,10 @@ class PartConfig(RowsConfig):
             self.quota is None or self.weight is None,
             f"data.parts: {self.name} has a quota and a weight; give one of them",
         )
+        _check(
+            self.limit is None or (self.quota is None and self.weight is None),
+            f"data.parts: {self.name} has a limit beside its quota or weight; give one of them",
+        )
 
 
 @dataclass(kw_only=True)

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,7 +65,29 @@ def load_rgb(source: ImageSource) -> "Image.Image":
     Raises:
         UserError: Naming the image, if it is missing, broken, animated or above `MAX_PIXELS`.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
+
+    with _opened(source) as image:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def check_decodes(source: ImageSource) -> None:
+    """Raise the `UserError` that `load_rgb` would, if the picture is missing or damaged.
+
+    A JPEG is read to its end but not computed at full size, in a quarter of the time.
+    """
+    with _opened(source) as image:
+        image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+        image.load()
+        if image.format != "JPEG":  # what else can go wrong shows in the pixels
+            _to_rgb(image)
+
+
+@contextmanager
+def _opened(source: ImageSource) -> "Iterator[Image.Image]":
+    """Open the picture, checked; whatever fails while it is open names it."""
+    from PIL import Image, UnidentifiedImageError
 
     data = source.read()
     try:
@@ -72,9 +96,7 @@ def load_rgb(source: ImageSource) -> "Image.Image":
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
                 _check(image)
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                return _to_rgb(upright)
+                yield image
     except UserError as error:
         raise UserError(f"image {source.name} {error}") from None
     except UnidentifiedImageError as error:  # its own text is a memory address

@@ -1,7 +1,5 @@
 """The run, readable top to bottom: data -> plan -> model -> train -> evaluate -> record."""
 
-import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +11,8 @@ from medvqa import record
 from medvqa.bertscore import check_encoder
 from medvqa.config import Config, DataConfig
 from medvqa.curriculum import Plan, PlannedStage, plan_curriculum
-from medvqa.data import Pool, load_pool
+from medvqa.data import Pool, load_pool, rows_sha256
+from medvqa.data.verification import check_images
 from medvqa.evaluation import Evaluation, Evaluator, read_evaluations
 from medvqa.example import Example
 from medvqa.model import LoadedModel, load_model, model_source, save_adapter
@@ -91,7 +90,7 @@ def load_data(config: DataConfig) -> Data:
 
 
 def prepare(config: Config, data: Data) -> Prepared:
-    """Plan the curriculum and check the rest; nothing slow, nothing written.
+    """Plan the curriculum and check the rest, the planned pictures too; nothing is written.
 
     Raises:
         UserError: On whatever would end the run later: data, curriculum, model path, encoder.
@@ -104,6 +103,11 @@ def prepare(config: Config, data: Data) -> Prepared:
         batch_size=config.training.micro_batch_size * config.training.accumulation_steps,
         seed=config.seed,
     )
+    by_id = {example.id: example for example in training.examples}
+    used = [by_id[name] for name in dict.fromkeys(plan.order)]
+    num_left = check_images([*used, *(e for pool in pools.values() for e in pool.examples)])
+    if num_left:
+        log.info("%s pictures are not looked at before training", f"{num_left:,}")
     model_source(config.model)
     check_encoder(config.evaluation.bertscore)
     return Prepared(
@@ -214,11 +218,9 @@ def tracked(row: Mapping[str, Any]) -> dict[str, float | str]:
 
 
 def describe_pool(pool: Pool) -> dict[str, Any]:
-    """Return counts, and a hash over what a question is: id, text, answers, pictures."""
+    """Return counts, for each part too, and a hash over what a question is."""
     examples = pool.examples
-    digest = hashlib.sha256()
-    for e in examples:
-        digest.update(json.dumps([e.id, e.question, e.answers, e.image_ids]).encode() + b"\n")
+    taken = Counter(e.id.partition("/")[0] for e in examples)
     return {
         "num_examples": len(examples),
         "num_images": len({name for example in examples for name in example.image_ids}),
@@ -226,10 +228,18 @@ def describe_pool(pool: Pool) -> dict[str, Any]:
         "type_origins": dict(Counter(example.type_origin for example in examples)),
         "sources": dict(Counter(example.source for example in examples)),
         "splits": dict(Counter(example.split for example in examples)),
-        "num_available": pool.available,
+        "parts": {
+            name: {
+                "num_examples": num_taken,
+                "num_not_sampled": part.num_available - num_taken,
+                **part._asdict(),
+            }
+            for name, part in pool.parts.items()
+            for num_taken in [taken[name] if len(pool.parts) > 1 else len(examples)]
+        },
         "num_skipped": len(pool.skipped),
         "skipped": pool.skipped[:SHOWN_SKIPPED],
-        "sha256": digest.hexdigest(),
+        "sha256": rows_sha256(examples),
     }
 
 

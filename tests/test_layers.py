@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "comparison": {*RECORDS, "statistics"},
     "power": {*RECORDS, "statistics"},
     "checkpoint": {*RECORDS, "record"},
-    "data": {*RECORDS, "image", "data"},
+    "data": {*RECORDS, "image", "ahead", "data"},
     "scoring": SCORES - {"scoring"},
     "score": {*SCORES, "record"},
     "tracking": {*RECORDS, "image", "record"},
