@@ -106,7 +106,7 @@ class ArchiveSet:
 
     def missing(self, name: str) -> UserError:
         """Return the error for an image that `fetch` did not return."""
-        labels = [archive.label for archive in self.archives]
+        labels = [PurePosixPath(archive.label).name for archive in self.archives]
         places = ", ".join(labels[:3]) + (f", ... {labels[-1]}" if len(labels) > 3 else "")
         broken = "".join(f"; {reason}" for reason in self._broken.values())
         return UserError(f"image {name} is in none of {len(labels)} archives ({places}){broken}")

@@ -59,6 +59,9 @@ def row_starts(path: Path) -> "array[int]":
                 window.skip_value(len(starts) - 1)
                 if window.next_character() == ",":
                     window.skip(",")
+                    window.next_character()
+                elif window.next_character() != "]":
+                    raise UserError(f"{path}, row {len(starts) - 1} is not followed by a comma")
             starts.append(window.offset)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
