@@ -14,7 +14,7 @@ from medvqa.example import ImageSource, UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 50_000_000  # three times a large mammogram; decoded it takes 150 MB
 # Modes with more than eight bits; Pillow would cut them off instead of scaling them.
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 

@@ -1,4 +1,4 @@
-"""The named pools are pinned: same seed and sources, same ids and hash; all that is left out shows."""
+"""The named pools are pinned, and what is left out of them shows."""
 
 import json
 
