@@ -318,7 +318,7 @@ FILE_CASES = {
     no_image_folder: "Public.json, row 0: image a.jpg is not in VQA_RAD Image Folder",
     cut_archive: "{folder}/imgs.zip is no complete ZIP file",
     cut_archive_of_many: "row 16: image pmc_16_0.jpg is in none of 4 archives (images_0.zip",
-    damaged_member: "slake/1: cannot read image {folder}/imgs.zip:imgs/x/source.jpg: Bad CRC-32",
+    damaged_member: "slake/0: cannot read image {folder}/imgs.zip:imgs/x/source.jpg: Bad CRC-32",
     zip_slip: "{folder}/imgs.zip: image name '../../evil.jpg' leads out of the data set's folder",
     zip_slip_of_many: "images_1.zip: image name '/etc/evil.jpg' leads out",
     slip_in_a_row: "train.json, row 1: image name '../../x.jpg' leads out",
@@ -332,7 +332,8 @@ FILE_CASES = {
     too_few_images: "row 7: conversations: message 0 has 3 <image> markers, but 2 image(s)",
     latin_1: "{folder}/train.jsonl is not UTF-8 text (byte 15); convert it",
     utf_16: "{folder}/train.jsonl is not UTF-8 text (byte 0); convert it",
-    csv: "{folder}/train.jsonl, line 1 is no JSON object (Expecting value: line 1 column 1 (char 0)); is it",
+    csv: "{folder}/train.jsonl, line 1 is no JSON object (Expecting value: line 1 column 1 "
+    "(char 0)); is it a CSV?",
 }
 
 
