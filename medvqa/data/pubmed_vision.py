@@ -19,10 +19,11 @@ from typing import Any, NamedTuple, Protocol
 
 from medvqa.config import RowsConfig
 from medvqa.data.archive import safe_name
-from medvqa.data.archive_set import ArchiveSet, hub_archives, local_archives
+from medvqa.data.archive_set import ArchiveSet, local_archives
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.conversations import turns
 from medvqa.data.hub import hub_file, load_rows
+from medvqa.data.hub_archive import hub_archives
 from medvqa.data.json_list import JsonList
 from medvqa.data.rows import Drawn, yes_no_type
 from medvqa.data.verification import usable
