@@ -220,7 +220,6 @@ def tracked(row: Mapping[str, Any]) -> dict[str, float | str]:
 def describe_pool(pool: Pool) -> dict[str, Any]:
     """Return counts, for each part too, and a hash over what a question is."""
     examples = pool.examples
-    taken = Counter(e.id.partition("/")[0] for e in examples)
     return {
         "num_examples": len(examples),
         "num_images": len({name for example in examples for name in example.image_ids}),
@@ -229,13 +228,8 @@ def describe_pool(pool: Pool) -> dict[str, Any]:
         "sources": dict(Counter(example.source for example in examples)),
         "splits": dict(Counter(example.split for example in examples)),
         "parts": {
-            name: {
-                "num_examples": num_taken,
-                "num_not_sampled": part.num_available - num_taken,
-                **part._asdict(),
-            }
+            name: {**part._asdict(), "num_not_sampled": part.num_available - part.num_sampled}
             for name, part in pool.parts.items()
-            for num_taken in [taken[name] if len(pool.parts) > 1 else len(examples)]
         },
         "num_skipped": len(pool.skipped),
         "skipped": pool.skipped[:SHOWN_SKIPPED],

@@ -87,7 +87,7 @@ def test_a_pool_trains_and_is_evaluated(pool, shared, tmp_path, monkeypatch):
     record = json.loads((directory / "run.json").read_text())
     assert record["state"] == "finished"
     parts = record["data"]["training"]["parts"]
-    assert {name: part["num_examples"] for name, part in parts.items()} == EXPECTED[pool]
+    assert {name: part["num_sampled"] for name, part in parts.items()} == EXPECTED[pool]
     consumed = [name for row in read_lines(directory / "order.jsonl") for name in row["ids"]]
     assert len(consumed) == 8
     assert len(list(directory.glob("evaluation/final/*/predictions.jsonl"))) == 1

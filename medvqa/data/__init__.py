@@ -35,15 +35,17 @@ DATASETS = (
 
 
 class Part(NamedTuple):
-    """One data set of a pool, before sampling.
+    """One data set of a pool.
 
     Attributes:
         num_available: Usable rows; for a set that is too large to read whole, rows of its index.
+        num_sampled: Those that the pool was given; the gate may drop some of them later.
         num_skipped: Unusable rows.
         sha256: Of the usable rows, also those that were not sampled; of an index, the sampled ones.
     """
 
     num_available: int
+    num_sampled: int
     num_skipped: int
     sha256: str
 
@@ -105,9 +107,10 @@ def _load_source(config: RowsConfig, seed: int, size: int | None, setting: str) 
     repeated = [name for name, count in Counter(e.id for e in examples).items() if count > 1]
     if repeated:
         raise UserError(f"{config.name}: {len(repeated)} ids occur twice, first {repeated[0]!r}")
-    part = Part(num_available, len(bad_rows.reasons), rows_sha256(examples))
+    sha256 = rows_sha256(examples)
     if size is not None:
         examples = sample(examples, size, seed=seed, setting=setting)
+    part = Part(num_available, len(examples), len(bad_rows.reasons), sha256)
     return Pool(examples, {config.name: part}, bad_rows.reasons)
 
 
