@@ -65,11 +65,8 @@ def load_rgb(source: ImageSource) -> "Image.Image":
     Raises:
         UserError: Naming the image, if it is missing, broken, animated or above `MAX_PIXELS`.
     """
-    from PIL import ImageOps
-
     with _opened(source) as image:
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return _decoded(image)
 
 
 def check_decodes(source: ImageSource) -> None:
@@ -79,9 +76,7 @@ def check_decodes(source: ImageSource) -> None:
     """
     with _opened(source) as image:
         image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
-        image.load()
-        if image.format != "JPEG":  # what else can go wrong shows in the pixels
-            _to_rgb(image)
+        _decoded(image)
 
 
 @contextmanager
@@ -104,6 +99,13 @@ def _opened(source: ImageSource) -> "Iterator[Image.Image]":
     except Exception as error:  # decoders of broken files raise a dozen unrelated types
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"image {source.name} is broken or no image: {reason}") from error
+
+
+def _decoded(image: "Image.Image") -> "Image.Image":
+    from PIL import ImageOps
+
+    image.load()
+    return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def _check(image: "Image.Image") -> None:
