@@ -56,8 +56,8 @@ class Archive(Protocol):
     def fetch(self, members: Mapping[str, Member]) -> dict[str, ImageSource]:
         """Return these images by file name, to be read in place or already fetched."""
 
-    def num_fetched_bytes(self, members: Collection[Member]) -> int:
-        """Return how much `fetch` moves over the network."""
+    def num_fetched_bytes(self, members: Mapping[str, Member]) -> int:
+        """Return how much `fetch` would move over the network."""
 
 
 class ArchiveSet:
@@ -76,15 +76,17 @@ class ArchiveSet:
         found = self._find(set(names))
         needed = {archive.label: archive for archive in self.archives if archive.label in found}
         num_bytes = sum(
-            archive.num_fetched_bytes(found[label].values()) for label, archive in needed.items()
+            archive.num_fetched_bytes(found[label]) for label, archive in needed.items()
         )
+        size = f"{num_bytes / 1e9:.2f} of {sum(a.num_bytes for a in self.archives) / 1e9:.2f} GB"
         log.info(
-            "%s images in %d of %d archives; %.2f of %.2f GB will be fetched",
+            "%s images in %d of %d archives; %s",
             f"{sum(map(len, found.values())):,}",
             len(needed),
             len(self.archives),
-            num_bytes / 1e9,
-            sum(archive.num_bytes for archive in self.archives) / 1e9,
+            f"{size} will be fetched"
+            if num_bytes
+            else "nothing is fetched, they are read in place",
         )
         images: dict[str, ImageSource] = {}
         fetched = ahead(
@@ -167,7 +169,7 @@ class LocalArchive:
         """Return the images where they lie."""
         return {name: ZipImage(self.path, member.name) for name, member in members.items()}
 
-    def num_fetched_bytes(self, members: Collection[Member]) -> int:
+    def num_fetched_bytes(self, members: Mapping[str, Member]) -> int:
         """Nothing is moved."""
         return 0
 
