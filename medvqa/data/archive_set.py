@@ -84,9 +84,7 @@ class ArchiveSet:
             f"{sum(map(len, found.values())):,}",
             len(needed),
             len(self.archives),
-            f"{size} will be fetched"
-            if num_bytes
-            else "nothing is fetched, they are read in place",
+            f"{size} will be fetched" if num_bytes else "nothing is fetched: read in place",
         )
         images: dict[str, ImageSource] = {}
         fetched = ahead(

@@ -58,11 +58,12 @@ class HubArchive:
         if self._is_fetched_whole(members.values()):
             path = hub_file(self.repository, None, self.file, revision=self.revision)
             return LocalArchive(path).fetch(members)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        folder = self._folder
+        folder.mkdir(parents=True, exist_ok=True)
         lacking = self._lacking(members)
         if lacking:
-            self._fetch_members(lacking)
-        return {name: ImageFile(self._folder / name) for name in members}
+            self._fetch_members(lacking, folder)
+        return {name: ImageFile(folder / name) for name in members}
 
     def num_fetched_bytes(self, members: Mapping[str, Member]) -> int:
         """Return the archive's size, or that of the members that are not there yet."""
@@ -71,7 +72,8 @@ class HubArchive:
         return sum(member.num_bytes for member in self._lacking(members).values())
 
     def _lacking(self, members: Mapping[str, Member]) -> dict[str, Member]:
-        return {name: m for name, m in members.items() if not (self._folder / name).is_file()}
+        folder = self._folder
+        return {name: m for name, m in members.items() if not (folder / name).is_file()}
 
     @property
     def _folder(self) -> Path:
@@ -80,13 +82,13 @@ class HubArchive:
     def _is_fetched_whole(self, members: Collection[Member]) -> bool:
         return sum(m.num_bytes for m in members) > WHOLE_ARCHIVE_FRACTION * self.num_bytes
 
-    def _fetch_members(self, members: Mapping[str, Member]) -> None:
+    def _fetch_members(self, members: Mapping[str, Member], folder: Path) -> None:
         try:
             with zipfile.ZipFile(self._remote_file("readahead")) as archive:
                 # In the order of the archive, so that a block often holds the next image too.
                 infos = {name: archive.getinfo(member.name) for name, member in members.items()}
                 for name in sorted(infos, key=lambda name: infos[name].header_offset):
-                    write_whole(self._folder / name, archive.read(infos[name]))
+                    write_whole(folder / name, archive.read(infos[name]))
         except Exception as error:  # the hub raises a dozen unrelated types
             raise UserError(
                 f"cannot fetch images of {self.label} ({first_line(error)}); the same command "
