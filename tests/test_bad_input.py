@@ -145,7 +145,7 @@ def test_a_damaged_evaluation_picture_is_found_before_training_too(tmp_path):
         prepared("jsonl", tmp_path, tested=tested)
 
 
-def test_a_damaged_picture_that_no_step_will_see_does_not_stop_a_run(tmp_path):
+def test_only_the_pictures_that_the_plan_will_use_are_looked_at(tmp_path):
     rows = [{**row, "id": f"r{n}"} for n, row in enumerate(lines(tmp_path))]
     write_lines(tmp_path, rows)
     short = replace(

@@ -66,6 +66,14 @@ def test_the_recipes_are_12149_and_6666_samples():
         assert (evaluated.name, evaluated.split) == ("vqa_rad", split)
 
 
+def test_the_open_pool_is_trained_on_open_questions_unless_a_curriculum_is_chosen():
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        for chosen, expected in (([], "open_only"), (["curriculum=mixed"], "mixed")):
+            config = compose("config", ["data=pubmed_vision", *chosen])
+            assert config.curriculum.name == expected
+
+
 @pytest.mark.parametrize("pool", [closed_mix, pubmed_vision])
 def test_the_same_seed_and_sources_give_the_same_ids_and_hash(sources, pool):
     (ids, first), (again, second), (others, third) = (

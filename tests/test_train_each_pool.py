@@ -37,7 +37,7 @@ def pubmed_vision(folder, vqa_rad):
     copies.pubmed_vision(folder)
     return [
         *("data=pubmed_vision", f"data.path={folder}", "data.limit=24"),
-        *("curriculum=open_only", f"data.evaluation.test.path={vqa_rad}"),
+        f"data.evaluation.test.path={vqa_rad}",
         "data.evaluation.test.limit=6",
     ]
 
