@@ -166,9 +166,10 @@ class Trainer:
         on_gpu = loaded.device.type == "cuda"
         self.optimizer = AdapterOptimizer(loaded, config, in_compute_type=fused and on_gpu)
         self._vision = shared_features(loaded) if fused else None
-        self._micro_batch_size = config.micro_batch_size
+        largest_share = math.ceil(self.batch_size / ranks.size)
+        self._micro_batch_size = min(config.micro_batch_size, largest_share)
         if on_gpu and config.fit_micro_batch:
-            self._micro_batch_size = math.ceil(self.batch_size / ranks.size)
+            self._micro_batch_size = largest_share
 
     @property
     def batch_size(self) -> int:
