@@ -191,7 +191,8 @@ def shares_by_picture(examples: Sequence[Example], num_shares: int) -> list[list
     """
     groups: dict[tuple[str, ...], list[int]] = {}
     for index, example in enumerate(examples):
-        groups.setdefault(example.image_ids, []).append(index)
+        alone = (example.id,)  # where no picture is shown, nothing is shared
+        groups.setdefault(example.image_ids or alone, []).append(index)
     shares: list[list[int]] = [[] for _ in range(num_shares)]
     for group in sorted(groups.values(), key=len, reverse=True):
         min(shares, key=len).extend(group)

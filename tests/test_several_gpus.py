@@ -18,7 +18,7 @@ import torch
 from medvqa.composition import typed
 from medvqa.config import Device, LoraConfig, TrainingConfig
 from medvqa.distributed import Ranks, join, leave
-from medvqa.evaluation import shares_by_picture
+from medvqa.evaluation import shares_by_picture, without_images
 from medvqa.example import UserError
 from medvqa.model import load_model
 from medvqa.record import read_lines
@@ -99,7 +99,7 @@ def kept_files(directory):
 def test_a_grid_of_runs_on_two_processes_is_that_of_one_process(tmp_path):
     process = start(
         tmp_path, "-m", *SMOKE, "curriculum=open_first", "seed=1,2", "tracking.mode=offline",
-        "hydra.launcher.slots=3", "hydra.launcher.warm=true",
+        "hydra.launcher.slots=3", "hydra.launcher.warm=true", "evaluation.blind=true",
     )  # fmt: skip
     output, _ = process.communicate()
     assert process.returncode == 0, output
@@ -350,6 +350,7 @@ def test_questions_about_one_picture_stay_together_and_shares_are_even(phantoms)
         sum(other.image_ids == example.image_ids for other in phantoms) for example in phantoms[:9]
     )
     assert shares_by_picture(phantoms[:1], 2) == [[0], []]
+    assert shares_by_picture([without_images(e) for e in phantoms[:4]], 2) == [[0, 2], [1, 3]]
 
 
 def test_one_process_needs_nobody():
