@@ -23,6 +23,7 @@ HEAVY = {
     ),
 }
 RECORDS = {"example", "config"}
+RANKS = {"distributed"}
 SAMPLES = {*RECORDS, "image", "prompt", "hardware", "progress"}
 MODELS = {*SAMPLES, "model", "collate", "engine", "ahead", "generation"}
 SCORES = {*RECORDS, "metrics", "bertscore", "statistics", "scoring"}
@@ -51,21 +52,24 @@ MAY_IMPORT = {
     "collate": SAMPLES,
     "ahead": set(),
     "generation": {*SAMPLES, "model", "collate", "engine", "ahead"},
-    "evaluation": {*MODELS, *SCORES, "record", "tracking"},
+    "distributed": {"config"},
+    "torchrun": {*RECORDS, "record"},
+    "evaluation": {*MODELS, *SCORES, *RANKS, "record", "tracking"},
     "results": {"evaluation", "score"},
     "engine": {*SAMPLES, "model", "collate"},
     "optimizer": {*SAMPLES, "model"},
     "training": {
         *(*SAMPLES, "model", "collate", "curriculum", "record", "checkpoint"),
-        *("engine", "optimizer", "ahead"),
+        *("engine", "optimizer", "ahead", *RANKS),
     },
     "base": {*SAMPLES, "model", "collate", "data"},
     "errors": RECORDS,
     "composition": {*RECORDS, "errors", "hardware", "record"},
     "plugins": {"sweep"},
+    "rank": {*RECORDS, *RANKS, "record", "composition", "run"},
 }
 # The two that see everything below them.
-MAY_IMPORT["run"] = set(MAY_IMPORT) - {"errors", "composition", "plugins"}
+MAY_IMPORT["run"] = set(MAY_IMPORT) - {"errors", "composition", "plugins", "rank"}
 MAY_IMPORT["sweep"] = {*MAY_IMPORT["run"], "run", "composition", "sweep"} - {"plugins"}
 MAY_IMPORT["report"] = {
     *(*RECORDS, "record", "statistics", "comparison", "power", "score", "image", "data"),
