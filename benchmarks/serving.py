@@ -1,6 +1,6 @@
 """Load test of `medvqa serve`: 16 clients against one that asks one question after the other.
 
-    python benchmarks/serving.py RUN --data DIR --out benchmarks/results/serving.json
+    python -m benchmarks.serving RUN --data DIR --out benchmarks/results/serving.json
 
 Both arms ask the same VQA-RAD questions of the same server, in alternating rounds, after one
 round that warms it up. The number of requests is bounded by --requests and --rounds.
@@ -172,7 +172,7 @@ def main() -> None:
         result = measure(server, bodies, rounds=options.rounds)
         described = _described(server)
     values = {
-        "command": "python benchmarks/serving.py RUN --data DIR",
+        "command": "python -m benchmarks.serving RUN --data DIR",
         "machine": {"cpus": os.cpu_count(), "load_1m": round(os.getloadavg()[0], 2)},
         "python": platform.python_version(),
         "packages": {n: metadata.version(n) for n in ("torch", "transformers", "uvicorn")},

@@ -1,7 +1,7 @@
 """One question, one answer, whoever is asked: evaluator, process, tool, server, merged model.
 
-    python benchmarks/serving_parity.py --data DIR            trains a tiny run first, then all 451
-    python benchmarks/serving_parity.py --data DIR --run RUN  of a run on VQA-RAD that is there
+    python -m benchmarks.serving_parity --data DIR            trains a tiny run first, then all 451
+    python -m benchmarks.serving_parity --data DIR --run RUN  of a run on VQA-RAD that is there
 
 The run's own predictions.jsonl is the reference. Exits with 1 if a single answer differs.
 """

@@ -299,6 +299,7 @@ def test_a_second_export_replaces_the_first_and_spares_what_is_no_export(vqa_rad
         (["--merge", "--gguf", "q8_0"], "--gguf needs llama.cpp's convert_hf_to_gguf.py"),
         (["--merge", "--gguf", "q8_0", "--converter", "/nowhere"], "/nowhere: no such file"),
         (["--push", "me/model"], "--push needs a token of the hub"),
+        (["--push", "not a name"], "--push not a name: "),
     ],
 )
 def test_an_option_that_cannot_work_is_one_clear_line(

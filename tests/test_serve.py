@@ -226,6 +226,12 @@ def test_an_engine_that_is_not_there_is_one_clear_line(
         main_serve([str(vqa_rad_run), "--port", "0", "--engine", engine])
 
 
+def test_a_missing_extra_is_one_clear_line(vqa_rad_run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(UserError, match=r"^uvicorn not installed: pip install 'medvqa\[serve\]'"):
+        main_serve([str(vqa_rad_run)])
+
+
 def test_another_program_is_started_forwarded_to_and_ended(merged_model, of_run):
     trained = read_trained(merged_model)
     port = free_port()

@@ -24,6 +24,7 @@ DISCLAIMER = (
 PHASES = {
     "majority": "most frequent training answer",
     "zero_shot": "base model",
+    "blind": "with the adapter, shown no picture",
     "final": "with the adapter",
     MERGED: "merged",
 }

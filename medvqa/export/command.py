@@ -67,7 +67,7 @@ def export(wanted: Wanted) -> Path:
         raise UserError(f"{wanted.run} is an export already; give the run itself")
     check_target(wanted.target)
     if wanted.repository is not None:
-        outside.require_token()
+        outside.check_push(wanted.repository)
     if wanted.gguf_type is not None:
         wanted = replace(wanted, converter=outside.find_converter(wanted.converter))
     write = _write_merged if wanted.is_merged else _write_adapter

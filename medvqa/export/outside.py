@@ -12,10 +12,16 @@ GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto")
 CONVERTERS = ("convert_hf_to_gguf.py", "convert-hf-to-gguf")
 
 
-def require_token() -> None:
-    """Raise a `UserError` where the hub would refuse for want of a token."""
+def check_push(repository: str) -> None:
+    """Raise a `UserError` where the hub would refuse the name, or for want of a token."""
     import huggingface_hub
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise UserError(f"--push {repository}: {error}") from error
     if huggingface_hub.get_token() is None:
         raise UserError("--push needs a token of the hub: `hf auth login`, or set HF_TOKEN")
 
@@ -37,7 +43,7 @@ def push(directory: Path, repository: str, *, is_public: bool) -> str:
             repo_id=repository, folder_path=directory, commit_message="Exported by medvqa"
         )
     except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"cannot push to {repository}: {reason} (the export itself is whole, in {directory})"
         ) from error

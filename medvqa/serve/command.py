@@ -15,6 +15,7 @@ from medvqa.example import UserError
 from medvqa.serve.answering import Answerer
 from medvqa.serve.app import build_app
 from medvqa.serve.engines import LOOPBACK, Engine, OwnEngine, start_transformers, start_vllm
+from medvqa.serve.extra import require
 from medvqa.serve.intake import Intake, Limits
 from medvqa.trained import Trained, load_trained, read_trained
 
@@ -33,6 +34,7 @@ def main_serve(argv: Sequence[str]) -> None:
     parser.add_argument("--base", metavar="DIR", help="the base's own weights, in place of the hub")
     parser.add_argument("--device", choices=[d.value for d in Device], default="auto")
     options = parser.parse_args(argv)
+    require("fastapi", "uvicorn", "httpx")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
