@@ -115,12 +115,17 @@ class Evaluator:
             decoding=self.config.decoding,
             description=description,
         )
-        texts = [""] * len(examples)
-        parts = self.ranks.gather(mine)
-        for share, part in zip(shares, parts, strict=True):
-            for index, text in zip(share, part.texts, strict=True):
-                texts[index] = text
-        return Answers(tuple(texts), sum(part.num_cut for part in parts), mine.decoding)
+        answered: dict[int, tuple[str, bool, int]] = {}
+        for share, part in zip(shares, self.ranks.gather(mine), strict=True):
+            rows = zip(part.texts, part.cut, part.num_tokens, strict=True)
+            answered.update(zip(share, rows, strict=True))
+        in_order = [answered[index] for index in range(len(examples))]
+        return Answers(
+            texts=tuple(text for text, _, _ in in_order),
+            cut=tuple(is_cut for _, is_cut, _ in in_order),
+            num_tokens=tuple(number for _, _, number in in_order),
+            decoding=mine.decoding,
+        )
 
     def majority(self, training: Sequence[tuple[AnswerType, str]]) -> list[Evaluation]:
         """Score the training pool's most frequent answer of each type: the floor of any model."""
