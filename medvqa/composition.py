@@ -92,8 +92,8 @@ def typed_group(schema: type[Group], values: Mapping[str, Any]) -> Group:
 
 
 def check_hardware(config: Config) -> None:
-    """Raise a `UserError` if the config asks for a GPU and there is none."""
-    model = config.model
+    """Raise a `UserError` if the config asks for more GPUs than there are."""
+    model, num_gpus = config.model, config.training.gpus
     settings = {
         "model.backend=unsloth": model.backend is Backend.unsloth,
         "model.load_in_4bit=true": model.load_in_4bit,
@@ -104,6 +104,12 @@ def check_hardware(config: Config) -> None:
         raise UserError(
             f"no CUDA GPU is visible here, but the config says {' and '.join(asked)}; on a CPU "
             "use model=tiny, or model.backend=transformers model.load_in_4bit=false"
+        )
+    visible = num_cuda_devices(os.environ) if num_gpus > 1 else num_gpus
+    if model.device is not Device.cpu and num_gpus > visible:
+        raise UserError(
+            f"training.gpus={num_gpus}, but {visible} CUDA GPU(s) are visible here; use "
+            f"training.gpus={max(1, visible)} (model.device=cpu runs any number of processes)"
         )
 
 

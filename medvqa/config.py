@@ -223,6 +223,10 @@ class PartConfig(RowsConfig):
             self.quota is None or self.weight is None,
             f"data.parts: {self.name} has a quota and a weight; give one of them",
         )
+        _check(
+            self.limit is None or (self.quota is None and self.weight is None),
+            f"data.parts: {self.name} has a limit beside its quota or weight; give one of them",
+        )
 
 
 @dataclass(kw_only=True)
@@ -406,9 +410,11 @@ class LoraConfig:
 
 @dataclass(kw_only=True)
 class TrainingConfig:
-    """Optimisation. Effective batch = micro_batch_size x accumulation_steps.
+    """Optimisation. Effective batch = micro_batch_size x accumulation_steps, on all GPUs together.
 
     Attributes:
+        gpus: Processes that share each effective batch, a GPU each; see docs/several_gpus.md.
+            With model.device=cpu they share the processor.
         max_steps: Optimiser steps that the stages' shares divide.
         checkpoint_every: Steps between checkpoints; a killed run goes on from the last one.
         gradient_checkpointing: Recompute activations; slower, for when memory is short.
@@ -429,6 +435,7 @@ class TrainingConfig:
     gradient_checkpointing: bool = False
     engine: Engine = Engine.auto
     fit_micro_batch: bool = True
+    gpus: int = 1
 
     def __post_init__(self) -> None:
         """Check bounds."""
@@ -441,6 +448,13 @@ class TrainingConfig:
             "learning_rate",
             "max_grad_norm",
             "checkpoint_every",
+            "gpus",
+        )
+        batch_size = self.micro_batch_size * self.accumulation_steps
+        _check(
+            self.gpus <= batch_size,
+            f"training.gpus={self.gpus} is above the effective batch of {batch_size} examples "
+            "(micro_batch_size x accumulation_steps): some would have nothing to do",
         )
         _check(
             self.warmup_steps >= 0,

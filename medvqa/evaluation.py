@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from medvqa.collate import Encoder
 from medvqa.config import EvaluationConfig
+from medvqa.distributed import ALONE, Ranks
 from medvqa.example import AnswerType, Example, Prediction, Score
-from medvqa.generation import generate
+from medvqa.generation import Answers, generate
 from medvqa.model import LoadedModel
 from medvqa.record import write_json
 from medvqa.scoring import (
@@ -59,11 +60,13 @@ class Evaluator:
         *,
         directory: Path,
         seed: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.sets = sets
         self.config = config
         self.directory = directory
         self.seed = seed
+        self.ranks = ranks
 
     def model(
         self,
@@ -77,17 +80,10 @@ class Evaluator:
         """Answer and score every set with the model as it is now."""
         results = []
         for name, examples in self.sets.items():
-            done = self._read(phase, name)
+            done = self.ranks.first(self._read, phase, name)
             if done is None:
-                answers = generate(
-                    loaded,
-                    encoder,
-                    examples if show_images else [without_images(e) for e in examples],
-                    max_new_tokens=self.config.max_new_tokens,
-                    batch_size=self.config.batch_size,
-                    decoding=self.config.decoding,
-                    description=f"{phase}: answering {name}",
-                )
+                shown = examples if show_images else [without_images(e) for e in examples]
+                answers = self._answers(loaded, encoder, shown, f"{phase}: answering {name}")
                 if answers.num_cut:
                     log.warning(
                         "%s/%s: %d of %d answers were cut at evaluation.max_new_tokens=%d",
@@ -96,7 +92,8 @@ class Evaluator:
                     )
                 predictions = to_predictions(examples, answers.texts)
                 device = loaded.device.type
-                done = self._score(
+                done = self.ranks.first(
+                    self._score,
                     *(phase, name, step, predictions, answers.num_cut),
                     device=device,
                     images="shown" if show_images else "removed",
@@ -104,8 +101,37 @@ class Evaluator:
             results.append(done)
         return results
 
+    def _answers(
+        self, loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], description: str
+    ) -> Answers:
+        """Answer this rank's share of the questions; return all answers in the set's order."""
+        shares = shares_by_picture(examples, self.ranks.size)
+        mine = generate(
+            loaded,
+            encoder,
+            [examples[index] for index in shares[self.ranks.rank]],
+            max_new_tokens=self.config.max_new_tokens,
+            batch_size=self.config.batch_size,
+            decoding=self.config.decoding,
+            description=description,
+        )
+        answered: dict[int, tuple[str, bool, int]] = {}
+        for share, part in zip(shares, self.ranks.gather(mine), strict=True):
+            rows = zip(part.texts, part.cut, part.num_tokens, strict=True)
+            answered.update(zip(share, rows, strict=True))
+        in_order = [answered[index] for index in range(len(examples))]
+        return Answers(
+            texts=tuple(text for text, _, _ in in_order),
+            cut=tuple(is_cut for _, is_cut, _ in in_order),
+            num_tokens=tuple(number for _, _, number in in_order),
+            decoding=mine.decoding,
+        )
+
     def majority(self, training: Sequence[tuple[AnswerType, str]]) -> list[Evaluation]:
         """Score the training pool's most frequent answer of each type: the floor of any model."""
+        return self.ranks.first(self._majority, training)
+
+    def _majority(self, training: Sequence[tuple[AnswerType, str]]) -> list[Evaluation]:
         results = []
         for name, examples in self.sets.items():
             done = self._read("majority", name)
@@ -160,6 +186,22 @@ class Evaluator:
     def _read(self, phase: str, name: str) -> Evaluation | None:
         path = self.place(phase, name) / "metrics.json"
         return read_evaluation(path) if path.is_file() else None
+
+
+def shares_by_picture(examples: Sequence[Example], num_shares: int) -> list[list[int]]:
+    """Divide the questions so that those about the same picture(s) stay together.
+
+    Their common part of the prompt is then computed by one rank only. The picture with the most
+    questions goes first, each to the smallest share so far; a share keeps the order of the set.
+    """
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index, example in enumerate(examples):
+        alone = (example.id,)  # where no picture is shown, nothing is shared
+        groups.setdefault(example.image_ids or alone, []).append(index)
+    shares: list[list[int]] = [[] for _ in range(num_shares)]
+    for group in sorted(groups.values(), key=len, reverse=True):
+        min(shares, key=len).extend(group)
+    return [sorted(share) for share in shares]
 
 
 def read_evaluation(path: Path) -> Evaluation:

@@ -34,8 +34,8 @@ SECRET = re.compile(
 )
 # The user and password of an address.
 CREDENTIALS = re.compile(r"(://)[^/@\s]+@")
-# Groups that cannot change a result, so a run is the same run with or without them.
-NOT_RESULTS = ("tracking", "fresh")
+# What cannot change a result, so a run is the same run with or without it.
+NOT_RESULTS = ("tracking", "fresh", "training.gpus")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -87,8 +87,16 @@ def write_text(path: Path, text: str) -> None:
 
 def run_id(config: Mapping[str, Any]) -> str:
     """Return 12 hexadecimal digits that name the resolved config, as far as it changes results."""
-    kept = {name: value for name, value in config.items() if name not in NOT_RESULTS}
+    kept = _results_only(config)
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _results_only(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    return {
+        name: _results_only(value, f"{prefix}{name}.") if isinstance(value, Mapping) else value
+        for name, value in config.items()
+        if f"{prefix}{name}" not in NOT_RESULTS
+    }
 
 
 def masked(overrides: Sequence[str]) -> list[str]:

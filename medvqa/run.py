@@ -1,7 +1,5 @@
 """The run, readable top to bottom: data -> plan -> model -> train -> evaluate -> record."""
 
-import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +11,14 @@ from medvqa import record
 from medvqa.bertscore import check_encoder
 from medvqa.config import Config, DataConfig
 from medvqa.curriculum import Plan, PlannedStage, plan_curriculum
-from medvqa.data import Pool, load_pool
+from medvqa.data import Pool, load_pool, rows_sha256
+from medvqa.data.verification import check_images
+from medvqa.distributed import ALONE, Ranks
 from medvqa.evaluation import Evaluation, Evaluator, read_evaluations
 from medvqa.example import Example
 from medvqa.model import LoadedModel, load_model, model_source, save_adapter
 from medvqa.results import headline, show_results
+from medvqa.torchrun import run_ranks
 from medvqa.tracking import Tracker, tracker
 
 log = logging.getLogger(__name__)
@@ -53,8 +54,10 @@ def run(
             record.set_aside(directory)
         if record.read_json(directory / "run.json").get("state") == record.FINISHED:
             log.info("this run is finished already; fresh=true starts it over")
+        elif config.training.gpus > 1:
+            run_ranks(config.training.gpus, directory=directory, settings=settings)
         else:
-            _run(config, directory, settings, load)
+            run_rank(config, directory=directory, settings=settings, load=load)
         evaluations = read_evaluations(directory)
         show_results(evaluations, directory)
         return headline(evaluations, config.data.evaluation)
@@ -91,7 +94,7 @@ def load_data(config: DataConfig) -> Data:
 
 
 def prepare(config: Config, data: Data) -> Prepared:
-    """Plan the curriculum and check the rest; nothing slow, nothing written.
+    """Plan the curriculum and check the rest, the planned pictures too; nothing is written.
 
     Raises:
         UserError: On whatever would end the run later: data, curriculum, model path, encoder.
@@ -104,6 +107,11 @@ def prepare(config: Config, data: Data) -> Prepared:
         batch_size=config.training.micro_batch_size * config.training.accumulation_steps,
         seed=config.seed,
     )
+    by_id = {example.id: example for example in training.examples}
+    used = [by_id[name] for name in dict.fromkeys(plan.order)]
+    num_left = check_images([*used, *(e for pool in pools.values() for e in pool.examples)])
+    if num_left:
+        log.info("%s pictures are not looked at before training", f"{num_left:,}")
     model_source(config.model)
     check_encoder(config.evaluation.bertscore)
     return Prepared(
@@ -114,11 +122,25 @@ def prepare(config: Config, data: Data) -> Prepared:
     )
 
 
-def _run(config: Config, directory: Path, settings: Mapping[str, Any], load: LoadModel) -> None:
+def run_rank(
+    config: Config,
+    *,
+    directory: Path,
+    settings: Mapping[str, Any],
+    load: LoadModel = load_model,
+    ranks: Ranks = ALONE,
+) -> None:
+    """Do one process's part of a run; see `run` for the arguments.
+
+    Every rank writes its records below its directory; `medvqa.rank` keeps the first rank's only.
+    """
     keeper = record.RunRecord(directory / "run.json", settings)
     with keeper.recording():
+        keeper.update(world_size=ranks.size)
         with keeper.phase("data"):
             prepared = prepare(config, load_data(config.data))
+        orders = set(ranks.gather(prepared.plan.sha256))
+        assert len(orders) == 1, "the ranks have read the data in different orders"
         keeper.update(data=prepared.description, plan=describe_plan(prepared.plan))
         log.info("%s", opening_line(prepared))
         with tracker(
@@ -127,7 +149,7 @@ def _run(config: Config, directory: Path, settings: Mapping[str, Any], load: Loa
             group=settings.get("sweep"),
             settings=settings["config"],
         ) as run_tracker:
-            train_and_evaluate(config, directory, keeper, run_tracker, prepared, load)
+            train_and_evaluate(config, directory, keeper, run_tracker, prepared, load, ranks)
         keeper.finish()
 
 
@@ -138,6 +160,7 @@ def train_and_evaluate(
     run_tracker: Tracker,
     prepared: Prepared,
     load: LoadModel,
+    ranks: Ranks,
 ) -> None:
     """Load, train and evaluate; from here on the heavy libraries are imported."""
     from medvqa.collate import Encoder, preview
@@ -158,7 +181,8 @@ def train_and_evaluate(
     (directory / "preview.txt").write_text(first + "\n", encoding="utf-8")
     log.info("first sample; the loss is on [[...]] only:\n%s\n", first)
 
-    evaluator = Evaluator(sets, config.evaluation, directory=directory, seed=config.seed)
+    places: dict[str, Any] = {"directory": directory, "seed": config.seed, "ranks": ranks}
+    evaluator = Evaluator(sets, config.evaluation, **places)
 
     def evaluate(phase: str, step: int, *, show_images: bool = True) -> list[Evaluation]:
         with keeper.phase("evaluate"):
@@ -177,7 +201,7 @@ def train_and_evaluate(
     if config.evaluation.zero_shot:
         with loaded.adapter_disabled():
             evaluate("zero_shot", 0)
-    trainer = Trainer(loaded, encoder, config.training, directory=directory, seed=config.seed)
+    trainer = Trainer(loaded, encoder, config.training, **places)
     with keeper.phase("train_and_evaluate_stages"):
         result = trainer.train(
             plan,
@@ -186,12 +210,12 @@ def train_and_evaluate(
             on_stage_end=stage_ended,
         )
     keeper.update(training=asdict(result))
-    save_adapter(loaded, directory / "adapter")
+    ranks.first(save_adapter, loaded, directory / "adapter")
     final = evaluate("final", plan.num_steps)
     if config.evaluation.blind:
         evaluate("blind", plan.num_steps, show_images=False)
     keeper.update(
-        peak_gpu_bytes=loaded.peak_gpu_bytes(),
+        peak_gpu_bytes=max(ranks.gather(loaded.peak_gpu_bytes() or 0)) or None,
         results={e.set_name: e.flat() for e in final},
         headline=headline(final, sets),
     )
@@ -214,11 +238,8 @@ def tracked(row: Mapping[str, Any]) -> dict[str, float | str]:
 
 
 def describe_pool(pool: Pool) -> dict[str, Any]:
-    """Return counts, and a hash over what a question is: id, text, answers, pictures."""
+    """Return counts, for each part too, and a hash over what a question is."""
     examples = pool.examples
-    digest = hashlib.sha256()
-    for e in examples:
-        digest.update(json.dumps([e.id, e.question, e.answers, e.image_ids]).encode() + b"\n")
     return {
         "num_examples": len(examples),
         "num_images": len({name for example in examples for name in example.image_ids}),
@@ -226,10 +247,13 @@ def describe_pool(pool: Pool) -> dict[str, Any]:
         "type_origins": dict(Counter(example.type_origin for example in examples)),
         "sources": dict(Counter(example.source for example in examples)),
         "splits": dict(Counter(example.split for example in examples)),
-        "num_available": pool.available,
+        "parts": {
+            name: {**part._asdict(), "num_not_sampled": part.num_available - part.num_sampled}
+            for name, part in pool.parts.items()
+        },
         "num_skipped": len(pool.skipped),
         "skipped": pool.skipped[:SHOWN_SKIPPED],
-        "sha256": digest.hexdigest(),
+        "sha256": rows_sha256(examples),
     }
 
 

@@ -101,7 +101,9 @@ def test_an_image_dropped_in_a_browser_is_answered_beside_metrics_and_disclaimer
         assert last == DISCLAIMER
         shown = page.locator("table.metrics").inner_text()
         score = read_evaluations(vqa_rad_run)[-1].summary["overall"]["exact_match"]
-        assert f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}] n=12" in shown
+        assert (
+            f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}] n={score.num_examples}" in shown
+        )
         assert "most frequent answer" in shown
         browser.close()
         hosts = {urlsplit(url).netloc for url in requested if url.startswith("http")}

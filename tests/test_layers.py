@@ -34,6 +34,7 @@ HEAVY = {
     ),
 }
 RECORDS = {"example", "config"}
+RANKS = {"distributed"}
 SAMPLES = {*RECORDS, "image", "prompt", "hardware", "progress"}
 MODELS = {*SAMPLES, "model", "collate", "engine", "ahead", "generation"}
 SCORES = {*RECORDS, "metrics", "bertscore", "statistics", "scoring"}
@@ -54,7 +55,7 @@ MAY_IMPORT = {
     "comparison": {*RECORDS, "statistics"},
     "power": {*RECORDS, "statistics"},
     "checkpoint": {*RECORDS, "record"},
-    "data": {*RECORDS, "image", "data"},
+    "data": {*RECORDS, "image", "ahead", "data"},
     "scoring": SCORES - {"scoring"},
     "score": {*SCORES, "record"},
     "tracking": {*RECORDS, "image", "record"},
@@ -62,13 +63,15 @@ MAY_IMPORT = {
     "collate": SAMPLES,
     "ahead": set(),
     "generation": {*SAMPLES, "model", "collate", "engine", "ahead"},
-    "evaluation": {*MODELS, *SCORES, "record", "tracking"},
+    "distributed": {"config"},
+    "torchrun": {*RECORDS, "record"},
+    "evaluation": {*MODELS, *SCORES, *RANKS, "record", "tracking"},
     "results": {"evaluation", "score"},
     "engine": {*SAMPLES, "model", "collate"},
     "optimizer": {*SAMPLES, "model"},
     "training": {
         *(*SAMPLES, "model", "collate", "curriculum", "record", "checkpoint"),
-        *("engine", "optimizer", "ahead"),
+        *("engine", "optimizer", "ahead", *RANKS),
     },
     "base": {*SAMPLES, "model", "collate", "data"},
     "errors": RECORDS,
@@ -84,10 +87,11 @@ MAY_IMPORT = {
         "serve",
     },
     "plugins": {"sweep"},
+    "rank": {*RECORDS, *RANKS, "record", "composition", "run"},
 }
 # Those that see everything below them.
 MAY_IMPORT["run"] = set(MAY_IMPORT) - {
-    *("errors", "composition", "plugins", "trained", "saved", "vllm", "serve"),
+    *("errors", "composition", "plugins", "rank", "trained", "saved", "vllm", "serve"),
 }
 MAY_IMPORT["export"] = {
     *(*MODELS, "data", "evaluation", "score", "record", "saved", "composition"),

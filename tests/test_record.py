@@ -56,6 +56,8 @@ def test_run_id_ignores_order_and_what_cannot_change_a_result() -> None:
     same = {"fresh": True, "tracking": {"mode": "offline"}, "lora": {"alpha": 32.0, "rank": 16}}
     assert record.run_id(config) == record.run_id({**same, "seed": 1})
     assert record.run_id(config) != record.run_id({**config, "seed": 2})
+    trained = [record.run_id({**config, "training": {"steps": s, "gpus": s}}) for s in (4, 8)]
+    assert record.run_id({**config, "training": {"steps": 4}}) == trained[0] != trained[1]
     assert re.fullmatch("[0-9a-f]{12}", record.run_id(config))
 
 

@@ -71,8 +71,8 @@ def specialist(vqa_rad_run, images):
 
 @pytest.fixture(scope="module")
 def asked(vqa_rad_run):
-    """A test question with the evaluator's own answer."""
-    return read_lines(vqa_rad_run / "evaluation" / "final" / "test" / "predictions.jsonl")
+    """Test questions with the evaluator's own answers."""
+    return read_lines(vqa_rad_run / "evaluation" / "final" / "test" / "predictions.jsonl")[:12]
 
 
 def path_of(row) -> str:
@@ -240,6 +240,22 @@ def medvqa_serve(answerer: Answerer):
             engine.close()
 
 
+def begun(port: int, headers: dict[str, str]) -> int:
+    """Return the status of a client's first request."""
+    body = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "initialize",
+        "params": {
+            "protocolVersion": "2025-06-18",
+            "capabilities": {},
+            "clientInfo": {"name": "test", "version": "1"},
+        },
+    }
+    accepted = {"Accept": "application/json, text/event-stream", **headers}
+    return httpx.post(f"http://127.0.0.1:{port}/mcp", headers=accepted, json=body).status_code
+
+
 @contextmanager
 def mcp_over_http(*arguments: str, **more: str):
     with socket.socket() as probe:
@@ -283,11 +299,11 @@ def test_an_mcp_client_over_http_gets_the_same_answers_from_medvqa_serve(
                     ]
 
             texts = asyncio.run(session())
-            # A page whose host's name leads here, as in DNS rebinding.
-            stranger = httpx.post(
-                f"http://127.0.0.1:{port}/mcp", headers={"Host": "evil.example"}, json={}
-            )
-            assert 400 <= stranger.status_code < 500
+            # A page whose host's name leads here, as in DNS rebinding, sends what a client would.
+            statuses = [begun(port, {"Host": host}) for host in (f"127.0.0.1:{port}", "evil.test")]
+            statuses.append(begun(port, {"Origin": "http://evil.test"}))
+    assert statuses[0] == 200
+    assert all(400 <= status < 500 for status in statuses[1:])
     assert [answer_of(text) for text in texts] == [row["prediction"] for row in asked]
 
 

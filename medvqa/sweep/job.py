@@ -53,6 +53,11 @@ class Job:
         )
 
     @property
+    def num_gpus(self) -> int:
+        """Slots that the job takes at once."""
+        return int(self.config["training"].get("gpus", 1))
+
+    @property
     def is_finished(self) -> bool:
         """Whether this very run has been finished before."""
         stored = run_json(self.directory)
@@ -87,7 +92,7 @@ class Status:
     """What status.json says about a job; the launcher alone writes it.
 
     Attributes:
-        slot: GPU index, or "" on a CPU.
+        slot: GPU index, several with commas, or "" on a CPU.
         seconds: Wall time of the last attempt, by a clock that never goes backwards.
         exit_code: Negative for a signal; None while it runs.
         error: One line; the job's console.log has all.

@@ -109,7 +109,7 @@ class IsolatedLauncher(Launcher):
         for job in todo:
             job.write()
             Status(state=State.waiting).write(job.directory)
-        slots = self.slots[: max(1, len(todo))]
+        slots = self.slots[: max(1, sum(job.num_gpus for job in todo))]
         log.info("%d jobs on %s, in %s", len(todo), describe_slots(slots), sweep)
         statuses = {job.number: Status(state=State.finished) for job in jobs}
         try:
