@@ -169,8 +169,8 @@ def _overlap(found: Mapping[str, Any] | None) -> str:
     if not found:
         return "Overlap of training and evaluation data: not recorded by this run."
     shares = "; ".join(
-        f"`{name}` {values['image_overlap']:.1%} of the pictures and {values['item_overlap']:.1%} of "
-        f"the questions with picture and answer ({values['num_items']:,})"
+        f"`{name}` {values['image_overlap']:.1%} of the pictures and "
+        f"{values['item_overlap']:.1%} of the questions with picture and answer ({values['num_items']:,})"
         for name, values in found["sets"].items()
     )
     return (
