@@ -15,6 +15,7 @@ from medvqa.evaluation import Evaluation
 from medvqa.example import UserError
 from medvqa.score import SHOWN, cell
 from medvqa.serve.answering import Answerer
+from medvqa.serve.extra import require
 from medvqa.serve.intake import Intake, Limits
 from medvqa.serve.tool import InProcess, Specialist
 from medvqa.trained import Trained
@@ -161,6 +162,7 @@ def main_demo(argv: Sequence[str]) -> None:
     parser.add_argument("--base", help="local directory of the base model")
     parser.add_argument("--device", choices=[d.value for d in Device], default="auto")
     options = parser.parse_args(argv)
+    require("gradio")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     answerer = Answerer.of_run(options.run, device=Device(options.device), base=options.base)
     limits = Limits()

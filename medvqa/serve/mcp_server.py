@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from medvqa.serve.extra import require
 from medvqa.serve.references import listed
 from medvqa.serve.tool import DESCRIPTION, IMAGES, NAME, QUERY, Specialist, build
 from medvqa.serve.tool_config import read_tool_config
@@ -50,6 +51,7 @@ def main_mcp(argv: Sequence[str]) -> None:
         "overrides", nargs="*", metavar="key=value", help="for example run=outputs/RUN"
     )
     options = parser.parse_args(argv)
+    require("fastmcp", "httpx")
     config = read_tool_config(options.config, options.overrides)
     with stdout_to_stderr():
         server = mcp_server(build(config))
