@@ -170,7 +170,8 @@ def _overlap(found: Mapping[str, Any] | None) -> str:
         return "Overlap of training and evaluation data: not recorded by this run."
     shares = "; ".join(
         f"`{name}` {values['image_overlap']:.1%} of the pictures and "
-        f"{values['item_overlap']:.1%} of the questions with picture and answer ({values['num_items']:,})"
+        f"{values['item_overlap']:.1%} of the questions with picture "
+        f"and answer ({values['num_items']:,})"
         for name, values in found["sets"].items()
     )
     return (
