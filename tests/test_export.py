@@ -110,6 +110,22 @@ def test_the_card_tells_data_curriculum_metrics_and_licences(vqa_rad_run, adapte
     assert card.index("base model | overall") < card.index("with the adapter | overall")
 
 
+def test_the_card_tells_what_evaluation_and_training_share(copied_run, tmp_path):
+    record = json.loads((copied_run / "run.json").read_text())
+    record["contamination"] = {
+        "action": "report",
+        "num_training_rows_concerned": 1234,
+        "num_dropped": 0,
+        "sets": {"test": {"image_overlap": 0.995, "item_overlap": 0.02, "num_items": 9}},
+    }
+    (copied_run / "run.json").write_text(json.dumps(record))
+    card = (export(Wanted(run=copied_run, target=tmp_path / "out")) / "README.md").read_text()
+    assert (
+        "`test` 99.5% of the pictures and 2.0% of the questions with picture and answer (9)" in card
+    )
+    assert "1,234 training rows concerned, 0 of them dropped before training" in card
+
+
 def test_merged_weights_answer_as_the_adapter_and_both_scores_are_kept(
     vqa_rad_run, merged_model, shared
 ):

@@ -161,11 +161,23 @@ def _data(values: Mapping[str, Any]) -> Iterator[str]:
         for name, pool in values["data"].items()
     ]
     yield _table(["", "questions", "pictures", "open", "closed", "skipped", "SHA-256"], rows)
-    headline = values.get("contamination")
-    yield (
-        f"Overlap of training and evaluation data: {headline}"
-        if headline
-        else "Overlap of training and evaluation data: not recorded by this run."
+    yield _overlap(values.get("contamination"))
+
+
+def _overlap(found: Mapping[str, Any] | None) -> str:
+    """Return what the contamination gate found, set by set."""
+    if not found:
+        return "Overlap of training and evaluation data: not recorded by this run."
+    shares = "; ".join(
+        f"`{name}` {values['image_overlap']:.1%} of the pictures and "
+        f"{values['item_overlap']:.1%} of the questions with picture "
+        f"and answer ({values['num_items']:,})"
+        for name, values in found["sets"].items()
+    )
+    return (
+        f"Overlap of training and evaluation data (`contamination={found['action']}`): "
+        f"{shares or 'no set to compare'}; {found['num_training_rows_concerned']:,} training rows "
+        f"concerned, {found['num_dropped']:,} of them dropped before training."
     )
 
 

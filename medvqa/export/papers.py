@@ -39,7 +39,7 @@ def papers(
         "adapter_sha256": trained.adapter_sha256(),
         "scores": _scores(evaluations),
         "merge": merge,
-        "contamination": (values.get("contamination") or {}).get("headline"),
+        "contamination": values.get("contamination"),
         "data": {name: _without_rows(pool) for name, pool in values["data"].items()},
         "plan": values["plan"],
         "training": values["training"],
