@@ -1,4 +1,4 @@
-"""The run, readable top to bottom: data -> plan -> model -> train -> evaluate -> record."""
+"""The run, readable top to bottom: data -> gate -> plan -> model -> train -> evaluate -> record."""
 
 import logging
 from collections import Counter
@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medvqa import record
+from medvqa import contamination, record
 from medvqa.bertscore import check_encoder
 from medvqa.config import Config, DataConfig
+from medvqa.contamination.overlap import Overlap
 from medvqa.curriculum import Plan, PlannedStage, plan_curriculum
 from medvqa.data import Pool, load_pool, rows_sha256
 from medvqa.data.verification import check_images
@@ -93,6 +94,26 @@ def load_data(config: DataConfig) -> Data:
     return Data(training, sets)
 
 
+def pass_gate(config: Config, data: Data, overlap: Overlap) -> Data:
+    """Return what may be trained on.
+
+    Raises:
+        UserError: If the contamination gate refuses.
+    """
+    expected = config.data.allow_training_rows
+    rows = data.training.examples
+    kept = contamination.kept_rows(config.contamination, rows, overlap, expected=expected)
+    return Data(data.training._replace(examples=kept), data.sets)
+
+
+def measure_overlap(config: Config, data: Data) -> Overlap:
+    """Compare the pool with every evaluation set and show the table."""
+    sets = {name: pool.examples for name, pool in data.sets.items()}
+    overlap = contamination.measure(config.contamination, data.training.examples, sets)
+    contamination.show_overlap(overlap)
+    return overlap
+
+
 def prepare(config: Config, data: Data) -> Prepared:
     """Plan the curriculum and check the rest, the planned pictures too; nothing is written.
 
@@ -138,7 +159,14 @@ def run_rank(
     with keeper.recording():
         keeper.update(world_size=ranks.size)
         with keeper.phase("data"):
-            prepared = prepare(config, load_data(config.data))
+            data = load_data(config.data)
+            prepare(config, data)  # a mistake is said before every picture is read
+        with keeper.phase("contamination"):
+            overlap = measure_overlap(config, data)
+            found = contamination.as_json(config.contamination, overlap)
+            record.write_json(directory / "contamination.json", found)
+            keeper.update(contamination=contamination.headline(config.contamination, overlap))
+            prepared = prepare(config, pass_gate(config, data, overlap))
         orders = set(ranks.gather(prepared.plan.sha256))
         assert len(orders) == 1, "the ranks have read the data in different orders"
         keeper.update(data=prepared.description, plan=describe_plan(prepared.plan))
@@ -149,6 +177,7 @@ def run_rank(
             group=settings.get("sweep"),
             settings=settings["config"],
         ) as run_tracker:
+            run_tracker.summarize(contamination.flat(overlap))
             train_and_evaluate(config, directory, keeper, run_tracker, prepared, load, ranks)
         keeper.finish()
 

@@ -1,5 +1,8 @@
+import atexit
 import io
 import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +16,10 @@ from medvqa.data import load_examples
 from medvqa.model import LoadedModel, load_model
 
 ROOT = Path(__file__).parents[1]
+# One cache of picture hashes for all tests and the commands they start; never the user's own.
+if "MEDVQA_CACHE" not in os.environ:
+    os.environ["MEDVQA_CACHE"] = tempfile.mkdtemp(prefix="medvqa-tests-")
+    atexit.register(shutil.rmtree, os.environ["MEDVQA_CACHE"], ignore_errors=True)
 TINY = ModelConfig(name="medvqa/tiny", max_pixels=16384, max_length_tokens=512)
 
 

@@ -19,6 +19,7 @@ HEAVY = {
         "PIL",
         "rich",
         "matplotlib",
+        "imagehash",
         "scipy",
     ),
 }
@@ -45,6 +46,7 @@ MAY_IMPORT = {
     "power": {*RECORDS, "statistics"},
     "checkpoint": {*RECORDS, "record"},
     "data": {*RECORDS, "image", "ahead", "data"},
+    "contamination": {*RECORDS, "image", "metrics", "progress", "contamination"},
     "scoring": SCORES - {"scoring"},
     "score": {*SCORES, "record"},
     "tracking": {*RECORDS, "image", "record"},

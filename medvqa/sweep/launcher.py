@@ -154,21 +154,25 @@ def describe_slots(slots: Sequence[str]) -> str:
 
 
 def check_jobs(jobs: Sequence[Job]) -> None:
-    """Load each data set once and plan each job, so that no cell fails hours later.
+    """Load and compare each data set once and plan each job, so that no cell fails hours later.
 
     Raises:
         UserError: Naming the job.
     """
-    from medvqa.run import load_data, prepare
+    from medvqa.run import load_data, measure_overlap, pass_gate, prepare
 
     loaded: dict[str, Any] = {}
+    overlaps: dict[str, Any] = {}
     for job in jobs:
         config = typed(job.config)
         key = repr(config.data)
+        gate_key = f"{key}{config.contamination.max_distance}"
         assert isinstance(config.data, DataConfig)
         try:
             loaded[key] = loaded.get(key) or load_data(config.data)
             prepare(config, loaded[key])
+            overlaps[gate_key] = overlaps.get(gate_key) or measure_overlap(config, loaded[key])
+            prepare(config, pass_gate(config, loaded[key], overlaps[gate_key]))
         except UserError as error:
             raise UserError(f"job {job.number} ({' '.join(job.overrides)}): {error}") from error
 
