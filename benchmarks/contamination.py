@@ -3,12 +3,13 @@
     python benchmarks/contamination.py ../shared/data/vqa_rad
 
 Two measurements. The whole gate on 12,149 rows, each with a picture file of its own, against all
-2,248 VQA-RAD questions: with an empty cache and with a filled one. And the comparison alone, with
-synthetic hashes at growing numbers of training pictures. Writes benchmarks/results/contamination.json.
+2,248 VQA-RAD questions, with an empty cache and with a filled one. And the comparison alone, with
+synthetic hashes at growing numbers of training pictures.
+
+Writes benchmarks/results/contamination.json.
 """
 
 import argparse
-import io
 import os
 import resource
 import sys

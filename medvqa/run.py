@@ -114,6 +114,28 @@ def measure_overlap(config: Config, data: Data) -> Overlap:
     return overlap
 
 
+class DataOnce:
+    """Loads and compares each data set once, however many cells of a grid use it."""
+
+    def __init__(self) -> None:
+        self._data: dict[str, Data] = {}
+        self._overlaps: dict[str, Overlap] = {}
+
+    def load(self, config: Config) -> Data:
+        """Return the cell's data; see `load_data`."""
+        key = repr(config.data)
+        if key not in self._data:
+            self._data[key] = load_data(config.data)
+        return self._data[key]
+
+    def overlap(self, config: Config) -> Overlap:
+        """Return the cell's overlap; see `measure_overlap`."""
+        key = f"{config.data!r} {config.contamination.max_distance}"
+        if key not in self._overlaps:
+            self._overlaps[key] = measure_overlap(config, self.load(config))
+        return self._overlaps[key]
+
+
 def prepare(config: Config, data: Data) -> Prepared:
     """Plan the curriculum and check the rest, the planned pictures too; nothing is written.
 

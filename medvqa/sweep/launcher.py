@@ -17,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from medvqa import record
 from medvqa.composition import resolved, typed
-from medvqa.config import DataConfig
 from medvqa.example import UserError
 from medvqa.hardware import num_cuda_devices
 from medvqa.sweep.job import CONSOLE, Job, State, Status, run_json, tail
@@ -159,20 +158,15 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     Raises:
         UserError: Naming the job.
     """
-    from medvqa.run import load_data, measure_overlap, pass_gate, prepare
+    from medvqa.run import DataOnce, pass_gate, prepare
 
-    loaded: dict[str, Any] = {}
-    overlaps: dict[str, Any] = {}
+    once = DataOnce()
     for job in jobs:
         config = typed(job.config)
-        key = repr(config.data)
-        gate_key = f"{key}{config.contamination.max_distance}"
-        assert isinstance(config.data, DataConfig)
         try:
-            loaded[key] = loaded.get(key) or load_data(config.data)
-            prepare(config, loaded[key])
-            overlaps[gate_key] = overlaps.get(gate_key) or measure_overlap(config, loaded[key])
-            prepare(config, pass_gate(config, loaded[key], overlaps[gate_key]))
+            data = once.load(config)
+            prepare(config, data)
+            prepare(config, pass_gate(config, data, once.overlap(config)))
         except UserError as error:
             raise UserError(f"job {job.number} ({' '.join(job.overrides)}): {error}") from error
 
