@@ -12,6 +12,9 @@ import transformers
 
 from medvqa.collate import Encoder
 from medvqa.config import LoraConfig
+from medvqa.curriculum import plan_curriculum
+from medvqa.hardware import num_cuda_devices
+from medvqa.preflight import main_preflight
 from medvqa.preflight.memory import (
     KEPT,
     PUBLISHED,
@@ -20,6 +23,7 @@ from medvqa.preflight.memory import (
     kept_bytes,
     model_shapes,
 )
+from medvqa.preflight.probe import run_probe, total_seconds
 from medvqa.preflight.tokens import count_tokens
 from tests.conftest import ROOT, TINY
 from tests.test_conf import config_of
@@ -52,6 +56,16 @@ def preflight(directory, *arguments, program=SPY):
         text=True,
         check=False,
     )
+
+
+def cells_of(tmp_path, *arguments):
+    """Run the command in this process, where torch is imported already; return cells and code."""
+    try:
+        main_preflight([*arguments, "--no-probe", "--json", str(tmp_path / "report.json")])
+        code = 0
+    except SystemExit as left:
+        code = left.code
+    return json.loads((tmp_path / "report.json").read_text())["cells"], code
 
 
 def test_help_and_a_typo_cost_no_heavy_import(tmp_path):
@@ -234,15 +248,18 @@ def test_one_cell_is_reported_whole_without_a_weight_being_read(shared, tmp_path
     assert "time is unknown: no probe without a GPU" in answer.stdout
 
 
-def test_a_grid_loads_its_data_once_and_names_the_cells_that_would_fail(leak, tmp_path):  # noqa: F811
-    answer = preflight(
+def test_a_grid_loads_its_data_once_and_names_the_cells_that_would_fail(
+    leak,  # noqa: F811
+    tmp_path,
+    capsys,
+):
+    cells, code = cells_of(
         tmp_path,
         *("-m", "experiment=smoke", "data=jsonl", f"data.path={leak}"),
         *("data.evaluation.test.limit=null", "evaluation.bertscore.enabled=false"),
-        *("contamination=refuse,drop,report", "model.max_length_tokens=40,512", "--json", "r.json"),
+        *("contamination=refuse,drop,report", "model.max_length_tokens=40,512"),
     )
-    assert answer.returncode == 1, answer.stderr
-    cells = json.loads((tmp_path / "r.json").read_text())["cells"]
+    assert code == 1
     verdicts = {tuple(cell["swept"]): cell["problems"] for cell in cells}
     assert len(verdicts) == 6
     ok = {cell for cell, problems in verdicts.items() if not problems}
@@ -251,25 +268,29 @@ def test_a_grid_loads_its_data_once_and_names_the_cells_that_would_fail(leak, tm
     }
     (reason,) = verdicts["contamination=refuse", "model.max_length_tokens=512"]
     assert reason.startswith("contamination: 2 of 2 pictures")
-    assert any("longer than model.max_length_tokens=40" in p for p in
-               verdicts["contamination=drop", "model.max_length_tokens=40"])  # fmt: skip
+    problems = verdicts["contamination=drop", "model.max_length_tokens=40"]
+    assert any("longer than model.max_length_tokens=40" in problem for problem in problems)
     assert {cell["num_samples"] for cell in cells} == {5, 7}
-    assert answer.stderr.count("pictures in training") == 1
+    assert capsys.readouterr().err.count("pictures in training") == 1
 
 
-def test_a_hub_model_without_a_network_leaves_unknowns_that_are_named(tmp_path):
-    answer = preflight(
+def test_a_hub_model_without_a_network_leaves_unknowns_that_are_named(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (cell,), code = cells_of(
         tmp_path,
         *("model=qwen3_vl_8b", "data.limit=8", "data.evaluation.test.limit=8"),
-        *("evaluation.bertscore.enabled=false", "--json", "r.json"),
+        "evaluation.bertscore.enabled=false",
     )
-    assert answer.returncode == 0, answer.stderr
-    (cell,) = json.loads((tmp_path / "r.json").read_text())["cells"]
+    assert code == 0
     assert cell["tokens"] == {} and cell["memory"] is None
-    assert "tokens are unknown: cannot load" in answer.stdout
-    assert "no CUDA GPU is visible here" in answer.stdout
     (download,) = cell["downloads"]
-    assert download["name"] == "Qwen/Qwen3-VL-8B-Instruct"
+    assert (download["name"], download["num_bytes"]) == ("Qwen/Qwen3-VL-8B-Instruct", None)
+    shown = capsys.readouterr().out
+    assert "tokens are unknown: cannot load" in shown
+    assert "CUDA GPU is visible" in shown or num_cuda_devices(os.environ)
 
 
 def test_mistakes_in_a_grid_are_one_line_and_name_the_cell(tmp_path):
@@ -281,16 +302,11 @@ def test_mistakes_in_a_grid_are_one_line_and_name_the_cell(tmp_path):
     assert len(answer.stderr.splitlines()) == 1
 
 
-@pytest.mark.slow
-def test_a_probe_gives_a_time(tmp_path):
-    answer = preflight(
-        tmp_path,
-        *("experiment=smoke", "--probe", "--json", "r.json", "--sample", "10"),
-        *("evaluation.bertscore.enabled=false",),
-    )
-    assert answer.returncode == 0, answer.stderr
-    (cell,) = json.loads((tmp_path / "r.json").read_text())["cells"]
-    probe = cell["probe"]
-    assert probe["device"] == "cpu"
-    steps = 6 * probe["step_seconds"] + 2 * 40 * probe["answer_seconds"]
-    assert cell["seconds"] == pytest.approx(probe["load_seconds"] + steps)
+def test_a_probe_gives_a_time(phantoms):
+    config = config_of("experiment=smoke", "model.device=cpu")
+    plan = plan_curriculum(config.curriculum, phantoms, max_steps=6, batch_size=4, seed=0)
+    probe = run_probe(config, plan, phantoms, {"test": phantoms[:8]})
+    assert probe.device == "cpu" and probe.peak_gpu_bytes is None
+    steps = 6 * probe.step_seconds + 2 * 40 * probe.answer_seconds
+    total = total_seconds(probe, config, plan, num_questions=40)
+    assert total == pytest.approx(probe.load_seconds + steps)
