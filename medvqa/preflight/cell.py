@@ -10,7 +10,7 @@ from typing import Any
 from medvqa import contamination
 from medvqa.collate import Encoder
 from medvqa.comparison import minimal_detectable_effect
-from medvqa.config import Config
+from medvqa.config import Config, Device
 from medvqa.contamination.overlap import Overlap
 from medvqa.curriculum import Plan
 from medvqa.example import Example, UserError
@@ -264,7 +264,9 @@ def _memory(
         return None
     if config.lora.vision_layers:
         notes.append("lora.vision_layers=true: the vision tower's activations are not estimated")
-    return estimate_memory(shapes, config, longest_tokens=tokens["training"].longest)
+    on_gpu = config.model.device is not Device.cpu
+    longest = tokens["training"].longest
+    return estimate_memory(shapes, config, longest_tokens=longest, on_gpu=on_gpu)
 
 
 def _machine_notes(config: Config) -> list[str]:
