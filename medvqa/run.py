@@ -136,6 +136,24 @@ class DataOnce:
         return self._overlaps[key]
 
 
+def check(config: Config, data: Data) -> Plan:
+    """Plan the curriculum and check what costs nothing, before every picture is read.
+
+    Raises:
+        UserError: If the curriculum finds too little, or model path or encoder are wrong.
+    """
+    plan = plan_curriculum(
+        config.curriculum,
+        data.training.examples,
+        max_steps=config.training.max_steps,
+        batch_size=config.training.micro_batch_size * config.training.accumulation_steps,
+        seed=config.seed,
+    )
+    model_source(config.model)
+    check_encoder(config.evaluation.bertscore)
+    return plan
+
+
 def prepare(config: Config, data: Data) -> Prepared:
     """Plan the curriculum and check the rest, the planned pictures too; nothing is written.
 
@@ -143,20 +161,12 @@ def prepare(config: Config, data: Data) -> Prepared:
         UserError: On whatever would end the run later: data, curriculum, model path, encoder.
     """
     training, pools = data.training, data.sets
-    plan = plan_curriculum(
-        config.curriculum,
-        training.examples,
-        max_steps=config.training.max_steps,
-        batch_size=config.training.micro_batch_size * config.training.accumulation_steps,
-        seed=config.seed,
-    )
+    plan = check(config, data)
     by_id = {example.id: example for example in training.examples}
     used = [by_id[name] for name in dict.fromkeys(plan.order)]
     num_left = check_images([*used, *(e for pool in pools.values() for e in pool.examples)])
     if num_left:
         log.info("%s pictures are not looked at before training", f"{num_left:,}")
-    model_source(config.model)
-    check_encoder(config.evaluation.bertscore)
     return Prepared(
         training.examples,
         {name: pool.examples for name, pool in pools.items()},
@@ -182,7 +192,7 @@ def run_rank(
         keeper.update(world_size=ranks.size)
         with keeper.phase("data"):
             data = load_data(config.data)
-            prepare(config, data)  # a mistake is said before every picture is read
+            check(config, data)  # a mistake is said before every picture is read
         with keeper.phase("contamination"):
             overlap = measure_overlap(config, data)
             found = contamination.as_json(config.contamination, overlap)

@@ -217,7 +217,7 @@ def test_an_unreadable_picture_is_refused_by_name_and_counted_in_a_report(tmp_pa
     broken = encoded(picture(1), "JPEG")[:400]
     rows = [row("broken", broken), row("good", encoded(picture(2)))]
     found = overlap(rows, [row("test", encoded(picture(3)))], cache=tmp_path)
-    with pytest.raises(UserError, match=r"image broken is broken .* \(1 such picture"):
+    with pytest.raises(UserError, match=r"handmade/row-broken: image broken is .* \(1 such"):
         kept_rows(CONFIG, rows, found, expected=False)
     report = ContaminationConfig(action=Contamination.report)
     assert kept_rows(report, rows, found, expected=False) == rows
@@ -293,6 +293,7 @@ def test_a_leak_ends_the_run_before_the_model_loads_in_one_line_with_the_fix(lea
     stored = json.loads((tmp_path / "run" / "contamination.json").read_text())
     assert stored["training_rows"] == ["r4", "r5"]
     assert [m["distance"] is None for m in stored["matches"]] == [True, False]
+    assert stored["sets"]["test"]["image_overlap"] == 1.0
     assert "load" not in json.loads((tmp_path / "run" / "run.json").read_text())["seconds"]
 
 

@@ -129,7 +129,14 @@ def as_json(config: ContaminationConfig, overlap: Overlap) -> dict[str, Any]:
         "max_image_overlap": config.max_image_overlap,
         "max_item_overlap": config.max_item_overlap,
         "refusal": refusal(config, overlap),
-        "sets": values["sets"],
+        "sets": {
+            found.name: {
+                **asdict(found),
+                "image_overlap": found.image_overlap,
+                "item_overlap": found.item_overlap,
+            }
+            for found in overlap.sets
+        },
         "num_training_rows": overlap.num_training_rows,
         "num_training_pictures": overlap.num_training_pictures,
         "num_blank": overlap.num_blank,

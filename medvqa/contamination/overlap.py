@@ -112,7 +112,7 @@ class _Pictures:
     by_sha256: dict[bytes, int] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     num_blank: int = 0
-    unreadable: list[str] = field(default_factory=list)
+    unreadable: dict[Key, str] = field(default_factory=dict)
 
 
 def find_overlap(
@@ -139,6 +139,7 @@ def find_overlap(
     for chunk in track(chunks, description="comparing pictures"):
         hashed = hash_pictures([sources[key] for key in chunk], cache, mirrored=False)
         finder.add(chunk, list(hashed))
+    everything = [*training, *(e for examples in sets.values() for e in examples)]
     tally = _Tally(sets, pictures, finder)
     for example in training:
         tally.add(example)
@@ -149,7 +150,7 @@ def find_overlap(
         num_training_rows=len(training),
         num_training_pictures=len(sources),
         num_blank=pictures.num_blank,
-        unreadable=tuple(pictures.unreadable),
+        unreadable=tuple(_named(pictures.unreadable, everything)),
         max_distance=max_distance,
         seconds=time.monotonic() - started,
     )
@@ -158,6 +159,15 @@ def find_overlap(
 def _keys(example: Example) -> list[Key]:
     pairs = zip(example.images, example.image_ids, strict=True)
     return [(image.name, image_id) for image, image_id in pairs]
+
+
+def _named(unreadable: Mapping[Key, str], examples: Sequence[Example]) -> list[str]:
+    """Return each error with the first row that shows the picture."""
+    rows: dict[Key, str] = {}
+    for example in examples if unreadable else ():
+        for key in unreadable.keys() & set(_keys(example)):
+            rows.setdefault(key, f"{example.source}/{example.id}")
+    return [f"{rows[key]}: {error}" for key, error in unreadable.items()]
 
 
 def _distinct(examples: Sequence[Example]) -> dict[Key, ImageSource]:
@@ -179,7 +189,7 @@ def _hash_evaluation(
     results = hash_pictures(list(sources.values()), cache, mirrored=True)
     for key, result in zip(sources, results, strict=True):
         if result.error is not None:
-            pictures.unreadable.append(result.error)
+            pictures.unreadable[key] = result.error
             continue
         is_new = result.sha256 not in pictures.by_sha256
         index = pictures.by_sha256.setdefault(result.sha256, len(pictures.names))
@@ -221,7 +231,9 @@ class _Finder:
         import numpy as np
 
         readable = [p for p in block if p.error is None]
-        self.pictures.unreadable += [p.error for p in block if p.error is not None]
+        self.pictures.unreadable |= {
+            key: p.error for key, p in zip(keys, block, strict=True) if p.error is not None
+        }
         self.pictures.num_blank += sum(not p.hashes for p in readable)
         for key, picture in zip(keys, block, strict=True):
             index = self.pictures.by_sha256.get(picture.sha256)

@@ -9,18 +9,18 @@ from typing import Any
 
 from medvqa import contamination
 from medvqa.collate import Encoder
-from medvqa.comparison import minimal_detectable_effect
 from medvqa.config import Config, Device
 from medvqa.contamination.overlap import Overlap
 from medvqa.curriculum import Plan
 from medvqa.example import Example, UserError
 from medvqa.hardware import num_cuda_devices
 from medvqa.model import load_processor
+from medvqa.power import minimal_detectable_effect
 from medvqa.preflight.downloads import Download, free_bytes, needed_downloads, written_bytes
 from medvqa.preflight.memory import MemoryEstimate, Shapes, estimate_memory, model_shapes
 from medvqa.preflight.probe import Probe, run_probe, total_seconds
 from medvqa.preflight.tokens import TokenReport, count_tokens
-from medvqa.run import Data, DataOnce, pass_gate, prepare
+from medvqa.run import Data, DataOnce, check, pass_gate, prepare
 
 OUTPUT_DIRECTORY = Path("outputs")
 
@@ -105,7 +105,7 @@ class Inspector:
             UserError: If data, curriculum or paths are wrong: there is nothing to inspect then.
         """
         data = self.once.load(config)
-        prepare(config, data)
+        check(config, data)
         overlap = self.once.overlap(config)
         problems: list[str] = []
         notes = _machine_notes(config)

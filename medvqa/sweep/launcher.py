@@ -158,14 +158,14 @@ def check_jobs(jobs: Sequence[Job]) -> None:
     Raises:
         UserError: Naming the job.
     """
-    from medvqa.run import DataOnce, pass_gate, prepare
+    from medvqa.run import DataOnce, check, pass_gate, prepare
 
     once = DataOnce()
     for job in jobs:
         config = typed(job.config)
         try:
             data = once.load(config)
-            prepare(config, data)
+            check(config, data)
             prepare(config, pass_gate(config, data, once.overlap(config)))
         except UserError as error:
             raise UserError(f"job {job.number} ({' '.join(job.overrides)}): {error}") from error
