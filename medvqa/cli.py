@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from medvqa.composition import checked, resolved, run_name, sweep_name
-from medvqa.config import Config
+from medvqa.composition import checked, config_directory, register, resolved
 from medvqa.errors import MISTAKES, Refused, explain
 from medvqa.record import run_id
 from medvqa.sweep.launcher import SweepError
@@ -25,6 +23,7 @@ log = logging.getLogger("medvqa")
 
 COMMANDS = {
     "train": "train and evaluate; the same as `python train.py` (see `medvqa train --help`)",
+    "preflight": "check a run or a grid before it costs GPU hours: data, tokens, memory, leaks",
     "status": "show a grid as a table",
     "resume": "run what is unfinished of a grid",
     "score": "score a predictions file",
@@ -35,6 +34,7 @@ COMMANDS = {
     "build-base": "build a small base model from scratch, such as the embedded one",
 }
 HANDLERS = {
+    "preflight": "medvqa.preflight:main_preflight",
     "status": "medvqa.sweep.commands:main_status",
     "resume": "medvqa.sweep.commands:main_resume",
     "score": "medvqa.score:main_score",
@@ -44,25 +44,6 @@ HANDLERS = {
     "mcp": "medvqa.serve.mcp_server:main_mcp",
     "build-base": "medvqa.base:main_build",
 }
-
-
-# Hydra scans `hydra_plugins` on Python's path for launchers.
-PLUGINS = str(Path(__file__).resolve().parent / "plugins")
-
-
-def config_directory() -> str:
-    """Return the checkout's `conf`, or the one that an installed wheel carries."""
-    checkout = Path(__file__).resolve().parent.parent / "conf"
-    return str(checkout) if (checkout / "config.yaml").is_file() else "pkg://medvqa.conf"
-
-
-def register() -> None:
-    """Make schema, resolvers and launcher known to Hydra."""
-    ConfigStore.instance().store(name="schema", node=Config)
-    OmegaConf.register_new_resolver("medvqa.run_name", run_name, replace=True)
-    OmegaConf.register_new_resolver("medvqa.sweep_name", sweep_name, replace=True)
-    if PLUGINS not in sys.path:
-        sys.path.append(PLUGINS)
 
 
 @hydra.main(version_base="1.3", config_path=config_directory(), config_name="config")

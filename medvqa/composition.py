@@ -4,12 +4,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,6 +24,8 @@ from medvqa.hardware import num_cuda_devices
 from medvqa.record import run_id
 
 Group = TypeVar("Group")
+# Hydra scans `hydra_plugins` on Python's path for launchers.
+PLUGINS = str(Path(__file__).resolve().parent / "plugins")
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
@@ -51,8 +57,12 @@ def sweep_name(*, _root_: DictConfig) -> str:
     return f"{keys or 'sweep'}-{digest[:8]}"
 
 
-def checked(cfg: DictConfig) -> Config:
+def checked(cfg: DictConfig, *, runs_here: bool = True) -> Config:
     """Return the typed config.
+
+    Args:
+        cfg: As composed.
+        runs_here: Whether this machine must have what the config asks for.
 
     Raises:
         UserError: If a value is missing, out of range, contradicts another, or asks for a GPU
@@ -63,13 +73,14 @@ def checked(cfg: DictConfig) -> Config:
     missing = sorted(OmegaConf.missing_keys(_without_hydra(cfg)))
     if missing:
         raise UserError(f"missing value: give {' '.join(f'{key}=...' for key in missing)}")
-    return typed(resolved(cfg))
+    return typed(resolved(cfg), runs_here=runs_here)
 
 
-def typed(values: Mapping[str, Any]) -> Config:
+def typed(values: Mapping[str, Any], *, runs_here: bool = True) -> Config:
     """Return the typed config of plain, resolved values; see `checked` for what it raises."""
     config = typed_anywhere(values)
-    check_hardware(config)
+    if runs_here:
+        check_hardware(config)
     return config
 
 
@@ -111,6 +122,56 @@ def check_hardware(config: Config) -> None:
             f"training.gpus={num_gpus}, but {visible} CUDA GPU(s) are visible here; use "
             f"training.gpus={max(1, visible)} (model.device=cpu runs any number of processes)"
         )
+
+
+def config_directory() -> str:
+    """Return the checkout's `conf`, or the one that an installed wheel carries."""
+    checkout = Path(__file__).resolve().parent.parent / "conf"
+    return str(checkout) if (checkout / "config.yaml").is_file() else "pkg://medvqa.conf"
+
+
+def register() -> None:
+    """Make schema, resolvers and launcher known to Hydra."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("medvqa.run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("medvqa.sweep_name", sweep_name, replace=True)
+    if PLUGINS not in sys.path:
+        sys.path.append(PLUGINS)
+
+
+def compose_cells(
+    overrides: Sequence[str], *, is_sweep: bool
+) -> list[tuple[list[str], DictConfig]]:
+    """Return what `train.py` would run with these overrides: the swept part and config of each.
+
+    Raises:
+        UserError: If a sweeper that searches decides on its cells as it goes.
+    """
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+
+    register()
+    GlobalHydra.instance().clear()
+    search_path = create_config_search_path(config_directory())
+    hydra = Hydra.create_main_hydra2(task_name="medvqa", config_search_path=search_path)
+    try:
+        config = hydra.compose_config(
+            config_name="config",
+            overrides=list(overrides),
+            run_mode=RunMode.MULTIRUN if is_sweep else RunMode.RUN,
+            with_log_configuration=False,
+        )
+        if not is_sweep:
+            return [([], config)]
+        found = [
+            (swept, hydra.config_loader.load_sweep_config(config, job))
+            for swept, job in cells(config)
+        ]
+    finally:
+        GlobalHydra.instance().clear()
+    if not found:
+        raise UserError("this sweeper chooses its cells as it goes; check one cell without -m")
+    return found
 
 
 class CheckFirst(Callback):

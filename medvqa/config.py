@@ -290,13 +290,14 @@ class ContaminationConfig:
         max_image_overlap: Share of an evaluation set's pictures that may occur in training.
         max_item_overlap: Share of an evaluation set's questions that may occur in training with
             the same picture.
-        max_distance: Bits in which two perceptual hashes may differ and still be one picture.
+        max_distance: Bits of 256 in which two perceptual hashes may differ and still be one
+            picture; docs/contamination.md has the table that the default was chosen from.
     """
 
     action: Contamination = Contamination.refuse
     max_image_overlap: float = 0.0
     max_item_overlap: float = 0.0
-    max_distance: int = 6
+    max_distance: int = 24
 
     def __post_init__(self) -> None:
         """Check bounds."""
@@ -304,8 +305,8 @@ class ContaminationConfig:
             value = getattr(self, name)
             _check(0 <= value <= 1, f"contamination.{name} must be in [0, 1], got {value}")
         _check(
-            self.max_distance >= 0,
-            f"contamination.max_distance must be 0 or more, got {self.max_distance}",
+            0 <= self.max_distance < 32,
+            f"contamination.max_distance must be in [0, 32), got {self.max_distance}",
         )
 
 

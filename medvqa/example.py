@@ -1,7 +1,7 @@
 """The records that pass between modules: images, examples, predictions, scores."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 AnswerType = Literal["open", "closed"]
 TypeOrigin = Literal["official", "rule"]
@@ -20,6 +20,14 @@ class ImageSource(Protocol):
 
     def read(self) -> bytes:
         """Return the encoded file (JPEG, PNG, ...); raise `UserError` if it is missing."""
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """An image that can tell without being read whether it is still the same."""
+
+    def fingerprint(self) -> str | None:
+        """Return a text that changes whenever the bytes may have; None if only reading tells."""
 
 
 @dataclass(frozen=True, kw_only=True)

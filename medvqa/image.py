@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 50_000_000  # three times a large mammogram; decoded it takes 150 MB
+SETTLED_S = 2.0  # a file system's clock may be that coarse
 # Modes with more than eight bits; Pillow would cut them off instead of scaling them.
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 
@@ -42,6 +44,10 @@ class ImageFile:
             reason = getattr(error, "strerror", None) or str(error)
             raise UserError(f"cannot read image {self.path}: {reason}") from error
 
+    def fingerprint(self) -> str | None:
+        """Return what changes with the file; see `file_fingerprint`."""
+        return file_fingerprint(self.path)
+
 
 @dataclass(frozen=True)
 class ImageBytes:
@@ -60,8 +66,27 @@ def image_id(source: ImageSource) -> str:
     return hashlib.sha256(source.read()).hexdigest()[:16]
 
 
+def file_fingerprint(path: Path) -> str | None:
+    """Return place, size, inode and times; the change time moves with every write.
+
+    None if the file is absent, or so new that a second write could leave the same times.
+    """
+    try:
+        state = path.stat()
+    except (OSError, ValueError):
+        return None
+    if time.time() - state.st_ctime < SETTLED_S:
+        return None
+    times = f"{state.st_mtime_ns}:{state.st_ctime_ns}"
+    return f"{path.absolute()}:{state.st_dev}:{state.st_ino}:{state.st_size}:{times}"
+
+
 def load_rgb(
-    source: ImageSource, *, formats: tuple[str, ...] | None = None, max_pixels: int | None = None
+    source: ImageSource,
+    *,
+    formats: tuple[str, ...] | None = None,
+    max_pixels: int | None = None,
+    enough_px: int | None = None,
 ) -> "Image.Image":
     """Decode to 8-bit RGB, upright.
 
@@ -73,12 +98,15 @@ def load_rgb(
         formats: Pillow's names of the decoders that may be tried; all if None.
         max_pixels: Above it, the picture is refused by its header, before it is decoded;
             `MAX_PIXELS` if None.
+        enough_px: A JPEG may come out smaller, both sides at least this; that decodes faster.
 
     Raises:
         ImageTooLargeError: Naming the image, if it has more pixels.
         UserError: Naming the image, if it is missing, broken or animated.
     """
     with _opened(source, formats, max_pixels) as image:
+        if enough_px is not None:
+            image.draft("RGB", (enough_px, enough_px))
         return _decoded(image)
 
 
@@ -119,6 +147,19 @@ def _opened(
     except Exception as error:  # decoders of broken files raise a dozen unrelated types
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"image {source.name} is broken or no image: {reason}") from error
+
+
+def image_size(source: ImageSource) -> tuple[int, int]:
+    """Return (width, height) of the upright picture from the file's head alone.
+
+    Raises:
+        UserError: As `load_rgb`, but for what only decoding brings to light.
+    """
+    from PIL import ExifTags
+
+    with _opened(source) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (image.height, image.width) if turned else image.size
 
 
 def _decoded(image: "Image.Image") -> "Image.Image":

@@ -1,4 +1,4 @@
-"""The run, readable top to bottom: data -> plan -> model -> train -> evaluate -> record."""
+"""The run, readable top to bottom: data -> gate -> plan -> model -> train -> evaluate -> record."""
 
 import logging
 from collections import Counter
@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medvqa import record
+from medvqa import contamination, record
 from medvqa.bertscore import check_encoder
 from medvqa.config import Config, DataConfig
+from medvqa.contamination.overlap import Overlap
 from medvqa.curriculum import Plan, PlannedStage, plan_curriculum
 from medvqa.data import Pool, load_pool, rows_sha256
 from medvqa.data.verification import check_images
@@ -93,6 +94,66 @@ def load_data(config: DataConfig) -> Data:
     return Data(training, sets)
 
 
+def pass_gate(config: Config, data: Data, overlap: Overlap) -> Data:
+    """Return what may be trained on.
+
+    Raises:
+        UserError: If the contamination gate refuses.
+    """
+    expected = config.data.allow_training_rows
+    rows = data.training.examples
+    kept = contamination.kept_rows(config.contamination, rows, overlap, expected=expected)
+    return Data(data.training._replace(examples=kept), data.sets)
+
+
+def measure_overlap(config: Config, data: Data) -> Overlap:
+    """Compare the pool with every evaluation set and show the table."""
+    sets = {name: pool.examples for name, pool in data.sets.items()}
+    overlap = contamination.measure(config.contamination, data.training.examples, sets)
+    contamination.show_overlap(overlap)
+    return overlap
+
+
+class DataOnce:
+    """Loads and compares each data set once, however many cells of a grid use it."""
+
+    def __init__(self) -> None:
+        self._data: dict[str, Data] = {}
+        self._overlaps: dict[str, Overlap] = {}
+
+    def load(self, config: Config) -> Data:
+        """Return the cell's data; see `load_data`."""
+        key = repr(config.data)
+        if key not in self._data:
+            self._data[key] = load_data(config.data)
+        return self._data[key]
+
+    def overlap(self, config: Config) -> Overlap:
+        """Return the cell's overlap; see `measure_overlap`."""
+        key = f"{config.data!r} {config.contamination.max_distance}"
+        if key not in self._overlaps:
+            self._overlaps[key] = measure_overlap(config, self.load(config))
+        return self._overlaps[key]
+
+
+def check(config: Config, data: Data) -> Plan:
+    """Plan the curriculum and check what costs nothing, before every picture is read.
+
+    Raises:
+        UserError: If the curriculum finds too little, or model path or encoder are wrong.
+    """
+    plan = plan_curriculum(
+        config.curriculum,
+        data.training.examples,
+        max_steps=config.training.max_steps,
+        batch_size=config.training.micro_batch_size * config.training.accumulation_steps,
+        seed=config.seed,
+    )
+    model_source(config.model)
+    check_encoder(config.evaluation.bertscore)
+    return plan
+
+
 def prepare(config: Config, data: Data) -> Prepared:
     """Plan the curriculum and check the rest, the planned pictures too; nothing is written.
 
@@ -100,20 +161,12 @@ def prepare(config: Config, data: Data) -> Prepared:
         UserError: On whatever would end the run later: data, curriculum, model path, encoder.
     """
     training, pools = data.training, data.sets
-    plan = plan_curriculum(
-        config.curriculum,
-        training.examples,
-        max_steps=config.training.max_steps,
-        batch_size=config.training.micro_batch_size * config.training.accumulation_steps,
-        seed=config.seed,
-    )
+    plan = check(config, data)
     by_id = {example.id: example for example in training.examples}
     used = [by_id[name] for name in dict.fromkeys(plan.order)]
     num_left = check_images([*used, *(e for pool in pools.values() for e in pool.examples)])
     if num_left:
         log.info("%s pictures are not looked at before training", f"{num_left:,}")
-    model_source(config.model)
-    check_encoder(config.evaluation.bertscore)
     return Prepared(
         training.examples,
         {name: pool.examples for name, pool in pools.items()},
@@ -138,7 +191,14 @@ def run_rank(
     with keeper.recording():
         keeper.update(world_size=ranks.size)
         with keeper.phase("data"):
-            prepared = prepare(config, load_data(config.data))
+            data = load_data(config.data)
+            check(config, data)  # a mistake is said before every picture is read
+        with keeper.phase("contamination"):
+            overlap = measure_overlap(config, data)
+            found = contamination.as_json(config.contamination, overlap)
+            record.write_json(directory / "contamination.json", found)
+            keeper.update(contamination=contamination.headline(config.contamination, overlap))
+            prepared = prepare(config, pass_gate(config, data, overlap))
         orders = set(ranks.gather(prepared.plan.sha256))
         assert len(orders) == 1, "the ranks have read the data in different orders"
         keeper.update(data=prepared.description, plan=describe_plan(prepared.plan))
@@ -149,6 +209,7 @@ def run_rank(
             group=settings.get("sweep"),
             settings=settings["config"],
         ) as run_tracker:
+            run_tracker.summarize(contamination.flat(overlap))
             train_and_evaluate(config, directory, keeper, run_tracker, prepared, load, ranks)
         keeper.finish()
 

@@ -1,7 +1,10 @@
+import atexit
 import io
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +21,10 @@ from medvqa.model import LoadedModel, load_model
 ROOT = Path(__file__).parents[1]
 SECRET = "s3cret-0f-a-test"
 SECRET_NAMES = ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY")
+# One cache of picture hashes for all tests and the commands they start; never the user's own.
+if "MEDVQA_CACHE" not in os.environ:
+    os.environ["MEDVQA_CACHE"] = tempfile.mkdtemp(prefix="medvqa-tests-")
+    atexit.register(shutil.rmtree, os.environ["MEDVQA_CACHE"], ignore_errors=True)
 TINY = ModelConfig(name="medvqa/tiny", max_pixels=16384, max_length_tokens=512)
 
 

@@ -30,6 +30,7 @@ HEAVY = {
         "gradio",
         "huggingface_hub",
         "safetensors",
+        "imagehash",
         "scipy",
     ),
 }
@@ -56,6 +57,7 @@ MAY_IMPORT = {
     "power": {*RECORDS, "statistics"},
     "checkpoint": {*RECORDS, "record"},
     "data": {*RECORDS, "image", "ahead", "data"},
+    "contamination": {*RECORDS, "image", "metrics", "progress", "contamination"},
     "scoring": SCORES - {"scoring"},
     "score": {*SCORES, "record"},
     "tracking": {*RECORDS, "image", "record"},
@@ -102,6 +104,7 @@ MAY_IMPORT["report"] = {
     *(*RECORDS, "record", "statistics", "comparison", "power", "score", "image", "data"),
     *("sweep", "report"),
 }
+MAY_IMPORT["preflight"] = {*MAY_IMPORT["run"], "run", "composition", "errors", "preflight"}
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from medvqa.example import UserError
+from medvqa.image import file_fingerprint
 
 
 def safe_name(name: str) -> str:
@@ -41,6 +42,11 @@ class ZipImage:
             raise UserError(f"{self.archive} has no member {self.member}") from error
         except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise UserError(f"cannot read image {self.name}: {error}") from error
+
+    def fingerprint(self) -> str | None:
+        """Return what changes with the archive, and the member."""
+        archive = file_fingerprint(self.archive)
+        return None if archive is None else f"{archive}:{self.member}"
 
 
 @lru_cache(maxsize=32)

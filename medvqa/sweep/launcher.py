@@ -17,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from medvqa import record
 from medvqa.composition import resolved, typed
-from medvqa.config import DataConfig
 from medvqa.example import UserError
 from medvqa.hardware import num_cuda_devices
 from medvqa.sweep.job import CONSOLE, Job, State, Status, run_json, tail
@@ -154,21 +153,20 @@ def describe_slots(slots: Sequence[str]) -> str:
 
 
 def check_jobs(jobs: Sequence[Job]) -> None:
-    """Load each data set once and plan each job, so that no cell fails hours later.
+    """Load and compare each data set once and plan each job, so that no cell fails hours later.
 
     Raises:
         UserError: Naming the job.
     """
-    from medvqa.run import load_data, prepare
+    from medvqa.run import DataOnce, check, pass_gate, prepare
 
-    loaded: dict[str, Any] = {}
+    once = DataOnce()
     for job in jobs:
         config = typed(job.config)
-        key = repr(config.data)
-        assert isinstance(config.data, DataConfig)
         try:
-            loaded[key] = loaded.get(key) or load_data(config.data)
-            prepare(config, loaded[key])
+            data = once.load(config)
+            check(config, data)
+            prepare(config, pass_gate(config, data, once.overlap(config)))
         except UserError as error:
             raise UserError(f"job {job.number} ({' '.join(job.overrides)}): {error}") from error
 
