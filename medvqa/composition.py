@@ -20,6 +20,8 @@ from medvqa.hardware import num_cuda_devices
 from medvqa.record import run_id
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+# Launchers whose jobs run on other machines: a login node may have no GPU.
+CLUSTERS = ("slurm", "ray")
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -44,14 +46,19 @@ def sweep_name(*, _root_: DictConfig) -> str:
     """Return the grid's directory name: the same command gives the same name."""
     said = [*_root_.hydra.overrides.task]
     said += [f"{key}={value}" for key, value in (_root_.hydra.sweeper.get("params") or {}).items()]
+    said = [text for text in said if not text.startswith("fresh=")]  # starts over in its place
     swept = [text.partition("=")[0] for text in said if "," in text or "(" in text]
     keys = "+".join(re.sub(r"[^A-Za-z0-9_.]", "", key) for key in swept)[:60]
     digest = hashlib.sha256(json.dumps(sorted(said)).encode()).hexdigest()
     return f"{keys or 'sweep'}-{digest[:8]}"
 
 
-def checked(cfg: DictConfig) -> Config:
+def checked(cfg: DictConfig, *, here: bool = True) -> Config:
     """Return the typed config.
+
+    Args:
+        cfg: As composed.
+        here: Whether it is to run on this machine, whose GPUs are then looked at.
 
     Raises:
         UserError: If a value is missing, out of range, contradicts another, or asks for a GPU
@@ -62,10 +69,10 @@ def checked(cfg: DictConfig) -> Config:
     missing = sorted(OmegaConf.missing_keys(_without_hydra(cfg)))
     if missing:
         raise UserError(f"missing value: give {' '.join(f'{key}=...' for key in missing)}")
-    return typed(resolved(cfg))
+    return typed(resolved(cfg), here=here)
 
 
-def typed(values: Mapping[str, Any]) -> Config:
+def typed(values: Mapping[str, Any], *, here: bool = True) -> Config:
     """Return the typed config of plain, resolved values; see `checked` for what it raises."""
     merged = OmegaConf.merge(OmegaConf.structured(Config), dict(values))
     try:
@@ -75,7 +82,8 @@ def typed(values: Mapping[str, Any]) -> Config:
     except ValueError as error:
         raise UserError(str(error)) from error
     assert isinstance(config, Config)
-    check_hardware(config)
+    if here:
+        check_hardware(config)
     return config
 
 
@@ -125,9 +133,10 @@ class CheckFirst(Callback):
             config.hydra.sweep.dir = directory
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{directory}'")
         loader = GlobalHydra.instance().config_loader()
+        here = config.hydra.runtime.choices["hydra/launcher"] not in CLUSTERS
         for swept, overrides in cells(config):
             try:
-                checked(loader.load_sweep_config(config, overrides))
+                checked(loader.load_sweep_config(config, overrides), here=here)
             except MISTAKES as error:
                 raise Refused from UserError(f"job {' '.join(swept)}: {explain(error)}")
 

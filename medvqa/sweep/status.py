@@ -54,7 +54,8 @@ def read_rows(sweep: Path) -> list[Row]:
     Raises:
         UserError: If the directory holds no sweep of ours.
     """
-    return [_row(sweep, entry) for entry in sweep_json(sweep)["jobs"]]
+    is_led = record.is_locked(sweep)
+    return [_row(sweep, entry, is_led=is_led) for entry in sweep_json(sweep)["jobs"]]
 
 
 def sweep_json(sweep: Path) -> dict[str, Any]:
@@ -65,13 +66,13 @@ def sweep_json(sweep: Path) -> dict[str, Any]:
     return stored
 
 
-def _row(sweep: Path, entry: dict[str, Any]) -> Row:
+def _row(sweep: Path, entry: dict[str, Any], *, is_led: bool) -> Row:
     directory = sweep / entry["directory"]
     run, status = run_json(directory), read_status(directory)
     state = status.state
     if run.get("state") == record.FINISHED and run.get("run_id") == entry["run_id"]:
         state = State.finished
-    elif state is State.running and not record.is_locked(directory):
+    elif state is State.running and not (is_led or record.is_locked(directory)):
         state = State.interrupted  # the launcher was killed and could not say so
     step, loss = _last_step(directory)
     results = next(iter(run.get("results", {}).items()), None)
@@ -101,6 +102,15 @@ def _last_step(directory: Path) -> tuple[int | None, float | None]:
         except (ValueError, KeyError):
             continue  # a line that is being written
     return None, None
+
+
+def shortened(rows: Sequence[Row], num_lines: int) -> list[Row]:
+    """Return as many rows as a terminal has lines for, what runs or has failed before the rest."""
+    if len(rows) <= num_lines:
+        return list(rows)
+    quiet = (State.finished.value, State.waiting.value)
+    kept = sorted(rows, key=lambda row: (row.state in quiet, row.state == quiet[0], row.job))
+    return sorted(kept[:num_lines], key=lambda row: row.job)
 
 
 def table(rows: Sequence[Row], *, title: str) -> "Table":
