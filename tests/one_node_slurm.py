@@ -25,7 +25,7 @@ SlurmdUser=root
 SlurmctldPort={controller_port}
 SlurmdPort={node_port}
 AuthType=auth/munge
-AuthInfo=socket={directory}/munge.socket
+AuthInfo=socket={directory}/munge.socket,cred_expire=2
 CredType=cred/munge
 StateSaveLocation={directory}/state
 SlurmdSpoolDir={directory}/spool
@@ -117,7 +117,11 @@ def _free_port() -> int:
 def _wait_until_idle(environment: Mapping[str, str], directory: Path) -> None:
     def is_idle() -> bool:
         answer = subprocess.run(
-            ["sinfo", "-h", "-o", "%t"], env=environment, capture_output=True, text=True, check=False
+            ["sinfo", "-h", "-o", "%t"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         return answer.stdout.strip() == "idle"
 

@@ -36,8 +36,15 @@ class NodeJob:
     """What submitit takes to the machine; `checkpoint` lets it put the job back into the queue."""
 
     def __call__(self, directory: str) -> str:
-        """Run the job; see `run_on_node`."""
-        return run_on_node(directory)
+        """Run the job; see `run_on_node`.
+
+        Raises:
+            RuntimeError: If it did not finish, so that Slurm's own tools show a failed job.
+        """
+        state = run_on_node(directory)
+        if state != State.finished.value:
+            raise RuntimeError(f"{directory}: {state}")
+        return state
 
     def checkpoint(self, directory: str) -> Any:
         """Return what is to be run after a preemption or a timeout: the same, which goes on."""
@@ -161,11 +168,12 @@ class Wait:
             if time.monotonic() >= next_query:
                 listed, next_query = squeue(), time.monotonic() + QUERY_S
             for job in waiting:
-                self._show(job, read_status(job.directory))
+                status = read_status(job.directory)
+                self._show(job, status)
                 if listed is not None:
                     is_there = self.queued[job.number] in listed
                     absent[job.number] = 0 if is_there else absent[job.number] + 1
-                if job.is_finished or absent[job.number] == LOST_AFTER:
+                if status.state is State.finished or absent[job.number] == LOST_AFTER:
                     lost = f"Slurm ended job {self.queued[job.number]} before it could say how"
                     ended[job.number] = last_status(job, lost=lost)
                     self._show(job, ended[job.number])
