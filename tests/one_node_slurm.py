@@ -1,6 +1,6 @@
 """A real Slurm of one node on loopback, from Debian's packages, with two fake GPUs.
 
-    python -m tests.one_node_slurm DIRECTORY      starts it, prints its environment, ends with Ctrl-C
+    python -m tests.one_node_slurm DIRECTORY      starts it until Ctrl-C
 
 Needs root. Without accounting on purpose: `sacct` fails there, as on many small clusters.
 """

@@ -1,22 +1,17 @@
 """Grids on a real Slurm of one node and on a real local Ray: the same files, resume and summary."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
 from medvqa.record import read_lines
-from medvqa.sweep.node import run_on_node
-from medvqa.sweep.ray_cluster import check_resources
 from tests import one_node_slurm
 from tests.conftest import ROOT
-from tests.test_sweep import SMOKE, environment, only, runs, sweep_of, wait_for
+from tests.test_sweep import SMOKE, environment, runs, sweep_of, wait_for
 
 # The first cell is refused once its processor is loaded, the second one works.
 ONE_FAILS = (

@@ -65,7 +65,7 @@ def test_each_way_to_fail_costs_one_job(tmp_path, warm):
     assert statuses[3].error == "killed by SIGKILL; was the memory full?"
     assert statuses[3].exit_code == -9
     assert statuses[5].error == "left with exit code 3"
-    assert statuses[7].error == "MemoryError: CUDA out of memory"
+    assert statuses[7].error == "MemoryError: "
     assert "ValueError: boom" in (jobs[1].directory / CONSOLE).read_text()
     assert read_status(jobs[3].directory) == statuses[3]
 

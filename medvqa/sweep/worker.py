@@ -107,6 +107,7 @@ class Runner:
         from medvqa.sweep.warm import WarmModels
 
         self._models = self._models or WarmModels()
+        self._models.expect(job.config["data"])
         run(
             typed(job.config),
             directory=job.directory,
