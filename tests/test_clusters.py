@@ -7,8 +7,12 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+from hydra.errors import MissingConfigException
 
+from medvqa.errors import explain
+from medvqa.example import UserError
 from medvqa.record import read_lines
+from medvqa.sweep.ray_cluster import check_resources
 from tests import one_node_slurm
 from tests.conftest import ROOT
 from tests.test_sweep import SMOKE, environment, runs, sweep_of, wait_for
@@ -134,3 +138,25 @@ def test_a_ray_grid_leaves_what_every_grid_leaves_and_runs_only_what_is_unfinish
     code, output = call(tmp_path, environment(), "ray", *grid)
     assert "1 of 2 jobs are finished already" in output
     assert_one_failed_and_one_finished(sweep_of(tmp_path), code, output)
+
+
+def test_a_local_ray_is_not_asked_for_what_it_does_not_have():
+    options = {"init": {"address": None}, "remote": {"num_gpus": 1, "num_cpus": 1}}
+    with pytest.raises(UserError, match=r"remote\.num_gpus=1, but Ray finds 0 here"):
+        check_resources(options, {"CPU": 2.0})
+    check_resources(options, {"CPU": 2.0, "GPU": 1.0})
+    check_resources({**options, "init": {"address": "auto"}}, {"CPU": 2.0})  # it may grow
+
+
+def test_a_login_node_needs_no_gpu_but_slurm(tmp_path):
+    cell = ("model=qwen3_vl_8b", "model.backend=transformers", "model.device=cuda", "seed=1,2")
+    code, output = call(tmp_path, environment(PATH=""), "slurm", *SMOKE, *cell)
+    assert (code, output) == (
+        2,
+        "medvqa: hydra/launcher=slurm, but `squeue` does not answer on this machine\n",
+    )
+
+
+def test_what_is_not_installed_is_named_with_the_command():
+    error = MissingConfigException("", "hydra/launcher/submitit_slurm", ["basic", "isolated"])
+    assert explain(error).endswith("pip install 'medvqa[slurm]'")

@@ -47,6 +47,9 @@ class GridLauncher(Launcher):
 
     runs_here = True
 
+    def check_place(self) -> None:
+        """Raise a `UserError` if jobs cannot be started from here at all."""
+
     @abstractmethod
     def run_jobs(
         self, jobs: Sequence[Job], sweep: Path, show_change: ShowChange
@@ -70,6 +73,7 @@ class GridLauncher(Launcher):
         """
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        self.check_place()
         sweep = Path(str(self.config.hydra.sweep.dir)).resolve()
         with record.directory_lock(sweep, patience_s=PATIENCE_S), terminated_like_ctrl_c():
             composed = [

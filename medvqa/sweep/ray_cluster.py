@@ -31,15 +31,20 @@ class RayLauncher(GridLauncher):
     def __init__(self, ray: DictConfig) -> None:
         self._options: Any = OmegaConf.to_container(ray, resolve=True)
 
+    def check_place(self) -> None:
+        """Raise a `UserError` if Ray or its launcher is not installed."""
+        try:
+            import hydra_plugins.hydra_ray_launcher._launcher_util  # noqa: F401
+        except ImportError as error:
+            raise UserError(f"hydra/launcher=ray: {error}; pip install 'medvqa[ray]'") from None
+
     def run_jobs(
         self, jobs: Sequence[Job], sweep: Path, show_change: ShowChange
     ) -> dict[int, Status]:
         """Start a task a job; Ctrl-C cancels all, and leaves it so that it can go on."""
-        try:
-            import ray
-            from hydra_plugins.hydra_ray_launcher._launcher_util import start_ray
-        except ImportError as error:
-            raise UserError(f"hydra/launcher=ray: {error}; pip install 'medvqa[ray]'") from None
+        import ray
+        from hydra_plugins.hydra_ray_launcher._launcher_util import start_ray
+
         os.environ["PYTHONPATH"] = python_path()  # a local Ray's processes inherit it
         start_ray(OmegaConf.create(self._options["init"]))
         try:

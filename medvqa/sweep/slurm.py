@@ -66,13 +66,15 @@ class SlurmLauncher(GridLauncher):
             for name, value in options.items()
         }
 
+    def check_place(self) -> None:
+        """Raise a `UserError` if Slurm does not answer."""
+        _listed()
+
     def run_jobs(
         self, jobs: Sequence[Job], sweep: Path, show_change: ShowChange
     ) -> dict[int, Status]:
         """Queue what is not queued; Ctrl-C cancels all, and leaves it so that it can go on."""
-        listed = squeue()
-        if listed is None:
-            raise UserError("hydra/launcher=slurm, but `squeue` does not answer on this machine")
+        listed = _listed()
         queued = {job.number: name for job in jobs if (name := _queued_as(job)) in listed}
         new = [job for job in jobs if job.number not in queued]
         mark_waiting(new)
@@ -88,13 +90,11 @@ class SlurmLauncher(GridLauncher):
             raise
 
     def _submit(self, jobs: Sequence[Job]) -> dict[int, str]:
-        try:
-            import submitit
-            from hydra_plugins.hydra_submitit_launcher.config import (  # type: ignore[import-untyped]
-                BaseQueueConf,
-            )
-        except ImportError as error:
-            raise UserError(f"hydra/launcher=slurm: {error}; pip install 'medvqa[slurm]'") from None
+        import submitit
+        from hydra_plugins.hydra_submitit_launcher.config import (  # type: ignore[import-untyped]
+            BaseQueueConf,
+        )
+
         options = dict(self._options)
         executor = submitit.AutoExecutor(
             cluster="slurm",
@@ -112,6 +112,13 @@ class SlurmLauncher(GridLauncher):
             record.write_json(job.directory / "slurm.json", {"id": queued[job.number]})
         log.info("%d jobs queued in Slurm: %s", len(jobs), ", ".join(queued.values()))
         return queued
+
+
+def _listed() -> set[str]:
+    listed = squeue()
+    if listed is None:
+        raise UserError("hydra/launcher=slurm, but `squeue` does not answer on this machine")
+    return listed
 
 
 def _queued_as(job: Job) -> str:
