@@ -141,6 +141,14 @@ class CheckFirst(Callback):
                 raise Refused from UserError(f"job {' '.join(swept)}: {explain(error)}")
 
 
+def swept_keys(config: DictConfig) -> set[str]:
+    """Return the keys that a sweep varies, whichever sweeper chooses their values."""
+    parser = OverridesParser.create()
+    said = parser.parse_overrides(list(config.hydra.overrides.task))
+    keys = {override.get_key_element() for override in said if override.is_sweep_override()}
+    return {key.lstrip("+") for key in keys} | set(config.hydra.sweeper.get("params") or {})
+
+
 def cells(config: DictConfig) -> Iterator[tuple[list[str], list[str]]]:
     """Yield the swept part and all overrides of each job; none for a sweeper that searches."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper

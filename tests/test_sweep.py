@@ -262,15 +262,19 @@ def test_on_a_terminal_the_grid_is_a_live_table_a_second_launcher_refuses_and_ct
     reader.start()
     wait_for(lambda: list(tmp_path.glob("multirun/*/*/metrics.jsonl")))
     sweep = sweep_of(tmp_path)
-    wait_for(lambda: re.search(r"seed=1 +│ running +│ +│ \d+/2000 ", "".join(shown)))
+
+    def screen():
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", "".join(shown))  # without colours
+
+    wait_for(lambda: re.search(r"seed=1 +│ running +│ +│ \d+/2000 ", screen()))
     assert "1 running, 1 waiting" in medvqa("status", sweep)
     code, output = call(tmp_path, *long)
     assert (code, "is being written by process" in output) == (2, True), output
     os.write(terminal, b"\x03")
     assert launcher.wait(timeout=60) == 130
     reader.join()
-    assert "1 interrupted, 1 waiting" in "".join(shown)
-    assert "medvqa: interrupted; the same command goes on" in "".join(shown)
+    assert "1 interrupted, 1 waiting" in screen()
+    assert "medvqa: interrupted; the same command goes on" in screen()
     run = only(runs(sweep))
     assert json.loads((run / "run.json").read_text())["state"] == "interrupted"
     assert "1 interrupted, 1 waiting" in medvqa("status", sweep)

@@ -26,7 +26,7 @@ def show_failures(jobs: Sequence[Job], sweep: Path) -> None:
         path = job.directory / CONSOLE
         lines = "\n".join(f"  | {line}" for line in tail(path, SHOWN_LINES))
         sys.stderr.write(
-            f"job {job.number} ({' '.join(job.overrides)}) {status.state.value}: {status.error}; "
+            f"job {job.number} ({job.name}) {status.state.value}: {status.error}; "
             f"the end of {path.relative_to(sweep)}:\n{lines}\n"
         )
 
@@ -60,7 +60,7 @@ def live_table(sweep: Path) -> Iterator[Callable[[Job, Status], None]]:
 
 
 def _log_change(job: Job, status: Status) -> None:
-    what = f"job {job.number} ({' '.join(job.overrides)})"
+    what = f"job {job.number} ({job.name})"
     if status.state is State.running:
         log.info("%s started%s", what, f" on GPU {status.slot}" if status.slot else "")
     else:

@@ -17,7 +17,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from medvqa import record
-from medvqa.composition import resolved, typed
+from medvqa.composition import resolved, swept_keys, typed
 from medvqa.config import DataConfig
 from medvqa.example import UserError
 from medvqa.sweep.display import live_table, show_failures, show_table
@@ -118,8 +118,9 @@ class GridLauncher(Launcher):
 
     def _name(self, overrides: Sequence[str]) -> str:
         """Return what sets the cell apart from the others of the grid."""
-        said = list(self.config.hydra.overrides.task)
-        return " ".join([text for text in overrides if text not in said] or overrides)[:MAX_NAME]
+        swept = swept_keys(self.config)
+        varied = [text for text in overrides if text.partition("=")[0].lstrip("+") in swept]
+        return " ".join(varied or overrides)[:MAX_NAME]
 
     def _run(self, sweep: Path, jobs: Sequence[Job]) -> dict[int, Status]:
         unfinished = [job for job in jobs if not job.is_finished]
@@ -189,7 +190,7 @@ def check_jobs(jobs: Sequence[Job], *, here: bool) -> None:
             loaded[key] = loaded.get(key) or load_data(config.data)
             prepare(config, loaded[key])
         except UserError as error:
-            raise UserError(f"job {job.number} ({' '.join(job.overrides)}): {error}") from error
+            raise UserError(f"job {job.number} ({job.name}): {error}") from error
 
 
 def _write_hydra_files(job: Job, config: DictConfig) -> None:
@@ -212,6 +213,7 @@ def _write_sweep(sweep: Path, jobs: Sequence[Job]) -> None:
         {
             "number": job.number,
             "overrides": list(job.overrides),
+            "name": job.name,
             "directory": job.directory.name,
             "run_id": job.run_id,
         }

@@ -29,12 +29,14 @@ class Row:
     """One job of the table.
 
     Attributes:
+        name: What sets the job apart from the others.
         step: Optimiser steps done, of `num_steps`; None before training.
         exact_match: Final and overall, on the first evaluation set.
         seconds: Wall time of the last attempt.
     """
 
     job: int
+    name: str
     overrides: str
     state: str
     slot: str
@@ -80,6 +82,7 @@ def _row(sweep: Path, entry: dict[str, Any], *, is_led: bool) -> Row:
     prefix = f"eval/{results[0]}/final/overall/" if results else ""
     return Row(
         job=entry["number"],
+        name=entry["name"],
         overrides=" ".join(entry["overrides"]),
         state=state.value,
         slot=status.slot,
@@ -118,13 +121,13 @@ def table(rows: Sequence[Row], *, title: str) -> "Table":
     from rich.table import Table
 
     result = Table(title=title, title_justify="left")
-    for name in ("job", "overrides", "state", "gpu", "step", "loss", "EM", "F1", "seconds"):
+    for name in ("job", "cell", "state", "gpu", "step", "loss", "EM", "F1", "seconds"):
         result.add_column(name, overflow="fold")
     for row in rows:
         style = STYLES.get(State(row.state), "red")
         step = "" if row.step is None else f"{row.step}/{row.num_steps or '?'}"
         result.add_row(
-            str(row.job), row.overrides, f"[{style}]{row.state}[/]", row.slot, step,
+            str(row.job), row.name, f"[{style}]{row.state}[/]", row.slot, step,
             *(_number(value, 4) for value in (row.loss, row.exact_match, row.f1)),
             _number(row.seconds, 0),
         )  # fmt: skip
