@@ -20,6 +20,8 @@ HEAVY = {
         "rich",
         "matplotlib",
         "scipy",
+        "submitit",
+        "ray",
     ),
 }
 RECORDS = {"example", "config"}

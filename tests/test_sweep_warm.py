@@ -5,10 +5,14 @@ import torch
 
 from medvqa.config import LoraConfig
 from medvqa.engine import FEATURES, VisionCache
+from medvqa.model import load_model
+from medvqa.record import read_lines
+from medvqa.run import run
 from medvqa.sweep import warm
 from medvqa.sweep.job import Job
 from medvqa.sweep.warm import WarmModels
 from tests.conftest import TINY
+from tests.test_conf import config_of
 from tests.test_sweep_scheduler import make_jobs
 
 LORA = LoraConfig(rank=4, alpha=8)
@@ -49,6 +53,32 @@ def test_what_a_job_holds_on_to_costs_the_next_one_a_new_process(models, monkeyp
     load(models, seed=2)
     assert not models.release()
     del leak
+
+
+def test_a_fused_engine_changes_nothing_for_the_next_job_of_that_engine(models, tmp_path):
+    """Its kernels stay in the model; they must be there in a fresh process's first answer too."""
+
+    def cell(name, seed, load):
+        overrides = (
+            "experiment=smoke",
+            "training.engine=fused",
+            "evaluation.bertscore.enabled=false",
+        )
+        config = config_of(*overrides, "data.evaluation.test.limit=16", f"seed={seed}")
+        settings = {"config": {}, "overrides": [], "run_id": name}
+        run(config, directory=tmp_path / name, settings=settings, load=load)
+        return tmp_path / name
+
+    cell("first", 1, models.load)
+    assert models.release()
+    served, fresh = cell("warm", 2, models.load), cell("fresh", 2, load_model)
+    adapter = "adapter/adapter_model.safetensors"
+    assert (served / adapter).read_bytes() == (fresh / adapter).read_bytes()
+    for phase in ("zero_shot", "final"):
+        name = f"evaluation/{phase}/test/predictions.jsonl"
+        assert (served / name).read_bytes() == (fresh / name).read_bytes()
+    losses = [[row["loss"] for row in read_lines(d / "metrics.jsonl")] for d in (served, fresh)]
+    assert losses[0] == losses[1]
 
 
 def test_features_of_pictures_serve_the_next_job_of_the_same_data_only(models):
