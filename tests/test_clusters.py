@@ -74,9 +74,7 @@ def assert_one_failed_and_one_finished(sweep, code, output):
     return rows
 
 
-def test_a_slurm_grid_leaves_what_every_grid_leaves_and_runs_only_what_is_unfinished(
-    slurm, tmp_path
-):
+def test_a_slurm_grid_leaves_what_every_grid_leaves(slurm, tmp_path):
     code, output = call(tmp_path, slurm, "slurm", "hydra.launcher.cpus_per_task=2", *ONE_FAILS)
     sweep = sweep_of(tmp_path)
     rows = assert_one_failed_and_one_finished(sweep, code, output)
@@ -89,9 +87,6 @@ def test_a_slurm_grid_leaves_what_every_grid_leaves_and_runs_only_what_is_unfini
         check=True,
     )
     assert "1 failed, 1 finished" in shown.stdout
-    code, output = call(tmp_path, slurm, "slurm", "hydra.launcher.cpus_per_task=2", *ONE_FAILS)
-    assert "1 of 2 jobs are finished already" in output
-    assert_one_failed_and_one_finished(sweep, code, output)
 
 
 def test_slurm_jobs_go_on_after_ctrl_c_and_requeue_and_a_launcher_that_was_killed(slurm, tmp_path):
