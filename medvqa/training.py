@@ -207,13 +207,8 @@ class Trainer:
                 step_log.add(step)
                 done = number + 1
                 if done % self.config.checkpoint_every == 0 or done in stage_ends:
-<<<<<<< HEAD
-                    step_log.flush()
-                    self.ranks.first(self._save, plan, done)
-=======
                     step_log.sync()
-                    self._save(plan, done)
->>>>>>> d842b3e (A full disk, cut logs and damaged evaluations cost no finished work and say what happened)
+                    self.ranks.first(self._save, plan, done)
                 if done in stage_ends:
                     on_stage_end(stage_ends[done], done)
         return self.ranks.first(self._result, plan, first_step)
@@ -334,7 +329,7 @@ class Trainer:
         )
         if saved is None:
             return 0
-        recorded = recorded_steps(self.directory)
+        recorded = self.ranks.first(recorded_steps, self.directory)
         if recorded < saved.step:
             log.warning(
                 "metrics.jsonl or order.jsonl ends at step %d, before the checkpoint of step %d: "
@@ -363,18 +358,13 @@ class Trainer:
         )
 
 
-<<<<<<< HEAD
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    name = f"{seed}:{step}:{rank}" if rank else f"{seed}:{step}"
-    digest = hashlib.sha256(name.encode()).digest()
-=======
 def recorded_steps(directory: Path) -> int:
     """Return up to which step both logs go; a crash of the machine may have cut them."""
     logs = [read_lines(directory / name) for name in ("metrics.jsonl", "order.jsonl")]
     return min(rows[-1]["step"] if rows else 0 for rows in logs)
 
 
-def _step_seed(seed: int, step: int) -> int:
-    digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
->>>>>>> d842b3e (A full disk, cut logs and damaged evaluations cost no finished work and say what happened)
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    name = f"{seed}:{step}:{rank}" if rank else f"{seed}:{step}"
+    digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
