@@ -25,7 +25,7 @@ SlurmdUser=root
 SlurmctldPort={controller_port}
 SlurmdPort={node_port}
 AuthType=auth/munge
-AuthInfo=socket={directory}/munge.socket,cred_expire=2
+AuthInfo=socket={directory}/munge.socket,cred_expire=6
 CredType=cred/munge
 StateSaveLocation={directory}/state
 SlurmdSpoolDir={directory}/spool
