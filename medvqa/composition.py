@@ -27,6 +27,8 @@ Group = TypeVar("Group")
 # Hydra scans `hydra_plugins` on Python's path for launchers.
 PLUGINS = str(Path(__file__).resolve().parent / "plugins")
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+# Launchers whose jobs run on other machines: a login node may have no GPU.
+CLUSTERS = ("slurm", "ray")
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -51,6 +53,7 @@ def sweep_name(*, _root_: DictConfig) -> str:
     """Return the grid's directory name: the same command gives the same name."""
     said = [*_root_.hydra.overrides.task]
     said += [f"{key}={value}" for key, value in (_root_.hydra.sweeper.get("params") or {}).items()]
+    said = [text for text in said if not text.startswith("fresh=")]  # starts over in its place
     swept = [text.partition("=")[0] for text in said if "," in text or "(" in text]
     keys = "+".join(re.sub(r"[^A-Za-z0-9_.]", "", key) for key in swept)[:60]
     digest = hashlib.sha256(json.dumps(sorted(said)).encode()).hexdigest()
@@ -198,11 +201,20 @@ class CheckFirst(Callback):
             config.hydra.sweep.dir = directory
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{directory}'")
         loader = GlobalHydra.instance().config_loader()
+        here = config.hydra.runtime.choices["hydra/launcher"] not in CLUSTERS
         for swept, overrides in cells(config):
             try:
-                checked(loader.load_sweep_config(config, overrides))
+                checked(loader.load_sweep_config(config, overrides), runs_here=here)
             except MISTAKES as error:
                 raise Refused from UserError(f"job {' '.join(swept)}: {explain(error)}")
+
+
+def swept_keys(config: DictConfig) -> set[str]:
+    """Return the keys that a sweep varies, whichever sweeper chooses their values."""
+    parser = OverridesParser.create()
+    said = parser.parse_overrides(list(config.hydra.overrides.task))
+    keys = {override.get_key_element() for override in said if override.is_sweep_override()}
+    return {key.lstrip("+") for key in keys} | set(config.hydra.sweeper.get("params") or {})
 
 
 def cells(config: DictConfig) -> Iterator[tuple[list[str], list[str]]]:

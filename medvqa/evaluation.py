@@ -1,6 +1,5 @@
 """Generate, score and write the predictions of one model state on one set."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,10 +9,10 @@ from typing import Any, Literal
 from medvqa.collate import Encoder
 from medvqa.config import EvaluationConfig
 from medvqa.distributed import ALONE, Ranks
-from medvqa.example import AnswerType, Example, Prediction, Score
+from medvqa.example import AnswerType, Example, Prediction, Score, UserError
 from medvqa.generation import Answers, generate
 from medvqa.model import LoadedModel
-from medvqa.record import write_json
+from medvqa.record import read_json, read_lines, write_json
 from medvqa.scoring import (
     Scored,
     Summary,
@@ -80,7 +79,7 @@ class Evaluator:
         """Answer and score every set with the model as it is now."""
         results = []
         for name, examples in self.sets.items():
-            done = self.ranks.first(self._read, phase, name)
+            done = self.ranks.first(self._read, phase, name, len(examples))
             if done is None:
                 shown = examples if show_images else [without_images(e) for e in examples]
                 answers = self._answers(loaded, encoder, shown, f"{phase}: answering {name}")
@@ -134,7 +133,7 @@ class Evaluator:
     def _majority(self, training: Sequence[tuple[AnswerType, str]]) -> list[Evaluation]:
         results = []
         for name, examples in self.sets.items():
-            done = self._read("majority", name)
+            done = self._read("majority", name, len(examples))
             if done is None:
                 blank = to_predictions(examples, [""] * len(examples))
                 predictions = majority_baseline(training, blank)
@@ -183,9 +182,25 @@ class Evaluator:
         """Return the directory of a phase's files on one set."""
         return self.directory / "evaluation" / phase / name
 
-    def _read(self, phase: str, name: str) -> Evaluation | None:
-        path = self.place(phase, name) / "metrics.json"
-        return read_evaluation(path) if path.is_file() else None
+    def _read(self, phase: str, name: str, num_examples: int) -> Evaluation | None:
+        """Return what is on the disk; None if there is nothing, or it is damaged."""
+        place = self.place(phase, name)
+        path = place / "metrics.json"
+        if not path.is_file():
+            return None
+        try:
+            found = read_evaluation(path)
+            num_whole = len(read_lines(place / "predictions.jsonl"))
+        except UserError as error:
+            log.warning("%s/%s is evaluated again: %s", phase, name, error)
+            return None
+        if num_whole != num_examples:
+            log.warning(
+                "%s/%s is evaluated again: predictions.jsonl holds %d of %d answers",
+                *(phase, name, num_whole, num_examples),
+            )
+            return None
+        return found
 
 
 def shares_by_picture(examples: Sequence[Example], num_shares: int) -> list[list[int]]:
@@ -205,14 +220,21 @@ def shares_by_picture(examples: Sequence[Example], num_shares: int) -> list[list
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Return the evaluation that a metrics.json holds."""
-    stored = json.loads(path.read_text())
-    summary = {
-        group: {metric: Score(**score) for metric, score in metrics.items()}
-        for group, metrics in stored["summary"].items()
-    }
-    fields = ("phase", "set_name", "step", "num_cut_answers")
-    return Evaluation(summary=summary, **{field: stored[field] for field in fields})
+    """Return the evaluation that a metrics.json holds.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    stored = read_json(path)
+    try:
+        summary = {
+            group: {metric: Score(**score) for metric, score in metrics.items()}
+            for group, metrics in stored["summary"].items()
+        }
+        fields = ("phase", "set_name", "step", "num_cut_answers")
+        return Evaluation(summary=summary, **{field: stored[field] for field in fields})
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); say fresh=true to start over") from error
 
 
 def read_evaluations(directory: Path) -> list[Evaluation]:

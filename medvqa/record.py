@@ -231,6 +231,10 @@ class JsonLines:
         self._file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        """Wait until all rows are on the disk, so that not even a power cut loses them."""
+        os.fsync(self._file.fileno())
+
     def __enter__(self) -> Self:
         return self
 

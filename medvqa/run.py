@@ -41,7 +41,8 @@ def run(
     Args:
         config: The checked config.
         directory: Run directory; every file of the run is below it.
-        settings: What run.json keeps of the command: `config`, `overrides`, `run_id`, `sweep`.
+        settings: What run.json keeps of the command: `config`, `overrides`, `run_id`, and in
+            a grid `sweep` and `name`, for W&B.
         load: Gives the model; a worker that serves several runs keeps one loaded.
 
     Returns:
@@ -206,6 +207,7 @@ def run_rank(
         with tracker(
             config.tracking,
             directory=directory,
+            name=settings.get("name"),
             group=settings.get("sweep"),
             settings=settings["config"],
         ) as run_tracker:
@@ -259,10 +261,12 @@ def train_and_evaluate(
             evaluate(f"after_{stage.name}", step)
 
     evaluator.majority([(example.answer_type, example.answers[0]) for example in prepared.pool])
+    # First, because it puts the engine's kernels into the model: all phases compute with them,
+    # and a model that has served another run has them already.
+    trainer = Trainer(loaded, encoder, config.training, **places)
     if config.evaluation.zero_shot:
         with loaded.adapter_disabled():
             evaluate("zero_shot", 0)
-    trainer = Trainer(loaded, encoder, config.training, **places)
     with keeper.phase("train_and_evaluate_stages"):
         result = trainer.train(
             plan,

@@ -120,6 +120,12 @@ class StepLog:
         self._order.write({"step": step.number, "stage": step.stage, "ids": list(step.ids)})
         self._on_step(row)
 
+    def sync(self) -> None:
+        """Bring all steps to the disk, before a checkpoint that goes on behind them."""
+        self.flush()
+        self._metrics.sync()
+        self._order.sync()
+
     def __enter__(self) -> Self:
         return self
 
@@ -201,7 +207,7 @@ class Trainer:
                 step_log.add(step)
                 done = number + 1
                 if done % self.config.checkpoint_every == 0 or done in stage_ends:
-                    step_log.flush()
+                    step_log.sync()
                     self.ranks.first(self._save, plan, done)
                 if done in stage_ends:
                     on_stage_end(stage_ends[done], done)
@@ -323,6 +329,14 @@ class Trainer:
         )
         if saved is None:
             return 0
+        recorded = self.ranks.first(recorded_steps, self.directory)
+        if recorded < saved.step:
+            log.warning(
+                "metrics.jsonl or order.jsonl ends at step %d, before the checkpoint of step %d: "
+                "what is lost is trained again, from the beginning",
+                *(recorded, saved.step),
+            )
+            return 0
         self.optimizer.load(saved.adapter, saved.optimizer)
         log.info("continuing from step %d of %d", saved.step, plan.num_steps)
         return saved.step
@@ -342,6 +356,12 @@ class Trainer:
             consumed_sha256=digest,
             resumed_from_step=first_step,
         )
+
+
+def recorded_steps(directory: Path) -> int:
+    """Return up to which step both logs go; a crash of the machine may have cut them."""
+    logs = [read_lines(directory / name) for name in ("metrics.jsonl", "order.jsonl")]
+    return min(rows[-1]["step"] if rows else 0 for rows in logs)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

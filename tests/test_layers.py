@@ -32,6 +32,8 @@ HEAVY = {
         "safetensors",
         "imagehash",
         "scipy",
+        "submitit",
+        "ray",
     ),
 }
 RECORDS = {"example", "config"}

@@ -93,10 +93,14 @@ class Worker:
             os.killpg(self._process.pid, number)
 
 
+def python_path() -> str:
+    """Return PYTHONPATH with this package: a checkout that is not installed is found, too."""
+    return os.pathsep.join(filter(None, [PACKAGE_ROOT, os.environ.get("PYTHONPATH")]))
+
+
 def _environment(slot: str) -> dict[str, str]:
     result = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-    # A checkout that is not installed must be found by the worker, too.
-    result["PYTHONPATH"] = os.pathsep.join(filter(None, [PACKAGE_ROOT, result.get("PYTHONPATH")]))
+    result["PYTHONPATH"] = python_path()
     if slot:
         result["CUDA_VISIBLE_DEVICES"] = slot
     return result
