@@ -2,6 +2,7 @@ import atexit
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,9 @@ from medvqa.config import LoraConfig, ModelConfig, SourceConfig
 from medvqa.data import load_examples
 from medvqa.export.command import Wanted, export
 from medvqa.model import LoadedModel, load_model
+
+# A shell starts what runs in its background deaf to Ctrl-C, and every process it starts as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 SECRET = "s3cret-0f-a-test"
