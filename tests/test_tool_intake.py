@@ -112,7 +112,9 @@ def test_nothing_outside_the_roots_is_read(root, intake, reference):
 
 
 def test_a_refusal_does_not_tell_whether_a_file_outside_exists(root, intake):
-    there, absent = (refusal(intake, str(root.parent / name)) for name in ("secret.png", "absent.png"))
+    there, absent = (
+        refusal(intake, str(root.parent / name)) for name in ("secret.png", "absent.png")
+    )
     assert str(there).replace("secret", "absent") == str(absent)
 
 
