@@ -6,7 +6,7 @@ difference is `a` minus `b`, and a cluster is a picture with all of its question
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from medvqa.example import Score, UserError
@@ -134,7 +134,12 @@ def compare_arms(
     )
 
 
-def arm_mean(scores: "Scores", clusters: Sequence[str]) -> ArmMean:
+def arm_mean(
+    scores: "Scores",
+    clusters: Sequence[str],
+    *,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> ArmMean:
     """Return an arm's mean with the interval of `compare_arms`: seeds and pictures both drawn.
 
     It says how precisely the arm itself is known. Two arms answer the same questions, so whether
@@ -143,6 +148,7 @@ def arm_mean(scores: "Scores", clusters: Sequence[str]) -> ArmMean:
     Args:
         scores: (runs, questions), questions in the same order in every run.
         clusters: The picture of each question.
+        bounds: Least and largest possible score; the interval ends there.
 
     Raises:
         UserError: If scores are missing or not finite, or all questions share one picture.
@@ -152,9 +158,9 @@ def arm_mean(scores: "Scores", clusters: Sequence[str]) -> ArmMean:
     _check_pictures(len(sizes))
     over_seeds = [_over_seeds(sums, sizes)] if len(sums) > 1 else []
     variance, freedom = _crossed(over_seeds, _over_clusters(sums.mean(axis=0), sizes))
-    mean = float(matrix.mean())
+    score = _t_interval(float(matrix.mean()), variance, freedom, num_examples=len(clusters))
     return ArmMean(
-        score=_t_interval(mean, variance, freedom, num_examples=len(clusters)),
+        score=replace(score, low=max(score.low, bounds[0]), high=min(score.high, bounds[1])),
         num_seeds=len(sums),
         num_clusters=len(sizes),
         variance_of="questions and seeds" if over_seeds else "questions",

@@ -11,6 +11,8 @@ from medvqa.report.runs import Run
 
 # Same base: only arms that agree in these are ever compared.
 MODEL_KEYS = ("model.name", "model.path", "model.revision", "model.load_in_4bit")
+# What is evaluated and how it is shown, which no answer depends on.
+NOT_ANSWERS = ("blind", "zero_shot", "after_each_stage", "bootstrap_samples", "batch_size")
 LONGEST_VALUE = 40
 
 
@@ -74,8 +76,7 @@ def read_arms(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
 
 
 def _key(config: Mapping[str, Any]) -> str:
-    kept = {k: v for k, v in config.items() if k not in (*NOT_RESULTS, "seed")}
-    return json.dumps(kept, sort_keys=True)
+    return json.dumps(dict(_leaves(config)), sort_keys=True)
 
 
 def model_label(config: Mapping[str, Any]) -> str:
@@ -101,13 +102,25 @@ def _rests(configs: Sequence[Mapping[str, Any]]) -> list[str]:
             ]
             if any(other.get(key) != value for other in others):
                 differing.append(key)
-        rests.append(", ".join(f"{key}={_short(own[key])}" for key in _telling(differing)))
+        rests.append(_written(_telling(differing), own))
     return rests
+
+
+def _written(keys: Sequence[str], values: Mapping[str, str]) -> str:
+    """Return `key=value, ...`, each key by its last part where that is no other's."""
+    lasts = [key.rpartition(".")[2] for key in keys]
+    names = [
+        last if lasts.count(last) == 1 and last != "name" else key
+        for key, last in zip(keys, lasts, strict=True)
+    ]
+    return ", ".join(f"{n}={_short(values[k])}" for n, k in zip(names, keys, strict=True))
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in config.items():
-        if not prefix and name in (*NOT_RESULTS, "seed"):
+        if (not prefix and name in (*NOT_RESULTS, "seed")) or (
+            prefix == "evaluation." and name in NOT_ANSWERS
+        ):
             continue
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{name}.")

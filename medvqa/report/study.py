@@ -4,6 +4,7 @@ study = read_study([Path("multirun/...")], Settings(within=("training.max_steps"
 study.comparisons[0].test.difference, study.comparisons[0].p_holm
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from medvqa.report.arms import Arm, read_arms
 from medvqa.report.pairs import GROUPS, Comparison, Settings, aligned, arm_pairs, compare_on
 from medvqa.report.runs import AFTER_STAGE_RANK, PHASE_RANK, Run, read_runs
 from medvqa.score import SHOWN
+
+RESCALABLE, UNBOUNDED = "bertscore_f1", (-math.inf, math.inf)  # rescaled, it can be below 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,9 @@ def arm_results(arm: Arm) -> Iterator[Result]:
                     phase=phase,
                     group=group,
                     metric=metric,
-                    mean=arm_mean(scores[0], clusters),
+                    mean=arm_mean(
+                        scores[0], clusters, bounds=UNBOUNDED if metric == RESCALABLE else (0, 1)
+                    ),
                     by_run=tuple(map(float, scores[0].mean(axis=1))),
                     runs=tuple(runs),
                 )

@@ -1,0 +1,95 @@
+"""`medvqa report DIR ...`: run directories -> tables, figures and one page."""
+
+import argparse
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from medvqa.record import write_text
+from medvqa.report.page import write_page
+from medvqa.report.pairs import Settings
+from medvqa.report.pictures import NONE, read_pictures
+from medvqa.report.plots import write_figures
+from medvqa.report.rows import write_rows
+from medvqa.report.study import Study, read_study
+from medvqa.report.tables import latex, markdown, rich_table, tables
+
+
+def main_report(argv: Sequence[str]) -> None:
+    """Compare the runs of grids and show them as tables, figures and one HTML page."""
+    options = _parser().parse_args(argv)
+    settings = Settings(
+        within=tuple(options.within),
+        baseline=options.baseline,
+        allow_unequal=options.allow_unequal,
+        seeds_are_paired=options.paired_seeds,
+        num_samples=options.samples,
+    )
+    study = read_study(options.directory, settings)
+    out = options.out or options.directory[0] / "report"
+    show(study)
+    write_rows(study, out)
+    found = tables(study)
+    write_text(out / "tables.md", "\n".join(map(markdown, found)))
+    write_text(out / "tables.tex", "\n".join(map(latex, found)))
+    if not options.no_plots:
+        write_figures(study, out)
+    # A report reads what is on this machine: no data set is fetched for its pictures.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    pictures = NONE if options.no_pictures else read_pictures(study.arms)
+    title = options.title or ", ".join(place.name for place in options.directory)
+    write_page(study, pictures, out / "report.html", title=title)
+    _say([*study.notes, *pictures.notes], out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("medvqa report", description=main_report.__doc__)
+    parser.add_argument("directory", type=Path, nargs="+", help="below multirun/ or outputs/")
+    parser.add_argument("--out", type=Path, help="where to write; DIRECTORY/report if not given")
+    parser.add_argument(
+        "--within",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="compare only arms that agree in this config key, e.g. training.max_steps",
+    )
+    parser.add_argument("--baseline", metavar="ARM", help="compare with this arm only")
+    parser.add_argument(
+        "--allow-unequal", action="store_true", help="mark unfair pairs in place of refusing"
+    )
+    parser.add_argument(
+        "--paired-seeds", action="store_true", help="run i of all arms shares what its seed decides"
+    )
+    parser.add_argument("--samples", type=int, default=2000, help="resamples and sign flips")
+    parser.add_argument("--title", help="of the page")
+    parser.add_argument("--no-pictures", action="store_true", help="leave the pictures out")
+    parser.add_argument("--no-plots", action="store_true", help="write no PNG and SVG files")
+    return parser
+
+
+def show(study: Study) -> None:
+    """Print the tables and how many runs they hold."""
+    from rich.console import Console
+
+    console = Console(width=None if Console().is_terminal else 180)
+    for table in tables(study):
+        console.print(rich_table(table))
+    states = Counter(run.state for run in study.runs)
+    counts = ", ".join(f"{number} {state}" for state, number in states.items())
+    console.print(f"{len(study.runs)} runs: {counts}; {len(study.arms)} arms", highlight=False)
+
+
+def _say(notes: Sequence[str], out: Path) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for note in notes:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    size = (out / "report.html").stat().st_size / 1e6
+    console.print(
+        f"everything is in {out}; open {out / 'report.html'} ({size:.1f} MB)",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

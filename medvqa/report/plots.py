@@ -1,0 +1,269 @@
+"""Study -> figures by matplotlib; each is drawn once and saved as PNG, SVG, or for the page."""
+
+import io
+import re
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medvqa.record import read_lines
+from medvqa.report.arms import Arm
+from medvqa.report.runs import Run
+from medvqa.report.study import Study, phases_in_order
+from medvqa.score import SHOWN
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart by colour-blind eyes, without the yellow that white hides.
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6a51a3", "#7f7f7f")
+INK, FAINT = "#1f2328", "#8c959f"
+MOST_POINTS = 400  # of a curve; longer ones are averaged in blocks
+METRIC = "exact_match"
+
+
+def figures(study: Study) -> dict[str, Callable[[], "Figure | None"]]:
+    """Return the figures by name; each draws when called, and gives None with nothing to draw."""
+    found: dict[str, Callable[[], Figure | None]] = {}
+    for name in study.set_names:
+        found[f"grid_{name}"] = lambda n=name: grid(study, n)  # type: ignore[misc]
+        found[f"differences_{name}"] = lambda n=name: differences(study, n)  # type: ignore[misc]
+        found[f"forgetting_{name}"] = lambda n=name: forgetting(study, n)  # type: ignore[misc]
+    return {**found, "loss": lambda: loss(study), "cost": lambda: cost(study)}
+
+
+def write_figures(study: Study, out: Path) -> list[Path]:
+    """Write every figure as PNG and SVG; return the files."""
+    written = []
+    for name, draw in figures(study).items():
+        figure = draw()
+        for suffix in ("png", "svg") if figure else ():
+            path = out / "plots" / f"{re.sub(r'[^A-Za-z0-9_-]', '-', name)}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            assert figure is not None
+            figure.savefig(path, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+            written.append(path)
+    return written
+
+
+def page_svg(figure: "Figure") -> str:
+    """Return the figure for the page: its colours are the page's own, light or dark."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for number, colour in enumerate(SERIES, start=1):
+        svg = svg.replace(colour, f"var(--series-{number})")
+    svg = svg.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
+    # The page says what the figure shows; fixed sizes would not shrink on a narrow screen.
+    return re.sub(
+        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'height="[\d.]+pt"', "", svg, count=1)
+    )
+
+
+def _figure(width: float, height: float, **layout: Any) -> "tuple[Figure, Any]":
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams.update(
+        {
+            "svg.fonttype": "none",  # text stays text: it can be read aloud, found and copied
+            "svg.hashsalt": "medvqa",
+            "font.size": 9,
+            "text.color": INK,
+            "axes.edgecolor": FAINT,
+            "axes.labelcolor": INK,
+            "axes.titlecolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "font.sans-serif": ["DejaVu Sans", "Arial", "sans-serif"],
+        }
+    )
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(squeeze=False, **layout)
+
+
+def _colours(arms: Iterable[Arm]) -> dict[str, str]:
+    """Return a colour an ordering, the same in every figure."""
+    orderings = dict.fromkeys(arm.ordering for arm in arms)
+    return {name: SERIES[i % len(SERIES)] for i, name in enumerate(orderings)}
+
+
+def grid(study: Study, set_name: str) -> "Figure | None":
+    """Draw every arm's exact match with its interval, baselines as marks, a panel a row."""
+    chosen = [
+        r for r in study.results if (r.set_name, r.group, r.metric) == (set_name, "overall", METRIC)
+    ]
+    rows = list(dict.fromkeys(r.arm.row for r in chosen))
+    if not chosen:
+        return None
+    colours = _colours(study.arms)
+    figure, axes = _figure(7.5, 0.9 + 1.1 * sum(
+        0.28 * len({r.arm.name for r in chosen if r.arm.row == row}) + 0.45 for row in rows
+    ), nrows=len(rows), sharex=True)  # fmt: skip
+    for axis, row in zip(axes[:, 0], rows, strict=True):
+        names: list[str] = []
+        for r in (r for r in chosen if r.arm.row == row):
+            if r.arm.ordering not in names:
+                names.append(r.arm.ordering)
+            y, score = names.index(r.arm.ordering), r.mean.score
+            if r.phase == "final":
+                axis.plot([score.low, score.high], [y, y], color=colours[r.arm.ordering], lw=2)
+                axis.plot(score.mean, y, "o", color=colours[r.arm.ordering], ms=6)
+            elif r.phase in BASELINE_MARKS:
+                axis.plot(score.mean, y, BASELINE_MARKS[r.phase], color=FAINT, ms=7)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_ylim(len(names) - 0.5, -0.5)
+        axis.set_title(row, loc="left", fontsize=9)
+        axis.grid(axis="x", color=FAINT, alpha=0.3)
+    axes[-1, 0].set_xlabel(
+        f"{set_name}: {SHOWN[METRIC]}, 95 % interval   "
+        "(| majority answer, x zero-shot base, ▵ blind)"
+    )
+    return figure
+
+
+BASELINE_MARKS = {"majority": "|", "zero_shot": "x", "blind": "^"}
+
+
+def differences(study: Study, set_name: str) -> "Figure | None":
+    """Draw the forest of paired differences in exact match with Holm's p-values."""
+    chosen = [
+        c
+        for c in study.comparisons
+        if (c.set_name, c.group, c.metric) == (set_name, "overall", METRIC)
+    ]
+    if not chosen:
+        return None
+    figure, axes = _figure(8.5, 0.9 + 0.3 * len(chosen))
+    axis = axes[0, 0]
+    for y, c in enumerate(chosen):
+        score = c.tests.crossed.difference
+        found = c.p_holm < 0.05
+        colour = SERIES[0] if found else FAINT
+        axis.plot([score.low, score.high], [y, y], color=colour, lw=2)
+        axis.plot(score.mean, y, "s", color=colour, ms=6)
+    axis.axvline(0, color=INK, lw=0.8)
+    labels = [f"{c.a.name} \N{MINUS SIGN} {c.b.name}{' †' if c.unequal else ''}" for c in chosen]
+    axis.set_yticks(range(len(chosen)), labels)
+    axis.set_ylim(len(chosen) - 0.5, -0.5)
+    right = axis.secondary_yaxis("right")
+    right.set_yticks(range(len(chosen)), [f"p = {c.p_holm:.3f}" for c in chosen])
+    right.spines["right"].set_visible(False)
+    right.tick_params(length=0)
+    axis.set_xlabel(f"{set_name}: difference in {SHOWN[METRIC]}, 95 % interval; p by Holm")
+    axis.grid(axis="x", color=FAINT, alpha=0.3)
+    return figure
+
+
+def forgetting(study: Study, set_name: str) -> "Figure | None":
+    """Draw exact match after each stage as a matrix: arms by phases, open and closed apart."""
+    import numpy as np
+
+    chosen = {
+        (r.arm.name, r.phase, r.group): r.mean.score.mean
+        for r in study.results
+        if r.set_name == set_name and r.metric == METRIC and r.phase not in ("majority", "blind")
+    }
+    shown = [r for r in study.results if (r.arm.name, r.phase, "open") in chosen]
+    phases = [p for p in phases_in_order(shown) if p not in ("majority", "blind")]
+    arms = [arm for arm in study.arms if (arm.name, "final", "open") in chosen]
+    if not arms or not phases:
+        return None
+    figure, axes = _figure(3.5 + 1.5 * len(phases), 1.2 + 0.32 * len(arms), ncols=2, sharey=True)
+    for axis, group in zip(axes[0], ("open", "closed"), strict=True):
+        values = np.array(
+            [[chosen.get((arm.name, phase, group), np.nan) for phase in phases] for arm in arms]
+        )
+        axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto", alpha=0.85)
+        for (i, j), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                colour = "white" if value > 0.6 else "black"
+                axis.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour)
+        axis.set_xticks(range(len(phases)), [p.replace("_", " ") for p in phases], rotation=20)
+        axis.set_title(f"{group} questions", fontsize=9)
+    axes[0, 0].set_yticks(range(len(arms)), [arm.name for arm in arms])
+    return figure
+
+
+def loss(study: Study) -> "Figure | None":
+    """Draw the training loss: a panel a row of the grid, an ordering a colour, stages marked."""
+    rows = list(dict.fromkeys(arm.row for arm in study.arms))
+    if not rows:
+        return None
+    colours = _colours(study.arms)
+    figure, axes = _figure(8, 0.6 + 2.4 * len(rows), nrows=len(rows))
+    for axis, row in zip(axes[:, 0], rows, strict=True):
+        for arm in (arm for arm in study.arms if arm.row == row):
+            for number, run in enumerate(arm.runs):
+                steps, losses, boundaries = loss_curve(run)
+                label = f"{arm.ordering} ({len(arm.runs)} seeds)" if number == 0 else None
+                axis.plot(steps, losses, color=colours[arm.ordering], lw=1, alpha=0.8, label=label)
+                for boundary in boundaries if number == 0 else ():
+                    axis.axvline(boundary, color=colours[arm.ordering], ls=":", lw=1.2)
+        axis.set_title(row, loc="left", fontsize=9)
+        axis.set_ylabel("loss")
+        axis.grid(color=FAINT, alpha=0.25)
+        axis.legend(fontsize=8, frameon=False, loc="upper right")
+    axes[-1, 0].set_xlabel("optimiser step (dotted: a stage ends)")
+    return figure
+
+
+def loss_curve(run: Run) -> tuple[list[float], list[float], list[float]]:
+    """Return steps, losses and the steps at which a stage ends but the last."""
+    rows = read_lines(run.directory / "metrics.jsonl")
+    boundaries = [
+        one["step"] + 0.5 for one, two in pairwise(rows)
+        if one["stage"] != two["stage"]
+    ]  # fmt: skip
+    block = max(1, -(-len(rows) // MOST_POINTS))
+    blocks = [rows[i : i + block] for i in range(0, len(rows), block)]
+
+    def means(name: str) -> list[float]:
+        return [sum(float(row[name]) for row in rows) / len(rows) for rows in blocks]
+
+    return means("step"), means("loss"), boundaries
+
+
+def cost(study: Study) -> "Figure | None":
+    """Draw wall time and peak memory of every finished cell."""
+    arms = [arm for arm in study.arms if arm.runs]
+    if not arms:
+        return None
+    figure, axes = _figure(8, 0.9 + 0.32 * len(arms), ncols=2, sharey=True)
+    for axis, value, label in (
+        (axes[0, 0], seconds_of, "wall time, s (a mark a seed)"),
+        (axes[0, 1], gigabytes_of, "peak memory, GB (GPU where there is one)"),
+    ):
+        for y, arm in enumerate(arms):
+            points = [found for run in arm.runs if (found := value(run)) is not None]
+            axis.plot(points, [y] * len(points), "o", color=SERIES[0], ms=5, alpha=0.7)
+        axis.set_xlim(left=0)
+        axis.set_xlabel(label)
+        axis.grid(axis="x", color=FAINT, alpha=0.3)
+    axes[0, 0].set_yticks(range(len(arms)), [arm.name for arm in arms])
+    axes[0, 0].set_ylim(len(arms) - 0.5, -0.5)
+    return figure
+
+
+def seconds_of(run: Run) -> float | None:
+    """Return the wall time from start to end; of a resumed run, the sum of its phases.
+
+    That sum counts evaluations between stages twice: they are inside the training phase too.
+    """
+    values = run.values
+    if values.get("num_starts") == 1 and "ended" in values:
+        times = (datetime.fromisoformat(values[name]) for name in ("started", "ended"))
+        started, ended = times
+        return (ended - started).total_seconds()
+    return sum(values["seconds"].values()) if values.get("seconds") else None
+
+
+def gigabytes_of(run: Run) -> float | None:
+    """Return the peak memory of the GPU, or of the process where there was none."""
+    peak = run.values.get("peak_gpu_bytes") or run.values.get("peak_memory_bytes")
+    return peak / 1e9 if peak else None

@@ -1,0 +1,261 @@
+"""Study -> tables for people, as Markdown, as LaTeX (booktabs) and on the terminal."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from medvqa.example import Score
+from medvqa.report.pairs import Comparison
+from medvqa.report.rows import unequal_arms
+from medvqa.report.study import Result, Study
+from medvqa.score import SHOWN
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+MARK, MINUS = "†", "\N{MINUS SIGN}"
+PHASE_NAMES = {"majority": "majority answer", "zero_shot": "zero-shot base", "blind": "blind"}
+LATEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "†": r"$^\dagger$",
+    MINUS: "$-$",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table before it has a format; `notes` stand below it."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def tables(study: Study) -> list[Table]:
+    """Return the tables of each set, and that of the runs which are not in them."""
+    found = []
+    for name in study.set_names:
+        found += [results_table(study, name), stages_table(study, name)]
+        if any(c.set_name == name for c in study.comparisons):
+            found.append(differences_table(study, name))
+    missing = missing_runs_table(study)
+    return [table for table in (*found, missing) if table.rows]
+
+
+def results_table(study: Study, set_name: str) -> Table:
+    """Return arms by metrics over all questions, baselines beside them."""
+    unequal = unequal_arms(study)
+    cells = {
+        (r.arm.name, r.phase, r.metric): r
+        for r in study.results
+        if r.set_name == set_name and r.group == "overall"
+    }
+    metrics = [m for m in SHOWN if any(key[2] == m for key in cells)]
+    rows: list[tuple[str, ...]] = []
+    for arm in study.arms:
+        for phase in ("majority", "zero_shot", "blind", "final"):
+            found = [cells.get((arm.name, phase, metric)) for metric in metrics]
+            first = next((r for r in found if r), None)
+            if first is None:
+                continue
+            name = f"{arm.ordering}{MARK if arm.name in unequal else ''}"
+            row = (
+                arm.row,
+                PHASE_NAMES.get(phase, name),
+                str(first.mean.num_seeds),
+                *(interval(r.mean.score if r else None) for r in found),
+            )
+            if phase == "blind":
+                row = (row[0], f"{name}, blind", *row[2:])
+            if row not in rows:  # a baseline that the arms of a model share is one row
+                rows.append(row)
+    return Table(
+        f"{set_name}: all questions, mean [95 % interval]",
+        ("model", "training", "seeds", *(SHOWN[m] for m in metrics)),
+        tuple(rows),
+        (*_sizes(study, set_name), *_mark_notes(unequal)),
+    )
+
+
+def stages_table(study: Study, set_name: str, metric: str = "exact_match") -> Table:
+    """Return what each stage leaves of open and of closed questions: forgetting is a fall."""
+    unequal = unequal_arms(study)
+    rows = []
+    for arm in study.arms:
+        of_arm = [
+            r
+            for r in study.results
+            if r.arm is arm and r.set_name == set_name and r.metric == metric
+        ]
+        for phase in dict.fromkeys(r.phase for r in of_arm if r.phase not in ("majority", "blind")):
+            by_group: dict[str, Result] = {r.group: r for r in of_arm if r.phase == phase}
+            mark = MARK if arm.name in unequal else ""
+            rows.append(
+                (
+                    arm.row,
+                    f"{arm.ordering}{mark}",
+                    phase.replace("_", " "),
+                    *(
+                        interval(by_group[group].mean.score if group in by_group else None)
+                        for group in ("open", "closed")
+                    ),
+                )
+            )
+    return Table(
+        f"{set_name}: {SHOWN[metric]} after each stage",
+        ("model", "training", "phase", "open", "closed"),
+        tuple(rows),
+        _mark_notes(unequal),
+    )
+
+
+def differences_table(
+    study: Study,
+    set_name: str,
+    metrics: Sequence[str] = ("exact_match", "f1", "bertscore_f1"),
+) -> Table:
+    """Return the paired differences over all questions, family by family."""
+    rows, reasons = [], {}
+    for c in study.comparisons:
+        if c.set_name == set_name and c.group == "overall" and c.metric in metrics:
+            rows.append(_difference(c))
+            reasons.update(
+                {f"{c.a.name} {MINUS} {c.b.name}": "; ".join(c.unequal)} if c.unequal else {}
+            )
+    one_seed = any(c.tests.crossed.variance_of == "questions" for c in study.comparisons)
+    notes = [
+        "p: paired, over pictures and seeds; Holm: corrected for all pairs of that metric; "
+        "detectable: found with 80 % power at Holm's first step",
+        "permutation, McNemar: of these very models on new questions, not of new trainings",
+        *(["one seed an arm: intervals say nothing about another training"] if one_seed else []),
+        *(f"{MARK} {pair}: {why}" for pair, why in reasons.items()),
+    ]
+    header = ("metric", "difference", "mean [95 % interval]", "p", "Holm", "detectable")
+    return Table(
+        f"{set_name}: differences of arms on the same questions",
+        (*header, "permutation", "McNemar", "n", "pictures", "seeds"),
+        tuple(rows),
+        tuple(notes),
+    )
+
+
+def _difference(c: Comparison) -> tuple[str, ...]:
+    crossed = c.tests.crossed
+    return (
+        SHOWN[c.metric],
+        f"{c.a.name} {MINUS} {c.b.name}{MARK if c.unequal else ''}",
+        interval(crossed.difference, sign="+"),
+        probability(crossed.p_value),
+        probability(c.p_holm),
+        f"{c.detectable:.3f}",
+        probability(c.tests.permutation.p_value),
+        " ".join(probability(test.mid_p_value) for test in c.tests.mcnemar) or "-",
+        str(crossed.difference.num_examples),
+        str(crossed.num_clusters),
+        " and ".join(map(str, dict.fromkeys(crossed.num_seeds))),
+    )
+
+
+def missing_runs_table(study: Study) -> Table:
+    """Return the runs that are in no table, and why."""
+    rows = [
+        (str(run.directory), run.state, run.error or "")
+        for run in study.runs
+        if not run.is_finished
+    ]
+    return Table("runs that are not in the tables", ("run", "state", "why"), tuple(rows))
+
+
+def interval(score: Score | None, sign: str = "") -> str:
+    """Return for example `0.459 [0.412, 0.506]`."""
+    if score is None:
+        return "-"
+    numbers = (
+        f"{value:{sign}.3f}".replace("-", MINUS) for value in (score.mean, score.low, score.high)
+    )
+    return "{} [{}, {}]".format(*numbers)
+
+
+def probability(p: float) -> str:
+    """Return a p-value with the digits that carry meaning."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _sizes(study: Study, set_name: str) -> Iterator[str]:
+    for result in study.results:
+        if (result.set_name, result.phase, result.group) == (set_name, "final", "overall"):
+            mean = result.mean
+            yield (
+                f"{mean.score.num_examples} questions on {mean.num_clusters} pictures; intervals "
+                "over new pictures and, from two seeds on, new trainings"
+            )
+            return
+
+
+def _mark_notes(unequal: dict[str, str]) -> tuple[str, ...]:
+    return tuple(f"{MARK} {name} {why}" for name, why in unequal.items())
+
+
+def markdown(table: Table) -> str:
+    """Return the table in GitHub's Markdown."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    body = [line(table.header), line(["---"] * len(table.header)), *map(line, table.rows)]
+    notes = "".join(f"\n{note}  " for note in table.notes)
+    return f"## {table.title}\n\n" + "\n".join(body) + (f"\n{notes}" if notes else "") + "\n"
+
+
+def latex(table: Table) -> str:
+    """Return the table for LaTeX's package booktabs."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(map(escaped, cells)) + r" \\"
+
+    notes = "".join(f"\n\\par\\footnotesize {escaped(note)}" for note in table.notes)
+    columns = "l" * len(table.header)
+    return "\n".join(
+        [
+            r"\begin{table}",
+            f"\\caption{{{escaped(table.title)}}}",
+            f"\\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            line(table.header),
+            r"\midrule",
+            *map(line, table.rows),
+            r"\bottomrule",
+            r"\end{tabular}" + notes,
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def escaped(text: str) -> str:
+    """Return the text with LaTeX's own characters made harmless."""
+    return re.sub(".", lambda match: LATEX.get(match[0], match[0]), text, flags=re.DOTALL)
+
+
+def rich_table(table: Table) -> "RichTable":
+    """Return the table for a terminal."""
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    caption = "\n".join(map(escape, table.notes))
+    result = RichTable(
+        title=escape(table.title),
+        title_justify="left",
+        caption=caption or None,
+        caption_justify="left",
+    )
+    for name in table.header:
+        result.add_column(name, overflow="fold")
+    for row in table.rows:
+        result.add_row(*map(escape, row))
+    return result
