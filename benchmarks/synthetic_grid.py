@@ -1,0 +1,132 @@
+"""Run directories with invented answers, written by the project's own writers.
+
+For whatever reads grids and needs more cells than one cares to train: the files are complete and
+consistent, the config is a real one, only nobody was trained.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from medvqa.cli import register
+from medvqa.composition import resolved
+from medvqa.config import Config
+from medvqa.curriculum import plan_curriculum
+from medvqa.data import Pool
+from medvqa.evaluation import Evaluation, to_predictions
+from medvqa.example import Example
+from medvqa.record import JsonLines, run_id, write_json
+from medvqa.run import describe_plan, describe_pool
+from medvqa.scoring import score_predictions, write_predictions
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+Answer = Callable[[Example, str], str]  # of a question in a phase
+
+
+def config_of(overrides: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+    """Return the typed config of a command line, and its plain values."""
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        cfg = compose("config", overrides=list(overrides))
+    config = OmegaConf.to_object(cfg)
+    assert isinstance(config, Config)
+    return config, resolved(cfg)
+
+
+def write_cell(
+    directory: Path,
+    overrides: Sequence[str],
+    training: Sequence[Example],
+    sets: Mapping[str, Sequence[Example]],
+    answer: Answer,
+    *,
+    phases: Sequence[str] = ("majority", "zero_shot", "final"),
+) -> None:
+    """Write a finished run of this command line whose answers are `answer`'s."""
+    config, values = config_of(overrides)
+    plan = plan_curriculum(
+        config.curriculum,
+        training,
+        max_steps=config.training.max_steps,
+        batch_size=config.training.micro_batch_size * config.training.accumulation_steps,
+        seed=config.seed,
+    )
+    ends = [f"after_{stage.name}" for stage in plan.stages[:-1]]
+    for step, phase in enumerate([*phases[:-1], *ends, phases[-1]]):
+        for name, examples in sets.items():
+            _write_phase(directory, config, phase, name, step, examples, answer)
+    rng = random.Random(config.seed)
+    with JsonLines(directory / "metrics.jsonl", keep_up_to_step=0) as log:
+        for step in range(1, plan.num_steps + 1):
+            loss = 3.0 * 0.9**step + 0.6 + 0.1 * rng.random()
+            log.write({"step": step, "loss": loss, "stage": plan.stage_at(step - 1).name})
+    write_json(
+        directory / "run.json",
+        {
+            "state": "finished",
+            "run_id": run_id(values),
+            "config": values,
+            "overrides": list(overrides),
+            "started": "2026-01-01T00:00:00+00:00",
+            "ended": "2026-01-01T00:10:00+00:00",
+            "num_starts": 1,
+            "seconds": {"data": 1.0, "load": 9.0, "train_and_evaluate_stages": 400.0},
+            "git": {"commit": None, "dirty": None},
+            "data": {n: describe_pool(Pool(list(e), {}, [])) for n, e in sets.items()},
+            "plan": describe_plan(plan),
+            "training": {"final_loss": 0.7, "average_loss": 1.2},
+            "peak_memory_bytes": int(2e9 + 1e8 * rng.random()),
+            "peak_gpu_bytes": None,
+        },
+    )
+
+
+def _write_phase(
+    directory: Path,
+    config: Config,
+    phase: str,
+    name: str,
+    step: int,
+    examples: Sequence[Example],
+    answer: Answer,
+) -> None:
+    predictions = to_predictions(examples, [answer(example, phase) for example in examples])
+    scored = score_predictions(predictions, config.evaluation, device="cpu")
+    place = directory / "evaluation" / phase / name
+    place.mkdir(parents=True)
+    write_predictions(place / "predictions.jsonl", predictions, scored.items)
+    evaluation = Evaluation(
+        phase=phase, set_name=name, step=step, summary=scored.summary, num_cut_answers=0
+    )
+    protocol = {
+        "normalizer": config.evaluation.normalizer.value,
+        "numeric_tolerance": config.evaluation.numeric_tolerance,
+        "max_new_tokens": config.evaluation.max_new_tokens,
+        "bertscore": scored.bertscore,
+    }
+    write_json(place / "metrics.json", {**asdict(evaluation), **protocol})
+
+
+def guesser(examples: Sequence[Example], *, ability: float, seed: str) -> Answer:
+    """Return answers that are right the more often the higher the ability.
+
+    Questions are easy or hard for everybody, and each guesser errs in its own way too.
+    """
+    wrong: dict[str, list[str]] = {}
+    for example in examples:
+        wrong.setdefault(example.answer_type, []).append(example.answers[0])
+
+    def answer(example: Example, phase: str) -> str:
+        ease = random.Random(example.id).gauss(0, 1.5)
+        own = random.Random(f"{example.id} {phase} {seed}")
+        helped = {"final": 0.0, "zero_shot": -1.0, "blind": -0.8, "majority": -1.2}.get(phase, -0.4)
+        if ease + ability + helped + own.gauss(0, 0.7) > 0:
+            return example.answers[0]
+        return own.choice(wrong[example.answer_type])
+
+    return answer
