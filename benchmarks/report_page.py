@@ -41,14 +41,14 @@ def write_grid(directory: Path, vqa_rad: Path) -> None:
                     *("evaluation.bertscore.enabled=false", "evaluation.bootstrap_samples=50"),
                 ]
                 name = f"{model} {ordering} {seed}"
-                answer = guesser(every, ability=skill + gain, seed=name)
+                answer = guesser(every, ability=skill + gain, base=model, seed=name)
                 write_cell(
                     directory / name.replace(" ", "-"),
                     overrides,
                     train,
                     {"all": every},
                     answer,
-                    phases=("zero_shot", "blind", "final"),
+                    phases=("majority", "zero_shot", "blind", "final"),
                 )
 
 

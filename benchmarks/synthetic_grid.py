@@ -60,10 +60,11 @@ def write_cell(
     for step, phase in enumerate([*phases[:-1], *ends, phases[-1]]):
         for name, examples in sets.items():
             _write_phase(directory, config, phase, name, step, examples, answer)
-    rng = random.Random(config.seed)
+    rng = random.Random(str(directory.name))
+    start = 2.5 + rng.random()
     with JsonLines(directory / "metrics.jsonl", keep_up_to_step=0) as log:
         for step in range(1, plan.num_steps + 1):
-            loss = 3.0 * 0.9**step + 0.6 + 0.1 * rng.random()
+            loss = start * 0.9**step + 0.6 + 0.1 * rng.random()
             log.write({"step": step, "loss": loss, "stage": plan.stage_at(step - 1).name})
     write_json(
         directory / "run.json",
@@ -112,10 +113,11 @@ def _write_phase(
     write_json(place / "metrics.json", {**asdict(evaluation), **protocol})
 
 
-def guesser(examples: Sequence[Example], *, ability: float, seed: str) -> Answer:
+def guesser(examples: Sequence[Example], *, ability: float, base: str, seed: str) -> Answer:
     """Return answers that are right the more often the higher the ability.
 
-    Questions are easy or hard for everybody, and each guesser errs in its own way too.
+    Questions are easy or hard for everybody, and each guesser errs in its own way too; before
+    training that way is the base's.
     """
     wrong: dict[str, list[str]] = {}
     for example in examples:
@@ -123,8 +125,11 @@ def guesser(examples: Sequence[Example], *, ability: float, seed: str) -> Answer
 
     def answer(example: Example, phase: str) -> str:
         ease = random.Random(example.id).gauss(0, 1.5)
-        own = random.Random(f"{example.id} {phase} {seed}")
-        helped = {"final": 0.0, "zero_shot": -1.0, "blind": -0.8, "majority": -1.2}.get(phase, -0.4)
+        untrained = phase in ("majority", "zero_shot")
+        own = random.Random(f"{example.id} {phase} {base if untrained else seed}")
+        if untrained:
+            ease -= ability + 1.0
+        helped = {"final": 0.0, "blind": -0.8}.get(phase, -0.4)
         if ease + ability + helped + own.gauss(0, 0.7) > 0:
             return example.answers[0]
         return own.choice(wrong[example.answer_type])

@@ -73,11 +73,13 @@
   function grid() {
     const rows = [...new Set(study.arms.map((arm) => arm.row))];
     const orderings = [...new Set(study.arms.map((arm) => arm.ordering))];
+    const baselineNames = { majority: "majority answer", zero_shot: "zero-shot base" };
+    const baselines = Object.keys(baselineNames).filter((phase) => study.arms.some((arm) => result(arm.name, phase)));
     const table = $("grid");
     table.replaceChildren(
       el("caption", {}, `${study.metrics[view.metric]} on ${view.set}, ${view.group === "overall" ? "all" : view.group} questions: mean and 95 % interval`),
-      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Model"), el("th", { scope: "col" }, "majority answer"),
-        el("th", { scope: "col" }, "zero-shot base"), ...orderings.map((o) => el("th", { scope: "col" }, o)))));
+      el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Model"),
+        ...baselines.map((phase) => el("th", { scope: "col" }, baselineNames[phase])), ...orderings.map((o) => el("th", { scope: "col" }, o)))));
     const body = el("tbody");
     for (const name of rows) {
       const arms = study.arms.filter((arm) => arm.row === name);
@@ -89,7 +91,7 @@
         return scoreCell(found[0], { base: true, label: `${name}, ${plain(phase)}`,
           extra: values.length > 1 ? `differs by arm: ${values.join(", ")}` : "" });
       };
-      body.append(el("tr", {}, el("th", { scope: "row" }, name), baseline("majority"), baseline("zero_shot"),
+      body.append(el("tr", {}, el("th", { scope: "row" }, name), ...baselines.map(baseline),
         ...orderings.map((ordering) => {
           const arm = arms.find((candidate) => candidate.ordering === ordering);
           if (!arm) return el("td", {}, el("span", { class: "note" }, "not run"));
@@ -135,17 +137,22 @@
     $("differences-note").textContent =
       `First arm minus second on the same questions, 95 % interval. p is corrected by Holm for ${rows[0].family_size} comparisons (uncorrected in brackets). `
       + "Detectable: the true difference that such a comparison finds with 80 % power at that correction; smaller ones may exist unseen. "
-      + "Permutation and McNemar speak of these very models on new questions."
+      + "Permutation and McNemar (mid-p, one a seed) are p-values of these very models on new questions."
       + (one ? " With one seed an arm, intervals do not speak of new trainings." : "");
     table.append(el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Arms"),
       el("th", { scope: "col" }, `${signed(-reach, 2)}  …  0  …  ${signed(reach, 2)}`),
-      ...["Difference", "p (Holm)", "Detectable", "Permutation p", "McNemar mid-p", "n"].map((t) => el("th", { scope: "col", class: "number" }, t)))));
+      ...["Difference", "p (Holm)", "Detectable", "Permutation", "McNemar", "n · seeds"].map((t) => el("th", { scope: "col", class: "number" }, t)))));
+    const orderingOf = (name) => study.arms.find((arm) => arm.name === name).ordering;
     const body = el("tbody");
+    let model = null;
     for (const c of rows) {
+      if (c.model !== model && c.model) body.append(el("tr", {}, el("th", { scope: "rowgroup", colspan: 8, class: "model" }, c.model)));
+      model = c.model;
       const found = c.p_holm < 0.05;
+      const names = model ? [c.a, c.b].map(orderingOf) : [c.a, c.b];
       const text = `${signed(c.difference)} [${signed(c.low)}, ${signed(c.high)}]`;
       body.append(el("tr", { class: found ? "found" : "" },
-        el("td", {}, `${c.a} ${MINUS} ${c.b}`, c.unequal ? el("span", { class: "mark", title: c.unequal }, " †") : null),
+        el("td", {}, names.join(` ${MINUS} `), c.unequal ? el("span", { class: "mark", title: c.unequal }, " †") : null),
         el("td", {}, el("svg:svg", { viewBox: "0 0 300 26", role: "img", "aria-label": text },
           ...[-1, -.5, .5, 1].map((t) => el("svg:line", { x1: x(t * reach / 1.05), x2: x(t * reach / 1.05), y1: 0, y2: 26, class: "tick" })),
           el("svg:line", { x1: 150, x2: 150, y1: 0, y2: 26, class: "zero" }),
@@ -156,7 +163,7 @@
         el("td", { class: "number" }, number(c.detectable_difference)),
         el("td", { class: "number" }, probability(c.permutation_p)),
         el("td", { class: "number" }, c.mcnemar_mid_p ? c.mcnemar_mid_p.split(";").map((p) => probability(Number(p))).join(" ") : "–"),
-        el("td", { class: "number" }, `${c.num_questions} / ${c.num_pictures} pict. / ${[...new Set([c.num_seeds_a, c.num_seeds_b])].join("+")} seeds`)));
+        el("td", { class: "number" }, `${c.num_questions} · ${[...new Set([c.num_seeds_a, c.num_seeds_b])].join("+")}`)));
     }
     table.append(body);
   }
@@ -275,7 +282,7 @@
     $("count").textContent = `${browser.rows.length} of ${set.questions.length} questions.`;
     $("num-columns").textContent = String(columns.length);
     const narrow = window.innerWidth <= 760;
-    browser.height = narrow ? Math.max(92, 78 + 28 * columns.length) : 96;
+    browser.height = narrow ? 112 + 32 * columns.length : 96;
     $("list").style.setProperty("--columns", columns.length);
     $("head").style.setProperty("--columns", columns.length);
     $("head").replaceChildren(...["", "Question", "Right answer", ...columns.map(label)].map((t) => el("div", { title: t }, t)));
@@ -294,10 +301,10 @@
   function answer(column, q) {
     const found = option(column, q);
     const who = el("span", { class: "who" }, label(column));
-    if (!found) return el("div", { class: "answer absent" }, who, "not asked");
+    if (!found) return el("div", { class: "answer absent" }, "not asked", who);
     const right = isRight(found);
-    return el("div", { class: `answer ${right ? "right" : "wrong"}` }, who,
-      el("span", { class: "clamp" }, `${right ? "✓" : "✗"} ${text(found[0]) || "(empty)"}`));
+    return el("div", { class: `answer ${right ? "right" : "wrong"}` },
+      el("span", { class: "clamp" }, `${right ? "✓" : "✗"} ${text(found[0]) || "(empty)"}`), who);
   }
 
   // Only what is in sight is in the document: 2,248 questions scroll like twenty.
@@ -337,23 +344,26 @@
     if (q === undefined) return;
     const [id, question, references, kind, source, split, shown] = browser.set.questions[q];
     const metrics = browser.set.metrics;
-    const score = (found, name) => number(found[1 + metrics.indexOf(name)]);
+    const score = (found, name) => number(found[1 + metrics.indexOf(name)], 2);
     const found = shown.map(picture).filter(Boolean);
-    const columns = browser.set.columns;
+    const arms = new Map(), seeds = [...new Set(browser.set.columns.map((column) => column.seed))].sort((a, b) => a - b);
+    for (const column of browser.set.columns) {
+      const its = option(column, q), name = label(column).replace(/, seed -?\d+/, "");
+      if (its) arms.set(name, (arms.get(name) || new Map()).set(column.seed, its));
+    }
+    const full = (its) => [
+      el("span", { class: `answer ${isRight(its) ? "right" : "wrong"}` }, `${isRight(its) ? "✓" : "✗"} ${text(its[0]) || "(empty)"}`),
+      el("small", {}, ["f1", "bertscore_f1"].filter((m) => its[1 + metrics.indexOf(m)] !== null).map((m) => `${study.metrics[m]} ${score(its, m)}`).join(" · "))];
     $("question-place").textContent = `Question ${browser.active + 1} of ${browser.rows.length}`;
     $("question-body").replaceChildren(el("div", { class: "question" },
       el("div", { class: "pictures" }, ...(found.length ? found.map((url, i) => el("img", { src: url, alt: `Picture ${i + 1} of the question` })) : [el("p", { class: "note" }, "No picture on this page.")])),
       el("div", {}, el("h3", { id: "question-title" }, text(question)),
         el("p", {}, "Right: ", el("b", {}, references.map(text).join(" / "))),
         el("p", { class: "note" }, `${kind} · ${text(source)} · ${text(split)} · ${id}`),
-        el("div", { class: "scroll" }, el("table", {},
-          el("thead", {}, el("tr", {}, ...["Arm", "Answer", "F1", "BERTScore F1"].map((t) => el("th", { scope: "col" }, t)))),
-          el("tbody", {}, ...columns.map((column) => {
-            const its = option(column, q);
-            return its && el("tr", {}, el("td", {}, label(column)),
-              el("td", {}, el("span", { class: `answer ${isRight(its) ? "right" : "wrong"}` }, `${isRight(its) ? "✓" : "✗"} ${text(its[0]) || "(empty)"}`)),
-              el("td", { class: "number" }, score(its, "f1")), el("td", { class: "number" }, score(its, "bertscore_f1")));
-          }).filter(Boolean)))))));
+        el("div", { class: "scroll" }, el("table", { class: "seeds" },
+          el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Arm"), ...seeds.map((seed) => el("th", { scope: "col" }, `seed ${seed}`)))),
+          el("tbody", {}, ...[...arms].map(([name, bySeed]) => el("tr", {}, el("th", { scope: "row" }, name),
+            ...seeds.map((seed) => el("td", {}, ...(bySeed.has(seed) ? full(bySeed.get(seed)) : [])))))))))));
     if (!$("question").open) $("question").showModal();
   }
 
@@ -364,7 +374,8 @@
       const page = Math.max(1, Math.floor(list.clientHeight / browser.height) - 1);
       const moves = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
       if (event.key in moves) { event.preventDefault(); move(browser.active + moves[event.key]); }
-      if (event.key === "Enter") openQuestion();
+      // Without preventDefault the same key press would go on to the dialog's first button.
+      if (event.key === "Enter") { event.preventDefault(); openQuestion(); }
     });
     const step = (by) => { move(browser.active + by); openQuestion(); };
     $("previous").addEventListener("click", () => step(-1));

@@ -87,6 +87,18 @@ class Comparison:
     permutation_p_holm: float
     detectable: float
 
+    @property
+    def common_row(self) -> str:
+        """The grid's row that both arms stand in; "" where they differ in more than ordering."""
+        return self.a.row if self.a.row == self.b.row else ""
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Names of both, short where they share a row."""
+        if self.common_row:
+            return self.a.ordering, self.b.ordering
+        return self.a.name, self.b.name
+
 
 def arm_pairs(arms: Sequence[Arm], settings: Settings) -> list[tuple[Arm, Arm]]:
     """Return the pairs of one model, and of one value of each `within` key.

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from medvqa.record import read_lines
 from medvqa.report.arms import Arm
-from medvqa.report.runs import Run
-from medvqa.report.study import Study, phases_in_order
+from medvqa.report.runs import PHASE_RANK, Run
+from medvqa.report.study import Study
 from medvqa.score import SHOWN
 
 if TYPE_CHECKING:
@@ -148,7 +148,12 @@ def differences(study: Study, set_name: str) -> "Figure | None":
         axis.plot([score.low, score.high], [y, y], color=colour, lw=2)
         axis.plot(score.mean, y, "s", color=colour, ms=6)
     axis.axvline(0, color=INK, lw=0.8)
-    labels = [f"{c.a.name} \N{MINUS SIGN} {c.b.name}{' †' if c.unequal else ''}" for c in chosen]
+    labels = [
+        f"{c.common_row}: ".removeprefix(": ")
+        + " \N{MINUS SIGN} ".join(c.names)
+        + (" †" if c.unequal else "")
+        for c in chosen
+    ]
     axis.set_yticks(range(len(chosen)), labels)
     axis.set_ylim(len(chosen) - 0.5, -0.5)
     right = axis.secondary_yaxis("right")
@@ -161,33 +166,47 @@ def differences(study: Study, set_name: str) -> "Figure | None":
 
 
 def forgetting(study: Study, set_name: str) -> "Figure | None":
-    """Draw exact match after each stage as a matrix: arms by phases, open and closed apart."""
+    """Draw exact match after each stage as a matrix: arms by stages, open and closed apart."""
     import numpy as np
 
-    chosen = {
+    means = {
         (r.arm.name, r.phase, r.group): r.mean.score.mean
         for r in study.results
-        if r.set_name == set_name and r.metric == METRIC and r.phase not in ("majority", "blind")
+        if r.set_name == set_name and r.metric == METRIC
     }
-    shown = [r for r in study.results if (r.arm.name, r.phase, "open") in chosen]
-    phases = [p for p in phases_in_order(shown) if p not in ("majority", "blind")]
-    arms = [arm for arm in study.arms if (arm.name, "final", "open") in chosen]
-    if not arms or not phases:
+    arms = [arm for arm in study.arms if (arm.name, "final", "overall") in means]
+    if not arms:
         return None
-    figure, axes = _figure(3.5 + 1.5 * len(phases), 1.2 + 0.32 * len(arms), ncols=2, sharey=True)
+    stages = {arm.name: stage_phases(arm, set_name) for arm in arms}
+    most = max(map(len, stages.values()))
+    columns = ["before", *(f"stage {i + 1}" for i in range(most)), "final"]
+    figure, axes = _figure(3.5 + 1.5 * len(columns), 1.2 + 0.32 * len(arms), ncols=2, sharey=True)
     for axis, group in zip(axes[0], ("open", "closed"), strict=True):
-        values = np.array(
-            [[chosen.get((arm.name, phase, group), np.nan) for phase in phases] for arm in arms]
-        )
+        values = np.full((len(arms), len(columns)), np.nan)
+        for i, arm in enumerate(arms):
+            phases = ["zero_shot", *stages[arm.name]]
+            for j, phase in [*enumerate(phases), (len(columns) - 1, "final")]:
+                values[i, j] = means.get((arm.name, phase, group), np.nan)
         axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto", alpha=0.85)
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
-                colour = "white" if value > 0.6 else "black"
+                colour = "white" if value > 0.65 else "black"
                 axis.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour)
-        axis.set_xticks(range(len(phases)), [p.replace("_", " ") for p in phases], rotation=20)
-        axis.set_title(f"{group} questions", fontsize=9)
+        axis.set_xticks(range(len(columns)), columns)
+        axis.set_title(f"{set_name}, {group} questions: {SHOWN[METRIC]}", fontsize=9)
     axes[0, 0].set_yticks(range(len(arms)), [arm.name for arm in arms])
     return figure
+
+
+def stage_phases(arm: Arm, set_name: str) -> list[str]:
+    """Return the phases after each stage but the last, which is the final one."""
+    steps = {
+        answers.phase: answers.step
+        for run in arm.runs
+        for answers in run.answers
+        if answers.set_name == set_name and answers.phase not in PHASE_RANK
+    }
+    return sorted(steps, key=lambda phase: (steps[phase], phase))
 
 
 def loss(study: Study) -> "Figure | None":

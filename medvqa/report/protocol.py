@@ -71,9 +71,9 @@ def contamination(run: Run, set_name: str) -> str | None:
     """
     stored = record.read_json(run.directory / "contamination.json")
     found = stored.get("sets", {}).get(set_name, {})
-    bounds = run.config.get("contamination", {})
-    if bounds.get("action") == "drop":
-        return None
+    bounds = run.config["contamination"]
+    if bounds["action"] == "drop":
+        return None  # what was found was left out before training
     above = [
         f"{found[f'{kind}_overlap']:.0%} of {set_name}'s {noun} occur in training"
         for kind, noun in (("image", "pictures"), ("item", "questions"))

@@ -50,6 +50,7 @@ def comparison_row(comparison: Comparison) -> Row:
         "set": comparison.set_name,
         "group": comparison.group,
         "metric": comparison.metric,
+        "model": comparison.common_row,
         "a": comparison.a.name,
         "b": comparison.b.name,
         "difference": crossed.difference.mean,

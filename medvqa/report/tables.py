@@ -124,9 +124,8 @@ def differences_table(
     for c in study.comparisons:
         if c.set_name == set_name and c.group == "overall" and c.metric in metrics:
             rows.append(_difference(c))
-            reasons.update(
-                {f"{c.a.name} {MINUS} {c.b.name}": "; ".join(c.unequal)} if c.unequal else {}
-            )
+            if c.unequal:
+                reasons[f"{c.a.name} {MINUS} {c.b.name}"] = "; ".join(c.unequal)
     one_seed = any(c.tests.crossed.variance_of == "questions" for c in study.comparisons)
     notes = [
         "p: paired, over pictures and seeds; Holm: corrected for all pairs of that metric; "
@@ -135,7 +134,7 @@ def differences_table(
         *(["one seed an arm: intervals say nothing about another training"] if one_seed else []),
         *(f"{MARK} {pair}: {why}" for pair, why in reasons.items()),
     ]
-    header = ("metric", "difference", "mean [95 % interval]", "p", "Holm", "detectable")
+    header = ("model", "metric", "difference", "mean [95 % interval]", "p", "Holm", "detectable")
     return Table(
         f"{set_name}: differences of arms on the same questions",
         (*header, "permutation", "McNemar", "n", "pictures", "seeds"),
@@ -147,8 +146,9 @@ def differences_table(
 def _difference(c: Comparison) -> tuple[str, ...]:
     crossed = c.tests.crossed
     return (
+        c.common_row or c.a.model,
         SHOWN[c.metric],
-        f"{c.a.name} {MINUS} {c.b.name}{MARK if c.unequal else ''}",
+        f" {MINUS} ".join(c.names) + (MARK if c.unequal else ""),
         interval(crossed.difference, sign="+"),
         probability(crossed.p_value),
         probability(c.p_holm),
