@@ -10,6 +10,7 @@ from scipy import stats
 from medvqa.comparison import compare_arms
 from medvqa.example import UserError
 from medvqa.power import (
+    detectable_difference,
     estimate_clustering,
     mcnemar_power,
     minimal_detectable_effect,
@@ -166,3 +167,34 @@ def test_an_effect_beyond_the_discordant_answers_is_impossible():
 def test_clustering_needs_two_pictures():
     with pytest.raises(UserError, match="one picture alone"):
         estimate_clustering([1, 0], ["x", "x"])
+
+
+# After the study: what its own precision could have shown.
+
+
+def test_the_detectable_difference_is_blooms_multiple_of_the_standard_error():
+    # With normal quantiles 1.96 + 0.84 = 2.80 standard errors, his rule of thumb.
+    assert detectable_difference(0.01, math.inf) == pytest.approx(0.0280, abs=5e-5)
+    quantiles = stats.t(4).ppf(1 - 0.05 / 6) + stats.t(4).ppf(0.9)
+    found = detectable_difference(0.02, 4, power=0.9, alpha=0.05 / 3)
+    assert found == pytest.approx(0.02 * quantiles)
+
+
+def test_a_true_difference_of_that_size_is_found_four_times_in_five():
+    rng = np.random.default_rng(17)
+    names = [str(i // 4) for i in range(240)]
+    num_found, sizes, effect = 0, [], 0.2
+    for _ in range(400):
+        pictures = np.repeat(0.5 * rng.normal(size=(2, 60)), 4, axis=1)
+        a, b = (pictures[i] + 0.5 * rng.normal(size=(5, 240)) for i in (0, 1))
+        found = compare(a + effect, b, names, num_samples=10)
+        num_found += found.p_value < 0.05
+        sizes.append(detectable_difference(found.standard_error, found.degrees_of_freedom))
+    # Theory: the power at 0.2 from the mean precision; it is 80 % where 0.2 is what is detectable.
+    shift = effect / (np.mean(sizes) / (1.96 + 0.8416))
+    assert num_found / 400 == pytest.approx(stats.norm.sf(1.96 - shift), abs=0.07)
+
+
+def test_a_power_below_the_level_is_refused():
+    with pytest.raises(UserError, match="power must lie between"):
+        detectable_difference(0.1, 5, power=0.01)

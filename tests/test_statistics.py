@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats import contingency_tables, multitest
 
 from medvqa.example import UserError
 from medvqa.statistics import (
@@ -174,6 +175,13 @@ def test_mcnemar_equals_the_binomial_test(only_a, only_b):
     assert result.mid_p_value == pytest.approx(mid_p)
 
 
+@pytest.mark.parametrize(("only_a", "only_b"), [(1, 7), (12, 2), (30, 41)])
+def test_mcnemar_equals_statsmodels(only_a, only_b):
+    table = [[5, only_a], [only_b, 9]]
+    expected = contingency_tables.mcnemar(table, exact=True).pvalue
+    assert mcnemar(*answers(only_a, only_b)).p_value == pytest.approx(expected)
+
+
 def test_mcnemar_without_and_with_very_many_discordant_answers():
     nothing = mcnemar(*answers(0, 0))
     assert (nothing.p_value, nothing.mid_p_value) == (1, 1)
@@ -195,10 +203,11 @@ def test_holm_stops_at_one_and_leaves_a_single_test_alone():
 
 
 def test_holm_equals_statsmodels():
-    # multipletests(p, method="holm")[1] of statsmodels 0.15.
-    p_values = [0.001, 0.2, 0.012, 0.012, 0.049, 0.8, 0.0004]
-    expected = [0.006, 0.4, 0.06, 0.06, 0.147, 0.8, 0.0028]
-    assert holm(p_values) == pytest.approx(expected)
+    rng = np.random.default_rng(13)
+    for size in (1, 2, 7, 30):
+        p_values = np.round(rng.random(size) ** 3, 2).tolist()  # with ties
+        expected = multitest.multipletests(p_values, method="holm")[1]
+        assert holm(p_values) == pytest.approx(expected)
 
 
 def test_holm_keeps_false_positives_in_a_family_below_the_level():
@@ -274,6 +283,23 @@ def test_mcnemar_and_permutation_keep_their_level_where_questions_are_independen
     assert 0.01 < exact <= 0.05
     assert 0.03 <= mid_p <= 0.065
     assert 0.025 <= by_permutation <= 0.065
+
+
+@pytest.mark.parametrize("effect", [0.15, 0.25])
+def test_the_permutation_finds_a_known_effect_as_often_as_theory_says(effect):
+    # 60 pictures with five normal differences each: the mean of a picture has variance 1 + 1/5.
+    rng = np.random.default_rng(14)
+    names = [str(i // 5) for i in range(300)]
+    num_found, num_simulations = 0, 400
+    for _ in range(num_simulations):
+        of_picture = np.repeat(rng.normal(effect, 1, size=60), 5)
+        a = of_picture + rng.normal(size=300)
+        num_found += permutation(a, np.zeros(300), names, num_samples=199).p_value <= 0.05
+    shift = effect / math.sqrt(1.2 / 60)
+    t = stats.nct(59, shift)
+    power = t.sf(stats.t(59).ppf(0.975)) + t.cdf(stats.t(59).ppf(0.025))
+    # 400 simulations have a standard error of at most 2.5 points.
+    assert num_found / num_simulations == pytest.approx(power, abs=0.07)
 
 
 # Mistakes.

@@ -1,5 +1,6 @@
 """Runs that differ in the seed alone -> arms, with names that say what tells them apart."""
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -102,6 +103,7 @@ def _rests(configs: Sequence[Mapping[str, Any]]) -> list[str]:
             ]
             if any(other.get(key) != value for other in others):
                 differing.append(key)
+        differing.sort(key=lambda key: key.startswith("curriculum."))
         rests.append(_written(_telling(differing), own))
     return rests
 
@@ -139,7 +141,10 @@ def _telling(keys: Sequence[str]) -> list[str]:
 
 
 def _short(value: str) -> str:
-    return value if len(value) <= LONGEST_VALUE else f"{value[:LONGEST_VALUE]}..."
+    if len(value) <= LONGEST_VALUE:
+        return value
+    # Two long values may begin alike, and an arm's name is its identity.
+    return f"{value[:LONGEST_VALUE]}...{hashlib.sha256(value.encode()).hexdigest()[:6]}"
 
 
 def subtree(config: Mapping[str, Any], key: str) -> str:

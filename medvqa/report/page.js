@@ -282,7 +282,7 @@
     $("count").textContent = `${browser.rows.length} of ${set.questions.length} questions.`;
     $("num-columns").textContent = String(columns.length);
     const narrow = window.innerWidth <= 760;
-    browser.height = narrow ? 112 + 32 * columns.length : 96;
+    browser.height = narrow ? 104 + 32 * columns.length : 96;
     $("list").style.setProperty("--columns", columns.length);
     $("head").style.setProperty("--columns", columns.length);
     $("head").replaceChildren(...["", "Question", "Right answer", ...columns.map(label)].map((t) => el("div", { title: t }, t)));
