@@ -153,6 +153,7 @@ def test_the_forest_shows_the_numbers_of_the_csv(page, report):
 def test_every_number_leads_to_its_run_directories(page, report):
     page.locator("#grid tbody .cell").last.click()
     shown = page.inner_text("#origin-body")
+    assert "null" not in shown and "undefined" not in shown
     for seed in (1, 2):
         path = report / f"open_first-{seed}" / "evaluation/final/test/predictions.jsonl"
         assert str(path) in shown

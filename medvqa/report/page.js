@@ -113,8 +113,8 @@
     $("origin-body").replaceChildren(
       el("h3", { id: "origin-title" }, `${row.arm} · ${plain(row.phase)} · ${row.group} · ${study.metrics[row.metric]}`),
       el("p", {}, `Mean ${number(row.mean, 4)}, 95 % interval [${number(row.low, 4)}, ${number(row.high, 4)}] over ${row.interval_over}; `
-        + `${row.num_questions} questions on ${row.num_pictures} pictures of ${row.set}.`),
-      row.unequal ? el("p", { class: "warning" }, `† ${row.unequal}`) : null,
+        + `${row.num_questions} questions on ${row.num_pictures} pictures of the set “${row.set}”.`),
+      ...(row.unequal ? [el("p", { class: "warning" }, `† ${row.unequal}`)] : []),
       el("div", { class: "scroll" }, el("table", {},
         el("thead", {}, el("tr", {}, ...["seed", "mean", "file"].map((t) => el("th", { scope: "col" }, t)))),
         el("tbody", {}, ...means.map((mean, i) => el("tr", {}, el("td", {}, seeds[i]), el("td", {}, number(mean, 4)),
