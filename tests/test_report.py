@@ -374,6 +374,19 @@ def test_the_compact_form_holds_every_prediction(study, grid):
             assert values[form["metrics"].index("f1")] == pytest.approx(row["f1"], abs=1e-4)
 
 
+def test_a_question_that_a_run_was_not_asked_has_no_answer_of_it(written, asked, tmp_path):
+    written(tmp_path / "a", "curriculum=mixed", examples=asked[:30])
+    written(tmp_path / "b", "curriculum=open_first", examples=asked[20:60])
+    arms = read_study([tmp_path], Settings(allow_unequal=True, num_samples=20)).arms
+    form = encode(arms, "test", {}, Texts())
+    a, b = (c["codes"] for c in form["columns"] if c["phase"] == "final")
+    assert [code >= 0 for code in a] == [True] * 30 + [False] * 30
+    assert [code >= 0 for code in b] == [False] * 20 + [True] * 40
+    rows = read_lines(tmp_path / "b" / "evaluation" / "final" / "test" / "predictions.jsonl")
+    said = [form["texts"][form["options"][place][b[place]][0]] for place in range(20, 60)]
+    assert said == [row["prediction"] for row in rows]
+
+
 def test_an_answer_cannot_break_out_of_the_page(written, tmp_path):
     rude = '</script><script>alert("{{study}}")</script>'
     written(tmp_path / "run", answer=lambda example, phase: rude)
