@@ -218,7 +218,11 @@ def test_the_arms_shown_are_the_users_choice(page, report):
     run = answers(report, "mixed-2")
     page.select_option("#outcome", "right")
     assert count(page) == sum(row["exact_match"] for row in run.values())
-    assert page.locator("#list .item").first.locator(".answer").count() == 1
+    shown = page.locator("#list .item").first.locator(".answer")
+    assert shown.count() == 1
+    assert shown.inner_text().startswith("✓")
+    page.select_option("#outcome", "wrong")
+    assert shown.inner_text().startswith("✗")
 
 
 def test_one_question_shows_all_arms_and_seeds_side_by_side(page, report):
