@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from medvqa import record
@@ -80,13 +80,3 @@ def contamination(run: Run, set_name: str) -> str | None:
         if found.get(f"{kind}_overlap", 0.0) > bounds[f"max_{kind}_overlap"]
     ]
     return ", ".join(above) or None
-
-
-def check_equal(pairs: Sequence[tuple[Arm, Arm]], set_names: Sequence[str]) -> list[str]:
-    """Return a line for each pair and set that may not be compared."""
-    return [
-        f"{a.name} and {b.name} on {name}: {'; '.join(reasons)}"
-        for a, b in pairs
-        for name in set_names
-        if (reasons := unequal(a, b, name))
-    ]
