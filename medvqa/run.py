@@ -17,7 +17,8 @@ from medvqa.data import Pool, load_pool
 from medvqa.evaluation import Evaluation, Evaluator, read_evaluations
 from medvqa.example import Example
 from medvqa.model import LoadedModel, load_model, model_source, save_adapter
-from medvqa.results import headline, show_results
+from medvqa.pictures import draw_pictures
+from medvqa.results import final_values, headline, show_results, write_results
 from medvqa.tracking import Tracker, tracker
 
 log = logging.getLogger(__name__)
@@ -194,9 +195,13 @@ def train_and_evaluate(
     for name, examples in sets.items():
         path = evaluator.place("final", name) / "predictions.jsonl"
         run_tracker.log_predictions(name, path, examples)
-    run_tracker.summarize(
-        {"train/final_loss": result.final_loss, "train/average_loss": result.average_loss}
-    )
+    evaluations = read_evaluations(directory)
+    write_results(directory, evaluations, keeper.values)
+    with keeper.phase("pictures"):
+        pictures = draw_pictures(directory, evaluations, sets, seed=config.seed)
+    run_tracker.log_pictures(pictures, step=plan.num_steps)
+    losses = {"train/final_loss": result.final_loss, "train/average_loss": result.average_loss}
+    run_tracker.summarize({**losses, **final_values(final)})
 
 
 def tracked(row: Mapping[str, Any]) -> dict[str, float | str]:

@@ -30,6 +30,9 @@ class Tracker(Protocol):
     def log_predictions(self, name: str, path: Path, examples: Sequence[Example]) -> None:
         """Log a predictions.jsonl with its images as a table."""
 
+    def log_pictures(self, pictures: Mapping[str, Path], *, step: int) -> None:
+        """Log PNG files by name."""
+
     def summarize(self, values: Mapping[str, float | str]) -> None:
         """Set the run's headline values."""
 
@@ -41,6 +44,9 @@ class NoTracker:
         """Do nothing."""
 
     def log_predictions(self, name: str, path: Path, examples: Sequence[Example]) -> None:
+        """Do nothing."""
+
+    def log_pictures(self, pictures: Mapping[str, Path], *, step: int) -> None:
         """Do nothing."""
 
     def summarize(self, values: Mapping[str, float | str]) -> None:
@@ -83,6 +89,14 @@ class WandbTracker:
             self._run.log({f"predictions/{name}": table})
         if len(rows) > self._table_rows:
             log.info("W&B's table %s shows %d of %d rows", name, self._table_rows, len(rows))
+
+    def log_pictures(self, pictures: Mapping[str, Path], *, step: int) -> None:
+        """Log PNG files by name, below `pictures/`."""
+        import wandb
+
+        with self._mirroring():
+            images = {f"pictures/{name}": wandb.Image(str(path)) for name, path in pictures.items()}
+            self._run.log({**images, "train/global_step": step})
 
     def summarize(self, values: Mapping[str, float | str]) -> None:
         """Set the run's headline values."""

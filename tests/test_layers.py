@@ -50,7 +50,9 @@ MAY_IMPORT = {
     "ahead": set(),
     "generation": {*SAMPLES, "model", "collate", "engine", "ahead"},
     "evaluation": {*MODELS, *SCORES, "record", "tracking"},
-    "results": {"evaluation", "score"},
+    "results": {"evaluation", "record", "score"},
+    "contact_sheet": {*RECORDS, "image"},
+    "pictures": {*RECORDS, "record", "evaluation", "score", "contact_sheet"},
     "engine": {*SAMPLES, "model", "collate"},
     "optimizer": {*SAMPLES, "model"},
     "training": {
