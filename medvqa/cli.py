@@ -28,12 +28,16 @@ COMMANDS = {
     "status": "show a grid as a table",
     "resume": "run what is unfinished of a grid",
     "score": "score a predictions file",
+    "dashboard": "make a W&B workspace for a project's runs",
+    "sync": "upload offline W&B runs, after a dry run",
     "build-tiny": "build the embedded tiny base model",
 }
 HANDLERS = {
     "status": "medvqa.sweep.commands:main_status",
     "resume": "medvqa.sweep.commands:main_resume",
     "score": "medvqa.score:main_score",
+    "dashboard": "medvqa.dashboard:main_dashboard",
+    "sync": "medvqa.sync:main_sync",
     "build-tiny": "medvqa.tiny:main_build",
 }
 

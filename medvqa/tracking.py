@@ -134,7 +134,7 @@ def tracker(
         return
     with _staging(directory / "wandb-data"):
         run = _init(config, mode, directory, group or None, settings)
-        log.info("W&B: %s", f"wandb sync {Path(run.dir).parent}" if run.offline else run.url)
+        log.info("W&B: %s", f"medvqa sync {directory}" if run.offline else run.url)
         # `with run` would print a traceback where the command line says one line.
         try:
             yield WandbTracker(run, table_rows=config.table_rows)
@@ -170,7 +170,7 @@ def resolve_mode(wanted: TrackingMode, environment: Mapping[str, str]) -> str:
         raise UserError(f"WANDB_MODE={mode} is unknown; use one of {known}")
     if mode in ("offline", "disabled"):
         return mode
-    if environment.get("WANDB_API_KEY") or _has_netrc_key():
+    if has_key(environment):
         return "online"
     if mode == "online":
         raise UserError(
@@ -180,7 +180,10 @@ def resolve_mode(wanted: TrackingMode, environment: Mapping[str, str]) -> str:
     return "offline"
 
 
-def _has_netrc_key() -> bool:
+def has_key(environment: Mapping[str, str]) -> bool:
+    """Return whether a W&B key is set or filed; asks no server."""
+    if environment.get("WANDB_API_KEY"):
+        return True
     import wandb
 
     # Where a key is filed depends on the server, whose address W&B's settings know.

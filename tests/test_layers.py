@@ -19,6 +19,8 @@ HEAVY = {
         "PIL",
         "rich",
         "matplotlib",
+        "wandb_workspaces",
+        "optuna",
     ),
 }
 RECORDS = {"example", "config"}
@@ -45,6 +47,8 @@ MAY_IMPORT = {
     "scoring": SCORES - {"scoring"},
     "score": {*SCORES, "record"},
     "tracking": {*RECORDS, "image", "record"},
+    "sync": {*RECORDS, "record", "tracking"},
+    "dashboard": {*RECORDS, "record", "tracking"},
     "model": SAMPLES,
     "collate": SAMPLES,
     "ahead": set(),

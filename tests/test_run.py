@@ -1,7 +1,6 @@
 """The command itself, as a process: records, repetition, SIGKILL, real images, mistakes."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,46 +11,11 @@ import pytest
 
 from medvqa.curriculum import order_sha256
 from medvqa.record import read_lines
-from tests.conftest import ROOT
-
-SMOKE = (
-    "experiment=smoke",
-    "curriculum=open_first",
-    "training.max_steps=12",
-    "training.checkpoint_every=4",
-)
-
-
-def command(directory, *overrides):
-    return [sys.executable, str(ROOT / "train.py"), f"hydra.run.dir={directory}", *overrides]
-
-
-def environment():
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
-    return {**kept, "CUDA_VISIBLE_DEVICES": ""}
-
-
-def call(directory, *overrides):
-    return subprocess.run(
-        command(directory, *overrides),
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=directory.parent,
-        env=environment(),
-    )
+from tests.conftest import SMOKE, call, command, environment
 
 
 def run_json(directory):
     return json.loads((directory / "run.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("finished") / "run"
-    answer = call(directory, *SMOKE, "tracking.mode=offline")
-    assert answer.returncode == 0, answer.stderr
-    return directory, answer
 
 
 @pytest.mark.slow
