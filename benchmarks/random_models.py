@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from medvqa.tiny import CHAT_TEMPLATE
+from medvqa.base import CHAT_TEMPLATE
 
 SPECIAL_TOKENS = [
     "<|endoftext|>",
@@ -91,33 +91,43 @@ def build_config(name: str, ids: dict[str, int]) -> Any:
     )
 
 
+def build_model(name: str, tokenizer: Any) -> Any:
+    """Return the model with random bfloat16 weights on the fastest device."""
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    prefix = "Qwen3VL" if name.startswith("qwen3") else "Qwen2VL"
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = getattr(transformers, f"{prefix}ForConditionalGeneration")(build_config(name, ids))
+    torch.set_default_dtype(before)
+    model.generation_config.eos_token_id = ids["<|im_end|>"]
+    model.generation_config.pad_token_id = ids["<|endoftext|>"]
+    return model
+
+
+def build_processor(name: str, tokenizer: Any) -> Any:
+    """Return the model's processor around the tokenizer."""
+    is_third = name.startswith("qwen3")
+    prefix = "Qwen3VL" if is_third else "Qwen2VL"
+    return getattr(transformers, f"{prefix}Processor")(
+        image_processor=transformers.Qwen2VLImageProcessor(patch_size=16 if is_third else 14),
+        tokenizer=tokenizer,
+        video_processor=getattr(transformers, f"{prefix}VideoProcessor")(),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
 def main() -> None:
-    """Build the model on the fastest device and save it in bfloat16."""
+    """Build the model and save it with its processor."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=SHAPES)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--tokenizer", type=Path, required=True)
     options = parser.parse_args()
     tokenizer = build_tokenizer(options.tokenizer)
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
-    config = build_config(options.name, ids)
-    is_third = options.name.startswith("qwen3")
-    prefix = "Qwen3VL" if is_third else "Qwen2VL"
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = getattr(transformers, f"{prefix}ForConditionalGeneration")(config)
-    model.generation_config.eos_token_id = ids["<|im_end|>"]
-    model.generation_config.pad_token_id = ids["<|endoftext|>"]
-    model.save_pretrained(options.directory)
-    patch = 16 if is_third else 14
-    processor = getattr(transformers, f"{prefix}Processor")(
-        image_processor=transformers.Qwen2VLImageProcessor(patch_size=patch),
-        tokenizer=tokenizer,
-        video_processor=getattr(transformers, f"{prefix}VideoProcessor")(),
-        chat_template=CHAT_TEMPLATE,
-    )
-    processor.save_pretrained(options.directory)
+    build_model(options.name, tokenizer).save_pretrained(options.directory)
+    build_processor(options.name, tokenizer).save_pretrained(options.directory)
 
 
 if __name__ == "__main__":

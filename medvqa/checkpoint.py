@@ -1,5 +1,6 @@
 """Checkpoints that a killed run goes on from: written whole or not at all."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,9 @@ from medvqa.example import UserError
 
 if TYPE_CHECKING:
     import torch
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -35,14 +39,25 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path, *, order_sha256: st
     target = directory / f"step-{checkpoint.step:06d}"
     partial = directory / f".partial-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(checkpoint.adapter, partial / "adapter.safetensors")
-    torch.save(checkpoint.optimizer, partial / "optimizer.pt")
-    state = {"step": checkpoint.step, "order_sha256": order_sha256}
-    (partial / "state.json").write_text(json.dumps(state))
-    for path in partial.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    try:
+        partial.mkdir(parents=True)
+        save_file(checkpoint.adapter, partial / "adapter.safetensors")
+        with (partial / "optimizer.pt").open("wb") as file:
+            torch.save(checkpoint.optimizer, file)
+        state = {"step": checkpoint.step, "order_sha256": order_sha256}
+        (partial / "state.json").write_text(json.dumps(state))
+        for path in partial.iterdir():
+            with path.open("rb") as written:
+                os.fsync(written.fileno())
+    except BaseException as error:
+        # On a full disk it would take the room in which run.json says what happened.
+        shutil.rmtree(partial, ignore_errors=True)
+        if _disk_is_full(error):
+            raise UserError(
+                f"the disk is full: no room for a checkpoint in {directory}; make room, and the "
+                "same command goes on from the previous one"
+            ) from error
+        raise
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     for other in _saved(directory):
@@ -76,6 +91,17 @@ def load_checkpoint(directory: Path, *, order_sha256: str) -> Checkpoint | None:
         adapter=load_file(newest / "adapter.safetensors"),
         optimizer=torch.load(newest / "optimizer.pt", weights_only=True, map_location="cpu"),
     )
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Return whether that is behind it: PyTorch and safetensors wrap the system's own error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        if any(f"os error {number}" in str(error) for number in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _saved(directory: Path) -> list[Path]:

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from medvqa.composition import checked, resolved, run_name, sweep_name
-from medvqa.config import Config
+from medvqa.composition import checked, config_directory, register, resolved
 from medvqa.errors import MISTAKES, Refused, explain
 from medvqa.record import run_id
 from medvqa.sweep.launcher import SweepError
@@ -25,40 +23,31 @@ log = logging.getLogger("medvqa")
 
 COMMANDS = {
     "train": "train and evaluate; the same as `python train.py` (see `medvqa train --help`)",
+    "preflight": "check a run or a grid before it costs GPU hours: data, tokens, memory, leaks",
     "status": "show a grid as a table",
     "resume": "run what is unfinished of a grid",
     "score": "score a predictions file",
+    "export": "write a finished run as an adapter or merged weights, with a model card",
+    "serve": "answer questions over HTTP, as OpenAI's chat completions",
+    "demo": "a page to ask a trained model about images",
+    "mcp": "serve the agent's tool to MCP clients",
     "dashboard": "make a W&B workspace for a project's runs",
     "sync": "upload offline W&B runs, after a dry run",
-    "build-tiny": "build the embedded tiny base model",
+    "build-base": "build a small base model from scratch, such as the embedded one",
 }
 HANDLERS = {
+    "preflight": "medvqa.preflight:main_preflight",
     "status": "medvqa.sweep.commands:main_status",
     "resume": "medvqa.sweep.commands:main_resume",
     "score": "medvqa.score:main_score",
+    "export": "medvqa.export.command:main_export",
+    "serve": "medvqa.serve.command:main_serve",
+    "demo": "medvqa.serve.demo:main_demo",
+    "mcp": "medvqa.serve.mcp_server:main_mcp",
     "dashboard": "medvqa.dashboard:main_dashboard",
     "sync": "medvqa.sync:main_sync",
-    "build-tiny": "medvqa.tiny:main_build",
+    "build-base": "medvqa.base:main_build",
 }
-
-
-# Hydra scans `hydra_plugins` on Python's path for launchers.
-PLUGINS = str(Path(__file__).resolve().parent / "plugins")
-
-
-def config_directory() -> str:
-    """Return the checkout's `conf`, or the one that an installed wheel carries."""
-    checkout = Path(__file__).resolve().parent.parent / "conf"
-    return str(checkout) if (checkout / "config.yaml").is_file() else "pkg://medvqa.conf"
-
-
-def register() -> None:
-    """Make schema, resolvers and launcher known to Hydra."""
-    ConfigStore.instance().store(name="schema", node=Config)
-    OmegaConf.register_new_resolver("medvqa.run_name", run_name, replace=True)
-    OmegaConf.register_new_resolver("medvqa.sweep_name", sweep_name, replace=True)
-    if PLUGINS not in sys.path:
-        sys.path.append(PLUGINS)
 
 
 @hydra.main(version_base="1.3", config_path=config_directory(), config_name="config")

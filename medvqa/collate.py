@@ -7,10 +7,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from medvqa.example import Example, ImageSource, UserError
-from medvqa.image import load_rgb
+from medvqa.image import image_size, load_rgb
 from medvqa.prompt import user_message
 
 if TYPE_CHECKING:
@@ -43,6 +43,18 @@ class Sample:
         return len(self.prompt_ids) + len(self.answer_ids)
 
 
+class TokenCount(NamedTuple):
+    """Tokens of one sample: those of prompt and answer, and those of its images."""
+
+    text: int
+    image: int
+
+    @property
+    def total(self) -> int:
+        """What `model.max_length_tokens` limits."""
+        return self.text + self.image
+
+
 class Encoder:
     """Turns examples into token ids and image patches, the same way for every user of the model.
 
@@ -57,6 +69,7 @@ class Encoder:
         self.max_length_tokens = max_length_tokens
         self._max_cached_images = max_cached_images
         self._patches: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._image_tokens: dict[str, int] = {}
         self._lock = threading.Lock()  # on a GPU several threads encode
         self._image_token = processor.image_token
         self.image_token_id: int = processor.image_token_id
@@ -76,6 +89,26 @@ class Encoder:
             add_generation_prompt=True,
         )
         return str(text)
+
+    def count(self, example: Example) -> TokenCount:
+        """Return how many tokens `encode` would give, without decoding a picture."""
+        text = self.prompt(example.question, num_images=len(example.images))
+        tokenizer = self.processor.tokenizer
+        num_prompt = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        num_answer = len(tokenizer(example.answers[0], add_special_tokens=False)["input_ids"]) + 1
+        pairs = zip(example.images, example.image_ids, strict=True)
+        num_image = sum(self._count_image(image, image_id) for image, image_id in pairs)
+        # Each image's marker is in the prompt already, as one token that the patches replace.
+        return TokenCount(num_prompt + num_answer - len(example.images), num_image)
+
+    def _count_image(self, image: ImageSource, image_id: str) -> int:
+        key = _image_key(image, image_id)
+        if key not in self._image_tokens:
+            width, height = image_size(image)
+            processor = self.processor.image_processor
+            num_patches = processor.get_number_of_image_patches(height, width)
+            self._image_tokens[key] = int(num_patches) // processor.merge_size**2
+        return self._image_tokens[key]
 
     def encode(self, example: Example) -> Sample:
         """Return the example's tokens and patches.

@@ -4,12 +4,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -19,7 +23,12 @@ from medvqa.example import UserError
 from medvqa.hardware import num_cuda_devices
 from medvqa.record import run_id
 
+Group = TypeVar("Group")
+# Hydra scans `hydra_plugins` on Python's path for launchers.
+PLUGINS = str(Path(__file__).resolve().parent / "plugins")
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+# Launchers whose jobs run on other machines: a login node may have no GPU.
+CLUSTERS = ("slurm", "ray")
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -44,14 +53,19 @@ def sweep_name(*, _root_: DictConfig) -> str:
     """Return the grid's directory name: the same command gives the same name."""
     said = [*_root_.hydra.overrides.task]
     said += [f"{key}={value}" for key, value in (_root_.hydra.sweeper.get("params") or {}).items()]
+    said = [text for text in said if not text.startswith("fresh=")]  # starts over in its place
     swept = [text.partition("=")[0] for text in said if "," in text or "(" in text]
     keys = "+".join(re.sub(r"[^A-Za-z0-9_.]", "", key) for key in swept)[:60]
     digest = hashlib.sha256(json.dumps(sorted(said)).encode()).hexdigest()
     return f"{keys or 'sweep'}-{digest[:8]}"
 
 
-def checked(cfg: DictConfig) -> Config:
+def checked(cfg: DictConfig, *, runs_here: bool = True) -> Config:
     """Return the typed config.
+
+    Args:
+        cfg: As composed.
+        runs_here: Whether this machine must have what the config asks for.
 
     Raises:
         UserError: If a value is missing, out of range, contradicts another, or asks for a GPU
@@ -62,26 +76,38 @@ def checked(cfg: DictConfig) -> Config:
     missing = sorted(OmegaConf.missing_keys(_without_hydra(cfg)))
     if missing:
         raise UserError(f"missing value: give {' '.join(f'{key}=...' for key in missing)}")
-    return typed(resolved(cfg))
+    return typed(resolved(cfg), runs_here=runs_here)
 
 
-def typed(values: Mapping[str, Any]) -> Config:
+def typed(values: Mapping[str, Any], *, runs_here: bool = True) -> Config:
     """Return the typed config of plain, resolved values; see `checked` for what it raises."""
-    merged = OmegaConf.merge(OmegaConf.structured(Config), dict(values))
+    config = typed_anywhere(values)
+    if runs_here:
+        check_hardware(config)
+    return config
+
+
+def typed_anywhere(values: Mapping[str, Any]) -> Config:
+    """Return the typed config of a run that may have been trained on another machine."""
+    return typed_group(Config, values)
+
+
+def typed_group(schema: type[Group], values: Mapping[str, Any]) -> Group:
+    """Return one dataclass of the schema, or the whole, from plain, resolved values."""
+    merged = OmegaConf.merge(OmegaConf.structured(schema), dict(values))
     try:
-        config = OmegaConf.to_object(merged)
+        group = OmegaConf.to_object(merged)
     except OmegaConfBaseException:
         raise
     except ValueError as error:
         raise UserError(str(error)) from error
-    assert isinstance(config, Config)
-    check_hardware(config)
-    return config
+    assert isinstance(group, schema)
+    return group
 
 
 def check_hardware(config: Config) -> None:
-    """Raise a `UserError` if the config asks for a GPU and there is none."""
-    model = config.model
+    """Raise a `UserError` if the config asks for more GPUs than there are."""
+    model, num_gpus = config.model, config.training.gpus
     settings = {
         "model.backend=unsloth": model.backend is Backend.unsloth,
         "model.load_in_4bit=true": model.load_in_4bit,
@@ -93,6 +119,62 @@ def check_hardware(config: Config) -> None:
             f"no CUDA GPU is visible here, but the config says {' and '.join(asked)}; on a CPU "
             "use model=tiny, or model.backend=transformers model.load_in_4bit=false"
         )
+    visible = num_cuda_devices(os.environ) if num_gpus > 1 else num_gpus
+    if model.device is not Device.cpu and num_gpus > visible:
+        raise UserError(
+            f"training.gpus={num_gpus}, but {visible} CUDA GPU(s) are visible here; use "
+            f"training.gpus={max(1, visible)} (model.device=cpu runs any number of processes)"
+        )
+
+
+def config_directory() -> str:
+    """Return the checkout's `conf`, or the one that an installed wheel carries."""
+    checkout = Path(__file__).resolve().parent.parent / "conf"
+    return str(checkout) if (checkout / "config.yaml").is_file() else "pkg://medvqa.conf"
+
+
+def register() -> None:
+    """Make schema, resolvers and launcher known to Hydra."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("medvqa.run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("medvqa.sweep_name", sweep_name, replace=True)
+    if PLUGINS not in sys.path:
+        sys.path.append(PLUGINS)
+
+
+def compose_cells(
+    overrides: Sequence[str], *, is_sweep: bool
+) -> list[tuple[list[str], DictConfig]]:
+    """Return what `train.py` would run with these overrides: the swept part and config of each.
+
+    Raises:
+        UserError: If a sweeper that searches decides on its cells as it goes.
+    """
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+
+    register()
+    GlobalHydra.instance().clear()
+    search_path = create_config_search_path(config_directory())
+    hydra = Hydra.create_main_hydra2(task_name="medvqa", config_search_path=search_path)
+    try:
+        config = hydra.compose_config(
+            config_name="config",
+            overrides=list(overrides),
+            run_mode=RunMode.MULTIRUN if is_sweep else RunMode.RUN,
+            with_log_configuration=False,
+        )
+        if not is_sweep:
+            return [([], config)]
+        found = [
+            (swept, hydra.config_loader.load_sweep_config(config, job))
+            for swept, job in cells(config)
+        ]
+    finally:
+        GlobalHydra.instance().clear()
+    if not found:
+        raise UserError("this sweeper chooses its cells as it goes; check one cell without -m")
+    return found
 
 
 class CheckFirst(Callback):
@@ -119,11 +201,20 @@ class CheckFirst(Callback):
             config.hydra.sweep.dir = directory
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{directory}'")
         loader = GlobalHydra.instance().config_loader()
+        here = config.hydra.runtime.choices["hydra/launcher"] not in CLUSTERS
         for swept, overrides in cells(config):
             try:
-                checked(loader.load_sweep_config(config, overrides))
+                checked(loader.load_sweep_config(config, overrides), runs_here=here)
             except MISTAKES as error:
                 raise Refused from UserError(f"job {' '.join(swept)}: {explain(error)}")
+
+
+def swept_keys(config: DictConfig) -> set[str]:
+    """Return the keys that a sweep varies, whichever sweeper chooses their values."""
+    parser = OverridesParser.create()
+    said = parser.parse_overrides(list(config.hydra.overrides.task))
+    keys = {override.get_key_element() for override in said if override.is_sweep_override()}
+    return {key.lstrip("+") for key in keys} | set(config.hydra.sweeper.get("params") or {})
 
 
 def cells(config: DictConfig) -> Iterator[tuple[list[str], list[str]]]:

@@ -223,6 +223,10 @@ class PartConfig(RowsConfig):
             self.quota is None or self.weight is None,
             f"data.parts: {self.name} has a quota and a weight; give one of them",
         )
+        _check(
+            self.limit is None or (self.quota is None and self.weight is None),
+            f"data.parts: {self.name} has a limit beside its quota or weight; give one of them",
+        )
 
 
 @dataclass(kw_only=True)
@@ -286,13 +290,14 @@ class ContaminationConfig:
         max_image_overlap: Share of an evaluation set's pictures that may occur in training.
         max_item_overlap: Share of an evaluation set's questions that may occur in training with
             the same picture.
-        max_distance: Bits in which two perceptual hashes may differ and still be one picture.
+        max_distance: Bits of 256 in which two perceptual hashes may differ and still be one
+            picture; docs/contamination.md has the table that the default was chosen from.
     """
 
     action: Contamination = Contamination.refuse
     max_image_overlap: float = 0.0
     max_item_overlap: float = 0.0
-    max_distance: int = 6
+    max_distance: int = 24
 
     def __post_init__(self) -> None:
         """Check bounds."""
@@ -300,8 +305,8 @@ class ContaminationConfig:
             value = getattr(self, name)
             _check(0 <= value <= 1, f"contamination.{name} must be in [0, 1], got {value}")
         _check(
-            self.max_distance >= 0,
-            f"contamination.max_distance must be 0 or more, got {self.max_distance}",
+            0 <= self.max_distance < 32,
+            f"contamination.max_distance must be in [0, 32), got {self.max_distance}",
         )
 
 
@@ -406,9 +411,11 @@ class LoraConfig:
 
 @dataclass(kw_only=True)
 class TrainingConfig:
-    """Optimisation. Effective batch = micro_batch_size x accumulation_steps.
+    """Optimisation. Effective batch = micro_batch_size x accumulation_steps, on all GPUs together.
 
     Attributes:
+        gpus: Processes that share each effective batch, a GPU each; see docs/several_gpus.md.
+            With model.device=cpu they share the processor.
         max_steps: Optimiser steps that the stages' shares divide.
         checkpoint_every: Steps between checkpoints; a killed run goes on from the last one.
         gradient_checkpointing: Recompute activations; slower, for when memory is short.
@@ -429,6 +436,7 @@ class TrainingConfig:
     gradient_checkpointing: bool = False
     engine: Engine = Engine.auto
     fit_micro_batch: bool = True
+    gpus: int = 1
 
     def __post_init__(self) -> None:
         """Check bounds."""
@@ -441,6 +449,13 @@ class TrainingConfig:
             "learning_rate",
             "max_grad_norm",
             "checkpoint_every",
+            "gpus",
+        )
+        batch_size = self.micro_batch_size * self.accumulation_steps
+        _check(
+            self.gpus <= batch_size,
+            f"training.gpus={self.gpus} is above the effective batch of {batch_size} examples "
+            "(micro_batch_size x accumulation_steps): some would have nothing to do",
         )
         _check(
             self.warmup_steps >= 0,
@@ -489,6 +504,8 @@ class EvaluationConfig:
     Attributes:
         batch_size: Questions answered at once; halved when memory runs out.
         zero_shot: Evaluate the base before training, for the baseline row.
+        blind: Also ask the trained model without the pictures: what it then has right, it knows
+            from the questions alone.
         after_each_stage: Evaluate where one stage ends and the next begins (forgetting).
         numeric_tolerance: Relative; 0.05 takes 3.3 cm for 3.4 cm.
         bootstrap_samples: Resamples of the image clusters for the 95 % intervals.
@@ -501,6 +518,7 @@ class EvaluationConfig:
     numeric_tolerance: float = 0.05
     bootstrap_samples: int = 2000
     zero_shot: bool = False
+    blind: bool = False
     after_each_stage: bool = True
     bertscore: BertScoreConfig = field(default_factory=BertScoreConfig)
 

@@ -174,7 +174,7 @@ def compile_layers(loaded: LoadedModel) -> None:
 
 
 def _inner(loaded: LoadedModel) -> Any:
-    return loaded.model.get_base_model()
+    return loaded.inner
 
 
 def answer_loss(
@@ -219,10 +219,16 @@ def shared_features(loaded: LoadedModel) -> "VisionCache | None":
     """
     if loaded.device.type == "cpu" or not loaded.has_frozen_vision:
         return None
-    found: VisionCache | None = getattr(loaded.model, FEATURES, None)
+    found = kept_features(loaded)
     if found is None:
         found = VisionCache(loaded, max_bytes=VISION_CACHE_BYTES)
         setattr(loaded.model, FEATURES, found)
+    return found
+
+
+def kept_features(loaded: LoadedModel) -> "VisionCache | None":
+    """Return the cache if the model has one by now."""
+    found: VisionCache | None = getattr(loaded.model, FEATURES, None)
     return found
 
 
@@ -245,6 +251,16 @@ class VisionCache:
         self._compute = self._model.get_image_features
         self.num_computed = 0
         self._model.get_image_features = self._give
+
+    @property
+    def num_bytes(self) -> int:
+        """GPU memory that the features take."""
+        return self._bytes
+
+    def clear(self) -> None:
+        """Forget all pictures."""
+        self._kept.clear()
+        self._bytes, self._waiting = 0, None
 
     def _give(self, *args: Any, **kwargs: Any) -> Any:
         waiting, self._waiting = self._waiting, None

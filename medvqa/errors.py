@@ -21,6 +21,9 @@ from medvqa.example import UserError
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.MarkedYAMLError)
 
 
+SLURM_EXTRA = "pip install 'medvqa[slurm]'"
+
+
 class Refused(BaseException):
     """Carries a mistake, its cause, past Hydra, which turns an `Exception` into its own message."""
 
@@ -64,6 +67,8 @@ def _explain_one(error: BaseException, override: str | None) -> str | None:
 def _unknown_option(group: str, wanted: str, known: Sequence[str]) -> str:
     if not group:
         return f"unknown config {wanted!r}"
+    if wanted == "submitit_slurm":  # what our launcher's file builds on
+        return f"hydra/launcher=slurm needs Hydra's submitit launcher: {SLURM_EXTRA}"
     what = f"option {wanted!r} in config group {group!r}"
     text = _unknown(what, wanted, known, prefix=f"{group}=")
     # Who adds a model meets this for a group that the command line does not mention.

@@ -1,18 +1,18 @@
 """Generate, score and write the predictions of one model state on one set."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medvqa.collate import Encoder
 from medvqa.config import EvaluationConfig
-from medvqa.example import AnswerType, Example, Prediction, Score
-from medvqa.generation import generate
+from medvqa.distributed import ALONE, Ranks
+from medvqa.example import AnswerType, Example, Prediction, Score, UserError
+from medvqa.generation import Answers, generate
 from medvqa.model import LoadedModel
-from medvqa.record import write_json
+from medvqa.record import read_json, read_lines, write_json
 from medvqa.scoring import (
     Scored,
     Summary,
@@ -29,7 +29,8 @@ class Evaluation:
     """One phase on one set, as metrics.json keeps it.
 
     Attributes:
-        phase: `zero_shot`, `majority`, the name of the stage that has just ended, or `final`.
+        phase: `zero_shot`, `majority`, `after_` with the stage that has just ended, `blind`, or
+            `final`.
         num_cut_answers: Answers that hit `max_new_tokens`.
     """
 
@@ -58,29 +59,30 @@ class Evaluator:
         *,
         directory: Path,
         seed: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.sets = sets
         self.config = config
         self.directory = directory
         self.seed = seed
+        self.ranks = ranks
 
     def model(
-        self, loaded: LoadedModel, encoder: Encoder, *, phase: str, step: int
+        self,
+        loaded: LoadedModel,
+        encoder: Encoder,
+        *,
+        phase: str,
+        step: int,
+        show_images: bool = True,
     ) -> list[Evaluation]:
         """Answer and score every set with the model as it is now."""
         results = []
         for name, examples in self.sets.items():
-            done = self._read(phase, name)
+            done = self.ranks.first(self._read, phase, name, len(examples))
             if done is None:
-                answers = generate(
-                    loaded,
-                    encoder,
-                    examples,
-                    max_new_tokens=self.config.max_new_tokens,
-                    batch_size=self.config.batch_size,
-                    decoding=self.config.decoding,
-                    description=f"{phase}: answering {name}",
-                )
+                shown = examples if show_images else [without_images(e) for e in examples]
+                answers = self._answers(loaded, encoder, shown, f"{phase}: answering {name}")
                 if answers.num_cut:
                     log.warning(
                         "%s/%s: %d of %d answers were cut at evaluation.max_new_tokens=%d",
@@ -89,19 +91,55 @@ class Evaluator:
                     )
                 predictions = to_predictions(examples, answers.texts)
                 device = loaded.device.type
-                done = self._score(phase, name, step, predictions, answers.num_cut, device=device)
+                done = self.ranks.first(
+                    self._score,
+                    *(phase, name, step, predictions, answers.num_cut),
+                    device=device,
+                    images="shown" if show_images else "removed",
+                )
             results.append(done)
         return results
 
+    def _answers(
+        self, loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], description: str
+    ) -> Answers:
+        """Answer this rank's share of the questions; return all answers in the set's order."""
+        shares = shares_by_picture(examples, self.ranks.size)
+        mine = generate(
+            loaded,
+            encoder,
+            [examples[index] for index in shares[self.ranks.rank]],
+            max_new_tokens=self.config.max_new_tokens,
+            batch_size=self.config.batch_size,
+            decoding=self.config.decoding,
+            description=description,
+        )
+        answered: dict[int, tuple[str, bool, int]] = {}
+        for share, part in zip(shares, self.ranks.gather(mine), strict=True):
+            rows = zip(part.texts, part.cut, part.num_tokens, strict=True)
+            answered.update(zip(share, rows, strict=True))
+        in_order = [answered[index] for index in range(len(examples))]
+        return Answers(
+            texts=tuple(text for text, _, _ in in_order),
+            cut=tuple(is_cut for _, is_cut, _ in in_order),
+            num_tokens=tuple(number for _, _, number in in_order),
+            decoding=mine.decoding,
+        )
+
     def majority(self, training: Sequence[tuple[AnswerType, str]]) -> list[Evaluation]:
         """Score the training pool's most frequent answer of each type: the floor of any model."""
+        return self.ranks.first(self._majority, training)
+
+    def _majority(self, training: Sequence[tuple[AnswerType, str]]) -> list[Evaluation]:
         results = []
         for name, examples in self.sets.items():
-            done = self._read("majority", name)
+            done = self._read("majority", name, len(examples))
             if done is None:
                 blank = to_predictions(examples, [""] * len(examples))
                 predictions = majority_baseline(training, blank)
-                done = self._score("majority", name, 0, predictions, 0, device="cpu")
+                done = self._score(
+                    "majority", name, 0, predictions, 0, device="cpu", images="removed"
+                )
             results.append(done)
         return results
 
@@ -114,6 +152,7 @@ class Evaluator:
         num_cut: int,
         *,
         device: str,
+        images: Literal["shown", "removed"],
     ) -> Evaluation:
         scored = score_predictions(predictions, self.config, device=device, seed=self.seed)
         result = Evaluation(
@@ -127,7 +166,8 @@ class Evaluator:
         directory.mkdir(parents=True, exist_ok=True)
         write_predictions(directory / "predictions.jsonl", predictions, scored.items)
         # Written last: its presence says that the evaluation is whole.
-        write_json(directory / "metrics.json", {**asdict(result), **self._protocol(scored)})
+        protocol = {**self._protocol(scored), "images": images}
+        write_json(directory / "metrics.json", {**asdict(result), **protocol})
         return result
 
     def _protocol(self, scored: Scored) -> dict[str, Any]:
@@ -142,20 +182,59 @@ class Evaluator:
         """Return the directory of a phase's files on one set."""
         return self.directory / "evaluation" / phase / name
 
-    def _read(self, phase: str, name: str) -> Evaluation | None:
-        path = self.place(phase, name) / "metrics.json"
-        return read_evaluation(path) if path.is_file() else None
+    def _read(self, phase: str, name: str, num_examples: int) -> Evaluation | None:
+        """Return what is on the disk; None if there is nothing, or it is damaged."""
+        place = self.place(phase, name)
+        path = place / "metrics.json"
+        if not path.is_file():
+            return None
+        try:
+            found = read_evaluation(path)
+            num_whole = len(read_lines(place / "predictions.jsonl"))
+        except UserError as error:
+            log.warning("%s/%s is evaluated again: %s", phase, name, error)
+            return None
+        if num_whole != num_examples:
+            log.warning(
+                "%s/%s is evaluated again: predictions.jsonl holds %d of %d answers",
+                *(phase, name, num_whole, num_examples),
+            )
+            return None
+        return found
+
+
+def shares_by_picture(examples: Sequence[Example], num_shares: int) -> list[list[int]]:
+    """Divide the questions so that those about the same picture(s) stay together.
+
+    Their common part of the prompt is then computed by one rank only. The picture with the most
+    questions goes first, each to the smallest share so far; a share keeps the order of the set.
+    """
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index, example in enumerate(examples):
+        alone = (example.id,)  # where no picture is shown, nothing is shared
+        groups.setdefault(example.image_ids or alone, []).append(index)
+    shares: list[list[int]] = [[] for _ in range(num_shares)]
+    for group in sorted(groups.values(), key=len, reverse=True):
+        min(shares, key=len).extend(group)
+    return [sorted(share) for share in shares]
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Return the evaluation that a metrics.json holds."""
-    stored = json.loads(path.read_text())
-    summary = {
-        group: {metric: Score(**score) for metric, score in metrics.items()}
-        for group, metrics in stored["summary"].items()
-    }
-    fields = ("phase", "set_name", "step", "num_cut_answers")
-    return Evaluation(summary=summary, **{field: stored[field] for field in fields})
+    """Return the evaluation that a metrics.json holds.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    stored = read_json(path)
+    try:
+        summary = {
+            group: {metric: Score(**score) for metric, score in metrics.items()}
+            for group, metrics in stored["summary"].items()
+        }
+        fields = ("phase", "set_name", "step", "num_cut_answers")
+        return Evaluation(summary=summary, **{field: stored[field] for field in fields})
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); say fresh=true to start over") from error
 
 
 def read_evaluations(directory: Path) -> list[Evaluation]:
@@ -163,6 +242,14 @@ def read_evaluations(directory: Path) -> list[Evaluation]:
     found = [read_evaluation(p) for p in directory.glob("evaluation/*/*/metrics.json")]
     rank = {"majority": 0, "zero_shot": 1, "final": 3}
     return sorted(found, key=lambda e: (e.set_name, rank.get(e.phase, 2), e.step))
+
+
+def without_images(example: Example) -> Example:
+    """Return the question with no picture: the prompt then has no image marker and no patches.
+
+    A grey picture instead would be a picture too, one that training never saw.
+    """
+    return replace(example, images=(), image_ids=())
 
 
 def to_predictions(examples: Sequence[Example], texts: Sequence[str]) -> list[Prediction]:

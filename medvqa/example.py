@@ -1,7 +1,7 @@
 """The records that pass between modules: images, examples, predictions, scores."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 AnswerType = Literal["open", "closed"]
 TypeOrigin = Literal["official", "rule"]
@@ -22,13 +22,22 @@ class ImageSource(Protocol):
         """Return the encoded file (JPEG, PNG, ...); raise `UserError` if it is missing."""
 
 
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """An image that can tell without being read whether it is still the same."""
+
+    def fingerprint(self) -> str | None:
+        """Return a text that changes whenever the bytes may have; None if only reading tells."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Example:
     """One question about one or more images, whatever data set it comes from.
 
     Attributes:
         id: Unique in its data set and stable between runs.
-        images: At least one, in the order in which the question speaks of them.
+        images: At least one in a data set, in the order in which the question speaks of them;
+            none where a model is asked blind.
         answers: At least one; the first is trained on, all count as right in scoring.
         type_origin: Whether the data set states `answer_type`, or a rule of ours derived it.
         source: Name of the data set.

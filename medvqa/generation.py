@@ -28,13 +28,20 @@ class Answers:
     """Generated texts in the order of the examples.
 
     Attributes:
-        num_cut: Answers that hit `max_new_tokens` before the end of the turn.
+        cut: One an answer: whether it hit `max_new_tokens` before the end of the turn.
+        num_tokens: One an answer: new tokens, the end of the turn included.
         decoding: How they were computed.
     """
 
     texts: tuple[str, ...]
-    num_cut: int
+    cut: tuple[bool, ...]
+    num_tokens: tuple[int, ...]
     decoding: str
+
+    @property
+    def num_cut(self) -> int:
+        """Answers that hit the limit."""
+        return sum(self.cut)
 
 
 def generate(
@@ -67,7 +74,7 @@ def generate(
     decode = shared_prefix if chosen is Decoding.shared_prefix else plain
     tokenizer = encoder.processor.tokenizer
     texts = [""] * len(examples)
-    num_cut = 0
+    cut, num_tokens = [False] * len(examples), [0] * len(examples)
     # Pictures first, so that their questions meet in a batch; the most pictures come first, so
     # that a batch that does not fit into memory fails at the start.
     order = sorted(
@@ -84,11 +91,13 @@ def generate(
         for indices in track(batches, description=description):
             samples = next(encoded)
             new = _within_memory(decode, loaded, encoder, samples, max_new_tokens)
-            num_cut += int((new != tokenizer.eos_token_id).all(dim=1).sum())
-            decoded = tokenizer.batch_decode(_ended(new, tokenizer), skip_special_tokens=True)
-            for index, text in zip(indices, decoded, strict=True):
-                texts[index] = text.strip()
-    return Answers(tuple(texts), num_cut, chosen.value)
+            endless = (new != tokenizer.eos_token_id).all(dim=1).tolist()
+            ended = _ended(new, tokenizer)
+            decoded = tokenizer.batch_decode(ended, skip_special_tokens=True)
+            for index, text, is_cut, row in zip(indices, decoded, endless, ended, strict=True):
+                texts[index], cut[index] = text.strip(), is_cut
+                num_tokens[index] = len(row) + (not is_cut)
+    return Answers(tuple(texts), tuple(cut), tuple(num_tokens), chosen.value)
 
 
 def chosen_decoding(wanted: Decoding, loaded: LoadedModel) -> Decoding:
@@ -219,7 +228,7 @@ class _Decoder:
     def __init__(self, loaded: LoadedModel, encoder: Encoder) -> None:
         self._loaded = loaded
         self._encoder = encoder
-        self._inner = loaded.model.get_base_model()
+        self._inner = loaded.inner
         self._cache: Any = None
         self._mask: torch.Tensor  # (B, columns so far)
         self._position: torch.Tensor  # (B, 1), of the next token

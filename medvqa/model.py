@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ class LoadedModel:
     Attributes:
         source: Directory or hub id that the base was loaded from.
         is_quantized: Whether the base's linear layers are stored in 4 bits.
+        is_adapted: Whether PEFT's wrapper is around it; a merged model has none.
     """
 
     model: Any
@@ -39,6 +40,12 @@ class LoadedModel:
     backend: Backend
     source: str
     is_quantized: bool
+    is_adapted: bool = True
+
+    @property
+    def inner(self) -> Any:
+        """The transformers model itself."""
+        return self.model.get_base_model() if self.is_adapted else self.model
 
     @property
     def trainable(self) -> "list[tuple[str, torch.nn.Parameter]]":
@@ -55,7 +62,9 @@ class LoadedModel:
         trainable = sum(parameter.numel() for _, parameter in self.trainable)
         return {
             "source": self.source,
-            "architecture": type(self.model.get_base_model()).__name__,
+            # Names the weights where the config names no revision; None for a local directory.
+            "commit": getattr(self.inner.config, "_commit_hash", None),
+            "architecture": type(self.inner).__name__,
             "backend": self.backend.value,
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -111,13 +120,19 @@ def model_source(config: ModelConfig) -> str:
         UserError: If the local directory is missing or is no model.
     """
     path = Path(config.path) if config.path else EMBEDDED.get(config.name)
+    if path is None and config.name.startswith("medvqa/"):
+        size = config.name.removeprefix("medvqa/")
+        raise UserError(
+            f"{config.name} comes without weights: build them with `medvqa build-base --size "
+            f"{size} --output DIR`, then give model.path=DIR"
+        )
     if path is None:
         return config.name
     if not (path / "config.json").is_file():
         raise UserError(
             f"model.path={path} holds no config.json; give a directory in the hub's layout"
             if config.path
-            else f"the embedded model is missing at {path}; build it with `medvqa build-tiny`"
+            else f"the embedded model is missing at {path}; build it with `medvqa build-base`"
         )
     return str(path)
 
@@ -138,10 +153,44 @@ def load_model(
     return loaded
 
 
+def load_processor(config: ModelConfig) -> Any:
+    """Return the model's processor with its pixel budget; no weights are read.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    from transformers import AutoProcessor
+
+    source = model_source(config)
+    with readable_load_errors(source):
+        processor = AutoProcessor.from_pretrained(source, revision=config.revision)
+    set_pixel_budget(processor, config)
+    return processor
+
+
 def _load_transformers(
     config: ModelConfig, lora: LoraConfig, source: str, *, gradient_checkpointing: bool
 ) -> LoadedModel:
     import peft
+
+    loaded = load_base(config, source)
+    base = loaded.model
+    if gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+        base.enable_input_require_grads()
+    adapter = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules=target_pattern(base, lora),
+    )
+    return replace(loaded, model=peft.get_peft_model(base, adapter), is_adapted=True)
+
+
+def load_base(config: ModelConfig, source: str) -> LoadedModel:
+    """Return the base alone, frozen, by transformers."""
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
     from transformers.utils import logging as transformers_logging
@@ -159,27 +208,29 @@ def _load_transformers(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    with _readable_load_errors(source):
-        processor = AutoProcessor.from_pretrained(source, revision=config.revision)
+    with readable_load_errors(source):
+        # Neither pickles nor code that came with the weights: both could do anything.
+        processor = AutoProcessor.from_pretrained(
+            source, revision=config.revision, trust_remote_code=False
+        )
         base = AutoModelForImageTextToText.from_pretrained(
-            source, revision=config.revision, **options
+            source,
+            revision=config.revision,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **options,
         )
     base.requires_grad_(False)
-    if gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
-        base.enable_input_require_grads()
-    adapter = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        bias="none",
-        task_type="CAUSAL_LM",
-        target_modules=target_pattern(base, lora),
-    )
-    model = peft.get_peft_model(base, adapter)
     quantized = bool(getattr(base, "is_loaded_in_4bit", False))
     return LoadedModel(
-        model, processor, torch.device(device), dtype, config.backend, source, quantized
+        base,
+        processor,
+        torch.device(device),
+        dtype,
+        config.backend,
+        source,
+        quantized,
+        is_adapted=False,
     )
 
 
@@ -205,7 +256,7 @@ def _load_unsloth(
     device = torch.device("cuda", torch.cuda.current_device())
     dtype = _dtype(config.dtype, "cuda")
     checkpointing: Any = "unsloth" if gradient_checkpointing else False
-    with _readable_load_errors(source):
+    with readable_load_errors(source):
         base, processor = FastVisionModel.from_pretrained(
             source,
             revision=config.revision,
@@ -229,7 +280,8 @@ def _load_unsloth(
 
 
 @contextmanager
-def _readable_load_errors(source: str) -> Iterator[None]:
+def readable_load_errors(source: str) -> Iterator[None]:
+    """Turn the hub's and the disk's errors into one clear line."""
     try:
         yield
     except OSError as error:

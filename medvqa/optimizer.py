@@ -60,6 +60,12 @@ class AdapterOptimizer:
         for parameter in (*self._weights, *self._computing):
             parameter.grad = None
 
+    def gradients(self) -> "list[torch.Tensor]":
+        """Return what the next step goes by, in full precision; to be summed over ranks."""
+        gradients = [weight.grad for weight in self._weights]
+        assert all(gradient is not None for gradient in gradients)
+        return [gradient for gradient in gradients if gradient is not None]
+
     def step(self, learning_rate: float, *, max_grad_norm: float) -> "torch.Tensor":
         """Clip, step, and return the gradients' norm before clipping, on the device."""
         import torch

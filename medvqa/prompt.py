@@ -14,3 +14,8 @@ def user_message(question: str, *, num_images: int) -> Message:
         "role": "user",
         "content": [*images, {"type": "text", "text": f"{question.strip()}\n{INSTRUCTION}"}],
     }
+
+
+def question_of(text: str) -> str:
+    """Return the question of a user's text: a client may send the whole prompt or the question."""
+    return text.strip().removesuffix(INSTRUCTION).strip()

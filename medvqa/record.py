@@ -32,8 +32,10 @@ SECRET = re.compile(
     r"""(?i)((?:^|[^a-z])(?:api)?(?:key|token|secret|password)["']?\s*[=:]\s*)"""
     r"""('[^']*'|"[^"]*"|[^,&}\s]+)"""
 )
-# Groups that cannot change a result, so a run is the same run with or without them.
-NOT_RESULTS = ("tracking", "fresh")
+# The user and password of an address.
+CREDENTIALS = re.compile(r"(://)[^/@\s]+@")
+# What cannot change a result, so a run is the same run with or without it.
+NOT_RESULTS = ("tracking", "fresh", "training.gpus")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -85,13 +87,21 @@ def write_text(path: Path, text: str) -> None:
 
 def run_id(config: Mapping[str, Any]) -> str:
     """Return 12 hexadecimal digits that name the resolved config, as far as it changes results."""
-    kept = {name: value for name, value in config.items() if name not in NOT_RESULTS}
+    kept = _results_only(config)
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def _results_only(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    return {
+        name: _results_only(value, f"{prefix}{name}.") if isinstance(value, Mapping) else value
+        for name, value in config.items()
+        if f"{prefix}{name}" not in NOT_RESULTS
+    }
+
+
 def masked(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides without the values of keys, tokens, secrets and passwords."""
-    return [SECRET.sub(r"\1***", override) for override in overrides]
+    """Return the texts without the values of keys, tokens, secrets and passwords."""
+    return [CREDENTIALS.sub(r"\1***@", SECRET.sub(r"\1***", override)) for override in overrides]
 
 
 def environment() -> dict[str, Any]:
@@ -221,6 +231,10 @@ class JsonLines:
         self._file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        """Wait until all rows are on the disk, so that not even a power cut loses them."""
+        os.fsync(self._file.fileno())
+
     def __enter__(self) -> Self:
         return self
 
@@ -292,7 +306,8 @@ class RunRecord:
             yield
         except BaseException as error:
             state = INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
-            self.update(state=state, error=f"{type(error).__name__}: {error}", ended=_now())
+            (text,) = masked([f"{type(error).__name__}: {error}"])
+            self.update(state=state, error=text, ended=_now())
             raise
 
     def finish(self, **values: Any) -> None:

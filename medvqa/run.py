@@ -1,7 +1,5 @@
-"""The run, readable top to bottom: data -> plan -> model -> train -> evaluate -> record."""
+"""The run, readable top to bottom: data -> gate -> plan -> model -> train -> evaluate -> record."""
 
-import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -9,16 +7,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medvqa import record
+from medvqa import contamination, record
 from medvqa.bertscore import check_encoder
 from medvqa.config import Config, DataConfig
+from medvqa.contamination.overlap import Overlap
 from medvqa.curriculum import Plan, PlannedStage, plan_curriculum
-from medvqa.data import Pool, load_pool
+from medvqa.data import Pool, load_pool, rows_sha256
+from medvqa.data.verification import check_images
+from medvqa.distributed import ALONE, Ranks
 from medvqa.evaluation import Evaluation, Evaluator, read_evaluations
 from medvqa.example import Example
 from medvqa.model import LoadedModel, load_model, model_source, save_adapter
 from medvqa.pictures import draw_pictures
 from medvqa.results import final_values, headline, show_results, write_results
+from medvqa.torchrun import run_ranks
 from medvqa.tracking import Tracker, tracker
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,8 @@ def run(
     Args:
         config: The checked config.
         directory: Run directory; every file of the run is below it.
-        settings: What run.json keeps of the command: `config`, `overrides`, `run_id`, `sweep`.
+        settings: What run.json keeps of the command: `config`, `overrides`, `run_id`, and in
+            a grid `sweep` and `name`, for W&B.
         load: Gives the model; a worker that serves several runs keeps one loaded.
 
     Returns:
@@ -54,8 +57,10 @@ def run(
             record.set_aside(directory)
         if record.read_json(directory / "run.json").get("state") == record.FINISHED:
             log.info("this run is finished already; fresh=true starts it over")
+        elif config.training.gpus > 1:
+            run_ranks(config.training.gpus, directory=directory, settings=settings)
         else:
-            _run(config, directory, settings, load)
+            run_rank(config, directory=directory, settings=settings, load=load)
         evaluations = read_evaluations(directory)
         show_results(evaluations, directory)
         return headline(evaluations, config.data.evaluation)
@@ -91,22 +96,79 @@ def load_data(config: DataConfig) -> Data:
     return Data(training, sets)
 
 
-def prepare(config: Config, data: Data) -> Prepared:
-    """Plan the curriculum and check the rest; nothing slow, nothing written.
+def pass_gate(config: Config, data: Data, overlap: Overlap) -> Data:
+    """Return what may be trained on.
 
     Raises:
-        UserError: On whatever would end the run later: data, curriculum, model path, encoder.
+        UserError: If the contamination gate refuses.
     """
-    training, pools = data.training, data.sets
+    expected = config.data.allow_training_rows
+    rows = data.training.examples
+    kept = contamination.kept_rows(config.contamination, rows, overlap, expected=expected)
+    return Data(data.training._replace(examples=kept), data.sets)
+
+
+def measure_overlap(config: Config, data: Data) -> Overlap:
+    """Compare the pool with every evaluation set and show the table."""
+    sets = {name: pool.examples for name, pool in data.sets.items()}
+    overlap = contamination.measure(config.contamination, data.training.examples, sets)
+    contamination.show_overlap(overlap)
+    return overlap
+
+
+class DataOnce:
+    """Loads and compares each data set once, however many cells of a grid use it."""
+
+    def __init__(self) -> None:
+        self._data: dict[str, Data] = {}
+        self._overlaps: dict[str, Overlap] = {}
+
+    def load(self, config: Config) -> Data:
+        """Return the cell's data; see `load_data`."""
+        key = repr(config.data)
+        if key not in self._data:
+            self._data[key] = load_data(config.data)
+        return self._data[key]
+
+    def overlap(self, config: Config) -> Overlap:
+        """Return the cell's overlap; see `measure_overlap`."""
+        key = f"{config.data!r} {config.contamination.max_distance}"
+        if key not in self._overlaps:
+            self._overlaps[key] = measure_overlap(config, self.load(config))
+        return self._overlaps[key]
+
+
+def check(config: Config, data: Data) -> Plan:
+    """Plan the curriculum and check what costs nothing, before every picture is read.
+
+    Raises:
+        UserError: If the curriculum finds too little, or model path or encoder are wrong.
+    """
     plan = plan_curriculum(
         config.curriculum,
-        training.examples,
+        data.training.examples,
         max_steps=config.training.max_steps,
         batch_size=config.training.micro_batch_size * config.training.accumulation_steps,
         seed=config.seed,
     )
     model_source(config.model)
     check_encoder(config.evaluation.bertscore)
+    return plan
+
+
+def prepare(config: Config, data: Data) -> Prepared:
+    """Plan the curriculum and check the rest, the planned pictures too; nothing is written.
+
+    Raises:
+        UserError: On whatever would end the run later: data, curriculum, model path, encoder.
+    """
+    training, pools = data.training, data.sets
+    plan = check(config, data)
+    by_id = {example.id: example for example in training.examples}
+    used = [by_id[name] for name in dict.fromkeys(plan.order)]
+    num_left = check_images([*used, *(e for pool in pools.values() for e in pool.examples)])
+    if num_left:
+        log.info("%s pictures are not looked at before training", f"{num_left:,}")
     return Prepared(
         training.examples,
         {name: pool.examples for name, pool in pools.items()},
@@ -115,20 +177,43 @@ def prepare(config: Config, data: Data) -> Prepared:
     )
 
 
-def _run(config: Config, directory: Path, settings: Mapping[str, Any], load: LoadModel) -> None:
+def run_rank(
+    config: Config,
+    *,
+    directory: Path,
+    settings: Mapping[str, Any],
+    load: LoadModel = load_model,
+    ranks: Ranks = ALONE,
+) -> None:
+    """Do one process's part of a run; see `run` for the arguments.
+
+    Every rank writes its records below its directory; `medvqa.rank` keeps the first rank's only.
+    """
     keeper = record.RunRecord(directory / "run.json", settings)
     with keeper.recording():
+        keeper.update(world_size=ranks.size)
         with keeper.phase("data"):
-            prepared = prepare(config, load_data(config.data))
+            data = load_data(config.data)
+            check(config, data)  # a mistake is said before every picture is read
+        with keeper.phase("contamination"):
+            overlap = measure_overlap(config, data)
+            found = contamination.as_json(config.contamination, overlap)
+            record.write_json(directory / "contamination.json", found)
+            keeper.update(contamination=contamination.headline(config.contamination, overlap))
+            prepared = prepare(config, pass_gate(config, data, overlap))
+        orders = set(ranks.gather(prepared.plan.sha256))
+        assert len(orders) == 1, "the ranks have read the data in different orders"
         keeper.update(data=prepared.description, plan=describe_plan(prepared.plan))
         log.info("%s", opening_line(prepared))
         with tracker(
             config.tracking,
             directory=directory,
+            name=settings.get("name"),
             group=settings.get("sweep"),
             settings=settings["config"],
         ) as run_tracker:
-            train_and_evaluate(config, directory, keeper, run_tracker, prepared, load)
+            run_tracker.summarize(contamination.flat(overlap))
+            train_and_evaluate(config, directory, keeper, run_tracker, prepared, load, ranks)
         keeper.finish()
 
 
@@ -139,6 +224,7 @@ def train_and_evaluate(
     run_tracker: Tracker,
     prepared: Prepared,
     load: LoadModel,
+    ranks: Ranks,
 ) -> None:
     """Load, train and evaluate; from here on the heavy libraries are imported."""
     from medvqa.collate import Encoder, preview
@@ -159,11 +245,14 @@ def train_and_evaluate(
     (directory / "preview.txt").write_text(first + "\n", encoding="utf-8")
     log.info("first sample; the loss is on [[...]] only:\n%s\n", first)
 
-    evaluator = Evaluator(sets, config.evaluation, directory=directory, seed=config.seed)
+    places: dict[str, Any] = {"directory": directory, "seed": config.seed, "ranks": ranks}
+    evaluator = Evaluator(sets, config.evaluation, **places)
 
-    def evaluate(phase: str, step: int) -> list[Evaluation]:
+    def evaluate(phase: str, step: int, *, show_images: bool = True) -> list[Evaluation]:
         with keeper.phase("evaluate"):
-            results = evaluator.model(loaded, encoder, phase=phase, step=step)
+            results = evaluator.model(
+                loaded, encoder, phase=phase, step=step, show_images=show_images
+            )
         for result in results:
             run_tracker.log(result.flat(), step=step)
         return results
@@ -173,10 +262,12 @@ def train_and_evaluate(
             evaluate(f"after_{stage.name}", step)
 
     evaluator.majority([(example.answer_type, example.answers[0]) for example in prepared.pool])
+    # First, because it puts the engine's kernels into the model: all phases compute with them,
+    # and a model that has served another run has them already.
+    trainer = Trainer(loaded, encoder, config.training, **places)
     if config.evaluation.zero_shot:
         with loaded.adapter_disabled():
             evaluate("zero_shot", 0)
-    trainer = Trainer(loaded, encoder, config.training, directory=directory, seed=config.seed)
     with keeper.phase("train_and_evaluate_stages"):
         result = trainer.train(
             plan,
@@ -185,23 +276,37 @@ def train_and_evaluate(
             on_stage_end=stage_ended,
         )
     keeper.update(training=asdict(result))
-    save_adapter(loaded, directory / "adapter")
+    ranks.first(save_adapter, loaded, directory / "adapter")
     final = evaluate("final", plan.num_steps)
+    if config.evaluation.blind:
+        evaluate("blind", plan.num_steps, show_images=False)
     keeper.update(
-        peak_gpu_bytes=loaded.peak_gpu_bytes(),
+        peak_gpu_bytes=max(ranks.gather(loaded.peak_gpu_bytes() or 0)) or None,
         results={e.set_name: e.flat() for e in final},
         headline=headline(final, sets),
     )
+    losses = {"train/final_loss": result.final_loss, "train/average_loss": result.average_loss}
+    run_tracker.summarize({**losses, **final_values(final)})
+    ranks.first(show_run, config, directory, keeper, run_tracker, sets, plan.num_steps)
+
+
+def show_run(
+    config: Config,
+    directory: Path,
+    keeper: record.RunRecord,
+    run_tracker: Tracker,
+    sets: Mapping[str, Sequence[Example]],
+    num_steps: int,
+) -> None:
+    """Write results.json and the pictures of what the run's files hold, and mirror them."""
     for name, examples in sets.items():
-        path = evaluator.place("final", name) / "predictions.jsonl"
+        path = directory / "evaluation" / "final" / name / "predictions.jsonl"
         run_tracker.log_predictions(name, path, examples)
     evaluations = read_evaluations(directory)
     write_results(directory, evaluations, keeper.values)
     with keeper.phase("pictures"):
         pictures = draw_pictures(directory, evaluations, sets, seed=config.seed)
-    run_tracker.log_pictures(pictures, step=plan.num_steps)
-    losses = {"train/final_loss": result.final_loss, "train/average_loss": result.average_loss}
-    run_tracker.summarize({**losses, **final_values(final)})
+    run_tracker.log_pictures(pictures, step=num_steps)
 
 
 def tracked(row: Mapping[str, Any]) -> dict[str, float | str]:
@@ -215,11 +320,8 @@ def tracked(row: Mapping[str, Any]) -> dict[str, float | str]:
 
 
 def describe_pool(pool: Pool) -> dict[str, Any]:
-    """Return counts, and a hash over what a question is: id, text, answers, pictures."""
+    """Return counts, for each part too, and a hash over what a question is."""
     examples = pool.examples
-    digest = hashlib.sha256()
-    for e in examples:
-        digest.update(json.dumps([e.id, e.question, e.answers, e.image_ids]).encode() + b"\n")
     return {
         "num_examples": len(examples),
         "num_images": len({name for example in examples for name in example.image_ids}),
@@ -227,10 +329,13 @@ def describe_pool(pool: Pool) -> dict[str, Any]:
         "type_origins": dict(Counter(example.type_origin for example in examples)),
         "sources": dict(Counter(example.source for example in examples)),
         "splits": dict(Counter(example.split for example in examples)),
-        "num_available": pool.available,
+        "parts": {
+            name: {**part._asdict(), "num_not_sampled": part.num_available - part.num_sampled}
+            for name, part in pool.parts.items()
+        },
         "num_skipped": len(pool.skipped),
         "skipped": pool.skipped[:SHOWN_SKIPPED],
-        "sha256": digest.hexdigest(),
+        "sha256": rows_sha256(examples),
     }
 
 

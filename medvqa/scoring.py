@@ -1,6 +1,7 @@
 """Predictions -> scores by question type; `medvqa score` for anybody's predictions file."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -148,4 +149,6 @@ def write_predictions(
         for prediction, item in zip(predictions, items, strict=True):
             row = {**asdict(prediction), **asdict(item)}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # before metrics.json says that it is whole
     partial.replace(path)

@@ -157,27 +157,28 @@ def mcnemar(a_correct: Sequence[bool], b_correct: Sequence[bool]) -> McNemarTest
     Raises:
         UserError: If there are no answers, the lengths differ, or a value is neither 0 nor 1.
     """
+    from scipy import stats
+
     columns = score_matrix([a_correct, b_correct])
     if not _is_binary(columns):
         raise UserError("McNemar's test needs answers that are right (1) or wrong (0)")
     only_a, only_b = (
         int((d > 0).sum()) for d in (columns[0] - columns[1], columns[1] - columns[0])
     )
-    num_discordant, fewer = only_a + only_b, min(only_a, only_b)
-    point, below = 1, 0
-    for i in range(fewer):
-        below += point
-        point = point * (num_discordant - i) // (i + 1)
-    as_extreme = point if only_a == only_b else 2 * point
-    # Python divides integers of any size correctly rounded; 2**n as a float would overflow.
-    p_value = (2 * below + as_extreme) / 2**num_discordant
-    mid_p_value = (4 * below + as_extreme) / 2 ** (num_discordant + 1)
+    num_discordant = only_a + only_b
+    if num_discordant:
+        p_value = float(stats.binomtest(only_a, num_discordant).pvalue)
+        # Half of what is exactly as extreme: one of two equal tails, or half of the middle.
+        as_extreme = float(stats.binom.pmf(only_a, num_discordant, 0.5))
+        mid_p_value = p_value - as_extreme * (0.5 if only_a == only_b else 1.0)
+    else:
+        p_value = mid_p_value = 1.0
     return McNemarTest(
         num_questions=len(a_correct),
         only_a=only_a,
         only_b=only_b,
         p_value=p_value,
-        mid_p_value=mid_p_value if num_discordant else 1.0,
+        mid_p_value=mid_p_value,
     )
 
 
@@ -240,7 +241,7 @@ def paired_effect(
 
 
 def score_matrix(
-    rows: Sequence[Sequence[float]], num_questions: int | None = None
+    rows: "Sequence[Sequence[float]] | NDArray[np.float64]", num_questions: int | None = None
 ) -> "NDArray[np.float64]":
     """Return scores as (rows, questions).
 

@@ -119,21 +119,23 @@ def tracker(
     directory: Path,
     group: str | None,
     settings: Mapping[str, Any],
+    name: str | None = None,
 ) -> Iterator[Tracker]:
     """Track the block; if it fails, the W&B run is marked failed.
 
     Args:
         config: Where to track.
-        directory: Run directory; its name is the run's name, and all of W&B's files stay in it.
+        directory: Run directory; all of W&B's files stay in it.
         group: Joins the runs of a sweep, unless the config names a group.
         settings: The resolved config, kept nested: callbacks write to the top level.
+        name: Of the W&B run; the directory's if null.
     """
     mode = resolve_mode(config.mode, os.environ)
     if mode == "disabled":
         yield NoTracker()
         return
     with _staging(directory / "wandb-data"):
-        run = _init(config, mode, directory, group or None, settings)
+        run = _init(config, mode, directory, (name or directory.name, group or None), settings)
         log.info("W&B: %s", f"medvqa sync {directory}" if run.offline else run.url)
         # `with run` would print a traceback where the command line says one line.
         try:
@@ -196,17 +198,19 @@ def _init(
     config: TrackingConfig,
     mode: str,
     directory: Path,
-    group: str | None,
+    name_and_group: tuple[str, str | None],
     settings: Mapping[str, Any],
 ) -> Any:
     import wandb
+
+    name, group = name_and_group
 
     options: dict[str, Any] = {
         "project": config.project,
         "entity": config.entity,
         "group": config.group or group,
         "job_type": "train",
-        "name": directory.name,
+        "name": name,
         "tags": list(config.tags),
         "config": {"medvqa": dict(settings)},
         "dir": str(directory),

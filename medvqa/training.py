@@ -2,11 +2,12 @@
 
 The loss of a step is the sum over the answer tokens of its whole effective batch divided by their
 number, so 8 x 1, 4 x 2 and 2 x 4 are the same step (transformers issue 34191 tells what goes wrong
-otherwise). Shapes: see `medvqa.collate`.
+otherwise), and so is 8 shared by several ranks. Shapes: see `medvqa.collate`.
 """
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -19,6 +20,7 @@ from medvqa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from medvqa.collate import Encoder, Sample
 from medvqa.config import Backend, Engine, OptimizerPolicy, TrainingConfig
 from medvqa.curriculum import Plan, PlannedStage, learning_rate_factor, order_sha256
+from medvqa.distributed import ALONE, Ranks
 from medvqa.engine import accelerate, answer_loss, compile_layers, shared_features
 from medvqa.example import Example, UserError
 from medvqa.model import LoadedModel
@@ -118,6 +120,12 @@ class StepLog:
         self._order.write({"step": step.number, "stage": step.stage, "ids": list(step.ids)})
         self._on_step(row)
 
+    def sync(self) -> None:
+        """Bring all steps to the disk, before a checkpoint that goes on behind them."""
+        self.flush()
+        self._metrics.sync()
+        self._order.sync()
+
     def __enter__(self) -> Self:
         return self
 
@@ -147,12 +155,14 @@ class Trainer:
         *,
         directory: Path,
         seed: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.loaded = loaded
         self.encoder = encoder
         self.config = config
         self.directory = directory
         self.seed = seed
+        self.ranks = ranks
         self.engine = chosen_engine(config.engine, loaded)
         fused = self.engine is not Engine.plain
         replaced = accelerate(loaded) if fused else []
@@ -162,9 +172,10 @@ class Trainer:
         on_gpu = loaded.device.type == "cuda"
         self.optimizer = AdapterOptimizer(loaded, config, in_compute_type=fused and on_gpu)
         self._vision = shared_features(loaded) if fused else None
-        self._micro_batch_size = config.micro_batch_size
+        largest_share = math.ceil(self.batch_size / ranks.size)
+        self._micro_batch_size = min(config.micro_batch_size, largest_share)
         if on_gpu and config.fit_micro_batch:
-            self._micro_batch_size = self.batch_size
+            self._micro_batch_size = largest_share
 
     @property
     def batch_size(self) -> int:
@@ -196,11 +207,11 @@ class Trainer:
                 step_log.add(step)
                 done = number + 1
                 if done % self.config.checkpoint_every == 0 or done in stage_ends:
-                    step_log.flush()
-                    self._save(plan, done)
+                    step_log.sync()
+                    self.ranks.first(self._save, plan, done)
                 if done in stage_ends:
                     on_stage_end(stage_ends[done], done)
-        return self._result(plan, first_step)
+        return self.ranks.first(self._result, plan, first_step)
 
     def _begin_stage(self, stage: PlannedStage, step: int) -> None:
         if step == stage.first_step > 0 and stage.optimizer is OptimizerPolicy.reset:
@@ -209,10 +220,13 @@ class Trainer:
     def _encoded(
         self, steps: Sequence[Sequence[str]], examples: Mapping[str, Example]
     ) -> Generator[list[Sample]]:
-        """Return each step's samples; on a GPU threads make the next ready while one computes."""
+        """Return this rank's samples of each step.
+
+        On a GPU threads make the next ones ready while a step computes.
+        """
 
         def encode(ids: Sequence[str]) -> list[Sample]:
-            return [self.encoder.encode(examples[name]) for name in ids]
+            return [self.encoder.encode(examples[name]) for name in self.ranks.share(ids)]
 
         on_gpu = self.loaded.device.type == "cuda"
         return ahead(encode, steps, num_threads=ENCODING_THREADS if on_gpu else 0)
@@ -220,23 +234,25 @@ class Trainer:
     def _step(
         self, plan: Plan, number: int, ids: Sequence[str], samples: Sequence[Sample]
     ) -> "Step":
-        import torch
-
         started = time.perf_counter()
-        num_answer_tokens = sum(len(sample.answer_ids) for sample in samples)
+        num_answer_tokens, num_tokens = self.ranks.total(
+            sum(len(sample.answer_ids) for sample in samples),
+            sum(sample.num_tokens for sample in samples),
+        )
         factor = learning_rate_factor(
             plan, number, warmup_steps=self.config.warmup_steps, schedule=self.config.schedule
         )
         learning_rate = self.config.learning_rate * factor
         self.loaded.use_for(training=True)
-        while True:
-            # Dropout depends on the step alone, so a continued run draws what the whole one drew.
-            torch.manual_seed(_step_seed(self.seed, number))
-            try:
-                loss = self._gradients(samples, num_answer_tokens)
-                break
-            except torch.OutOfMemoryError:
-                self._shrink()
+        # Dropout depends on step and rank alone, so a continued run draws what the whole one drew.
+        seed = _step_seed(self.seed, number, self.ranks.rank)
+        loss = self._gradients(samples, num_answer_tokens, seed)
+        # One rank without memory makes all of them start over: none waits for another's sum.
+        while self.ranks.any(loss is None):
+            self._shrink()
+            loss = self._gradients(samples, num_answer_tokens, seed)
+        assert loss is not None
+        self.ranks.sum_([loss, *self.optimizer.gradients()])
         norm = self.optimizer.step(learning_rate, max_grad_norm=self.config.max_grad_norm)
         return Step(
             number=number + 1,
@@ -246,18 +262,25 @@ class Trainer:
             learning_rate=learning_rate,
             grad_norm=norm,
             num_answer_tokens=num_answer_tokens,
-            num_tokens=sum(sample.num_tokens for sample in samples),
-            num_examples=(number + 1) * len(samples),
+            num_tokens=num_tokens,
+            num_examples=(number + 1) * len(ids),
             started=started,
         )
 
-    def _gradients(self, samples: Sequence[Sample], num_answer_tokens: int) -> "torch.Tensor":
+    def _gradients(
+        self, samples: Sequence[Sample], num_answer_tokens: int, seed: int
+    ) -> "torch.Tensor | None":
+        """Leave this rank's gradients; return its part of the loss, or None without memory."""
         import torch
 
+        torch.manual_seed(seed)
         loss = torch.zeros((), device=self.loaded.device)
-        for start in range(0, len(samples), self._micro_batch_size):
-            micro_batch = samples[start : start + self._micro_batch_size]
-            loss += self._backward(micro_batch, num_answer_tokens)
+        try:
+            for start in range(0, len(samples), self._micro_batch_size):
+                micro_batch = samples[start : start + self._micro_batch_size]
+                loss += self._backward(micro_batch, num_answer_tokens)
+        except torch.OutOfMemoryError:
+            return None
         return loss
 
     def _shrink(self) -> None:
@@ -301,8 +324,18 @@ class Trainer:
         save_checkpoint(state, self.directory / "checkpoints", order_sha256=plan.sha256)
 
     def _resume(self, plan: Plan) -> int:
-        saved = load_checkpoint(self.directory / "checkpoints", order_sha256=plan.sha256)
+        saved = self.ranks.first(
+            load_checkpoint, self.directory / "checkpoints", order_sha256=plan.sha256
+        )
         if saved is None:
+            return 0
+        recorded = self.ranks.first(recorded_steps, self.directory)
+        if recorded < saved.step:
+            log.warning(
+                "metrics.jsonl or order.jsonl ends at step %d, before the checkpoint of step %d: "
+                "what is lost is trained again, from the beginning",
+                *(recorded, saved.step),
+            )
             return 0
         self.optimizer.load(saved.adapter, saved.optimizer)
         log.info("continuing from step %d of %d", saved.step, plan.num_steps)
@@ -325,6 +358,13 @@ class Trainer:
         )
 
 
-def _step_seed(seed: int, step: int) -> int:
-    digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
+def recorded_steps(directory: Path) -> int:
+    """Return up to which step both logs go; a crash of the machine may have cut them."""
+    logs = [read_lines(directory / name) for name in ("metrics.jsonl", "order.jsonl")]
+    return min(rows[-1]["step"] if rows else 0 for rows in logs)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    name = f"{seed}:{step}:{rank}" if rank else f"{seed}:{step}"
+    digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -1,7 +1,11 @@
+import atexit
 import io
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +16,19 @@ from PIL import Image
 from medvqa.collate import Encoder
 from medvqa.config import LoraConfig, ModelConfig, SourceConfig
 from medvqa.data import load_examples
+from medvqa.export.command import Wanted, export
 from medvqa.model import LoadedModel, load_model
 
+# A shell starts what runs in its background deaf to Ctrl-C, and every process it starts as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).parents[1]
+SECRET = "s3cret-0f-a-test"
+SECRET_NAMES = ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY")
+# One cache of picture hashes for all tests and the commands they start; never the user's own.
+if "MEDVQA_CACHE" not in os.environ:
+    os.environ["MEDVQA_CACHE"] = tempfile.mkdtemp(prefix="medvqa-tests-")
+    atexit.register(shutil.rmtree, os.environ["MEDVQA_CACHE"], ignore_errors=True)
 TINY = ModelConfig(name="medvqa/tiny", max_pixels=16384, max_length_tokens=512)
 
 
@@ -90,3 +104,34 @@ class PngImage:
         buffer = io.BytesIO()
         Image.fromarray(self.pixels).save(buffer, "PNG")
         return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def vqa_rad_run(shared, tmp_path_factory) -> Path:
+    """A finished run of the tiny model on a few real rows; its answers mean nothing.
+
+    Secrets stand in the environment while it runs, for a test that looks for them.
+    """
+    directory = tmp_path_factory.mktemp("vqa_rad") / "run"
+    overrides = [
+        *("experiment=smoke", "data=vqa_rad", f"data.path={shared / 'data' / 'vqa_rad'}"),
+        *("data.evaluation.test.limit=40", "training.max_steps=6"),
+        *("evaluation.after_each_stage=false", "evaluation.bertscore.enabled=false"),
+    ]
+    answer = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), f"hydra.run.dir={directory}", *overrides],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **dict.fromkeys(SECRET_NAMES, SECRET)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    return directory
+
+
+@pytest.fixture(scope="session")
+def merged_model(vqa_rad_run, tmp_path_factory) -> Path:
+    """The same run, merged into its base."""
+    return export(
+        Wanted(run=vqa_rad_run, target=tmp_path_factory.mktemp("export") / "merged", is_merged=True)
+    )

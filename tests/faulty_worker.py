@@ -1,6 +1,7 @@
 """A worker whose jobs misbehave as `seed` says; the rest is the real one."""
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -24,7 +25,8 @@ def run_job(job: Job) -> bool:
     if seed == HANGS:
         time.sleep(600)
     if seed == NO_MEMORY:
-        raise MemoryError("CUDA out of memory")
+        resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+        sys.stdout.write(f"{len(bytearray(2**31))} bytes were there\n")
     sys.stdout.write(f"seed {seed} on GPU {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
     return bool(seed != LEAKS)
 

@@ -47,7 +47,7 @@ def test_every_form_gives_the_same_pairs(value):
 
 def test_a_marker_inside_a_sentence_leaves_no_gap():
     said = [{"from": "human", "value": "In the image <image><image> what is it?"}, FROM[1]]
-    assert turns("row 1", said)[0][0] == "In the image what is it?"
+    assert turns("row 1", said, num_images=2)[0][0] == "In the image what is it?"
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,10 @@ def test_a_marker_inside_a_sentence_leaves_no_gap():
         (FROM[:1], "row 1 has no answer to its last question"),
         ([{"from": "human", "value": "<image>"}, FROM[1]], "row 1 has no question in turn 0"),
         ([*FROM[:3], {"from": "gpt", "value": None}], "row 1 has no answer in turn 1"),
+        (
+            [{"from": "human", "value": "<image><image>Which?"}, FROM[1]],
+            "message 0 has 2 <image> markers, but 1 image",
+        ),
         ([FROM[0], {"from": "gpt", "value": 3}], "message 1 is int, not a text: 3"),
     ],
 )

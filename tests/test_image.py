@@ -8,7 +8,7 @@ from PIL import Image
 
 from medvqa import image as module
 from medvqa.example import UserError
-from medvqa.image import ImageBytes, ImageFile, image_id, load_rgb
+from medvqa.image import ImageBytes, ImageFile, check_decodes, image_id, load_rgb
 
 
 def source(picture, file_format="PNG", **options):
@@ -85,6 +85,29 @@ def test_damaged_bytes_raise_nothing_but_user_errors(file_format):
             assert "\n" not in str(error)
             refused += 1
     assert refused > 50
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
+def test_the_quick_check_says_what_decoding_would(file_format):
+    rng = np.random.default_rng(6)
+    noise = Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8))
+    whole = source(noise, file_format).data
+    answers = {True: 0, False: 0}
+    for _ in range(300):
+        damaged = bytearray(whole if rng.random() < 0.7 else whole[: int(rng.integers(len(whole)))])
+        for place in rng.integers(0, len(damaged) + 1, rng.integers(3)):
+            damaged[place : place + 1] = rng.bytes(1)
+        picture = ImageBytes("damaged", bytes(damaged))
+        decodes = []
+        for look in (load_rgb, check_decodes):
+            try:
+                look(picture)
+                decodes.append(True)
+            except UserError:
+                decodes.append(False)
+        assert decodes[0] == decodes[1]
+        answers[decodes[0]] += 1
+    assert min(answers.values()) > 30
 
 
 def test_pixels_without_a_value_are_refused():

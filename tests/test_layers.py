@@ -21,12 +21,28 @@ HEAVY = {
         "matplotlib",
         "wandb_workspaces",
         "optuna",
+        "fastapi",
+        "uvicorn",
+        "starlette",
+        "pydantic",
+        "httpx",
+        "fastmcp",
+        "langchain_core",
+        "langgraph",
+        "gradio",
+        "huggingface_hub",
+        "safetensors",
+        "imagehash",
+        "scipy",
+        "submitit",
+        "ray",
     ),
 }
 RECORDS = {"example", "config"}
+RANKS = {"distributed"}
 SAMPLES = {*RECORDS, "image", "prompt", "hardware", "progress"}
 MODELS = {*SAMPLES, "model", "collate", "engine", "ahead", "generation"}
-SCORES = {*RECORDS, "metrics", "bertscore", "statistics", "comparison", "scoring"}
+SCORES = {*RECORDS, "metrics", "bertscore", "statistics", "scoring"}
 # What a module may import; `data` holds its own files too. A new module needs a line here.
 MAY_IMPORT = {
     "__init__": set(),
@@ -42,8 +58,10 @@ MAY_IMPORT = {
     "bertscore": RECORDS,
     "statistics": RECORDS,
     "comparison": {*RECORDS, "statistics"},
+    "power": {*RECORDS, "statistics"},
     "checkpoint": {*RECORDS, "record"},
-    "data": {*RECORDS, "image", "data"},
+    "data": {*RECORDS, "image", "ahead", "data"},
+    "contamination": {*RECORDS, "image", "metrics", "progress", "contamination"},
     "scoring": SCORES - {"scoring"},
     "score": {*SCORES, "record"},
     "tracking": {*RECORDS, "image", "record"},
@@ -53,7 +71,9 @@ MAY_IMPORT = {
     "collate": SAMPLES,
     "ahead": set(),
     "generation": {*SAMPLES, "model", "collate", "engine", "ahead"},
-    "evaluation": {*MODELS, *SCORES, "record", "tracking"},
+    "distributed": {"config"},
+    "torchrun": {*RECORDS, "record"},
+    "evaluation": {*MODELS, *SCORES, *RANKS, "record", "tracking"},
     "results": {"evaluation", "record", "score"},
     "contact_sheet": {*RECORDS, "image"},
     "pictures": {*RECORDS, "record", "evaluation", "score", "contact_sheet"},
@@ -61,16 +81,38 @@ MAY_IMPORT = {
     "optimizer": {*SAMPLES, "model"},
     "training": {
         *(*SAMPLES, "model", "collate", "curriculum", "record", "checkpoint"),
-        *("engine", "optimizer", "ahead"),
+        *("engine", "optimizer", "ahead", *RANKS),
     },
-    "tiny": {*SAMPLES, "model", "collate", "data"},
+    "base": {*SAMPLES, "model", "collate", "data"},
     "errors": RECORDS,
     "composition": {*RECORDS, "errors", "hardware", "record"},
+    "saved": {*SAMPLES, "model"},
+    "trained": {
+        *(*RECORDS, "composition", "hardware", "model", "saved"),
+        *("engine", "evaluation", "record"),
+    },
+    "vllm": {*RECORDS, "trained"},
+    "serve": {
+        *(*MODELS, "evaluation", "score", "record", "saved", "trained", "vllm", "errors"),
+        "serve",
+    },
     "plugins": {"sweep"},
+    "rank": {*RECORDS, *RANKS, "record", "composition", "run"},
 }
-# The two that see everything below them.
-MAY_IMPORT["run"] = set(MAY_IMPORT) - {"errors", "composition", "plugins"}
+# Those that see everything below them.
+MAY_IMPORT["run"] = set(MAY_IMPORT) - {
+    *("errors", "composition", "plugins", "rank", "trained", "saved", "vllm", "serve"),
+}
+MAY_IMPORT["export"] = {
+    *(*MODELS, "data", "evaluation", "score", "record", "saved", "composition"),
+    *("run", "trained", "vllm", "export"),
+}
 MAY_IMPORT["sweep"] = {*MAY_IMPORT["run"], "run", "composition", "sweep"} - {"plugins"}
+MAY_IMPORT["report"] = {
+    *(*RECORDS, "record", "statistics", "comparison", "power", "score", "image", "data"),
+    *("sweep", "report"),
+}
+MAY_IMPORT["preflight"] = {*MAY_IMPORT["run"], "run", "composition", "errors", "preflight"}
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 FILES = sorted(PACKAGE.rglob("*.py"))
 

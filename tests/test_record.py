@@ -56,6 +56,8 @@ def test_run_id_ignores_order_and_what_cannot_change_a_result() -> None:
     same = {"fresh": True, "tracking": {"mode": "offline"}, "lora": {"alpha": 32.0, "rank": 16}}
     assert record.run_id(config) == record.run_id({**same, "seed": 1})
     assert record.run_id(config) != record.run_id({**config, "seed": 2})
+    trained = [record.run_id({**config, "training": {"steps": s, "gpus": s}}) for s in (4, 8)]
+    assert record.run_id({**config, "training": {"steps": 4}}) == trained[0] != trained[1]
     assert re.fullmatch("[0-9a-f]{12}", record.run_id(config))
 
 
@@ -65,6 +67,8 @@ def test_run_id_ignores_order_and_what_cannot_change_a_result() -> None:
         ("tracking.api_key=abc", "tracking.api_key=***"),
         ("+hub.token='a b'", "+hub.token=***"),
         ("data.path=https://x.org/d?token=abc&v=1", "data.path=https://x.org/d?token=***&v=1"),
+        ("data.path=https://me:abc@x.org/d", "data.path=https://***@x.org/d"),
+        ("data.path=/a/me@x.org/d", "data.path=/a/me@x.org/d"),
         ("+x={password: abc, seed: 1}", "+x={password: ***, seed: 1}"),
         ("WANDB_API_KEY=abc", "WANDB_API_KEY=***"),
         ("evaluation.max_new_tokens=32", "evaluation.max_new_tokens=32"),
@@ -243,3 +247,11 @@ def test_the_record_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     RunRecord(tmp_path / "run.json", settings).update()
     assert "s3cret" not in (tmp_path / "run.json").read_text()
     assert read_json(tmp_path / "run.json")["overrides"] == ["seed=1", "hub.token=***"]
+
+
+def test_an_error_that_repeats_a_secret_is_kept_without_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    message = "401 for https://me:s3cret@x.org/d?token=s3cret"
+    with pytest.raises(RuntimeError), RunRecord(path, SETTINGS).recording():
+        raise RuntimeError(message)
+    assert read_json(path)["error"] == "RuntimeError: 401 for https://***@x.org/d?token=***"

@@ -1,18 +1,25 @@
 """A grid as a command: warm equals isolated, kills lose nothing, mistakes come first."""
 
 import csv
+import fcntl
 import json
 import os
+import pty
 import re
+import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
+import threading
 import time
 
 import pytest
 
 from medvqa.record import read_lines
 from tests.conftest import ROOT
+from tests.test_tracking import of_type, read_log, rows
 
 SMOKE = ("experiment=smoke", "data.evaluation.test.limit=16", "evaluation.bertscore.enabled=false")
 GRID = (*SMOKE, "curriculum=open_first,mixed", "seed=1,2")
@@ -20,26 +27,37 @@ GRID = (*SMOKE, "curriculum=open_first,mixed", "seed=1,2")
 pytestmark = pytest.mark.slow
 
 
-def environment():
+def environment(**more):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_"))}
-    return {**kept, "CUDA_VISIBLE_DEVICES": ""}
+    return {**kept, "CUDA_VISIBLE_DEVICES": "", **more}
 
 
-def start(directory, *overrides):
+def start(directory, *overrides, **variables):
     return subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), "-m", *overrides],
         cwd=directory,
-        env=environment(),
+        env=environment(**variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def call(directory, *overrides):
-    process = start(directory, *overrides)
+def call(directory, *overrides, **variables):
+    process = start(directory, *overrides, **variables)
     output, _ = process.communicate()
     return process.returncode, output
+
+
+def medvqa(*arguments):
+    """Run a command and return what it prints."""
+    return subprocess.run(
+        [sys.executable, "-m", "medvqa.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment(PYTHONPATH=str(ROOT)),
+    ).stdout
 
 
 def only(paths):
@@ -70,6 +88,14 @@ def cold(tmp_path_factory):
     return sweep_of(directory), output
 
 
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("warm")
+    code, output = call(directory, *GRID, "hydra.launcher.warm=true", "tracking.mode=offline")
+    assert code == 0, output
+    return sweep_of(directory)
+
+
 def test_every_cell_is_a_finished_run_and_the_summary_has_them_all(cold):
     sweep, _ = cold
     with (sweep / "summary.csv").open() as file:
@@ -86,10 +112,7 @@ def test_every_cell_is_a_finished_run_and_the_summary_has_them_all(cold):
     assert "4 finished" in cold[1]
 
 
-def test_warm_cells_equal_isolated_ones_bit_by_bit(cold, tmp_path):
-    code, output = call(tmp_path, *GRID, "hydra.launcher.warm=true")
-    assert code == 0, output
-    warm = sweep_of(tmp_path)
+def test_warm_cells_equal_isolated_ones_bit_by_bit(cold, warm):
     assert sum("is loaded already" in path.read_text() for path in warm.glob("*/console.log")) == 3
     isolated = runs(cold[0])
     assert [run.name for run in isolated] == [run.name for run in runs(warm)]
@@ -103,20 +126,83 @@ def test_warm_cells_equal_isolated_ones_bit_by_bit(cold, tmp_path):
         assert (run / adapter).read_bytes() == (warm / run.name / adapter).read_bytes()
 
 
+def test_warm_cells_are_runs_of_their_own_in_wandb(warm):
+    told = {}
+    for run in runs(warm):
+        records = read_log(run)
+        about = of_type(records, "run")[0]
+        assert about["run_group"] == warm.name
+        assert [exit.get("exit_code", 0) for exit in of_type(records, "exit")] == [0]
+        losses = [row["train/loss"] for row in rows(records) if "train/loss" in row]
+        assert losses == [row["loss"] for row in read_lines(run / "metrics.jsonl")]
+        told[about["run_id"]] = about["display_name"]
+    assert sorted(told.values()) == [
+        f"curriculum={name} seed={seed}" for name in ("mixed", "open_first") for seed in (1, 2)
+    ]
+
+
 def test_the_same_command_and_resume_do_nothing_twice(cold):
     sweep, _ = cold
     before = [(run / "run.json").read_bytes() for run in runs(sweep)]
     code, output = call(sweep.parents[1], *GRID)
     assert (code, "4 of 4 jobs are finished already" in output) == (0, True)
-    answer = subprocess.run(
-        [sys.executable, "-m", "medvqa.cli", "resume", str(sweep)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment() | {"PYTHONPATH": str(ROOT)},
-    )
-    assert answer.returncode == 0, answer.stderr
+    medvqa("resume", sweep)
     assert [(run / "run.json").read_bytes() for run in runs(sweep)] == before
+    assert "4 finished" in medvqa("status", sweep)
+
+
+def test_a_changed_yaml_runs_anew_and_changed_back_it_is_finished(cold, tmp_path):
+    """The jobs that begin here are ended at once: what counts is which ones begin."""
+    sweep = tmp_path / "grid"
+    shutil.copytree(cold[0], sweep)
+    before = {run: (run / "run.json").read_bytes() for run in runs(sweep)}
+    smoke = (ROOT / "conf" / "experiment" / "smoke.yaml").read_text()
+    mine = tmp_path / "conf" / "experiment" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text(smoke)
+    grid = [override.replace("experiment=smoke", "experiment=mine") for override in GRID]
+    known = ("--config-dir", str(tmp_path / "conf"), *grid, f"hydra.sweep.dir='{sweep}'")
+    code, output = call(tmp_path, *known)
+    assert (code, "4 of 4 jobs are finished already" in output) == (0, True), output
+
+    mine.write_text(smoke.replace("max_steps: 6", "max_steps: 7"))
+    code, output = call(tmp_path, *known, "hydra.launcher.timeout_minutes=0.0001")
+    assert (code, "finished already" in output) == (1, False), output
+    assert "4 timed_out" in output
+    mine.write_text(smoke)
+    code, output = call(tmp_path, *known)
+    assert (code, "4 of 4 jobs are finished already" in output) == (0, True), output
+    assert {run: (run / "run.json").read_bytes() for run in before} == before
+
+
+def test_fresh_starts_over_in_the_same_place_and_keeps_the_old_runs(cold, tmp_path):
+    grid = tmp_path / "multirun" / cold[0].name
+    shutil.copytree(cold[0], grid)
+    code, output = call(tmp_path, *GRID, "fresh=true", "hydra.launcher.timeout_minutes=0.0001")
+    assert (code, "finished already" in output) == (1, False), output
+    assert sweep_of(tmp_path) == grid
+    for run in runs(cold[0]):
+        kept = grid / run.name / "previous-1" / "run.json"
+        assert kept.read_bytes() == (run / "run.json").read_bytes()
+        # A job that is begun goes on, were it ended and begun again.
+        assert json.loads((grid / run.name / "job.json").read_text())["config"]["fresh"] is False
+
+
+# A wall clock that goes back an hour each time someone looks.
+BACKWARDS = """
+import itertools, time
+steps = itertools.count(1)
+time.time = lambda: 1e9 - 3600 * next(steps)
+"""
+
+
+def damage(run):
+    """Cut files off as a crash of the machine might."""
+    for name in ("status.json", "evaluation/majority/test/predictions.jsonl"):
+        text = (run / name).read_text()
+        (run / name).write_text(text[: len(text) - 9])
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 61, "lo')
 
 
 def test_a_killed_job_and_a_killed_launcher_go_on_from_their_checkpoints(tmp_path):
@@ -136,8 +222,15 @@ def test_a_killed_job_and_a_killed_launcher_go_on_from_their_checkpoints(tmp_pat
     assert json.loads((first / "status.json").read_text())["state"] == "killed"
     launcher.kill()
     launcher.communicate()
-    code, output = call(tmp_path, *long)
+    damage(first)
+    (tmp_path / "sitecustomize.py").write_text(BACKWARDS)
+    code, output = call(tmp_path, *long, PYTHONPATH=str(tmp_path))
     assert code == 0, output
+    log = (first / "console.log").read_text()
+    assert "majority/test is evaluated again: predictions.jsonl holds 15 of 16 answers" in log
+    assert len(read_lines(first / "evaluation" / "majority" / "test" / "predictions.jsonl")) == 16
+    summary = json.loads((sweep / "summary.json").read_text())["jobs"]
+    assert all(row["seconds"] > 0 for row in summary)
     for run in runs(sweep):
         record = json.loads((run / "run.json").read_text())
         assert record["state"] == "finished"
@@ -146,18 +239,64 @@ def test_a_killed_job_and_a_killed_launcher_go_on_from_their_checkpoints(tmp_pat
         assert [row["step"] for row in read_lines(run / "metrics.jsonl")] == list(range(1, 61))
 
 
-def test_a_second_launcher_on_the_same_grid_refuses(tmp_path):
+def test_on_a_terminal_the_grid_is_a_live_table_a_second_launcher_refuses_and_ctrl_c_ends_it(
+    tmp_path,
+):
     long = (*SMOKE, "training.max_steps=2000", "evaluation.zero_shot=false", "seed=1,2")
-    launcher = start(tmp_path, *long)
+    terminal, inside = pty.openpty()
+    fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    launcher = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), "-m", *long],
+        cwd=tmp_path,
+        env=environment(TERM="xterm"),
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+        # Ctrl-C reaches whoever has this terminal.
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(inside)
+    shown = []
+    reader = threading.Thread(target=lambda: shown.extend(read_until_closed(terminal)))
+    reader.start()
     wait_for(lambda: list(tmp_path.glob("multirun/*/*/metrics.jsonl")))
+    sweep = sweep_of(tmp_path)
+
+    def screen():
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", "".join(shown))  # without colours
+
+    wait_for(lambda: re.search(r"seed=1 +│ running +│ +│ \d+/2000 ", screen()))
+    assert "1 running, 1 waiting" in medvqa("status", sweep)
     code, output = call(tmp_path, *long)
     assert (code, "is being written by process" in output) == (2, True), output
-    launcher.send_signal(signal.SIGINT)
+    os.write(terminal, b"\x03")
+    assert launcher.wait(timeout=60) == 130
+    reader.join()
+    assert "1 interrupted, 1 waiting" in screen()
+    assert "medvqa: interrupted; the same command goes on" in screen()
+    run = only(runs(sweep))
+    assert json.loads((run / "run.json").read_text())["state"] == "interrupted"
+    assert "1 interrupted, 1 waiting" in medvqa("status", sweep)
+
+
+def read_until_closed(terminal):
+    """Yield what a terminal shows; Linux says so with an error when nobody writes any more."""
+    while True:
+        try:
+            yield os.read(terminal, 65536).decode(errors="replace")
+        except OSError:
+            return
+
+
+def test_a_launcher_that_is_told_to_leave_ends_in_order(tmp_path):
+    launcher = start(tmp_path, *SMOKE, "training.max_steps=2000", "seed=1,2")
+    wait_for(lambda: list(tmp_path.glob("multirun/*/*/status.json")))
+    launcher.send_signal(signal.SIGTERM)
     output, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 130, output
-    assert "1 interrupted, 1 waiting" in output
-    run = only(runs(sweep_of(tmp_path)))
-    assert json.loads((run / "run.json").read_text())["state"] == "interrupted"
+    assert "1 waiting" in output
+    assert (sweep_of(tmp_path) / "summary.csv").is_file()
 
 
 def test_mistakes_of_any_cell_come_before_the_first_job(tmp_path):
@@ -174,8 +313,26 @@ def test_mistakes_of_any_cell_come_before_the_first_job(tmp_path):
 
 def test_a_failed_cell_gives_exit_code_1_and_the_others_finish(tmp_path):
     # A pixel budget too small for one patch can only be seen once the processor is loaded.
-    code, output = call(tmp_path, *SMOKE, "model.max_pixels=64,16384", "model.min_pixels=16")
+    code, output = call(
+        *(tmp_path, *SMOKE, "model.max_pixels=64,16384", "model.min_pixels=16"),
+        "tracking.mode=offline",
+    )
     assert code == 1, output
     assert "1 of 2 jobs did not finish (0); the same command runs what is left" in output
     assert "is not obeyed" in output
     assert "1 failed, 1 finished" in output
+    exit_codes = {}
+    for run in runs(sweep_of(tmp_path)):
+        records = read_log(run)
+        name = of_type(records, "run")[0]["display_name"]
+        exit_codes[name] = [exit.get("exit_code", 0) for exit in of_type(records, "exit")]
+    assert exit_codes == {"model.max_pixels=64": [1], "model.max_pixels=16384": [0]}
+
+
+def test_cells_that_differ_in_words_only_are_one_run(tmp_path):
+    cells = ("tracking.project=one,two", "hydra.launcher.timeout_minutes=0.0001")
+    code, output = call(tmp_path, *SMOKE, *cells)
+    assert code == 1, output
+    assert "1 jobs on 1 CPU slot(s)" in output
+    assert "2 of 2 jobs did not finish (0, 1)" in output
+    assert "2 timed_out" in output

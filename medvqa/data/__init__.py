@@ -1,19 +1,23 @@
 """Data sets by name: rows -> `Example`."""
 
 import difflib
+import hashlib
+import json
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from importlib import import_module
 from typing import NamedTuple
 
 from medvqa.config import RowsConfig, SourceConfig
 from medvqa.data.bad_rows import BadRows
+from medvqa.data.rows import Drawn
+from medvqa.data.verification import usable
 from medvqa.example import Example, UserError
 
-Loader = Callable[[RowsConfig, int, BadRows], list[Example]]
+Loader = Callable[[RowsConfig, int, BadRows], list[Example] | Drawn]
 log = logging.getLogger(__name__)
 
 # Module names, imported on demand: checking a config never pays for a loader's libraries.
@@ -25,20 +29,37 @@ DATASETS = (
     "vqa_med_2019",
     "robailleo",
     "imaging_combined",
+    "pubmed_vision",
     "jsonl",
 )
+
+
+class Part(NamedTuple):
+    """One data set of a pool.
+
+    Attributes:
+        num_available: Usable rows; for a set that is too large to read whole, rows of its index.
+        num_sampled: Those that the pool was given; the gate may drop some of them later.
+        num_skipped: Unusable rows.
+        sha256: Of the usable rows, also those that were not sampled; of an index, the sampled ones.
+    """
+
+    num_available: int
+    num_sampled: int
+    num_skipped: int
+    sha256: str
 
 
 class Pool(NamedTuple):
     """The rows of a source, and what is not among them.
 
     Attributes:
-        available: Rows before sampling, by part of a mixture; one part if it is none.
+        parts: By the names that a mixture gives them; one by the set's name if it is none.
         skipped: Why a row could not be used, one text a row.
     """
 
     examples: list[Example]
-    available: dict[str, int]
+    parts: dict[str, Part]
     skipped: list[str]
 
 
@@ -59,6 +80,11 @@ def load_pool(config: RowsConfig, *, seed: int) -> Pool:
     """
     if isinstance(config, SourceConfig) and config.parts:
         return _load_mixture(config, seed)
+    return _load_source(config, seed, config.limit, f"{config.name}: limit")
+
+
+def _load_source(config: RowsConfig, seed: int, size: int | None, setting: str) -> Pool:
+    """Load one data set and keep a sample; `setting` is what a message calls the size."""
     if config.name not in DATASETS:
         near = difflib.get_close_matches(config.name, DATASETS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -67,7 +93,13 @@ def load_pool(config: RowsConfig, *, seed: int) -> Pool:
         )
     load: Loader = import_module(f"medvqa.data.{config.name}").load
     bad_rows = BadRows(config.max_bad_rows)
-    examples = load(config, seed, bad_rows)
+    values = {field.name: getattr(config, field.name) for field in fields(RowsConfig)}
+    loaded = load(RowsConfig(**{**values, "limit": size}), seed, bad_rows)
+    if isinstance(loaded, Drawn):
+        examples, num_available = loaded
+    else:
+        examples = usable(loaded, bad_rows)
+        num_available = len(examples)
     for reason in bad_rows.reasons:
         log.warning("%s: skipped a row: %s", config.name, reason)
     if not examples:
@@ -75,33 +107,39 @@ def load_pool(config: RowsConfig, *, seed: int) -> Pool:
     repeated = [name for name, count in Counter(e.id for e in examples).items() if count > 1]
     if repeated:
         raise UserError(f"{config.name}: {len(repeated)} ids occur twice, first {repeated[0]!r}")
-    kept = examples
-    if config.limit is not None:
-        kept = sample(examples, config.limit, seed=seed, setting=f"{config.name}: limit")
-    return Pool(kept, {config.name: len(examples)}, bad_rows.reasons)
+    sha256 = rows_sha256(examples)
+    if size is not None:
+        examples = sample(examples, size, seed=seed, setting=setting)
+    part = Part(num_available, len(examples), len(bad_rows.reasons), sha256)
+    return Pool(examples, {config.name: part}, bad_rows.reasons)
 
 
 def _load_mixture(config: SourceConfig, seed: int) -> Pool:
-    pools = {name: load_pool(part, seed=seed) for name, part in config.parts.items()}
     quotas = {name: part.quota for name, part in config.parts.items()}
+    setting = "data.parts.{}: its quota"
     weights = {name: part.weight for name, part in config.parts.items() if part.weight}
     if weights:
         assert config.limit is not None
-        quotas.update(shares(config.limit, weights))
-    examples = []
-    for name, pool in pools.items():
-        quota = quotas[name]
-        rows = pool.examples
-        if quota is not None:
-            setting = f"data.parts.{name}: its quota" if not weights else f"data.parts.{name}"
-            rows = sample(rows, quota, seed=seed, setting=setting)
-        examples += [replace(row, id=f"{name}/{row.id}") for row in rows]
-        log.info("%s: %s of %s rows", name, f"{len(rows):,}", f"{len(pool.examples):,}")
-    return Pool(
-        examples,
-        {name: len(pool.examples) for name, pool in pools.items()},
-        [reason for pool in pools.values() for reason in pool.skipped],
-    )
+        quotas |= shares(config.limit, weights)
+        setting = "data.parts.{}"
+    mixed = Pool([], {}, [])
+    for name, part in config.parts.items():
+        size = part.limit if quotas[name] is None else quotas[name]
+        pool = _load_source(part, seed, size, setting.format(name))
+        mixed.examples.extend(replace(row, id=f"{name}/{row.id}") for row in pool.examples)
+        (mixed.parts[name],) = pool.parts.values()
+        mixed.skipped.extend(pool.skipped)
+        available = f"{mixed.parts[name].num_available:,}"
+        log.info("%s: %s of %s rows", name, f"{len(pool.examples):,}", available)
+    return mixed
+
+
+def rows_sha256(examples: Iterable[Example]) -> str:
+    """Return a hash over what a question is: id, text, answers, pictures."""
+    digest = hashlib.sha256()
+    for e in examples:
+        digest.update(json.dumps([e.id, e.question, e.answers, e.image_ids]).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def sample(rows: Sequence[Example], size: int, *, seed: int, setting: str) -> list[Example]:

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from medvqa.example import UserError
+from medvqa.image import file_fingerprint
 
 
 def safe_name(name: str) -> str:
@@ -42,10 +43,20 @@ class ZipImage:
         except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise UserError(f"cannot read image {self.name}: {error}") from error
 
+    def fingerprint(self) -> str | None:
+        """Return what changes with the archive, and the member."""
+        archive = file_fingerprint(self.archive)
+        return None if archive is None else f"{archive}:{self.member}"
+
 
 @lru_cache(maxsize=32)
 def open_archive(path: Path) -> zipfile.ZipFile:
-    """Return the open archive, its members' names checked.
+    """Return the archive, which stays open; see `checked_archive`."""
+    return checked_archive(path)
+
+
+def checked_archive(path: Path) -> zipfile.ZipFile:
+    """Open an archive and check its members' names.
 
     Raises:
         UserError: If it is cut off, no ZIP file, or a member's name leads out of the folder.
@@ -54,9 +65,14 @@ def open_archive(path: Path) -> zipfile.ZipFile:
         archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is no complete ZIP file ({error}); fetch it again") from error
+    check_names(archive, str(path))
+    return archive
+
+
+def check_names(archive: zipfile.ZipFile, label: str) -> None:
+    """Raise a `UserError` with the archive's label if a member's name leads out of the folder."""
     for name in archive.namelist():
         try:
             safe_name(name)
         except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-    return archive
+            raise UserError(f"{label}: {error}") from error

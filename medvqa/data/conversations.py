@@ -2,18 +2,17 @@
 
 import ast
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from medvqa.data.rows import without_markers
 from medvqa.example import UserError
 
 ASKS = ("human", "user")
 ANSWERS = ("gpt", "assistant")
-MARKER = re.compile(r"[ \t]*<image>")
 
 
-def turns(place: str, value: object) -> list[tuple[str, str]]:
+def turns(place: str, value: object, *, num_images: int = 1) -> list[tuple[str, str]]:
     """Return the pairs of question and answer, without `<image>` markers.
 
     A message is `{from, value}` or `{role, content}`; a content may be a list of parts, of which
@@ -21,7 +20,8 @@ def turns(place: str, value: object) -> list[tuple[str, str]]:
     front is left out.
 
     Raises:
-        UserError: Naming the place, if that is no conversation, or a question lacks its answer.
+        UserError: Naming the place, if that is no conversation, a question lacks its answer, or a
+            message has markers, but not one an image.
     """
     messages = _listed(place, value)
     said = [_message(f"{place}: message {n}", message) for n, message in enumerate(messages)]
@@ -35,10 +35,14 @@ def turns(place: str, value: object) -> list[tuple[str, str]]:
         raise UserError(f"{place}: question and answer must take turns; it has {spoken}")
     if len(said) % 2:
         raise UserError(f"{place} has no answer to its last question")
-    for n, (_, text) in enumerate(said):
+    texts = [
+        without_markers(f"{place}: message {n}", text, num_images=num_images)
+        for n, (_, text) in enumerate(said)
+    ]
+    for n, text in enumerate(texts):
         if not text:
             raise UserError(f"{place} has no {'answer' if n % 2 else 'question'} in turn {n // 2}")
-    return [(said[n][1], said[n + 1][1]) for n in range(0, len(said), 2)]
+    return list(zip(texts[::2], texts[1::2], strict=True))
 
 
 def _listed(place: str, value: object) -> list[Any]:
@@ -78,4 +82,4 @@ def _text(place: str, content: object) -> str:
         content = "\n".join(part for part in parts if isinstance(part, str))
     if content is not None and not isinstance(content, str):
         raise UserError(f"{place} is {type(content).__name__}, not a text: {content!r:.80}")
-    return MARKER.sub("", content or "").strip()
+    return content or ""

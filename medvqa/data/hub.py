@@ -64,7 +64,7 @@ def load_rows(
             rows = load_dataset(name, subset, split=split, revision=revision)
     except Exception as error:  # the hub raises a dozen unrelated types
         raise UserError(
-            f"cannot load {directory or name} ({_first_line(error)})"
+            f"cannot load {directory or name} ({first_line(error)})"
             + ("" if directory else "; without a network give data.path=, a local copy")
         ) from error
     missing = [column for column in columns if column not in rows.column_names]
@@ -94,10 +94,11 @@ def hub_file(name: str, directory: Path | None, file: str, *, revision: str | No
         return Path(hf_hub_download(name, file, repo_type="dataset", revision=revision))
     except Exception as error:  # the hub raises a dozen unrelated types
         raise UserError(
-            f"cannot fetch {file} of {name} ({_first_line(error)}); "
+            f"cannot fetch {file} of {name} ({first_line(error)}); "
             "without a network give data.path=, a local copy"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its type."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

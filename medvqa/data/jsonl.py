@@ -15,7 +15,7 @@ from typing import Any
 from medvqa.config import RowsConfig
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.files import file_text
-from medvqa.data.rows import yes_no_type
+from medvqa.data.rows import without_markers, yes_no_type
 from medvqa.example import AnswerType, Example, UserError
 from medvqa.image import ImageFile, image_id
 
@@ -134,6 +134,7 @@ def _example(path: Path, number: int, row: Mapping[str, Any], split: str) -> Exa
         image_ids = tuple(image_id(image) for image in images)
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
+    question = without_markers(f"{place}: question", question, num_images=len(images))
     if "image_id" in row:
         if len(images) > 1:
             raise UserError(f"{place}: 'image_id' names one image, but there are {len(images)}")
@@ -145,7 +146,7 @@ def _example(path: Path, number: int, row: Mapping[str, Any], split: str) -> Exa
     return Example(
         id=row.get("id", f"{path.stem}-{number}"),
         images=tuple(images),
-        question=question.strip(),
+        question=question,
         answers=tuple(answers),
         answer_type=answer_type,
         type_origin="official" if stated else "rule",

@@ -1,7 +1,11 @@
 """Radiology-like pictures drawn from a few facts; the facts are what the questions ask about."""
 
+import hashlib
 import io
 from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 if TYPE_CHECKING:
@@ -57,6 +61,17 @@ class PhantomImage:
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
+
+    def fingerprint(self) -> str:
+        """Return the facts and what draws them: the picture follows from these alone."""
+        return f"{self.scene}:{_drawing()}"
+
+
+@cache
+def _drawing() -> str:
+    """Return what changes with this code or with a library that it draws with."""
+    code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    return f"{code}:{metadata.version('numpy')}:{metadata.version('pillow')}"
 
 
 def draw(scene: Scene) -> "Field":

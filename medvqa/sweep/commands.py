@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from medvqa.sweep.job import State
+from medvqa import record
 from medvqa.sweep.status import counts, read_rows, sweep_json, table, write_summary
 
 
@@ -15,7 +15,9 @@ def main_status(argv: Sequence[str]) -> None:
     """Show a grid as a table, while it runs and after; also writes summary.csv and summary.json."""
     parser = argparse.ArgumentParser("medvqa status", description=main_status.__doc__)
     parser.add_argument("sweep", type=Path, help="a directory below multirun/")
-    parser.add_argument("--watch", action="store_true", help="show it again until nothing runs")
+    parser.add_argument(
+        "--watch", action="store_true", help="show it again until the launcher has left"
+    )
     options = parser.parse_args(argv)
 
     from rich.console import Console
@@ -25,7 +27,7 @@ def main_status(argv: Sequence[str]) -> None:
         rows = read_rows(options.sweep)
         write_summary(options.sweep, rows)
         console.print(table(rows, title=counts(rows)))
-        if not (options.watch and any(row.state == State.running.value for row in rows)):
+        if not (options.watch and record.is_locked(options.sweep)):
             return
         time.sleep(5)
 
@@ -38,7 +40,8 @@ def main_resume(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     stored = sweep_json(options.sweep)
     directory = options.sweep.resolve()
-    arguments = [*stored["arguments"], *options.overrides, f"hydra.sweep.dir='{directory}'"]
+    said = [text for text in stored["arguments"] if not text.startswith("fresh=")]
+    arguments = [*said, *options.overrides, f"hydra.sweep.dir='{directory}'"]
     os.chdir(stored["working_directory"])
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "medvqa.cli", "train", *arguments])

@@ -31,6 +31,7 @@ class Job:
     Attributes:
         number: Position in the grid, from 0.
         overrides: What the command line says about this cell.
+        name: What sets it apart from the others, for W&B.
         config: The resolved config as plain values.
         run_id: Hash of the config as far as it can change results; a finished run with this
             id is not done again.
@@ -39,6 +40,7 @@ class Job:
 
     number: int
     overrides: tuple[str, ...]
+    name: str
     directory: Path
     config: Mapping[str, Any]
     run_id: str
@@ -47,10 +49,17 @@ class Job:
     @property
     def engine(self) -> str:
         """Equal for jobs that one loaded model can serve."""
-        keys = {name: self.config[name] for name in ("model", "lora")}
+        training = self.config["training"]
+        # An engine's kernels stay in the model: a job of another one would compute with them.
+        settings = {name: training[name] for name in ("gradient_checkpointing", "engine")}
         return record.run_id(
-            {**keys, "training": self.config["training"]["gradient_checkpointing"]}
+            {"model": self.config["model"], "lora": self.config["lora"], "training": settings}
         )
+
+    @property
+    def num_gpus(self) -> int:
+        """Slots that the job takes at once."""
+        return int(self.config["training"].get("gpus", 1))
 
     @property
     def is_finished(self) -> bool:
@@ -65,6 +74,7 @@ class Job:
             "overrides": list(self.overrides),
             "run_id": self.run_id,
             "sweep": self.sweep,
+            "name": self.name,
         }
 
     def write(self) -> None:
@@ -87,7 +97,7 @@ class Status:
     """What status.json says about a job; the launcher alone writes it.
 
     Attributes:
-        slot: GPU index, or "" on a CPU.
+        slot: GPU index, several with commas, or "" on a CPU.
         seconds: Wall time of the last attempt, by a clock that never goes backwards.
         exit_code: Negative for a signal; None while it runs.
         error: One line; the job's console.log has all.

@@ -1,13 +1,13 @@
-"""Hydra's launcher for `-m`: the cells become jobs on a queue of GPUs."""
+"""A grid for `-m`: what every launcher keeps, wherever the jobs run."""
 
 import logging
-import os
+import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
@@ -16,38 +16,43 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from medvqa import record
-from medvqa.composition import resolved, typed
-from medvqa.config import DataConfig
+from medvqa.composition import resolved, swept_keys, typed
 from medvqa.example import UserError
-from medvqa.hardware import num_cuda_devices
-from medvqa.sweep.job import CONSOLE, Job, State, Status, run_json, tail
-from medvqa.sweep.scheduler import Scheduler
-from medvqa.sweep.status import counts, read_rows, table, write_summary
+from medvqa.sweep.display import live_table, show_failures, show_table
+from medvqa.sweep.job import Job, State, Status, run_json
+from medvqa.sweep.status import read_rows, write_summary
 
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 10.0  # for the workers of a launcher that was killed
-SHOWN_LINES = 12
+MAX_NAME = 120  # W&B cuts names above 128 characters
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+ShowChange = Callable[[Job, Status], None]
 
 
 class SweepError(Exception):
     """Some jobs did not finish; the message says which, and where their logs are."""
 
 
-class IsolatedLauncher(Launcher):
-    """Runs each job in a process of its own, or jobs of one model in one warm process."""
+class GridLauncher(Launcher):
+    """Checks all cells, skips what is finished, shows the grid, writes the summary.
 
-    def __init__(
-        self,
-        slots: str | int | Sequence[int],
-        warm: bool,
-        timeout_minutes: float | None,
-        fail_fast: bool,
-    ) -> None:
-        self.slots = find_slots(slots)
-        self.warm = warm
-        self.timeout_s = None if timeout_minutes is None else 60 * timeout_minutes
-        self.fail_fast = fail_fast
+    Attributes:
+        runs_here: Whether the jobs see this machine's GPUs; a login node has none.
+    """
+
+    runs_here = True
+
+    def check_place(self) -> None:
+        """Raise a `UserError` if jobs cannot be started from here at all."""
+
+    @abstractmethod
+    def run_jobs(
+        self, jobs: Sequence[Job], sweep: Path, show_change: ShowChange
+    ) -> dict[int, Status]:
+        """Run the jobs, keep their status files, and return how each ended by its number."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -66,15 +71,20 @@ class IsolatedLauncher(Launcher):
         """
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        self.check_place()
         sweep = Path(str(self.config.hydra.sweep.dir)).resolve()
-        with record.directory_lock(sweep, patience_s=PATIENCE_S):
+        with record.directory_lock(sweep, patience_s=PATIENCE_S), terminated_like_ctrl_c():
             composed = [
                 self._compose(sweep, initial_job_idx + index, list(overrides))
                 for index, overrides in enumerate(job_overrides)
             ]
             jobs = [job for job, _ in composed]
-            check_jobs([job for job in jobs if not job.is_finished])
+            todo = [job for job, config in composed if config.fresh or not job.is_finished]
+            check_jobs(todo, here=self.runs_here)
             for job, config in composed:
+                if config.fresh:
+                    with record.directory_lock(job.directory, patience_s=PATIENCE_S):
+                        record.set_aside(job.directory)
                 _write_hydra_files(job, config)
             _write_sweep(sweep, jobs)
             statuses = self._run(sweep, jobs)
@@ -95,82 +105,89 @@ class IsolatedLauncher(Launcher):
         job = Job(
             number=number,
             overrides=tuple(config.hydra.overrides.task),
+            name=self._name(config.hydra.overrides.task),
             directory=sweep / str(config.hydra.sweep.subdir),
-            config=values,
+            # Starting over is done here, once: a job that is interrupted goes on.
+            config=values | {"fresh": False},
             run_id=record.run_id(values),
             sweep=sweep.name,
         )
         return job, config
 
+    def _name(self, overrides: Sequence[str]) -> str:
+        """Return what sets the cell apart from the others of the grid."""
+        swept = swept_keys(self.config)
+        varied = [text for text in overrides if text.partition("=")[0].lstrip("+") in swept]
+        return " ".join(varied or overrides)[:MAX_NAME]
+
     def _run(self, sweep: Path, jobs: Sequence[Job]) -> dict[int, Status]:
-        todo = [job for job in jobs if not job.is_finished]
-        if len(todo) < len(jobs):
-            log.info("%d of %d jobs are finished already", len(jobs) - len(todo), len(jobs))
+        unfinished = [job for job in jobs if not job.is_finished]
+        if len(unfinished) < len(jobs):
+            num_finished = len(jobs) - len(unfinished)
+            log.info("%d of %d jobs are finished already", num_finished, len(jobs))
+        # Cells may differ in words only, such as tracking.project: one run answers for them all.
+        todo = list({job.directory: job for job in reversed(unfinished)}.values())[::-1]
         for job in todo:
             job.write()
-            Status(state=State.waiting).write(job.directory)
-        slots = self.slots[: max(1, len(todo))]
-        log.info("%d jobs on %s, in %s", len(todo), describe_slots(slots), sweep)
-        statuses = {job.number: Status(state=State.finished) for job in jobs}
+        ended: dict[int, Status] = {}
         try:
             with live_table(sweep) as show_change:
-
-                def changed(job: Job, status: Status) -> None:
-                    status.write(job.directory)
-                    show_change(job, status)
-
-                scheduler = Scheduler(
-                    slots, self.warm, self.timeout_s, self.fail_fast, on_change=changed
-                )
-                statuses |= scheduler.run(todo)
+                ended = self.run_jobs(todo, sweep, show_change) if todo else {}
         finally:
             rows = read_rows(sweep)
             write_summary(sweep, rows)
             show_failures(todo, sweep)
-            _print(table(rows, title=f"{counts(rows)}; summary.csv and all runs in {sweep}"))
-        return statuses
+            show_table(rows, sweep)
+        of_directory = {job.directory: ended[job.number] for job in todo}
+        finished = Status(state=State.finished)
+        return {job.number: of_directory.get(job.directory, finished) for job in jobs}
 
 
-def find_slots(wanted: str | int | Sequence[int]) -> list[str]:
-    """Return a slot a worker: the GPUs that may be used, or one slot on the CPU.
+@contextmanager
+def terminated_like_ctrl_c() -> Iterator[None]:
+    """End in order, with a summary, when a session or a scheduler ends the launcher."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def mark_waiting(jobs: Sequence[Job]) -> None:
+    """Say of each job that its turn has not come."""
+    for job in jobs:
+        Status(state=State.waiting).write(job.directory)
+
+
+def check_jobs(jobs: Sequence[Job], *, here: bool) -> None:
+    """Load and compare each data set once and plan each job, so that no cell fails hours later.
 
     Args:
-        wanted: `auto`, a number of CPU slots, or a list of GPU indices.
-    """
-    if isinstance(wanted, int):
-        if wanted < 1:
-            raise UserError(f"hydra.launcher.slots must be 1 or more, got {wanted}")
-        return [""] * wanted
-    if wanted != "auto":
-        return [str(index) for index in wanted]
-    num_gpus = num_cuda_devices(os.environ)
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return (visible or [str(index) for index in range(num_gpus)]) if num_gpus else [""]
-
-
-def describe_slots(slots: Sequence[str]) -> str:
-    """Return for example `GPU 0, 1`."""
-    return f"GPU {', '.join(slots)}" if slots[0] else f"{len(slots)} CPU slot(s)"
-
-
-def check_jobs(jobs: Sequence[Job]) -> None:
-    """Load each data set once and plan each job, so that no cell fails hours later.
+        jobs: What is to be run.
+        here: Whether this machine's GPUs must do.
 
     Raises:
         UserError: Naming the job.
     """
-    from medvqa.run import load_data, prepare
+    from medvqa.run import DataOnce, check, pass_gate, prepare
 
-    loaded: dict[str, Any] = {}
+    once = DataOnce()
     for job in jobs:
-        config = typed(job.config)
-        key = repr(config.data)
-        assert isinstance(config.data, DataConfig)
+        config = typed(job.config, runs_here=here)
         try:
-            loaded[key] = loaded.get(key) or load_data(config.data)
-            prepare(config, loaded[key])
+            data = once.load(config)
+            check(config, data)
+            prepare(config, pass_gate(config, data, once.overlap(config)))
         except UserError as error:
-            raise UserError(f"job {job.number} ({' '.join(job.overrides)}): {error}") from error
+            raise UserError(f"job {job.number} ({job.name}): {error}") from error
 
 
 def _write_hydra_files(job: Job, config: DictConfig) -> None:
@@ -193,6 +210,7 @@ def _write_sweep(sweep: Path, jobs: Sequence[Job]) -> None:
         {
             "number": job.number,
             "overrides": list(job.overrides),
+            "name": job.name,
             "directory": job.directory.name,
             "run_id": job.run_id,
         }
@@ -215,60 +233,3 @@ def _job_return(job: Job, config: DictConfig) -> JobReturn:
     )
     result.return_value = run_json(job.directory).get("headline")
     return result
-
-
-def show_failures(jobs: Sequence[Job], sweep: Path) -> None:
-    """Print the end of the console log of each job that failed."""
-    from medvqa.sweep.job import read_status
-
-    for job in jobs:
-        status = read_status(job.directory)
-        if job.is_finished or status.state in (State.waiting, State.interrupted, State.running):
-            continue
-        path = job.directory / CONSOLE
-        lines = "\n".join(f"  | {line}" for line in tail(path, SHOWN_LINES))
-        sys.stderr.write(
-            f"job {job.number} ({' '.join(job.overrides)}) {status.state.value}: {status.error}; "
-            f"the end of {path.relative_to(sweep)}:\n{lines}\n"
-        )
-
-
-@contextmanager
-def live_table(sweep: Path) -> Iterator[Any]:
-    """Show the grid while it runs: a table on a terminal, else a line where a job changes."""
-    if not sys.stderr.isatty():
-        yield _log_change
-        return
-    from rich.console import Console
-    from rich.live import Live
-
-    done = threading.Event()
-    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
-
-        def refresh() -> None:
-            while not done.wait(1.0):
-                rows = read_rows(sweep)
-                live.update(table(rows, title=counts(rows)), refresh=True)
-
-        thread = threading.Thread(target=refresh, daemon=True)
-        thread.start()
-        try:
-            yield lambda job, status: None
-        finally:
-            done.set()
-            thread.join()
-
-
-def _log_change(job: Job, status: Status) -> None:
-    what = f"job {job.number} ({' '.join(job.overrides)})"
-    if status.state is State.running:
-        log.info("%s started%s", what, f" on GPU {status.slot}" if status.slot else "")
-    else:
-        error = f": {status.error}" if status.error else ""
-        log.info("%s %s after %.1f s%s", what, status.state.value, status.seconds or 0, error)
-
-
-def _print(renderable: Any) -> None:
-    from rich.console import Console
-
-    Console(width=None if Console().is_terminal else 160).print(renderable)

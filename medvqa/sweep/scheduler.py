@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import select
 import signal
@@ -14,7 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medvqa.example import UserError
 from medvqa.sweep.job import CONSOLE, Job, State, Status
+
+log = logging.getLogger(__name__)
 
 WORKER = (sys.executable, "-m", "medvqa.sweep.worker")
 PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
@@ -89,10 +93,14 @@ class Worker:
             os.killpg(self._process.pid, number)
 
 
+def python_path() -> str:
+    """Return PYTHONPATH with this package: a checkout that is not installed is found, too."""
+    return os.pathsep.join(filter(None, [PACKAGE_ROOT, os.environ.get("PYTHONPATH")]))
+
+
 def _environment(slot: str) -> dict[str, str]:
     result = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-    # A checkout that is not installed must be found by the worker, too.
-    result["PYTHONPATH"] = os.pathsep.join(filter(None, [PACKAGE_ROOT, result.get("PYTHONPATH")]))
+    result["PYTHONPATH"] = python_path()
     if slot:
         result["CUDA_VISIBLE_DEVICES"] = slot
     return result
@@ -103,8 +111,8 @@ class Scheduler:
     """Runs jobs on slots.
 
     Attributes:
-        slots: One worker each: GPU indices, or "" for a slot on the CPU.
-        warm: Whether a worker runs several jobs that one loaded model can serve.
+        slots: GPU indices, or "" for a slot on the CPU; a job takes `training.gpus` of them.
+        warm: Whether a worker runs several jobs that one loaded model can serve, of one GPU each.
         timeout_s: Wall time after which a job is ended; None for no limit.
         fail_fast: Whether the first failure ends the other jobs, which can be gone on with.
         on_change: Called in the slots' threads whenever a job's status changes.
@@ -121,16 +129,29 @@ class Scheduler:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self, jobs: Sequence[Job]) -> dict[int, Status]:
-        """Return the last status of each job by its number.
+        """Return the last status of each job by its number; jobs of one size run together.
 
         Raises:
+            UserError: If a job needs more slots than there are.
             KeyboardInterrupt: After all workers have ended.
         """
-        waiting = list(jobs)
         statuses = {job.number: Status(state=State.waiting) for job in jobs}
+        sizes = sorted({job.num_gpus for job in jobs})
+        groups = {size: grouped(self.slots, size) for size in sizes}
+        if self.warm and sizes != [1]:
+            log.info("jobs on several GPUs run isolated; a warm worker serves one GPU")
+        for size in sizes:
+            some = [job for job in jobs if job.num_gpus == size]
+            self._run_together(groups[size][: len(some)], some, statuses)
+        return statuses
+
+    def _run_together(
+        self, slots: Sequence[str], jobs: Sequence[Job], statuses: dict[int, Status]
+    ) -> None:
+        waiting = list(jobs)
         threads = [
             threading.Thread(target=self._serve_slot, args=(slot, waiting, statuses))
-            for slot in self.slots
+            for slot in slots
         ]
         for thread in threads:
             thread.start()
@@ -143,23 +164,26 @@ class Scheduler:
         finally:
             for thread in threads:
                 thread.join()
-        return statuses
 
     def _take(self, waiting: list[Job], engine: str | None) -> Job | None:
         """Take the next job, if possible one that the slot's loaded model can serve."""
         with self._lock:
             if self._stop.is_set() or not waiting:
                 return None
-            same = [job for job in waiting if job.engine == engine] if self.warm else []
+            same = [job for job in waiting if self._serves(engine, job)]
             job = (same or waiting)[0]
             waiting.remove(job)
             return job
+
+    def _serves(self, engine: str | None, job: Job) -> bool:
+        """Return whether a worker that has loaded `engine` can run the job."""
+        return self.warm and job.num_gpus == 1 and job.engine == engine
 
     def _serve_slot(self, slot: str, waiting: list[Job], statuses: dict[int, Status]) -> None:
         worker: Worker | None = None
         engine: str | None = None
         while job := self._take(waiting, engine):
-            if worker is not None and not (self.warm and job.engine == engine):
+            if worker is not None and not self._serves(engine, job):
                 worker.end()
                 worker = None
             worker = worker or Worker(slot, self.command, job.directory / CONSOLE)
@@ -200,6 +224,21 @@ class Scheduler:
         )
         self.on_change(job, status)
         return status, bool(answer and answer["goes_on"])
+
+
+def grouped(slots: Sequence[str], size: int) -> list[str]:
+    """Return the slots joined to groups of so many, as CUDA_VISIBLE_DEVICES takes them.
+
+    Raises:
+        UserError: If there are not enough for one group.
+    """
+    if size > len(slots):
+        more = f"hydra.launcher.slots={size}" if "" in slots else "fewer GPUs a job"
+        raise UserError(
+            f"training.gpus={size} takes {size} slots, but there are {len(slots)}; use {more}"
+        )
+    starts = range(0, len(slots) - size + 1, size)
+    return [",".join(filter(None, slots[start : start + size])) for start in starts]
 
 
 def _outcome(

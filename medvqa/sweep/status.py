@@ -29,12 +29,14 @@ class Row:
     """One job of the table.
 
     Attributes:
+        name: What sets the job apart from the others.
         step: Optimiser steps done, of `num_steps`; None before training.
         exact_match: Final and overall, on the first evaluation set.
         seconds: Wall time of the last attempt.
     """
 
     job: int
+    name: str
     overrides: str
     state: str
     slot: str
@@ -54,7 +56,8 @@ def read_rows(sweep: Path) -> list[Row]:
     Raises:
         UserError: If the directory holds no sweep of ours.
     """
-    return [_row(sweep, entry) for entry in sweep_json(sweep)["jobs"]]
+    is_led = record.is_locked(sweep)
+    return [_row(sweep, entry, is_led=is_led) for entry in sweep_json(sweep)["jobs"]]
 
 
 def sweep_json(sweep: Path) -> dict[str, Any]:
@@ -65,13 +68,13 @@ def sweep_json(sweep: Path) -> dict[str, Any]:
     return stored
 
 
-def _row(sweep: Path, entry: dict[str, Any]) -> Row:
+def _row(sweep: Path, entry: dict[str, Any], *, is_led: bool) -> Row:
     directory = sweep / entry["directory"]
     run, status = run_json(directory), read_status(directory)
     state = status.state
     if run.get("state") == record.FINISHED and run.get("run_id") == entry["run_id"]:
         state = State.finished
-    elif state is State.running and not record.is_locked(directory):
+    elif state is State.running and not (is_led or record.is_locked(directory)):
         state = State.interrupted  # the launcher was killed and could not say so
     step, loss = _last_step(directory)
     results = next(iter(run.get("results", {}).items()), None)
@@ -79,6 +82,7 @@ def _row(sweep: Path, entry: dict[str, Any]) -> Row:
     prefix = f"eval/{results[0]}/final/overall/" if results else ""
     return Row(
         job=entry["number"],
+        name=entry["name"],
         overrides=" ".join(entry["overrides"]),
         state=state.value,
         slot=status.slot,
@@ -103,18 +107,27 @@ def _last_step(directory: Path) -> tuple[int | None, float | None]:
     return None, None
 
 
+def shortened(rows: Sequence[Row], num_lines: int) -> list[Row]:
+    """Return as many rows as a terminal has lines for, what runs or has failed before the rest."""
+    if len(rows) <= num_lines:
+        return list(rows)
+    quiet = (State.finished.value, State.waiting.value)
+    kept = sorted(rows, key=lambda row: (row.state in quiet, row.state == quiet[0], row.job))
+    return sorted(kept[:num_lines], key=lambda row: row.job)
+
+
 def table(rows: Sequence[Row], *, title: str) -> "Table":
     """Return the rows as a rich table."""
     from rich.table import Table
 
     result = Table(title=title, title_justify="left")
-    for name in ("job", "overrides", "state", "gpu", "step", "loss", "EM", "F1", "seconds"):
+    for name in ("job", "cell", "state", "gpu", "step", "loss", "EM", "F1", "seconds"):
         result.add_column(name, overflow="fold")
     for row in rows:
         style = STYLES.get(State(row.state), "red")
         step = "" if row.step is None else f"{row.step}/{row.num_steps or '?'}"
         result.add_row(
-            str(row.job), row.overrides, f"[{style}]{row.state}[/]", row.slot, step,
+            str(row.job), row.name, f"[{style}]{row.state}[/]", row.slot, step,
             *(_number(value, 4) for value in (row.loss, row.exact_match, row.f1)),
             _number(row.seconds, 0),
         )  # fmt: skip

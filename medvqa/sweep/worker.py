@@ -31,6 +31,8 @@ FORMAT = "[%(asctime)s] %(message)s"
 def serve(run_job: RunJob, commands: IO[str], answers: IO[str]) -> None:
     """Run the jobs whose directories come as lines, until one fails or the lines end."""
     signal.signal(signal.SIGTERM, _interrupt)
+    # Slurm's warning reaches all processes of a job; whoever started this one acts on it.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     directories: queue.Queue[str] = queue.Queue()
     busy = threading.Event()
 
@@ -54,6 +56,7 @@ def serve(run_job: RunJob, commands: IO[str], answers: IO[str]) -> None:
 
 
 def _interrupt(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the first one's end
     raise KeyboardInterrupt
 
 
@@ -104,6 +107,7 @@ class Runner:
         from medvqa.sweep.warm import WarmModels
 
         self._models = self._models or WarmModels()
+        self._models.expect(job.config["data"])
         run(
             typed(job.config),
             directory=job.directory,

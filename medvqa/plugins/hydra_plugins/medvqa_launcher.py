@@ -1,7 +1,15 @@
 """Where Hydra looks for launchers: `medvqa.cli` puts the folder above on Python's path."""
 
-from medvqa.sweep import launcher
+from medvqa.sweep import isolated, ray_cluster, slurm
 
 
-class IsolatedLauncher(launcher.IsolatedLauncher):
-    """See `medvqa.sweep.launcher`; Hydra takes classes that are defined here only."""
+class IsolatedLauncher(isolated.IsolatedLauncher):
+    """See `medvqa.sweep.isolated`; Hydra takes classes that are defined here only."""
+
+
+class SlurmLauncher(slurm.SlurmLauncher):
+    """See `medvqa.sweep.slurm`."""
+
+
+class RayLauncher(ray_cluster.RayLauncher):
+    """See `medvqa.sweep.ray_cluster`."""

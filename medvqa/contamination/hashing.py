@@ -1,0 +1,55 @@
+"""Image sources -> their hashes: read once, by several threads, from the cache where it knows."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from medvqa.contamination.hash_cache import HashCache
+from medvqa.contamination.picture_hash import perceptual_hashes
+from medvqa.example import Fingerprinted, ImageSource, UserError
+
+
+@dataclass(frozen=True)
+class HashedPicture:
+    """What the gate knows of one picture.
+
+    Attributes:
+        hashes: See `perceptual_hashes`; empty for a picture without contrast.
+        error: Why it cannot be read; then there are no hashes.
+    """
+
+    name: str
+    sha256: bytes
+    hashes: bytes
+    error: str | None = None
+
+
+def hash_pictures(
+    sources: Sequence[ImageSource], cache: HashCache, *, mirrored: bool
+) -> Iterator[HashedPicture]:
+    """Yield one result a source, in order; a picture that cannot be read yields its error."""
+    # Decoding and scaling leave the interpreter's lock, so threads use all cores.
+    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+        yield from pool.map(lambda source: _hash(source, cache, mirrored=mirrored), sources)
+
+
+def _hash(source: ImageSource, cache: HashCache, *, mirrored: bool) -> HashedPicture:
+    # Taken before reading: a file that changes meanwhile has another one next time.
+    fingerprint = source.fingerprint() if isinstance(source, Fingerprinted) else None
+    if fingerprint is not None:
+        known = cache.sha256(fingerprint)
+        hashes = None if known is None else cache.hashes(known, mirrored=mirrored)
+        if known is not None and hashes is not None:
+            return HashedPicture(source.name, known, hashes)
+    try:
+        data = source.read()
+        sha256 = hashlib.sha256(data).digest()
+        hashes = cache.hashes(sha256, mirrored=mirrored)
+        if hashes is None:
+            hashes = perceptual_hashes(source.name, data, mirrored=mirrored)
+    except UserError as error:
+        return HashedPicture(source.name, b"", b"", str(error))
+    cache.keep(fingerprint, sha256, hashes, mirrored=mirrored)
+    return HashedPicture(source.name, sha256, hashes)

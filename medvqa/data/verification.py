@@ -1,0 +1,113 @@
+"""Checks of rows that apply whatever the data set: texts of the chat format, damaged pictures."""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from medvqa.ahead import ahead
+from medvqa.data.archive import ZipImage
+from medvqa.data.bad_rows import BadRows
+from medvqa.data.hub import RowImage
+from medvqa.example import Example, UserError
+from medvqa.image import ImageBytes, ImageFile, check_decodes
+
+# A tokenizer reads these as its own; in a question they would open a turn or stand for an image.
+CHAT_TOKEN = re.compile(r"<\|[a-z_]+\|>")
+Stored = ImageFile | ZipImage | RowImage | ImageBytes  # a picture that is drawn cannot be damaged
+MAX_VERIFIED = 20_000
+
+
+def usable(examples: Sequence[Example], bad_rows: BadRows) -> list[Example]:
+    """Return the examples that can be used; the others are errors or, as far as allowed, skipped.
+
+    Every picture is decoded only where rows may be skipped, so that which are depends on the data
+    alone. Where none may, `check_images` is for those that a run will use.
+    """
+    kept = []
+    for example in examples:
+        with bad_rows.row():
+            _check_texts(example)
+            kept.append(example)
+    return verify_images(kept, bad_rows) if bad_rows.limit else kept
+
+
+def verify_images(examples: Sequence[Example], bad_rows: BadRows) -> list[Example]:
+    """Return the examples whose pictures all decode; each picture is decoded once, by threads."""
+    faults = _faults(image for example in examples for image in _keyed(example).items())
+    kept = []
+    for example in examples:
+        reasons = [faults[key] for key in _keyed(example) if key in faults]
+        if reasons:
+            bad_rows.skip(UserError(f"{example.source}/{example.id}: {reasons[0]}"))
+        else:
+            kept.append(example)
+    return kept
+
+
+def check_images(examples: Iterable[Example]) -> int:
+    """Raise a `UserError` naming row and file if a picture does not decode.
+
+    At most `MAX_VERIFIED` pictures are looked at, in the order of the examples, so that a start
+    is never delayed by more than some seconds; what is damaged behind them ends the run when its
+    turn comes, and the same command continues it.
+
+    Returns:
+        How many pictures were not looked at.
+    """
+    chosen: dict[str, Example] = {}
+    keys: set[str] = set()
+    num_left: set[str] = set()
+    for example in examples:
+        new = _keyed(example).keys() - keys
+        if len(keys) + len(new) > MAX_VERIFIED:
+            num_left |= new
+        elif new:
+            keys |= new
+            chosen[example.id] = example
+    verify_images(list(chosen.values()), BadRows(0))
+    return len(num_left)
+
+
+def _check_texts(example: Example) -> None:
+    for text in (example.question, *example.answers):
+        found = CHAT_TOKEN.search(text)
+        if found:
+            raise UserError(
+                f"{example.source}/{example.id}: the text holds {found[0]}, a token of the chat "
+                "format; take it out"
+            )
+
+
+def _keyed(example: Example) -> dict[str, Stored]:
+    """Return the stored pictures by what makes them the same file.
+
+    Rows that hold their pictures repeat them; the id is then the hash of the bytes.
+    """
+    pairs = zip(example.images, example.image_ids, strict=True)
+    return {
+        name if isinstance(image, RowImage) else image.name: image
+        for image, name in pairs
+        if isinstance(image, Stored)
+    }
+
+
+def _faults(images: Iterable[tuple[str, Stored]]) -> dict[str, str]:
+    """Return why a picture does not decode, for those that do not."""
+    distinct = dict(images)
+    reasons = ahead(
+        lambda image: _fault(image), list(distinct.values()), num_threads=os.cpu_count() or 1
+    )
+    return {
+        key: reason for key, reason in zip(distinct, reasons, strict=True) if reason is not None
+    }
+
+
+@lru_cache(maxsize=MAX_VERIFIED)
+def _fault(image: Stored) -> str | None:
+    """Remembered, since every job of a sweep asks about the same pictures."""
+    try:
+        check_decodes(image)
+    except UserError as error:
+        return str(error)
+    return None

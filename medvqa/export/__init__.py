@@ -1,0 +1,1 @@
+"""A finished run -> a directory that others can load: weights with their papers."""

@@ -1,0 +1,217 @@
+"""`medvqa export RUN`: a finished run as files that PEFT, transformers, vLLM and llama.cpp load."""
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medvqa.composition import typed_anywhere
+from medvqa.config import Config, Device, Dtype
+from medvqa.data import load_pool
+from medvqa.evaluation import Evaluation, read_evaluations
+from medvqa.example import Example, UserError
+from medvqa.export import outside
+from medvqa.export.atomic import check_target, new_directory
+from medvqa.export.card import model_card
+from medvqa.export.papers import papers
+from medvqa.record import write_json, write_text
+from medvqa.run import describe_pool
+from medvqa.saved import ADAPTER_FILE, load_processor
+from medvqa.trained import EXPORT_FILE, Kind, Trained, model_config, read_trained
+
+if TYPE_CHECKING:
+    from medvqa.export.merging import MergeCheck
+
+log = logging.getLogger(__name__)
+
+PROMPTS_WITHOUT_A_SET = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the command line asks for.
+
+    Attributes:
+        base: Local directory of the base, in place of the one that the run names.
+        dtype: Of the merged weights; the run's own if None.
+        repository: On the hub; nothing is pushed if None.
+        gguf_type: Nothing is converted if None.
+    """
+
+    run: Path
+    target: Path
+    is_merged: bool = False
+    base: str | None = None
+    device: Device = Device.auto
+    dtype: Dtype | None = None
+    repository: str | None = None
+    is_public: bool = False
+    gguf_type: str | None = None
+    converter: Path | None = None
+
+
+def export(wanted: Wanted) -> Path:
+    """Write the export and return its directory.
+
+    Raises:
+        UserError: On a mistake, before anything slow; or if the merged model is not the adapter's
+            equal. No directory is left then.
+    """
+    trained = read_trained(wanted.run)
+    if trained.kind is not Kind.run:
+        raise UserError(f"{wanted.run} is an export already; give the run itself")
+    check_target(wanted.target)
+    if wanted.repository is not None:
+        outside.check_push(wanted.repository)
+    if wanted.gguf_type is not None:
+        wanted = replace(wanted, converter=outside.find_converter(wanted.converter))
+    write = _write_merged if wanted.is_merged else _write_adapter
+    with new_directory(wanted.target) as directory:
+        write(trained, wanted, directory)
+    if wanted.repository is not None:
+        address = outside.push(wanted.target, wanted.repository, is_public=wanted.is_public)
+        log.info("pushed to %s", address)
+    return wanted.target
+
+
+def _write_adapter(trained: Trained, wanted: Wanted, directory: Path) -> None:
+    assert trained.adapter is not None
+    settings = json.loads((trained.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    # In place of this machine's path: what others can fetch.
+    settings["base_model_name_or_path"] = trained.model.name
+    settings["revision"] = trained.revision
+    shutil.copyfile(trained.adapter / ADAPTER_FILE, directory / ADAPTER_FILE)
+    config = replace(trained.model, path=wanted.base or trained.model.path)
+    load_processor(config).save_pretrained(str(directory))
+    _write_papers(trained, Kind.adapter, wanted, directory)
+    write_json(directory / "adapter_config.json", settings)
+
+
+def _write_merged(trained: Trained, wanted: Wanted, directory: Path) -> None:
+    from medvqa.export.merging import load_saved, merge, merging_config, reevaluate
+
+    dtype = wanted.dtype or Dtype(trained.values["model"]["dtype"])
+    # A base in 4 bits needs a GPU; the original that is merged into does not.
+    full = replace(trained, model=replace(trained.model, load_in_4bit=False))
+    config = merging_config(model_config(full, device=wanted.device, base=wanted.base), dtype=dtype)
+    run_config = typed_anywhere(trained.values["config"])
+    sets = _evaluation_sets(run_config, trained.values["data"])
+    prompts = next(iter(sets.values()), None) or _phantoms()
+    check = merge(trained, config, prompts, directory)
+    if wanted.gguf_type is not None and wanted.converter is not None:
+        outside.convert(wanted.converter, directory, gguf_type=wanted.gguf_type, name=trained.name)
+    found = reevaluate(trained, run_config, load_saved(config, directory), sets)
+    merge_values = {
+        **asdict(check),
+        "dtype": dtype.value,
+        "base": "given with --base" if wanted.base else trained.model.name,
+        "equal_answers": found.equal_answers,
+    }
+    _write_papers(
+        trained, Kind.merged, wanted, directory, check=check, merge=merge_values,
+        merged=found.directory,
+    )  # fmt: skip
+
+
+def _evaluation_sets(config: Config, recorded: Mapping[str, Any]) -> dict[str, Sequence[Example]]:
+    sets: dict[str, Sequence[Example]] = {}
+    for name, source in config.data.evaluation.items():
+        pool = load_pool(source, seed=config.data.seed)
+        if describe_pool(pool)["sha256"] != recorded[name]["sha256"]:
+            raise UserError(
+                f"evaluation set {name} is not what the run was evaluated on (its SHA-256 has "
+                "changed): the two scores could not be compared"
+            )
+        sets[name] = pool.examples
+    return sets
+
+
+def _phantoms() -> Sequence[Example]:
+    from medvqa.config import SourceConfig
+
+    source = SourceConfig(name="phantom", split="test", limit=PROMPTS_WITHOUT_A_SET)
+    return load_pool(source, seed=0).examples
+
+
+def _write_papers(
+    trained: Trained,
+    kind: Kind,
+    wanted: Wanted,
+    directory: Path,
+    *,
+    check: "MergeCheck | None" = None,
+    merge: Mapping[str, Any] | None = None,
+    merged: Path | None = None,
+) -> None:
+    """Write metrics, model card and, last of all, what makes the directory an export."""
+    for place in filter(None, (trained.directory, merged)):
+        for path in place.glob("evaluation/*/*/metrics.json"):
+            copy = directory / path.relative_to(place)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+    evaluations: list[Evaluation] = read_evaluations(directory)
+    values = papers(trained, kind, evaluations, merge)
+    exported = replace(trained, kind=kind, values=values)
+    place_name = wanted.repository or "."
+    card = model_card(exported, values, evaluations, place=place_name, check=check)
+    write_text(directory / "README.md", card)
+    write_json(directory / EXPORT_FILE, values)
+
+
+def main_export(argv: Sequence[str]) -> None:
+    """Write a finished run as an adapter (PEFT) or as merged weights, with a model card."""
+    parser = argparse.ArgumentParser("medvqa export", description=main_export.__doc__)
+    parser.add_argument("run", type=Path, help="a finished run, below outputs/ or multirun/")
+    parser.add_argument(
+        "--out", type=Path, help="RUN/export/adapter or RUN/export/merged if absent"
+    )
+    parser.add_argument("--merge", action="store_true", help="merge into the original base")
+    parser.add_argument("--base", metavar="DIR", help="the base's own weights, in place of the hub")
+    parser.add_argument("--device", choices=[d.value for d in Device], default="auto")
+    parser.add_argument(
+        "--dtype", choices=["bfloat16", "float32"], help="of merged weights; the run's if absent"
+    )
+    parser.add_argument("--push", metavar="REPO", help="upload to the hub, private")
+    parser.add_argument("--public", action="store_true", help="make a new repository public")
+    parser.add_argument(
+        "--gguf", metavar="TYPE", choices=outside.GGUF_TYPES, help=", ".join(outside.GGUF_TYPES)
+    )
+    parser.add_argument("--converter", type=Path, help="llama.cpp's convert_hf_to_gguf.py")
+    options = parser.parse_args(argv)
+    _check(options)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    kind = "merged" if options.merge else "adapter"
+    target = export(
+        Wanted(
+            run=options.run,
+            target=options.out or options.run / "export" / kind,
+            is_merged=options.merge,
+            base=options.base,
+            device=Device(options.device),
+            dtype=Dtype(options.dtype) if options.dtype else None,
+            repository=options.push,
+            is_public=options.public,
+            gguf_type=options.gguf,
+            converter=options.converter,
+        )
+    )
+    sys.stdout.write(f"{kind} in {target}; its README.md says how to load it\n")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse options that would have no effect."""
+    alone = {
+        "--gguf": options.gguf and not options.merge and "--merge: GGUF holds a whole model",
+        "--dtype": options.dtype and not options.merge and "--merge: an adapter keeps its type",
+        "--converter": options.converter and not options.gguf and "--gguf TYPE",
+        "--public": options.public and not options.push and "--push REPO",
+    }
+    for option, missing in alone.items():
+        if missing:
+            raise UserError(f"{option} goes with {missing}")

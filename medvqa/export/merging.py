@@ -1,0 +1,182 @@
+"""Adapter -> weights of the original base, proved equal to the one and different from the other."""
+
+import gc
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medvqa.collate import Encoder
+from medvqa.config import Backend, Config, Dtype, ModelConfig
+from medvqa.evaluation import Evaluator
+from medvqa.example import Example, UserError
+from medvqa.model import LoadedModel
+from medvqa.record import read_lines
+from medvqa.saved import is_stored_in_4bit, load_merged
+from medvqa.trained import Trained, load_with_adapter
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+NUM_PROMPTS = 8
+# Error of the merged logits as a share of what the adapter changes. A bfloat16 weight keeps eight
+# bits, so a small change of a large weight is rounded.
+TOLERANCES = {Dtype.float32: 1e-3, Dtype.bfloat16: 0.25}
+MERGED = "merged"  # the phase's name beside `final`
+PLACE = "after_merge"  # below the run: predictions hold questions, which an export must not carry
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeCheck:
+    """Root mean squares of differences between logits of the first new token.
+
+    Attributes:
+        adapter_minus_base: What the adapter changes.
+        merged_minus_adapter: What merging and saving got wrong.
+        merged_minus_base: What the saved model changes.
+        tolerance: Allowed `merged_minus_adapter`, as a share of `adapter_minus_base`.
+    """
+
+    num_prompts: int
+    adapter_minus_base: float
+    merged_minus_adapter: float
+    merged_minus_base: float
+    tolerance: float
+
+    def require(self) -> None:
+        """Raise a `UserError` unless merged equals adapter and differs from the base."""
+        if self.merged_minus_base <= self.adapter_minus_base / 2:
+            raise UserError(
+                f"merged equals base: on {self.num_prompts} prompts the adapter changes the logits "
+                f"by {self.adapter_minus_base:.3g} and the merged model by "
+                f"{self.merged_minus_base:.3g}; nothing is exported"
+            )
+        share = self.merged_minus_adapter / self.adapter_minus_base
+        if not share <= self.tolerance:
+            raise UserError(
+                f"merged differs from adapter: its logits are off by {share:.1%} of what the "
+                f"adapter changes (tolerance {self.tolerance:.1%}); nothing is exported"
+            )
+
+
+def merging_config(config: ModelConfig, *, dtype: Dtype) -> ModelConfig:
+    """Return how the original base is loaded for merging.
+
+    Raises:
+        UserError: If the weights at hand are in 4 bits.
+    """
+    merging = replace(config, load_in_4bit=False, backend=Backend.transformers, dtype=dtype)
+    if is_stored_in_4bit(merging):
+        raise UserError(
+            f"{config.path or config.name} is stored in 4 bits: merging into it would round the "
+            "adapter away and lose accuracy; give the original 16-bit weights with --base DIR"
+        )
+    return merging
+
+
+def merge(
+    trained: Trained, config: ModelConfig, prompts: Sequence[Example], directory: Path
+) -> MergeCheck:
+    """Write weights and processor of the merged model to the directory; return what was checked.
+
+    Raises:
+        UserError: If the saved model is not what the adapter makes of the base.
+    """
+    import torch
+
+    loaded = load_with_adapter(trained, config)
+    encoder = Encoder(loaded.processor, max_length_tokens=config.max_length_tokens)
+    prompts = prompts[:NUM_PROMPTS]
+    adapter = _logits(loaded, encoder, prompts)
+    with loaded.adapter_disabled():
+        base = _logits(loaded, encoder, prompts)
+    with torch.no_grad():
+        merged = loaded.model.merge_and_unload()
+    merged.save_pretrained(str(directory), safe_serialization=True)
+    loaded.processor.save_pretrained(str(directory))
+    del loaded, merged
+    _free()
+    # Read back from the disk: what counts is what others will load.
+    saved = _logits(load_saved(config, directory), encoder, prompts)
+    check = MergeCheck(
+        num_prompts=len(prompts),
+        adapter_minus_base=_rms(adapter - base),
+        merged_minus_adapter=_rms(saved - adapter),
+        merged_minus_base=_rms(saved - base),
+        tolerance=TOLERANCES[config.dtype],
+    )
+    check.require()
+    return check
+
+
+def load_saved(config: ModelConfig, directory: Path) -> LoadedModel:
+    """Return the merged model from the disk."""
+    return load_merged(replace(config, path=str(directory), revision=None))
+
+
+def _logits(loaded: LoadedModel, encoder: Encoder, prompts: Sequence[Example]) -> "torch.Tensor":
+    """Return the logits (prompts, V) of the first new token, in float32 on the CPU."""
+    import torch
+
+    loaded.use_for(training=False)
+    batch = encoder.generation_batch([encoder.encode(example) for example in prompts])
+    inputs = {name: tensor.to(loaded.device) for name, tensor in batch.items()}
+    with torch.inference_mode(), loaded.autocast():
+        logits: torch.Tensor = loaded.model(**inputs).logits[:, -1].float().cpu()
+    return logits
+
+
+def _rms(difference: "torch.Tensor") -> float:
+    return float(difference.square().mean().sqrt())
+
+
+def _free() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reevaluated:
+    """The merged model's own scores, below `directory`, and how many answers equal the run's."""
+
+    directory: Path
+    equal_answers: Mapping[str, Mapping[str, int]]
+
+
+def reevaluate(
+    trained: Trained,
+    config: Config,
+    loaded: LoadedModel,
+    sets: Mapping[str, Sequence[Example]],
+) -> Reevaluated:
+    """Evaluate the merged model as the run was evaluated; its files go below the run."""
+    place = trained.directory / PLACE
+    shutil.rmtree(place, ignore_errors=True)
+    evaluator = Evaluator(sets, config.evaluation, directory=place, seed=config.seed)
+    encoder = Encoder(loaded.processor, max_length_tokens=config.model.max_length_tokens)
+    steps = int(trained.values["training"]["num_steps"])
+    evaluator.model(loaded, encoder, phase=MERGED, step=steps)
+    before = trained.directory / "evaluation" / "final"
+    equal = {
+        name: _equal_answers(
+            before / name / "predictions.jsonl", evaluator.place(MERGED, name) / "predictions.jsonl"
+        )
+        for name in sets
+    }
+    for name, counts in equal.items():
+        log.info("%s: %d of %d answers equal the run's", name, counts["equal"], counts["of"])
+    return Reevaluated(directory=place, equal_answers=equal)
+
+
+def _equal_answers(one: Path, other: Path) -> dict[str, int]:
+    answers = {row["id"]: row["prediction"] for row in read_lines(one)}
+    rows = read_lines(other)
+    equal = sum(answers.get(row["id"]) == row["prediction"] for row in rows)
+    return {"equal": equal, "of": len(rows)}

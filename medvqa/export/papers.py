@@ -1,0 +1,75 @@
+"""export.json: what a merged or adapter directory says of itself, without paths of this machine."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import medvqa
+from medvqa.evaluation import Evaluation
+from medvqa.trained import Kind, Trained
+
+SCORED = {"final": "adapter", "merged": "merged"}
+
+
+def papers(
+    trained: Trained,
+    kind: Kind,
+    evaluations: Sequence[Evaluation],
+    merge: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return what export.json holds; `scores` has adapter and merged side by side."""
+    values = trained.values
+    config = values["config"]
+    return {
+        "kind": kind.value,
+        "name": trained.name,
+        "medvqa": medvqa.__version__,
+        "exported": datetime.now(UTC).isoformat(timespec="seconds"),
+        "trained": values["ended"],
+        "run_id": values["run_id"],
+        "base": {
+            "name": trained.model.name,
+            "revision": trained.revision,
+            "load_in_4bit": trained.model.load_in_4bit,
+            "is_quantized": values["model"]["is_quantized"],
+            "architecture": values["model"]["architecture"],
+        },
+        "adapter_sha256": trained.adapter_sha256(),
+        "scores": _scores(evaluations),
+        "merge": merge,
+        "contamination": values.get("contamination"),
+        "data": {name: _without_rows(pool) for name, pool in values["data"].items()},
+        "plan": values["plan"],
+        "training": values["training"],
+        "model": {name: value for name, value in values["model"].items() if name != "source"},
+        "config": {
+            "model": {**config["model"], "path": None},
+            "evaluation": _evaluation(config["evaluation"]),
+            **{name: config[name] for name in ("lora", "curriculum", "training", "seed")},
+        },
+        "git": values["git"],
+        "environment": {name: values["environment"][name] for name in ("python", "packages")},
+    }
+
+
+def _scores(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
+    scores: dict[str, dict[str, Any]] = {}
+    for evaluation in evaluations:
+        if evaluation.phase in SCORED:
+            summary = asdict(evaluation)["summary"]
+            scores.setdefault(evaluation.set_name, {})[SCORED[evaluation.phase]] = summary
+    return scores
+
+
+def _without_rows(pool: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the reasons for skipped rows, which quote files and rows."""
+    return {name: value for name, value in pool.items() if name != "skipped"}
+
+
+def _evaluation(config: Mapping[str, Any]) -> dict[str, Any]:
+    encoder = config["bertscore"]
+    is_path = Path(encoder["model"]).is_absolute()
+    model = Path(encoder["model"]).name if is_path else encoder["model"]
+    return {**config, "bertscore": {**encoder, "model": model}}

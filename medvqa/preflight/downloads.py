@@ -1,0 +1,81 @@
+"""What a run still has to fetch, and what it writes."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from medvqa.config import Config, RowsConfig, SourceConfig
+from medvqa.data import DATASETS
+from medvqa.model import EMBEDDED
+
+CHECKPOINTS_KEPT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Download:
+    """One repository of the hub that the run reads.
+
+    Attributes:
+        num_bytes: Size on the hub; None where it could not be asked.
+        is_cached: Whether some revision of it is in the hub's local cache already.
+    """
+
+    kind: str
+    name: str
+    num_bytes: int | None
+    is_cached: bool
+
+
+def needed_downloads(config: Config) -> list[Download]:
+    """Return the hub's repositories that the run reads; local copies are none."""
+    found = []
+    if config.model.path is None and config.model.name not in EMBEDDED:
+        found.append(("model", config.model.name))
+    sources: list[SourceConfig] = [config.data, *config.data.evaluation.values()]
+    rows: list[RowsConfig] = [part for s in sources for part in (s.parts.values() or [s])]
+    for source in rows:
+        if source.path is None:
+            found += _hub_data(source.name)
+    return [_download(kind, name) for kind, name in dict.fromkeys(found)]
+
+
+def _hub_data(name: str) -> list[tuple[str, str]]:
+    # A loader names its repository in `HUB_NAME`; one without it reads local files only.
+    hub_name = (
+        vars(import_module(f"medvqa.data.{name}")).get("HUB_NAME") if name in DATASETS else None
+    )
+    return [("dataset", hub_name)] if hub_name else []
+
+
+def _download(kind: str, name: str) -> Download:
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
+    return Download(kind=kind, name=name, num_bytes=_size(kind, name), is_cached=folder.is_dir())
+
+
+def _size(kind: str, name: str) -> int | None:
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
+        return None
+    from huggingface_hub import HfApi
+
+    try:
+        found: Any = HfApi().repo_info(name, repo_type=kind, files_metadata=True, timeout=5)
+    except Exception:  # the hub and the network raise a dozen unrelated types
+        return None
+    return sum(int(file.size or 0) for file in found.siblings or [])
+
+
+def free_bytes(directory: Path) -> int:
+    """Return what is free where the directory is, or will be."""
+    while not directory.exists():
+        directory = directory.parent
+    return shutil.disk_usage(directory).free
+
+
+def written_bytes(num_adapter: int) -> int:
+    """Return about what the run writes: the adapter, and checkpoints of it with both moments."""
+    return num_adapter * 4 * (1 + 3 * CHECKPOINTS_KEPT)

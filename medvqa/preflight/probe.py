@@ -1,0 +1,99 @@
+"""A few real steps and answers, for a time estimate; loads the model."""
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+from medvqa.collate import Encoder
+from medvqa.config import Config
+from medvqa.curriculum import Plan
+from medvqa.example import Example
+from medvqa.generation import generate
+from medvqa.model import LoadedModel, load_model
+from medvqa.record import read_lines
+from medvqa.training import Trainer
+
+NUM_STEPS = 4
+NUM_QUESTIONS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What was measured on this machine.
+
+    Attributes:
+        step_seconds: Median of the steps after the first, which warms up.
+        answer_seconds: Of one question of the first evaluation set; None without a set.
+        peak_gpu_bytes: None on a CPU.
+    """
+
+    load_seconds: float
+    step_seconds: float
+    answer_seconds: float | None
+    peak_gpu_bytes: int | None
+    device: str
+
+
+def run_probe(
+    config: Config, plan: Plan, pool: Sequence[Example], sets: Mapping[str, Sequence[Example]]
+) -> Probe:
+    """Load the model, train the first steps of the plan, answer some questions; keep nothing."""
+    started = time.perf_counter()
+    loaded = load_model(
+        config.model,
+        config.lora,
+        gradient_checkpointing=config.training.gradient_checkpointing,
+        seed=config.seed,
+    )
+    load_seconds = time.perf_counter() - started
+    encoder = Encoder(loaded.processor, max_length_tokens=config.model.max_length_tokens)
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place)
+        trainer = Trainer(loaded, encoder, config.training, directory=directory, seed=config.seed)
+        short = _first_steps(plan, trainer.batch_size)
+        by_id = {example.id: example for example in pool}
+        trainer.train(short, by_id, on_step=lambda _: None, on_stage_end=lambda *_: None)
+        seconds = [float(row["seconds"]) for row in read_lines(directory / "metrics.jsonl")]
+    return Probe(
+        load_seconds=load_seconds,
+        step_seconds=median(seconds[1:] or seconds),
+        answer_seconds=_answer_seconds(config, loaded, encoder, sets),
+        peak_gpu_bytes=loaded.peak_gpu_bytes(),
+        device=str(loaded.device),
+    )
+
+
+def _first_steps(plan: Plan, batch_size: int) -> Plan:
+    num_steps = min(NUM_STEPS, plan.num_steps)
+    ids = plan.order[: num_steps * batch_size]
+    return Plan((replace(plan.stages[0], example_ids=ids, num_steps=num_steps),))
+
+
+def _answer_seconds(
+    config: Config, loaded: LoadedModel, encoder: Encoder, sets: Mapping[str, Sequence[Example]]
+) -> float | None:
+    questions = next(iter(sets.values()), [])[:NUM_QUESTIONS]
+    if not questions:
+        return None
+    started = time.perf_counter()
+    generate(
+        loaded,
+        encoder,
+        questions,
+        max_new_tokens=config.evaluation.max_new_tokens,
+        batch_size=config.evaluation.batch_size,
+        decoding=config.evaluation.decoding,
+        description="probe: answering",
+    )
+    return (time.perf_counter() - started) / len(questions)
+
+
+def total_seconds(probe: Probe, config: Config, plan: Plan, num_questions: int) -> float:
+    """Return the wall time of the run: loading, all steps, every evaluation of every set."""
+    stages = len(plan.stages) - 1 if config.evaluation.after_each_stage else 0
+    num_phases = 1 + config.evaluation.zero_shot + stages
+    answers = num_phases * num_questions * (probe.answer_seconds or 0.0)
+    return probe.load_seconds + plan.num_steps * probe.step_seconds + answers

@@ -1,0 +1,75 @@
+"""Tokens of each sample, images included, from the processor alone."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from medvqa.collate import Encoder
+from medvqa.example import Example
+from medvqa.progress import track
+
+QUANTILES = (0.0, 0.5, 0.95, 0.99, 1.0)
+SHOWN_IDS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenReport:
+    """Lengths of the samples of one pool or set.
+
+    Attributes:
+        num_counted: Samples counted; below `num_samples` it is a seeded sample.
+        quantiles: Share of samples -> tokens that so many do not exceed.
+        mean_image_tokens: Of a sample, all its images together.
+        num_too_long: Counted samples above `model.max_length_tokens`.
+        too_long: The first ids of these, with their tokens.
+    """
+
+    num_samples: int
+    num_counted: int
+    quantiles: Mapping[float, int]
+    mean_image_tokens: float
+    num_too_long: int
+    too_long: tuple[str, ...]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest counted sample."""
+        return self.quantiles[1.0]
+
+
+def count_tokens(
+    encoder: Encoder,
+    examples: Sequence[Example],
+    *,
+    at_most: int | None,
+    seed: int,
+    always: frozenset[str] = frozenset(),
+) -> TokenReport:
+    """Count the samples' tokens; nothing is decoded, a picture's head tells its size.
+
+    Args:
+        encoder: With the model's processor and limit.
+        examples: The pool or set.
+        at_most: Count a seeded sample of so many; all if None.
+        seed: Of that sample.
+        always: Ids that are counted whatever the sample: those that a run consumes.
+    """
+    chosen: Sequence[Example] = examples
+    if at_most is not None and at_most < len(examples):
+        drawn = set(random.Random(seed).sample(range(len(examples)), at_most))
+        chosen = [e for n, e in enumerate(examples) if n in drawn or e.id in always]
+    counts = [encoder.count(e) for e in track(chosen, description="counting tokens")]
+    totals = sorted(count.total for count in counts)
+    too_long = [
+        f"{example.id} ({count.total})"
+        for example, count in zip(chosen, counts, strict=True)
+        if count.total > encoder.max_length_tokens
+    ]
+    return TokenReport(
+        num_samples=len(examples),
+        num_counted=len(chosen),
+        quantiles={q: totals[min(len(totals) - 1, int(q * len(totals)))] for q in QUANTILES},
+        mean_image_tokens=sum(count.image for count in counts) / len(counts),
+        num_too_long=len(too_long),
+        too_long=tuple(too_long[:SHOWN_IDS]),
+    )

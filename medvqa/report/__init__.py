@@ -1,0 +1,1 @@
+"""`medvqa report`: run directories -> arms, comparisons, tables, plots and one page."""

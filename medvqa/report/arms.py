@@ -1,0 +1,139 @@
+"""Runs that differ in the seed alone -> arms, with names that say what tells them apart."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from medvqa.record import NOT_RESULTS
+from medvqa.report.runs import Run
+
+# Same base: only arms that agree in these are ever compared.
+MODEL_KEYS = ("model.name", "model.path", "model.revision", "model.load_in_4bit")
+LONGEST_VALUE = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        model: Name of the base; a row of the grid, together with `rest`.
+        ordering: Name of the curriculum; a column of the grid.
+        rest: What else of the config tells it from arms of the same model and ordering.
+        runs: Finished ones, one a seed, by seed.
+    """
+
+    model: str
+    ordering: str
+    rest: str
+    runs: tuple[Run, ...]
+
+    @property
+    def row(self) -> str:
+        """Name of the grid's row."""
+        return f"{self.model} {self.rest}".strip()
+
+    @property
+    def name(self) -> str:
+        """Unique in the report."""
+        return f"{self.model} / {self.ordering} {self.rest}".strip()
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The config that all runs share but for the seed."""
+        return self.runs[0].config
+
+
+def read_arms(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
+    """Return the arms of the finished runs in the runs' order, and notes on runs left out."""
+    groups: dict[str, dict[int, Run]] = defaultdict(dict)
+    notes = []
+    for run in runs:
+        if not run.is_finished:
+            continue
+        same = groups[_key(run.config)]
+        if run.seed in same:
+            # The same seed gives the same run: counted twice it would feign certainty.
+            notes.append(f"{run.directory} repeats {same[run.seed].directory}: not counted again")
+        else:
+            same[run.seed] = run
+    grouped = [tuple(runs[seed] for seed in sorted(runs)) for runs in groups.values()]
+    rests = _rests([members[0].config for members in grouped])
+    arms = [
+        Arm(
+            model=model_label(members[0].config),
+            ordering=members[0].config["curriculum"]["name"],
+            rest=rest,
+            runs=members,
+        )
+        for members, rest in zip(grouped, rests, strict=True)
+    ]
+    return arms, notes
+
+
+def _key(config: Mapping[str, Any]) -> str:
+    kept = {k: v for k, v in config.items() if k not in (*NOT_RESULTS, "seed")}
+    return json.dumps(kept, sort_keys=True)
+
+
+def model_label(config: Mapping[str, Any]) -> str:
+    """Return the base's name without its organisation."""
+    model = config["model"]
+    name = str(model["name"]).rpartition("/")[2]
+    return f"{name} 4-bit" if model["load_in_4bit"] and "4bit" not in name else name
+
+
+def _rests(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what tells each config from the others that share its model and ordering labels."""
+    leaves = [dict(_leaves(config)) for config in configs]
+    labels = [(model_label(config), config["curriculum"]["name"]) for config in configs]
+    rests: list[str] = []
+    for own, (model, ordering) in zip(leaves, labels, strict=True):
+        differing = []
+        for key, value in own.items():
+            # All orderings of a model are looked at, so that the rows of a grid are named one way;
+            # orderings differ in their stages anyway, and only namesakes need telling apart.
+            label = (model, ordering) if key.startswith("curriculum.") else (model,)
+            others = [
+                o for o, its in zip(leaves, labels, strict=True) if its[: len(label)] == label
+            ]
+            if any(other.get(key) != value for other in others):
+                differing.append(key)
+        rests.append(", ".join(f"{key}={_short(own[key])}" for key in _telling(differing)))
+    return rests
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in config.items():
+        if not prefix and name in (*NOT_RESULTS, "seed"):
+            continue
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
+
+
+def _telling(keys: Sequence[str]) -> list[str]:
+    """Leave out what a group's own name already says: another data set has another path."""
+    named = [key.removesuffix("name") for key in keys if key.endswith(".name")]
+    return [
+        key
+        for key in keys
+        if not any(key.startswith(group) and key != f"{group}name" for group in named)
+    ]
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= LONGEST_VALUE else f"{value[:LONGEST_VALUE]}..."
+
+
+def subtree(config: Mapping[str, Any], key: str) -> str:
+    """Return what the config says at a dotted key, as text; "" where it says nothing."""
+    value: Any = config
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return ""
+        value = value[part]
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,271 @@
+"""Run directories -> runs with their answers: read from files alone, damage named."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medvqa import record
+from medvqa.example import UserError
+from medvqa.score import SHOWN
+from medvqa.sweep.job import State, read_status
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+DAMAGED, OUTDATED = "damaged", "outdated"
+# Baselines, then the stages by their step, then what the training came to.
+PHASE_RANK = {"majority": 0, "zero_shot": 1, "blind": 3, "final": 4}
+AFTER_STAGE_RANK = 2
+MAX_DEPTH = 4  # of run directories below a given one
+
+
+@dataclass(frozen=True)
+class Question:
+    """What all runs are asked alike.
+
+    Attributes:
+        cluster: Identity of the picture(s).
+    """
+
+    id: str
+    text: str
+    references: tuple[str, ...]
+    answer_type: str
+    source: str
+    split: str
+    cluster: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """One phase of a run on one set.
+
+    Attributes:
+        scores: Metric -> one value a question, NaN where the metric does not apply.
+        protocol: How it was scored, as metrics.json says.
+    """
+
+    phase: str
+    set_name: str
+    step: int
+    questions: tuple[Question, ...]
+    texts: tuple[str, ...]
+    scores: "Mapping[str, NDArray[np.float64]]"
+    protocol: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run directory.
+
+    Attributes:
+        values: Its run.json; empty where nothing was started.
+        state: As `medvqa status` says it, or `damaged`, or `outdated`: finished, but not with the
+            config that the grid has now.
+        error: One line, where something went wrong.
+        overrides: What the command line said.
+    """
+
+    directory: Path
+    values: Mapping[str, Any] = field(repr=False)
+    state: str
+    overrides: tuple[str, ...] = ()
+    error: str | None = None
+    answers: tuple[Answers, ...] = field(default=(), repr=False)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The resolved config."""
+        config: Mapping[str, Any] = self.values["config"]
+        return config
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return int(self.config["seed"])
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it can be compared."""
+        return self.state == record.FINISHED
+
+    def answered(self, phase: str, set_name: str) -> Answers | None:
+        """Return the answers of a phase on a set, if the run has them."""
+        return self._by_phase.get((phase, set_name))
+
+    @cached_property
+    def _by_phase(self) -> dict[tuple[str, str], Answers]:
+        return {(a.phase, a.set_name): a for a in self.answers}
+
+
+def read_runs(places: Sequence[Path]) -> list[Run]:
+    """Return the runs of directories of grids, of single runs, or of folders that hold them.
+
+    Raises:
+        UserError: If a place is missing, or nowhere is a run.
+    """
+    cells: dict[Path, _Cell] = {}
+    for place in places:
+        if not place.is_dir():
+            raise UserError(f"{place} is no directory; give run directories or grids of them")
+        found = list(_cells(place))
+        if not found:
+            raise UserError(f"{place} holds no run: no run.json and no sweep.json in it or below")
+        for cell in found:
+            cells.setdefault(cell.directory.resolve(), cell)
+    interned: dict[Question, Question] = {}
+    return [_read(cell, interned) for cell in cells.values()]
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A place where a run is or should be; `entry` is what a sweep.json says about it."""
+
+    directory: Path
+    entry: Mapping[str, Any] | None = None
+
+
+def _cells(place: Path, depth: int = 0) -> Iterator[_Cell]:
+    sweep = record.read_json(place / "sweep.json")
+    if sweep:
+        for entry in sweep["jobs"]:
+            yield _Cell(place / entry["directory"], entry)
+    elif (place / "run.json").is_file():
+        yield _Cell(place)
+    elif depth < MAX_DEPTH:
+        for below in sorted(p for p in place.iterdir() if p.is_dir()):
+            if not below.name.startswith((".", "previous-")):
+                yield from _cells(below, depth + 1)
+
+
+def _read(cell: _Cell, interned: dict[Question, Question]) -> Run:
+    try:
+        values = record.read_json(cell.directory / "run.json")
+    except UserError as error:
+        return _damaged(cell, {}, str(error))
+    state, error_text = _state(cell, values)
+    overrides = tuple((cell.entry or values).get("overrides", ()))
+    if state != record.FINISHED:
+        return Run(
+            directory=cell.directory,
+            values=values,
+            state=state,
+            overrides=overrides,
+            error=error_text,
+        )
+    try:
+        answers = tuple(_read_answers(cell.directory, interned))
+    except UserError as error:
+        return _damaged(cell, values, str(error))
+    if not answers:
+        return _damaged(cell, values, f"{cell.directory} is finished but holds no evaluation")
+    return Run(
+        directory=cell.directory, values=values, state=state, overrides=overrides, answers=answers
+    )
+
+
+def _damaged(cell: _Cell, values: Mapping[str, Any], error: str) -> Run:
+    overrides = tuple((cell.entry or values).get("overrides", ()))
+    return Run(
+        directory=cell.directory, values=values, state=DAMAGED, overrides=overrides, error=error
+    )
+
+
+def _state(cell: _Cell, values: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Return how the run stands: run.json says what is done, status.json how the rest ended."""
+    state, error = values.get("state"), values.get("error")
+    if state == record.FINISHED:
+        wanted = cell.entry["run_id"] if cell.entry else values.get("run_id")
+        if values.get("run_id") == wanted:
+            return record.FINISHED, None
+        return OUTDATED, "finished with another config than the grid's; the same command runs it"
+    if state == record.RUNNING and record.is_locked(cell.directory):
+        return record.RUNNING, None
+    status = read_status(cell.directory)
+    if status.state in (State.failed, State.killed, State.timed_out):
+        return status.state.value, status.error or error
+    if state is None:
+        return State.waiting.value, None
+    return (record.INTERRUPTED if state == record.RUNNING else state), error
+
+
+def _read_answers(directory: Path, interned: dict[Question, Question]) -> Iterable[Answers]:
+    found = [
+        read_answers(path.parent, interned)
+        for path in directory.glob("evaluation/*/*/metrics.json")
+    ]
+    return sorted(
+        found, key=lambda a: (a.set_name, PHASE_RANK.get(a.phase, AFTER_STAGE_RANK), a.step)
+    )
+
+
+def read_answers(place: Path, interned: dict[Question, Question]) -> Answers:
+    """Return one phase on one set.
+
+    Args:
+        place: Directory with metrics.json and predictions.jsonl.
+        interned: Questions seen so far; all runs share one copy.
+
+    Raises:
+        UserError: Naming the file, and the line where there is one.
+    """
+    import numpy as np
+
+    stored = record.read_json(place / "metrics.json")
+    if missing := {"phase", "set_name", "step", "summary"} - set(stored):
+        raise UserError(f"{place / 'metrics.json'} is damaged: no {', '.join(sorted(missing))}")
+    path = place / "predictions.jsonl"
+    questions, texts = [], []
+    columns: dict[str, list[float]] = {metric: [] for metric in SHOWN}
+    for row in _prediction_rows(path):
+        question = _question(row)
+        questions.append(interned.setdefault(question, question))
+        texts.append(str(row["prediction"]))
+        for metric, column in columns.items():
+            value = row.get(metric)
+            column.append(float("nan") if value is None else float(value))
+    wanted = stored["summary"]["overall"]["exact_match"]["num_examples"]
+    if len(questions) != wanted:
+        raise UserError(
+            f"{path} is damaged: {len(questions)} predictions, metrics.json has {wanted}"
+        )
+    return Answers(
+        phase=stored["phase"],
+        set_name=stored["set_name"],
+        step=stored["step"],
+        questions=tuple(questions),
+        texts=tuple(texts),
+        scores={metric: np.asarray(column) for metric, column in columns.items()},
+        protocol={k: v for k, v in stored.items() if k not in ("summary", "phase", "set_name")},
+    )
+
+
+def _prediction_rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    # Not splitlines(), which also splits at U+2028 and the like inside an answer.
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
+        try:
+            row = json.loads(line)
+            row["references"], row["prediction"], row["cluster"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {number} is damaged ({error})") from error
+        yield row
+
+
+def _question(row: Mapping[str, Any]) -> Question:
+    return Question(
+        id=row["id"],
+        text=row["question"],
+        references=tuple(row["references"]),
+        answer_type=row["answer_type"],
+        source=row["source"],
+        split=row["split"],
+        cluster=row["cluster"],
+    )

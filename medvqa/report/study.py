@@ -1,0 +1,115 @@
+"""Run directories -> all that a report shows, and the way in for whoever wants the numbers.
+
+study = read_study([Path("multirun/...")], Settings(within=("training.max_steps",)))
+study.comparisons[0].test.difference, study.comparisons[0].p_holm
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medvqa.comparison import ArmMean, arm_mean
+from medvqa.report.arms import Arm, read_arms
+from medvqa.report.pairs import GROUPS, Comparison, Settings, aligned, arm_pairs, compare_on
+from medvqa.report.runs import AFTER_STAGE_RANK, PHASE_RANK, Run, read_runs
+from medvqa.score import SHOWN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One number of the tables.
+
+    Attributes:
+        group: `overall`, `open` or `closed` questions.
+        mean: Over the runs of the arm and the questions of the group.
+        by_run: The same of each run, in the arm's order of runs.
+        runs: Those that have this phase.
+    """
+
+    arm: Arm
+    set_name: str
+    phase: str
+    group: str
+    metric: str
+    mean: ArmMean
+    by_run: tuple[float, ...]
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """All that a report shows.
+
+    Attributes:
+        notes: What was left out and why, a line each.
+        within: Config keys in which only equal arms were compared.
+    """
+
+    runs: tuple[Run, ...]
+    arms: tuple[Arm, ...]
+    set_names: tuple[str, ...]
+    results: tuple[Result, ...]
+    comparisons: tuple[Comparison, ...]
+    notes: tuple[str, ...]
+    within: tuple[str, ...]
+
+
+def read_study(places: Sequence[Path], settings: Settings | None = None) -> Study:
+    """Return the study of run directories, compared as the settings say.
+
+    Raises:
+        UserError: If there is no run, or a pair may not be compared and the user did not insist.
+    """
+    settings = settings or Settings()
+    runs = read_runs(places)
+    arms, notes = read_arms(runs)
+    asked = [name for arm in arms for name in arm.config["data"]["evaluation"]]
+    set_names = tuple(dict.fromkeys(asked))
+    pairs = arm_pairs(arms, settings)
+    return Study(
+        runs=tuple(runs),
+        arms=tuple(arms),
+        set_names=set_names,
+        results=tuple(result for arm in arms for result in arm_results(arm)),
+        comparisons=tuple(c for name in set_names for c in compare_on(name, pairs, settings)),
+        notes=tuple(notes),
+        within=settings.within,
+    )
+
+
+def arm_results(arm: Arm) -> Iterator[Result]:
+    """Yield a result for each set, phase, group and metric of the arm."""
+    keys = dict.fromkeys(
+        (answers.set_name, answers.phase) for run in arm.runs for answers in run.answers
+    )
+    for set_name, phase in keys:
+        runs = [run for run in arm.runs if run.answered(phase, set_name)]
+        found = [answers for run in runs if (answers := run.answered(phase, set_name))]
+        for group in GROUPS:
+            for metric in SHOWN:
+                scores, clusters = aligned([found], group=group, metric=metric)
+                if len(set(clusters)) < 2:
+                    continue  # one picture shows no spread
+                yield Result(
+                    arm=arm,
+                    set_name=set_name,
+                    phase=phase,
+                    group=group,
+                    metric=metric,
+                    mean=arm_mean(scores[0], clusters),
+                    by_run=tuple(map(float, scores[0].mean(axis=1))),
+                    runs=tuple(runs),
+                )
+
+
+def phases_in_order(results: Sequence[Result]) -> list[str]:
+    """Return the phases that occur: baselines, stages by their step, then the final one."""
+    steps: dict[str, int] = {}
+    for result in results:
+        for run in result.runs:
+            found = run.answered(result.phase, result.set_name)
+            if found:
+                steps[result.phase] = max(steps.get(result.phase, 0), found.step)
+    return sorted(
+        steps, key=lambda phase: (PHASE_RANK.get(phase, AFTER_STAGE_RANK), steps[phase], phase)
+    )

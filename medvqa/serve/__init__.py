@@ -1,0 +1,1 @@
+"""The trained model at work: in process, over HTTP, as an agent's tool."""

@@ -1,0 +1,115 @@
+"""Questions of many clients -> batches of one model."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from medvqa.serve.answering import Answer, Question
+
+log = logging.getLogger(__name__)
+
+AnswerAll = Callable[[Sequence[Question]], Sequence[Answer]]
+
+
+class OverloadedError(Exception):
+    """More questions wait than the server will keep."""
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    question: Question
+    answer: "Future[Answer]"
+
+
+class Batcher:
+    """Answers what has come within some milliseconds as one batch, in one thread.
+
+    Args:
+        answer_all: Answers a batch; an error concerns all of it.
+        max_batch: Questions at once.
+        max_wait_s: How long the first question of a batch waits for others.
+        max_waiting: Questions that may wait; the next one is refused.
+    """
+
+    def __init__(
+        self, answer_all: AnswerAll, *, max_batch: int, max_wait_s: float, max_waiting: int
+    ) -> None:
+        self._answer_all = answer_all
+        self._max_batch = max_batch
+        self._max_wait_s = max_wait_s
+        self._queue: queue.Queue[_Waiting | None] = queue.Queue(maxsize=max_waiting)
+        self._is_closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
+        self._thread.start()
+
+    def submit(self, question: Question) -> "Future[Answer]":
+        """Return the answer to come.
+
+        Raises:
+            OverloadedError: If too many wait, or the server is about to stop.
+        """
+        waiting = _Waiting(question, Future())
+        if self._is_closing.is_set():
+            raise OverloadedError("the server is stopping")
+        try:
+            self._queue.put_nowait(waiting)
+        except queue.Full:
+            raise OverloadedError(f"{self._queue.maxsize} questions wait already") from None
+        return waiting.answer
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether questions are being answered."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Answer all that waits, then stop."""
+        self._is_closing.set()
+        self._queue.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        is_open = True
+        while is_open:
+            batch, is_open = self._next_batch()
+            running = [item for item in batch if item.answer.set_running_or_notify_cancel()]
+            if running:
+                self._answer(running)
+
+    def _next_batch(self) -> tuple[list[_Waiting], bool]:
+        """Return the next batch, and whether more may follow."""
+        first = self._queue.get()
+        if first is None:
+            return [], False
+        batch = [first]
+        deadline = time.monotonic() + self._max_wait_s
+        while len(batch) < self._max_batch:
+            try:
+                item = self._queue.get(timeout=max(deadline - time.monotonic(), 0))
+            except queue.Empty:
+                break
+            if item is None:
+                return batch, False
+            batch.append(item)
+        return batch, True
+
+    def _answer(self, batch: Sequence[_Waiting]) -> None:
+        started = time.monotonic()
+        try:
+            answers = self._answer_all([item.question for item in batch])
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].answer.set_exception(error)
+                return
+            # One question's fault must not be another's.
+            log.warning("a batch of %d failed (%s): one by one", len(batch), type(error).__name__)
+            for item in batch:
+                self._answer([item])
+            return
+        for item, answer in zip(batch, answers, strict=True):
+            item.answer.set_result(answer)
+        log.info("answered %d in %.3f s", len(batch), time.monotonic() - started)

@@ -1,0 +1,179 @@
+"""`medvqa demo RUN`: a page on 127.0.0.1 to drop images in, ask, and see how far to trust it."""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medvqa.config import Device
+from medvqa.evaluation import Evaluation
+from medvqa.example import UserError
+from medvqa.score import SHOWN, cell
+from medvqa.serve.answering import Answerer
+from medvqa.serve.extra import require
+from medvqa.serve.intake import Intake, Limits
+from medvqa.serve.tool import InProcess, Specialist
+from medvqa.trained import Trained
+
+if TYPE_CHECKING:
+    import gradio
+
+HOST = "127.0.0.1"
+PORT = 7860
+HOSTS = [HOST, "localhost"]
+GROUPS = ("overall", "open", "closed")
+PHASES = {
+    "majority": "most frequent answer",
+    "zero_shot": "before training",
+    "final": "this model",
+    "merged": "this model",
+}
+# Fonts of the system: Gradio's own themes fetch theirs from the network.
+FONTS = ["system-ui", "sans-serif"]
+CSS = """
+.notice { border-left: 4px solid #b45309; padding: 0.6em 1em; background: #fef3c7; color: #451a03; }
+.notice b { color: inherit; }
+table.metrics { border-collapse: collapse; border: none; width: 100%; font-size: 0.9em; }
+table.metrics th, table.metrics td { border: none; padding: 0.3em 0.8em; text-align: left; }
+table.metrics tr { border: none; border-bottom: 1px solid #8886; }
+table.metrics tr.own td { font-weight: 600; }
+"""
+NOTICE = (
+    '<div class="notice"><b>Research software, not a medical device.</b> No answer on this page '
+    "is a diagnosis, and none may be used in the care of a patient.</div>"
+)
+
+
+def metrics_html(evaluations: Sequence[Evaluation]) -> str:
+    """Return a table a set: the model beside its baselines, each number with interval and n."""
+    shown = [evaluation for evaluation in evaluations if evaluation.phase in PHASES]
+    if not shown:
+        return "<p>This run was not evaluated: nothing is known about its answers.</p>"
+    parts = []
+    for name in dict.fromkeys(evaluation.set_name for evaluation in shown):
+        own = [evaluation for evaluation in shown if evaluation.set_name == name]
+        metrics = [m for m in SHOWN if any(m in e.summary["overall"] for e in own)]
+        head = "".join(f"<th>{escape(SHOWN[metric])}</th>" for metric in metrics)
+        rows = "".join(_rows(evaluation, metrics) for evaluation in own)
+        parts.append(
+            f"<h3>On the set {escape(name)}</h3><table class='metrics'>"
+            f"<tr><th></th><th>questions</th>{head}</tr>{rows}</table>"
+        )
+    return "".join(parts)
+
+
+def _rows(evaluation: Evaluation, metrics: Sequence[str]) -> str:
+    rows = []
+    for group in (g for g in GROUPS if g in evaluation.summary):
+        scores = evaluation.summary[group]
+        cells = "".join(f"<td>{cell(scores.get(metric))}</td>" for metric in metrics)
+        first = PHASES[evaluation.phase] if group == "overall" else ""
+        kind = "own" if evaluation.phase in ("final", "merged") else "baseline"
+        rows.append(f"<tr class='{kind}'><td>{first}</td><td>{group}</td>{cells}</tr>")
+    return "".join(rows)
+
+
+def page(trained: Trained, specialist: Specialist) -> "gradio.Blocks":
+    """Return the page of one model."""
+    import gradio
+
+    def ask(query: str, gallery: list[tuple[str, str | None]] | None) -> str:
+        paths = [path for path, _ in gallery or []]
+        return specialist.great_brain_specialist(query, paths)
+
+    model = trained.model.name
+    blocks: gradio.Blocks
+    with gradio.Blocks(title=f"medvqa: {trained.name}", analytics_enabled=False) as blocks:
+        gradio.HTML(f"<h1>{escape(trained.name)}</h1><p>{escape(model)}, fine-tuned by medvqa</p>")
+        gradio.HTML(NOTICE)
+        with gradio.Row():
+            with gradio.Column():
+                gradio.HTML("Images, in the order in which the question speaks of them")
+                images = gradio.Gallery(
+                    label="Images",
+                    show_label=False,
+                    file_types=["image"],
+                    sources=["upload", "clipboard"],
+                    height=320,
+                    object_fit="contain",
+                    buttons=[],
+                )
+            with gradio.Column():
+                query = gradio.Textbox(
+                    label="Question", placeholder="Is there a pneumothorax?", lines=2
+                )
+                button = gradio.Button("Ask", variant="primary")
+                # Text, never HTML: what a model says is a stranger's input too.
+                answer = gradio.Textbox(label="Answer", lines=5, interactive=False)
+        gradio.HTML(
+            "<h2>How well it answers</h2><p>Mean [95 % interval over images] n = questions</p>"
+            + metrics_html(trained.evaluations())
+        )
+        for trigger in (button.click, query.submit):
+            trigger(ask, [query, images], answer, concurrency_limit=1, api_visibility="private")
+    return blocks
+
+
+def launch(blocks: "gradio.Blocks", *, port: int, max_image_bytes: int) -> str:
+    """Serve the page here only, in a thread, and return its address.
+
+    No analytics, no share link, nothing fetched from elsewhere.
+
+    Raises:
+        UserError: If the port is taken.
+    """
+    import gradio
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    try:
+        _, address, _ = blocks.queue().launch(
+            server_name=HOST,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            footer_links=[],
+            max_file_size=max_image_bytes,
+            theme=gradio.themes.Default(font=FONTS, font_mono=["monospace"]),
+            css=CSS,
+            # Else a web page could reach it through a name that it lets point to 127.0.0.1.
+            app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)]},
+        )
+    except OSError as error:
+        raise UserError(f"port {port} is not free; give another with --port") from error
+    return str(address)
+
+
+def main_demo(argv: Sequence[str]) -> None:
+    """Open a page to ask a finished run or an export about images."""
+    parser = argparse.ArgumentParser("medvqa demo", description=main_demo.__doc__)
+    parser.add_argument("run", type=Path, help="a directory below outputs/, or an export")
+    parser.add_argument("--port", type=int, default=PORT)
+    parser.add_argument("--base", help="local directory of the base model")
+    parser.add_argument("--device", choices=[d.value for d in Device], default="auto")
+    options = parser.parse_args(argv)
+    require("gradio")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    answerer = Answerer.of_run(options.run, device=Device(options.device), base=options.base)
+    limits = Limits()
+    # Uploads lie here and are gone with the process.
+    with tempfile.TemporaryDirectory(prefix="medvqa-demo-") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        specialist = Specialist(Intake([Path(uploads)], limits, None), InProcess(answerer))
+        blocks = page(answerer.trained, specialist)
+        address = launch(blocks, port=options.port, max_image_bytes=limits.max_image_bytes)
+        sys.stdout.write(f"{answerer.name} answers at {address} (Ctrl-C ends it)\n")
+        sys.stdout.flush()
+        # The default of SIGTERM would leave the uploads behind.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        blocks.block_thread()

@@ -1,0 +1,137 @@
+"""A question answered by an endpoint that speaks OpenAI's chat completions, and by no other.
+
+It gets what the evaluator's model gets: the user message of `medvqa.prompt`, the images first, and
+greedy decoding; the answer is stripped as the evaluator strips it.
+"""
+
+import base64
+import json
+from typing import Any
+
+from medvqa.prompt import user_message
+from medvqa.record import masked
+from medvqa.serve.answering import Answer, Question
+from medvqa.serve.tool_error import ErrorKind, ToolError
+
+MAX_BODY_BYTES = 4_000_000  # an answer is a short phrase
+MAX_REASON_CHARS = 200
+
+
+class Endpoint:
+    """A client of one model of one endpoint.
+
+    Args:
+        base_url: Up to and with /v1.
+        model: What the endpoint calls it.
+        api_key: Sent as a bearer token.
+        max_new_tokens: Limit of an answer.
+        timeout_s: For connecting, and for each wait for a part of the answer.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        model: str,
+        api_key: str | None,
+        max_new_tokens: int,
+        timeout_s: float,
+    ) -> None:
+        import httpx
+
+        self._url = f"{base_url.rstrip('/')}/chat/completions"
+        self._model = model
+        self._api_key = api_key
+        self._max_new_tokens = max_new_tokens
+        self._timeout_s = timeout_s
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        # Neither a redirect nor a proxy of the environment: pictures go to the named service only.
+        self._client = httpx.Client(
+            headers=headers, timeout=timeout_s, follow_redirects=False, trust_env=False
+        )
+
+    def answer(self, question: Question) -> Answer:
+        """Ask once.
+
+        Raises:
+            ToolError: If it cannot be reached, is too slow, refuses, or says what is no answer.
+        """
+        import httpx
+
+        try:
+            status, body = self._post(self._request(question))
+        except httpx.TimeoutException:
+            raise ToolError(
+                ErrorKind.timeout, f"{self._url} did not answer in {self._timeout_s:g} s"
+            ) from None
+        except httpx.HTTPError as error:
+            raise ToolError(
+                ErrorKind.endpoint_unreachable,
+                f"{self._url} cannot be reached ({type(error).__name__}); is it running?",
+            ) from None
+        if status != 200:
+            reason = self._clean(_reason(body))
+            raise ToolError(ErrorKind.endpoint_error, f"{self._url} answered {status}: {reason}")
+        return self._parsed(body, num_images=len(question.images))
+
+    def _request(self, question: Question) -> dict[str, Any]:
+        message = user_message(question.text, num_images=len(question.images))
+        texts = [part for part in message["content"] if part["type"] != "image"]
+        images = [
+            {"type": "image_url", "image_url": {"url": _data_url(image.read())}}
+            for image in question.images
+        ]
+        return {
+            "model": self._model,
+            "messages": [{**message, "content": [*images, *texts]}],
+            "temperature": 0,
+            "max_tokens": min(
+                question.max_new_tokens or self._max_new_tokens, self._max_new_tokens
+            ),
+        }
+
+    def _post(self, request: dict[str, Any]) -> tuple[int, bytes]:
+        with self._client.stream("POST", self._url, json=request) as response:
+            body = bytearray()
+            for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise ToolError(
+                        ErrorKind.endpoint_error,
+                        f"{self._url} answered with more than {MAX_BODY_BYTES:,} bytes",
+                    )
+            return response.status_code, bytes(body)
+
+    def _parsed(self, body: bytes, *, num_images: int) -> Answer:
+        try:
+            choice = json.loads(body)["choices"][0]
+            text = choice["message"]["content"]
+            was_cut = choice.get("finish_reason") == "length"
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            text = None
+        if not isinstance(text, str):
+            raise ToolError(
+                ErrorKind.endpoint_error, f"{self._url} answered with no chat completion"
+            )
+        return Answer(text=text.strip(), num_images=num_images, was_cut=was_cut)
+
+    def _clean(self, reason: str) -> str:
+        """Return one short line without a secret, which some services repeat."""
+        if self._api_key:
+            reason = reason.replace(self._api_key, "***")
+        line = " ".join("".join(c if c.isprintable() else " " for c in reason).split())
+        return masked([line])[0][:MAX_REASON_CHARS]
+
+
+def _data_url(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+
+
+def _reason(body: bytes) -> str:
+    """Return what the service says of its error, in OpenAI's layout or another."""
+    try:
+        values = json.loads(body)
+        error = values.get("error", values.get("detail", values))
+        return str(error.get("message", error) if isinstance(error, dict) else error)
+    except (ValueError, AttributeError, RecursionError):
+        return body[: 2 * MAX_REASON_CHARS].decode("utf-8", errors="replace")

@@ -1,0 +1,200 @@
+"""What answers behind the server: the model in this process, or another program's endpoint."""
+
+import asyncio
+import logging
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from medvqa.example import UserError
+from medvqa.serve.answering import Answer, Answerer, Question
+from medvqa.serve.batching import Batcher
+from medvqa.serve.endpoint import Endpoint
+from medvqa.trained import Kind, Trained
+from medvqa.vllm import vllm_command
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+START_TIMEOUT_S = 1800.0  # loading and compiling a large model
+STOP_TIMEOUT_S = 30.0
+POLL_S = 0.2
+MAX_WAIT_S = 0.005
+MAX_WAITING = 256
+FORWARDED_TIMEOUT_S = 300.0
+
+
+class Engine(Protocol):
+    """Answers questions one at a time; how it batches them is its own matter."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return what /v1/models says of the model."""
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether it can answer."""
+
+    def check(self, question: Question) -> int:
+        """Return the tokens of the prompt, 0 if not known; raise `UserError` if it is refused."""
+
+    async def answer(self, question: Question) -> Answer:
+        """Answer."""
+
+    def close(self) -> None:
+        """Finish what waits, then stop."""
+
+
+class OwnEngine:
+    """The evaluator's model in this process."""
+
+    def __init__(self, answerer: Answerer, *, max_wait_s: float = MAX_WAIT_S) -> None:
+        self._answerer = answerer
+        self._batcher = Batcher(
+            answerer.answer,
+            max_batch=answerer.batch_size,
+            max_wait_s=max_wait_s,
+            max_waiting=MAX_WAITING,
+        )
+        # A model that cannot answer must not look healthy.
+        self._batcher.submit(Question(text="Is this a test?", images=())).result()
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return base, adapter, pixel budget and the run's metrics."""
+        return self._answerer.describe()
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether its thread lives."""
+        return self._batcher.is_alive
+
+    def check(self, question: Question) -> int:
+        """Encode the question, pictures included."""
+        return self._answerer.check(question)
+
+    async def answer(self, question: Question) -> Answer:
+        """Answer, together with others that come now."""
+        return await asyncio.wrap_future(self._batcher.submit(question))
+
+    def close(self) -> None:
+        """Answer what waits."""
+        self._batcher.close()
+
+
+class ProgramEngine:
+    """A program that serves the model on a port of its own; requests are forwarded to it."""
+
+    def __init__(self, trained: Trained, command: Sequence[str], *, model: str, port: int) -> None:
+        self._trained = trained
+        # In a session of its own: an interrupt from the terminal must not end it before the
+        # requests in flight are done. Its messages go to stderr: stdout is for our own line.
+        self._process = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True)
+        self._endpoint = Endpoint(
+            base_url=f"http://{LOOPBACK}:{port}/v1",
+            model=model,
+            api_key=None,
+            max_new_tokens=trained.evaluation.max_new_tokens,
+            timeout_s=FORWARDED_TIMEOUT_S,
+        )
+        try:
+            self._wait_until_healthy(f"http://{LOOPBACK}:{port}/health", command[0])
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait_until_healthy(self, url: str, name: str) -> None:
+        import httpx
+
+        deadline = time.monotonic() + START_TIMEOUT_S
+        with httpx.Client(trust_env=False, timeout=5) as client:
+            while time.monotonic() < deadline:
+                code = self._process.poll()
+                if code is not None:
+                    raise UserError(f"{name} ended with code {code}; its own messages are above")
+                try:
+                    if client.get(url).status_code == 200:
+                        return
+                except httpx.HTTPError:
+                    pass
+                time.sleep(POLL_S)
+        raise UserError(f"{name} did not become healthy in {START_TIMEOUT_S:.0f} s")
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return what is known without loading the model here."""
+        model = self._trained.model
+        return {"name": self._trained.name, "base": model.name, "max_pixels": model.max_pixels}
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the program runs."""
+        return self._process.poll() is None
+
+    def check(self, question: Question) -> int:
+        """Leave it to the program."""
+        return 0
+
+    async def answer(self, question: Question) -> Answer:
+        """Forward the question as the tool's endpoint does: same prompt, greedy."""
+        return await asyncio.to_thread(self._endpoint.answer, question)
+
+    def close(self) -> None:
+        """End the program."""
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def start_vllm(trained: Trained, *, base: str | None) -> ProgramEngine:
+    """Start vLLM with the adapter, or with a merged model, and wait until it is healthy.
+
+    Raises:
+        UserError: If it is not installed or does not start.
+    """
+    require_program("vllm", "own", "pip install vllm, best into an environment of its own")
+    port = free_port()
+    command = vllm_command(trained, weights=trained.adapter or trained.directory, base=base)
+    return ProgramEngine(
+        trained,
+        [*command, "--host", LOOPBACK, "--port", str(port)],
+        model=trained.name,
+        port=port,
+    )
+
+
+def start_transformers(trained: Trained) -> ProgramEngine:
+    """Start `transformers serve` with a merged model and wait until it is healthy.
+
+    Raises:
+        UserError: If there is only an adapter, which it cannot load, or it does not start.
+    """
+    if trained.kind is not Kind.merged:
+        raise UserError(
+            "transformers serve cannot load an adapter; `medvqa export RUN --merge` first, then "
+            "`medvqa serve RUN/export/merged --engine transformers`"
+        )
+    require_program("transformers", "own", "pip install 'transformers[serving]'")
+    port = free_port()
+    weights = str(trained.directory)
+    command = ["transformers", "serve", weights, "--host", LOOPBACK, "--port", str(port)]
+    return ProgramEngine(trained, command, model=weights, port=port)
+
+
+def require_program(name: str, other: str, hint: str) -> None:
+    """Raise a `UserError` where a program is not on the PATH."""
+    if shutil.which(name) is None:
+        raise UserError(
+            f"--engine {name}: {name} is not installed; {hint}, or use --engine {other}"
+        )
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,35 @@
+"""What can go wrong with a question to the tool, typed; an agent reads `[kind] what to do`."""
+
+from enum import Enum
+
+
+class ErrorKind(Enum):
+    """Why a question was not answered."""
+
+    query_empty = "query_empty"
+    query_too_long = "query_too_long"
+    query_not_allowed = "query_not_allowed"
+    too_many_images = "too_many_images"
+    image_not_allowed = "image_not_allowed"
+    image_missing = "image_missing"
+    image_unreadable = "image_unreadable"
+    too_large = "too_large"
+    timeout = "timeout"
+    endpoint_unreachable = "endpoint_unreachable"
+    endpoint_error = "endpoint_error"
+    model_refused = "model_refused"
+    invalid_arguments = "invalid_arguments"
+    not_configured = "not_configured"
+    internal_error = "internal_error"
+
+
+class ToolError(Exception):
+    """A question that cannot be answered; its text holds no secret and no file's content."""
+
+    def __init__(self, kind: ErrorKind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"[{self.kind.value}] {self.message}"

@@ -1,0 +1,67 @@
+"""The default launcher for `-m`: jobs on a queue of this machine's GPUs."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from medvqa.example import UserError
+from medvqa.hardware import num_cuda_devices
+from medvqa.sweep.job import Job, Status
+from medvqa.sweep.launcher import GridLauncher, ShowChange, mark_waiting
+from medvqa.sweep.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
+
+
+class IsolatedLauncher(GridLauncher):
+    """Runs each job in a process of its own, or jobs of one model in one warm process."""
+
+    def __init__(
+        self,
+        slots: str | int | Sequence[int],
+        warm: bool,
+        timeout_minutes: float | None,
+        fail_fast: bool,
+    ) -> None:
+        self.slots = find_slots(slots)
+        self.warm = warm
+        self.timeout_s = None if timeout_minutes is None else 60 * timeout_minutes
+        self.fail_fast = fail_fast
+
+    def run_jobs(
+        self, jobs: Sequence[Job], sweep: Path, show_change: ShowChange
+    ) -> dict[int, Status]:
+        """Run the jobs on the slots."""
+        mark_waiting(jobs)
+        slots = self.slots[: max(1, sum(job.num_gpus for job in jobs))]
+        log.info("%d jobs on %s, in %s", len(jobs), describe_slots(slots), sweep)
+
+        def changed(job: Job, status: Status) -> None:
+            status.write(job.directory)
+            show_change(job, status)
+
+        scheduler = Scheduler(slots, self.warm, self.timeout_s, self.fail_fast, on_change=changed)
+        return scheduler.run(jobs)
+
+
+def find_slots(wanted: str | int | Sequence[int]) -> list[str]:
+    """Return a slot a worker: the GPUs that may be used, or one slot on the CPU.
+
+    Args:
+        wanted: `auto`, a number of CPU slots, or a list of GPU indices.
+    """
+    if isinstance(wanted, int):
+        if wanted < 1:
+            raise UserError(f"hydra.launcher.slots must be 1 or more, got {wanted}")
+        return [""] * wanted
+    if wanted != "auto":
+        return [str(index) for index in wanted]
+    num_gpus = num_cuda_devices(os.environ)
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return (visible or [str(index) for index in range(num_gpus)]) if num_gpus else [""]
+
+
+def describe_slots(slots: Sequence[str]) -> str:
+    """Return for example `GPU 0, 1`."""
+    return f"GPU {', '.join(slots)}" if slots[0] else f"{len(slots)} CPU slot(s)"

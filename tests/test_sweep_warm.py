@@ -1,0 +1,118 @@
+"""A warm worker's model: each job finds it as a fresh process would, and leaves nothing in it."""
+
+import pytest
+import torch
+
+from medvqa.config import LoraConfig
+from medvqa.engine import FEATURES, VisionCache
+from medvqa.model import load_model
+from medvqa.record import read_lines
+from medvqa.run import run
+from medvqa.sweep import warm
+from medvqa.sweep.job import Job
+from medvqa.sweep.warm import WarmModels
+from tests.conftest import TINY
+from tests.test_conf import config_of
+from tests.test_sweep_scheduler import make_jobs
+
+LORA = LoraConfig(rank=4, alpha=8)
+
+
+def load(models, *, seed):
+    return models.load(TINY, LORA, gradient_checkpointing=False, seed=seed)
+
+
+@pytest.fixture
+def models():
+    return WarmModels()
+
+
+def adapter(loaded):
+    return {name: parameter.detach().clone() for name, parameter in loaded.trainable}
+
+
+def test_the_adapter_is_that_of_a_fresh_process_whatever_ran_before(models):
+    loaded = load(models, seed=1)
+    first = adapter(loaded)
+    for _, parameter in loaded.trainable:
+        parameter.data = torch.randn_like(parameter).bfloat16()  # as the fused engine leaves it
+        parameter.grad = torch.ones_like(parameter)
+    assert models.release()
+    again = load(models, seed=1)
+    assert again is loaded
+    assert all(torch.equal(value, first[name]) for name, value in adapter(again).items())
+    assert all(p.dtype is torch.float32 and p.grad is None for _, p in again.trainable)
+    assert load(WarmModels(), seed=1) is not loaded
+
+
+def test_what_a_job_holds_on_to_costs_the_next_one_a_new_process(models, monkeypatch):
+    monkeypatch.setattr(warm, "HOST_LEAK_BYTES", 64 * 2**20)
+    load(models, seed=1)
+    assert models.release()
+    leak = bytearray(b"x") * (192 * 2**20)
+    load(models, seed=2)
+    assert not models.release()
+    del leak
+
+
+def test_a_fused_engine_changes_nothing_for_the_next_job_of_that_engine(models, tmp_path):
+    """Its kernels stay in the model; they must be there in a fresh process's first answer too."""
+
+    def cell(name, seed, load):
+        overrides = (
+            "experiment=smoke",
+            "training.engine=fused",
+            "evaluation.bertscore.enabled=false",
+        )
+        config = config_of(*overrides, "data.evaluation.test.limit=16", f"seed={seed}")
+        settings = {"config": {}, "overrides": [], "run_id": name}
+        run(config, directory=tmp_path / name, settings=settings, load=load)
+        return tmp_path / name
+
+    cell("first", 1, models.load)
+    assert models.release()
+    served, fresh = cell("warm", 2, models.load), cell("fresh", 2, load_model)
+    adapter = "adapter/adapter_model.safetensors"
+    assert (served / adapter).read_bytes() == (fresh / adapter).read_bytes()
+    for phase in ("zero_shot", "final"):
+        name = f"evaluation/{phase}/test/predictions.jsonl"
+        assert (served / name).read_bytes() == (fresh / name).read_bytes()
+    losses = [[row["loss"] for row in read_lines(d / "metrics.jsonl")] for d in (served, fresh)]
+    assert losses[0] == losses[1]
+
+
+def test_features_of_pictures_serve_the_next_job_of_the_same_data_only(models):
+    loaded = load(models, seed=1)
+    features = VisionCache(loaded, max_bytes=2**20)
+    setattr(loaded.model, FEATURES, features)
+    models.expect({"name": "phantom", "seed": 0})
+
+    def remember():
+        features._store(
+            ["picture"],
+            type("Output", (), {"pooler_output": [torch.zeros(4, 8)], "deepstack_features": None}),
+        )
+        return features.num_bytes
+
+    assert remember() == 128
+    models.expect({"name": "phantom", "seed": 0})
+    assert features.num_bytes == 128
+    models.expect({"name": "phantom", "seed": 1})
+    assert features.num_bytes == 0
+
+
+def test_jobs_of_another_model_adapter_or_engine_do_not_share_a_process(tmp_path):
+    (job,) = make_jobs(tmp_path, 1)
+
+    def changed(**values):
+        return Job(**{**vars(job), "config": {**job.config, **values}})
+
+    training = job.config["training"]
+    assert changed(seed=2).engine == job.engine
+    others = [
+        changed(model="other"),
+        changed(lora={"rank": 8}),
+        changed(training={**training, "gradient_checkpointing": True}),
+        changed(training={**training, "engine": "fused"}),
+    ]
+    assert len({job.engine, *(other.engine for other in others)}) == 5
