@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "curriculum": RECORDS,
     "metrics": RECORDS,
     "record": RECORDS,
+    "published": set(),
     "bertscore": RECORDS,
     "statistics": RECORDS,
     "comparison": {*RECORDS, "statistics"},
