@@ -32,6 +32,8 @@ COMMANDS = {
     "serve": "answer questions over HTTP, as OpenAI's chat completions",
     "demo": "a page to ask a trained model about images",
     "mcp": "serve the agent's tool to MCP clients",
+    "dashboard": "make a W&B workspace for a project's runs",
+    "sync": "upload offline W&B runs, after a dry run",
     "build-base": "build a small base model from scratch, such as the embedded one",
 }
 HANDLERS = {
@@ -44,6 +46,8 @@ HANDLERS = {
     "serve": "medvqa.serve.command:main_serve",
     "demo": "medvqa.serve.demo:main_demo",
     "mcp": "medvqa.serve.mcp_server:main_mcp",
+    "dashboard": "medvqa.dashboard:main_dashboard",
+    "sync": "medvqa.sync:main_sync",
     "build-base": "medvqa.base:main_build",
 }
 

@@ -18,7 +18,8 @@ from medvqa.distributed import ALONE, Ranks
 from medvqa.evaluation import Evaluation, Evaluator, read_evaluations
 from medvqa.example import Example
 from medvqa.model import LoadedModel, load_model, model_source, save_adapter
-from medvqa.results import headline, show_results
+from medvqa.pictures import draw_pictures
+from medvqa.results import final_values, headline, show_results, write_results
 from medvqa.torchrun import run_ranks
 from medvqa.tracking import Tracker, tracker
 
@@ -284,12 +285,28 @@ def train_and_evaluate(
         results={e.set_name: e.flat() for e in final},
         headline=headline(final, sets),
     )
+    losses = {"train/final_loss": result.final_loss, "train/average_loss": result.average_loss}
+    run_tracker.summarize({**losses, **final_values(final)})
+    ranks.first(show_run, config, directory, keeper, run_tracker, sets, plan.num_steps)
+
+
+def show_run(
+    config: Config,
+    directory: Path,
+    keeper: record.RunRecord,
+    run_tracker: Tracker,
+    sets: Mapping[str, Sequence[Example]],
+    num_steps: int,
+) -> None:
+    """Write results.json and the pictures of what the run's files hold, and mirror them."""
     for name, examples in sets.items():
-        path = evaluator.place("final", name) / "predictions.jsonl"
+        path = directory / "evaluation" / "final" / name / "predictions.jsonl"
         run_tracker.log_predictions(name, path, examples)
-    run_tracker.summarize(
-        {"train/final_loss": result.final_loss, "train/average_loss": result.average_loss}
-    )
+    evaluations = read_evaluations(directory)
+    write_results(directory, evaluations, keeper.values)
+    with keeper.phase("pictures"):
+        pictures = draw_pictures(directory, evaluations, sets, seed=config.seed)
+    run_tracker.log_pictures(pictures, step=num_steps)
 
 
 def tracked(row: Mapping[str, Any]) -> dict[str, float | str]:

@@ -30,6 +30,9 @@ class Tracker(Protocol):
     def log_predictions(self, name: str, path: Path, examples: Sequence[Example]) -> None:
         """Log a predictions.jsonl with its images as a table."""
 
+    def log_pictures(self, pictures: Mapping[str, Path], *, step: int) -> None:
+        """Log PNG files by name."""
+
     def summarize(self, values: Mapping[str, float | str]) -> None:
         """Set the run's headline values."""
 
@@ -41,6 +44,9 @@ class NoTracker:
         """Do nothing."""
 
     def log_predictions(self, name: str, path: Path, examples: Sequence[Example]) -> None:
+        """Do nothing."""
+
+    def log_pictures(self, pictures: Mapping[str, Path], *, step: int) -> None:
         """Do nothing."""
 
     def summarize(self, values: Mapping[str, float | str]) -> None:
@@ -84,6 +90,14 @@ class WandbTracker:
         if len(rows) > self._table_rows:
             log.info("W&B's table %s shows %d of %d rows", name, self._table_rows, len(rows))
 
+    def log_pictures(self, pictures: Mapping[str, Path], *, step: int) -> None:
+        """Log PNG files by name, below `pictures/`."""
+        import wandb
+
+        with self._mirroring():
+            images = {f"pictures/{name}": wandb.Image(str(path)) for name, path in pictures.items()}
+            self._run.log({**images, "train/global_step": step})
+
     def summarize(self, values: Mapping[str, float | str]) -> None:
         """Set the run's headline values."""
         with self._mirroring():
@@ -122,7 +136,7 @@ def tracker(
         return
     with _staging(directory / "wandb-data"):
         run = _init(config, mode, directory, (name or directory.name, group or None), settings)
-        log.info("W&B: %s", f"wandb sync {Path(run.dir).parent}" if run.offline else run.url)
+        log.info("W&B: %s", f"medvqa sync {directory}" if run.offline else run.url)
         # `with run` would print a traceback where the command line says one line.
         try:
             yield WandbTracker(run, table_rows=config.table_rows)
@@ -158,7 +172,7 @@ def resolve_mode(wanted: TrackingMode, environment: Mapping[str, str]) -> str:
         raise UserError(f"WANDB_MODE={mode} is unknown; use one of {known}")
     if mode in ("offline", "disabled"):
         return mode
-    if environment.get("WANDB_API_KEY") or _has_netrc_key():
+    if has_key(environment):
         return "online"
     if mode == "online":
         raise UserError(
@@ -168,7 +182,10 @@ def resolve_mode(wanted: TrackingMode, environment: Mapping[str, str]) -> str:
     return "offline"
 
 
-def _has_netrc_key() -> bool:
+def has_key(environment: Mapping[str, str]) -> bool:
+    """Return whether a W&B key is set or filed; asks no server."""
+    if environment.get("WANDB_API_KEY"):
+        return True
     import wandb
 
     # Where a key is filed depends on the server, whose address W&B's settings know.

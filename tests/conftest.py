@@ -55,6 +55,44 @@ def phantoms():
     return load_examples(SourceConfig(name="phantom", split="test"), seed=0)
 
 
+SMOKE = (
+    "experiment=smoke",
+    "curriculum=open_first",
+    "training.max_steps=12",
+    "training.checkpoint_every=4",
+)
+
+
+def command(directory: Path, *overrides: str) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), f"hydra.run.dir={directory}", *overrides]
+
+
+def environment() -> dict[str, str]:
+    """No account of the machine's, no GPU."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    return {**kept, "CUDA_VISIBLE_DEVICES": ""}
+
+
+def call(directory: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(directory, *overrides),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=directory.parent,
+        env=environment(),
+    )
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A run as a process, tracked offline: its directory and what the command said."""
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    answer = call(directory, *SMOKE, "tracking.mode=offline")
+    assert answer.returncode == 0, answer.stderr
+    return directory, answer
+
+
 @dataclass(frozen=True)
 class PngImage:
     """A picture from an array, encoded as PNG."""

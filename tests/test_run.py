@@ -1,7 +1,6 @@
 """The command itself, as a process: records, repetition, SIGKILL, real images, mistakes."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,46 +11,11 @@ import pytest
 
 from medvqa.curriculum import order_sha256
 from medvqa.record import read_lines
-from tests.conftest import ROOT
-
-SMOKE = (
-    "experiment=smoke",
-    "curriculum=open_first",
-    "training.max_steps=12",
-    "training.checkpoint_every=4",
-)
-
-
-def command(directory, *overrides):
-    return [sys.executable, str(ROOT / "train.py"), f"hydra.run.dir={directory}", *overrides]
-
-
-def environment():
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
-    return {**kept, "CUDA_VISIBLE_DEVICES": ""}
-
-
-def call(directory, *overrides):
-    return subprocess.run(
-        command(directory, *overrides),
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=directory.parent,
-        env=environment(),
-    )
+from tests.conftest import SMOKE, call, command, environment
 
 
 def run_json(directory):
     return json.loads((directory / "run.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("finished") / "run"
-    answer = call(directory, *SMOKE, "tracking.mode=offline")
-    assert answer.returncode == 0, answer.stderr
-    return directory, answer
 
 
 @pytest.mark.slow
@@ -91,6 +55,50 @@ def test_predictions_hold_question_references_answer_and_scores(finished):
     mean = sum(row["exact_match"] for row in rows) / len(rows)
     assert summary["overall"]["exact_match"]["mean"] == pytest.approx(mean)
     assert summary["overall"]["exact_match"]["num_examples"] == 40
+
+
+@pytest.mark.slow
+def test_results_json_quotes_each_mean_with_its_protocol_and_provenance(finished):
+    directory, _ = finished
+    results, record = json.loads((directory / "results.json").read_text()), run_json(directory)
+    assert results["schema_version"] == 1
+    (quoted,) = (
+        row
+        for row in results["scores"]
+        if (row["phase"], row["group"], row["metric"]) == ("final", "overall", "exact_match")
+    )
+    rows = read_lines(directory / "evaluation" / "final" / "test" / "predictions.jsonl")
+    assert quoted["mean"] == sum(row["exact_match"] for row in rows) / 40 == results["headline"]
+    assert quoted["low"] <= quoted["mean"] <= quoted["high"]
+    assert quoted["num_examples"] == 40
+    assert {row["phase"] for row in results["scores"]} == {
+        *("majority", "zero_shot", "after_open", "final")
+    }
+    assert results["budget"]["num_steps"] == 12
+    assert results["budget"]["num_examples"] == 12 * 4
+    assert results["order_sha256"] == record["plan"]["order_sha256"]
+    assert results["code"] == record["git"]
+    assert results["packages"]["torch"] == record["environment"]["packages"]["torch"]
+    assert results["protocol"]["test"]["normalizer"] == "squad"
+    assert results["protocol"]["test"]["bertscore"]["model"] == "minilm"
+    assert (results["seed"], results["choices"]["curriculum"]) == (0, "open_first")
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_its_pictures_and_wandb_has_them_with_the_intervals(finished):
+    directory, _ = finished
+    (log,) = directory.glob("wandb/offline-run-*")
+    told = subprocess.run(
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for name in ("loss", "metrics", "samples"):
+        (copy,) = log.glob(f"files/media/images/pictures/{name}_*.png")
+        assert copy.read_bytes() == (directory / f"{name}.png").read_bytes()
+        assert f'"pictures/{name}.path"' in told or f'"pictures/{name}"' in told
+    assert "final/test/open/f1_low" in told
 
 
 @pytest.mark.slow

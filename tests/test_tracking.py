@@ -182,8 +182,7 @@ def test_the_log_holds_no_secret_and_the_arguments_are_restored(tracked: Tracked
 
 
 def test_the_user_is_told_how_to_upload(tracked: Tracked) -> None:
-    (log,) = tracked[0].rglob("offline-run-*")
-    assert f"wandb sync {log}" in tracked[2]
+    assert f"medvqa sync {tracked[0]}" in tracked[2]
 
 
 def test_three_runs_in_one_process_stay_three_and_the_failed_one_failed(
