@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ def find_runs(directories: Sequence[Path]) -> list[OfflineRun]:
         ]
         if not logs:
             raise UserError(f"{directory} holds no offline W&B run (tracking.mode=offline)")
-        found |= {log: read_run(log) for log in logs if log not in found}
+        new = [log for log in logs if log not in found]
+        with ThreadPoolExecutor(NUM_AT_A_TIME) as pool:
+            found |= zip(new, pool.map(read_run, new), strict=True)
     return sorted(found.values(), key=lambda run: run.log.name)
 
 
