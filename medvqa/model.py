@@ -153,21 +153,6 @@ def load_model(
     return loaded
 
 
-def load_processor(config: ModelConfig) -> Any:
-    """Return the model's processor with its pixel budget; no weights are read.
-
-    Raises:
-        UserError: If it cannot be loaded.
-    """
-    from transformers import AutoProcessor
-
-    source = model_source(config)
-    with readable_load_errors(source):
-        processor = AutoProcessor.from_pretrained(source, revision=config.revision)
-    set_pixel_budget(processor, config)
-    return processor
-
-
 def _load_transformers(
     config: ModelConfig, lora: LoraConfig, source: str, *, gradient_checkpointing: bool
 ) -> LoadedModel:

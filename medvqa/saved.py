@@ -54,14 +54,25 @@ def load_merged(config: ModelConfig) -> LoadedModel:
     return loaded
 
 
-def load_processor(config: ModelConfig) -> Any:
-    """Return the base's processor with the run's pixel budget."""
+def load_processor(config: ModelConfig, *, local_only: bool = False) -> Any:
+    """Return the base's processor with the run's pixel budget.
+
+    Args:
+        config: Of the model.
+        local_only: Take what is on the disk and do not wait for a hub that cannot be reached.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
     from transformers import AutoProcessor
 
     source = model_source(config)
     with readable_load_errors(source):
         processor = AutoProcessor.from_pretrained(
-            source, revision=config.revision, trust_remote_code=False
+            source,
+            revision=config.revision,
+            trust_remote_code=False,
+            local_files_only=local_only,
         )
     set_pixel_budget(processor, config)
     return processor

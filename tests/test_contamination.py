@@ -148,6 +148,10 @@ def test_the_index_finds_exactly_the_pairs_that_comparing_all_finds():
     near = np.repeat(bits[:100], 8, axis=0)
     for line, number in zip(near, rng.integers(0, 45, len(near)), strict=True):
         line[rng.choice(256, number, replace=False)] ^= 1
+    # The hardest: the bits that differ are spread over all sixteen words, as evenly as can be.
+    for line, number in zip(near[::8], [15, 16, 17, 31, 32] * 20, strict=True):
+        line[:] = bits[0]
+        line[[16 * (n % 16) + n // 16 for n in range(number)]] ^= 1
     stored, queries = (np.packbits(b, axis=1).view(np.uint64) for b in (bits, near))
     distances = (near[:, None] != bits[None]).sum(axis=2)
     for max_distance in (0, 15, 16, MAX_DISTANCE):

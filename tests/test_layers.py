@@ -113,7 +113,9 @@ MAY_IMPORT["report"] = {
     *(*RECORDS, "record", "statistics", "comparison", "power", "score", "image", "data"),
     *("sweep", "report"),
 }
-MAY_IMPORT["preflight"] = {*MAY_IMPORT["run"], "run", "composition", "errors", "preflight"}
+MAY_IMPORT["preflight"] = {
+    *(*MAY_IMPORT["run"], "run", "composition", "errors", "saved", "preflight"),
+}
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 FILES = sorted(PACKAGE.rglob("*.py"))
 

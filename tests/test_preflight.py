@@ -14,7 +14,9 @@ from medvqa.collate import Encoder
 from medvqa.config import LoraConfig
 from medvqa.curriculum import plan_curriculum
 from medvqa.hardware import num_cuda_devices
+from medvqa.image import load_rgb
 from medvqa.preflight import main_preflight
+from medvqa.preflight.downloads import hub_answers
 from medvqa.preflight.memory import (
     KEPT,
     PUBLISHED,
@@ -24,7 +26,7 @@ from medvqa.preflight.memory import (
     model_shapes,
 )
 from medvqa.preflight.probe import run_probe, total_seconds
-from medvqa.preflight.tokens import count_tokens
+from medvqa.preflight.tokens import Estimator, count_tokens
 from tests.conftest import ROOT, TINY
 from tests.test_conf import config_of
 from tests.test_contamination import leak  # noqa: F401  (a fixture)
@@ -274,22 +276,37 @@ def test_a_grid_loads_its_data_once_and_names_the_cells_that_would_fail(
     assert capsys.readouterr().err.count("pictures in training") == 1
 
 
-def test_a_hub_model_without_a_network_leaves_unknowns_that_are_named(
-    tmp_path, capsys, monkeypatch
-):
+def test_estimated_tokens_are_exact_for_images_and_not_too_few_for_texts(shared):
+    from transformers import Qwen2VLImageProcessor
+
+    from tests.test_contamination import vqa_rad
+
+    config = config_of("model=qwen3_vl_8b").model
+    real = Qwen2VLImageProcessor(
+        patch_size=16, size={"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels}
+    )
+    for example in vqa_rad(shared, "test")[:30:3]:
+        count = Estimator(config).count(example)
+        (grid,) = real(images=[load_rgb(example.images[0])], return_tensors="pt")["image_grid_thw"]
+        assert count.image == grid.prod() // 4
+        assert count.text > 40 + len(example.question) / 4
+
+
+def test_a_hub_model_without_a_network_is_estimated_and_that_is_said(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub_answers.cache_clear()
     (cell,), code = cells_of(
         tmp_path,
         *("model=qwen3_vl_8b", "data.limit=8", "data.evaluation.test.limit=8"),
         "evaluation.bertscore.enabled=false",
     )
     assert code == 0
-    assert cell["tokens"] == {} and cell["memory"] is None
+    assert cell["tokens"]["training"]["is_estimate"] and cell["memory_bytes"] > 17e9
     (download,) = cell["downloads"]
     assert (download["name"], download["num_bytes"]) == ("Qwen/Qwen3-VL-8B-Instruct", None)
     shown = capsys.readouterr().out
-    assert "tokens are unknown: cannot load" in shown
+    assert "tokens of texts are estimated" in shown
     assert "CUDA GPU is visible" in shown or num_cuda_devices(os.environ)
 
 

@@ -14,13 +14,25 @@ from medvqa.contamination.overlap import Overlap
 from medvqa.curriculum import Plan
 from medvqa.example import Example, UserError
 from medvqa.hardware import num_cuda_devices
-from medvqa.model import load_processor
 from medvqa.power import minimal_detectable_effect
-from medvqa.preflight.downloads import Download, free_bytes, needed_downloads, written_bytes
-from medvqa.preflight.memory import MemoryEstimate, Shapes, estimate_memory, model_shapes
+from medvqa.preflight.downloads import (
+    Download,
+    free_bytes,
+    hub_answers,
+    needed_downloads,
+    written_bytes,
+)
+from medvqa.preflight.memory import (
+    PUBLISHED,
+    MemoryEstimate,
+    Shapes,
+    estimate_memory,
+    model_shapes,
+)
 from medvqa.preflight.probe import Probe, run_probe, total_seconds
-from medvqa.preflight.tokens import TokenReport, count_tokens
+from medvqa.preflight.tokens import Estimator, TokenReport, count_tokens
 from medvqa.run import Data, DataOnce, check, pass_gate, prepare
+from medvqa.saved import load_processor
 
 OUTPUT_DIRECTORY = Path("outputs")
 
@@ -94,7 +106,7 @@ class Inspector:
     def __init__(self, assumptions: Assumptions) -> None:
         self.assumptions = assumptions
         self.once = DataOnce()
-        self._encoders: dict[str, Encoder | UserError] = {}
+        self._encoders: dict[str, Encoder | Estimator | UserError] = {}
         self._tokens: dict[str, TokenReport] = {}
         self._shapes: dict[str, Shapes | UserError] = {}
 
@@ -157,6 +169,12 @@ class Inspector:
         if isinstance(encoder, UserError):
             notes.append(f"tokens are unknown: {encoder}")
             return {}
+        is_estimate = isinstance(encoder, Estimator)
+        if is_estimate:
+            notes.append(
+                f"tokens of texts are estimated, the processor of {config.model.name} is not to be "
+                "had here (no network? give model.path=, a local copy)"
+            )
         consumed = frozenset(plan.order)
         reports = {}
         for name, examples in {"training": pool, **sets}.items():
@@ -167,6 +185,8 @@ class Inspector:
                     encoder, examples, at_most=at_most, seed=config.data.seed, always=consumed
                 )
             reports[name] = self._tokens[known]
+        if is_estimate:  # no reason to call a run failed
+            return reports
         limit = config.model.max_length_tokens
         trained = [e for e in pool if e.id in consumed and encoder.count(e).total > limit]
         if trained:
@@ -237,13 +257,14 @@ class Inspector:
         }
 
 
-def _encoder(config: Config) -> Encoder | UserError:
+def _encoder(config: Config) -> Encoder | Estimator | UserError:
+    model = config.model
     try:
-        return Encoder(
-            load_processor(config.model), max_length_tokens=config.model.max_length_tokens
-        )
+        processor = load_processor(model, local_only=not hub_answers())
     except UserError as error:
-        return error
+        is_known = model.path is None and model.name in PUBLISHED
+        return Estimator(model) if is_known else error
+    return Encoder(processor, max_length_tokens=model.max_length_tokens)
 
 
 def _kept(config: Config, data: Data, overlap: Overlap, problems: list[str]) -> Data:

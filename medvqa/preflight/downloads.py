@@ -1,8 +1,8 @@
 """What a run still has to fetch, and what it writes."""
 
-import os
 import shutil
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from medvqa.data import DATASETS
 from medvqa.model import EMBEDDED
 
 CHECKPOINTS_KEPT = 2
+HUB_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +58,29 @@ def _download(kind: str, name: str) -> Download:
     return Download(kind=kind, name=name, num_bytes=_size(kind, name), is_cached=folder.is_dir())
 
 
+@cache
+def hub_answers() -> bool:
+    """Return whether the hub can be reached; asked once, since each refusal takes its time."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_PATIENCE_S)
+    except Exception:  # the network raises a dozen unrelated types
+        return False
+    return True
+
+
 def _size(kind: str, name: str) -> int | None:
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
+    if not hub_answers():
         return None
     from huggingface_hub import HfApi
 
     try:
-        found: Any = HfApi().repo_info(name, repo_type=kind, files_metadata=True, timeout=5)
+        found: Any = HfApi().repo_info(
+            name, repo_type=kind, files_metadata=True, timeout=HUB_PATIENCE_S
+        )
     except Exception:  # the hub and the network raise a dozen unrelated types
         return None
     return sum(int(file.size or 0) for file in found.siblings or [])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from medvqa.config import Backend, Config, Dtype, Engine, Optimizer
 from medvqa.example import UserError
 from medvqa.model import LANGUAGE_MODEL, model_source, target_pattern
+from medvqa.preflight.downloads import hub_answers
 
 if TYPE_CHECKING:
     import torch
@@ -157,7 +158,12 @@ def _transformers_config(config: Config) -> Any:
             tie_word_embeddings=values["tie_word_embeddings"],
         )
     try:
-        found = transformers.AutoConfig.from_pretrained(source, revision=config.model.revision)
+        found = transformers.AutoConfig.from_pretrained(
+            source,
+            revision=config.model.revision,
+            trust_remote_code=False,
+            local_files_only=not hub_answers(),
+        )
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise UserError(f"no shapes of {source}: {str(error).strip().splitlines()[0]}") from error
     found.quantization_config = None  # the meta device has nothing to quantise

@@ -1,15 +1,21 @@
 """Tokens of each sample, images included, from the processor alone."""
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from medvqa.collate import Encoder
-from medvqa.example import Example
+from medvqa.collate import Encoder, TokenCount
+from medvqa.config import ModelConfig
+from medvqa.example import Example, ImageSource
+from medvqa.image import image_size
 from medvqa.progress import track
+from medvqa.prompt import INSTRUCTION
 
 QUANTILES = (0.0, 0.5, 0.95, 0.99, 1.0)
 SHOWN_IDS = 5
+CHARACTERS_A_TOKEN = 3.0  # English needs about one token for four
+TEMPLATE_TOKENS = 40  # roles, markers and the default system turn of a chat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +28,12 @@ class TokenReport:
         mean_image_tokens: Of a sample, all its images together.
         num_too_long: Counted samples above `model.max_length_tokens`.
         too_long: The first ids of these, with their tokens.
+        is_estimate: Whether the texts were estimated for want of the processor; see `Estimator`.
     """
 
     num_samples: int
     num_counted: int
+    is_estimate: bool
     quantiles: Mapping[float, int]
     mean_image_tokens: float
     num_too_long: int
@@ -37,8 +45,35 @@ class TokenReport:
         return self.quantiles[1.0]
 
 
+class Estimator:
+    """Counts a published model's image tokens as its processor would, and estimates its texts.
+
+    For where the processor cannot be had; texts come out too long rather than too short.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.max_length_tokens = config.max_length_tokens
+        self._pixels_a_token_side = 2 * (16 if "Qwen3" in config.name else 14)
+
+    def count(self, example: Example) -> TokenCount:
+        """Return the sample's tokens."""
+        text = "".join((example.question, INSTRUCTION, example.answers[0]))
+        num_text = TEMPLATE_TOKENS + math.ceil(len(text) / CHARACTERS_A_TOKEN)
+        return TokenCount(num_text, sum(self._count_image(image) for image in example.images))
+
+    def _count_image(self, image: ImageSource) -> int:
+        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+        width, height = image_size(image)
+        side = self._pixels_a_token_side
+        budget = {"min_pixels": self.config.min_pixels, "max_pixels": self.config.max_pixels}
+        resized_height, resized_width = smart_resize(height, width, side, **budget)
+        return int(resized_height // side * (resized_width // side))
+
+
 def count_tokens(
-    encoder: Encoder,
+    encoder: Encoder | Estimator,
     examples: Sequence[Example],
     *,
     at_most: int | None,
@@ -68,6 +103,7 @@ def count_tokens(
     return TokenReport(
         num_samples=len(examples),
         num_counted=len(chosen),
+        is_estimate=isinstance(encoder, Estimator),
         quantiles={q: totals[min(len(totals) - 1, int(q * len(totals)))] for q in QUANTILES},
         mean_image_tokens=sum(count.image for count in counts) / len(counts),
         num_too_long=len(too_long),
