@@ -87,7 +87,8 @@ def _tokens(tokens: TokenReport) -> str:
     )  # fmt: skip
     too_long = f"; {tokens.num_too_long:,} too long: {', '.join(tokens.too_long)}"
     return (
-        f"{'about ' if tokens.is_estimate else ''}{marks}; {tokens.mean_image_tokens:.0f} of images on average; counted {counted}"
+        f"{'about ' if tokens.is_estimate else ''}{marks}; "
+        f"{tokens.mean_image_tokens:.0f} of images on average; counted {counted}"
         f"{too_long if tokens.num_too_long else '; none too long'}"
     )
 
