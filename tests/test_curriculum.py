@@ -313,9 +313,9 @@ def test_rewarm_in_the_first_stage_does_not_warm_up_twice() -> None:
     assert factors(made, warmup_steps=2)[:3] == [0, 0.5, 1]
 
 
-def test_the_shipped_curricula_are_the_designs_seven() -> None:
+def test_the_shipped_curricula_are_the_designs_seven_and_a_plain_fine_tuning() -> None:
     arms = {"open_first", "closed_first", "open_only", "closed_only", "mixed", "interleaved"}
-    assert set(SHIPPED) == arms | {"easy_first"}
+    assert set(SHIPPED) == arms | {"easy_first", "whole_pool"}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
