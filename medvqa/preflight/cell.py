@@ -9,7 +9,7 @@ from typing import Any
 
 from medvqa import contamination
 from medvqa.collate import Encoder
-from medvqa.config import Config, Device
+from medvqa.config import Backend, Config, Device
 from medvqa.contamination.overlap import Overlap
 from medvqa.curriculum import Plan
 from medvqa.example import Example, UserError
@@ -285,6 +285,8 @@ def _memory(
         return None
     if config.lora.vision_layers:
         notes.append("lora.vision_layers=true: the vision tower's activations are not estimated")
+    if config.model.backend is Backend.unsloth and not config.training.gradient_checkpointing:
+        notes.append("Unsloth recomputes by itself: the memory estimate is an upper bound")
     on_gpu = config.model.device is not Device.cpu
     longest = tokens["training"].longest
     return estimate_memory(shapes, config, longest_tokens=longest, on_gpu=on_gpu)

@@ -28,7 +28,9 @@ def grid_table(reports: Sequence[CellReport]) -> "Table":
         table.add_row(
             " ".join(report.swept) or "-",
             f"{report.num_samples:,}",
-            f"{tokens.quantiles[0.5]:,}/{tokens.longest:,}" if tokens else "unknown",
+            f"{_about(tokens)}{tokens.quantiles[0.5]:,}/{tokens.longest:,}"
+            if tokens
+            else "unknown",
             f"{tokens.num_too_long:,}" if tokens else "unknown",
             str(report.num_steps),
             _seen(report),
@@ -65,7 +67,9 @@ def cell_table(report: CellReport, assumptions: Assumptions) -> "Table":
         size = "size unknown" if download.num_bytes is None else _gigabytes(download.num_bytes)
         state = "in the cache" if download.is_cached else "to be fetched"
         table.add_row(f"{download.kind} {download.name}", f"{size}, {state}")
-    table.add_row("shared pictures", f"{_shared(report)}; {report.contamination['action']}")
+    table.add_row(
+        "shared pictures", f"{_shared(report)}; contamination={report.contamination['action']}"
+    )
     for group, (num_questions, effect) in report.detectable.items():
         table.add_row(
             f"detectable, {group}",
@@ -87,10 +91,14 @@ def _tokens(tokens: TokenReport) -> str:
     )  # fmt: skip
     too_long = f"; {tokens.num_too_long:,} too long: {', '.join(tokens.too_long)}"
     return (
-        f"{'about ' if tokens.is_estimate else ''}{marks}; "
+        f"{_about(tokens)}{marks}; "
         f"{tokens.mean_image_tokens:.0f} of images on average; counted {counted}"
         f"{too_long if tokens.num_too_long else '; none too long'}"
     )
+
+
+def _about(tokens: TokenReport) -> str:
+    return "about " if tokens.is_estimate else ""
 
 
 def _seen(report: CellReport) -> str:
