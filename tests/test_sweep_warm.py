@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from medvqa.composition import resolved, typed
 from medvqa.config import LoraConfig
 from medvqa.engine import FEATURES, VisionCache
 from medvqa.model import load_model
@@ -12,7 +13,7 @@ from medvqa.sweep import warm
 from medvqa.sweep.job import Job
 from medvqa.sweep.warm import WarmModels
 from tests.conftest import TINY
-from tests.test_conf import config_of
+from tests.test_conf import composed
 from tests.test_sweep_scheduler import make_jobs
 
 LORA = LoraConfig(rank=4, alpha=8)
@@ -64,9 +65,9 @@ def test_a_fused_engine_changes_nothing_for_the_next_job_of_that_engine(models, 
             "training.engine=fused",
             "evaluation.bertscore.enabled=false",
         )
-        config = config_of(*overrides, "data.evaluation.test.limit=16", f"seed={seed}")
-        settings = {"config": {}, "overrides": [], "run_id": name}
-        run(config, directory=tmp_path / name, settings=settings, load=load)
+        values = resolved(composed(*overrides, "data.evaluation.test.limit=16", f"seed={seed}"))
+        settings = {"config": values, "overrides": [], "run_id": name}
+        run(typed(values), directory=tmp_path / name, settings=settings, load=load)
         return tmp_path / name
 
     cell("first", 1, models.load)
