@@ -52,7 +52,9 @@ def run_name(*, _root_: DictConfig) -> str:
 def sweep_name(*, _root_: DictConfig) -> str:
     """Return the grid's directory name: the same command gives the same name."""
     said = [*_root_.hydra.overrides.task]
-    said += [f"{key}={value}" for key, value in (_root_.hydra.sweeper.get("params") or {}).items()]
+    for varied in ("params", "space"):  # of a grid, of a search
+        values = _root_.hydra.sweeper.get(varied) or {}
+        said += [f"{key}={value}" for key, value in values.items()]
     said = [text for text in said if not text.startswith("fresh=")]  # starts over in its place
     swept = [text.partition("=")[0] for text in said if "," in text or "(" in text]
     keys = "+".join(re.sub(r"[^A-Za-z0-9_.]", "", key) for key in swept)[:60]
@@ -214,7 +216,9 @@ def swept_keys(config: DictConfig) -> set[str]:
     parser = OverridesParser.create()
     said = parser.parse_overrides(list(config.hydra.overrides.task))
     keys = {override.get_key_element() for override in said if override.is_sweep_override()}
-    return {key.lstrip("+") for key in keys} | set(config.hydra.sweeper.get("params") or {})
+    for chosen in ("params", "space"):  # of a grid, of a search
+        keys |= set(config.hydra.sweeper.get(chosen) or {})
+    return {key.lstrip("+") for key in keys}
 
 
 def cells(config: DictConfig) -> Iterator[tuple[list[str], list[str]]]:
