@@ -19,6 +19,8 @@ from medvqa.data import load_examples
 from medvqa.export.command import Wanted, export
 from medvqa.model import LoadedModel, load_model
 
+# As many processes as cores run tests; more threads than cores only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell starts what runs in its background deaf to Ctrl-C, and every process it starts as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
