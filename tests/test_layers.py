@@ -108,7 +108,7 @@ MAY_IMPORT["export"] = {
     *(*MODELS, "data", "evaluation", "score", "record", "saved", "composition"),
     *("run", "trained", "vllm", "export"),
 }
-MAY_IMPORT["sweep"] = {*MAY_IMPORT["run"], "run", "composition", "sweep"} - {"plugins"}
+MAY_IMPORT["sweep"] = {*MAY_IMPORT["run"], "run", "composition", "errors", "sweep"} - {"plugins"}
 MAY_IMPORT["report"] = {
     *(*RECORDS, "record", "statistics", "comparison", "power", "score", "image", "data"),
     *("sweep", "report"),

@@ -38,6 +38,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# What a single run of the best values has no use for.
+SEARCH_ONLY = (
+    *("-m", "--multirun", "fresh=", "hydra.mode=", "hydra.sweep"),
+    *("hydra.launcher", "hydra/launcher"),
+)
 FAILURES = (State.failed, State.killed, State.timed_out)
 
 
@@ -86,7 +91,7 @@ class OptunaSweeper(Sweeper):
                 _set_aside(sweep)
             study = open_study(sweep, space, direction=self.direction, seed=self.seed)
             self._search(study, space, arguments, sweep)
-            self._conclude(study, space, arguments, sweep)
+            _conclude(study, space, sweep)
 
     def _space(self, arguments: Sequence[str]) -> Space:
         """Return what is searched: a key that the command line sets is not."""
@@ -151,20 +156,21 @@ class OptunaSweeper(Sweeper):
         if stopped is not None and not all(told):  # by hydra.launcher.fail_fast
             raise stopped
 
-    def _conclude(self, study: "Study", space: Space, arguments: list[str], sweep: Path) -> None:
-        table = rows(ended(study), space)
-        write_trials(sweep, table)
-        show_trials(sweep, table)
-        num_completed = len(completed(ended(study)))
-        if num_completed < len(table):
-            log.warning("%d of %d trials failed", len(table) - num_completed, len(table))
-        if not num_completed:
-            raise SweepError(f"none of {len(table)} trials finished; their logs are in {sweep}")
-        best = study.best_trial
-        said = [text for text in arguments if not text.startswith("fresh=")]
-        values = [override(*item) for item in best.params.items()]
-        command = shlex.join(["python", "train.py", *said, "hydra.mode=RUN", *values])
-        sys.stdout.write(f"best: {best.value:.4f} on the validation set\n{command}\n")
+
+def _conclude(study: "Study", space: Space, sweep: Path) -> None:
+    table = rows(ended(study), space)
+    write_trials(sweep, table)
+    show_trials(sweep, table)
+    num_completed = len(completed(ended(study)))
+    if num_completed < len(table):
+        log.warning("%d of %d trials failed", len(table) - num_completed, len(table))
+    if not num_completed:
+        raise SweepError(f"none of {len(table)} trials finished; their logs are in {sweep}")
+    best = study.best_trial
+    said = [text for text in sys.argv[1:] if not text.lstrip("+").startswith(SEARCH_ONLY)]
+    values = [override(*item) for item in best.params.items()]
+    command = shlex.join(["python", "train.py", *said, "hydra.mode=RUN", *values])
+    sys.stdout.write(f"best: {best.value:.4f} on the validation set\n{command}\n")
 
 
 def _is_count(value: Any) -> bool:
