@@ -291,11 +291,12 @@ def read_until_closed(terminal):
 
 def test_a_launcher_that_is_told_to_leave_ends_in_order(tmp_path):
     launcher = start(tmp_path, *SMOKE, "training.max_steps=2000", "seed=1,2")
-    wait_for(lambda: list(tmp_path.glob("multirun/*/*/status.json")))
+    statuses = "multirun/*/*/status.json"
+    wait_for(lambda: any("running" in path.read_text() for path in tmp_path.glob(statuses)))
     launcher.send_signal(signal.SIGTERM)
     output, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 130, output
-    assert "1 waiting" in output
+    assert "1 interrupted, 1 waiting" in output
     assert (sweep_of(tmp_path) / "summary.csv").is_file()
 
 
