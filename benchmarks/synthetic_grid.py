@@ -78,7 +78,10 @@ def write_cell(
             "num_starts": 1,
             "seconds": {"data": 1.0, "load": 9.0, "train_and_evaluate_stages": 400.0},
             "git": {"commit": None, "dirty": None},
-            "data": {n: describe_pool(Pool(list(e), {}, [])) for n, e in sets.items()},
+            "data": {
+                name: describe_pool(Pool(list(examples), {}, []))
+                for name, examples in {"training": training, **sets}.items()
+            },
             "plan": describe_plan(plan),
             "training": {"final_loss": 0.7, "average_loss": 1.2},
             "peak_memory_bytes": int(2e9 + 1e8 * rng.random()),

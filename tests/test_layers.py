@@ -111,7 +111,7 @@ MAY_IMPORT["export"] = {
 MAY_IMPORT["sweep"] = {*MAY_IMPORT["run"], "run", "composition", "errors", "sweep"} - {"plugins"}
 MAY_IMPORT["report"] = {
     *(*RECORDS, "record", "statistics", "comparison", "power", "score", "image", "data"),
-    *("sweep", "report"),
+    *("sweep", "report", "published"),
 }
 MAY_IMPORT["preflight"] = {
     *(*MAY_IMPORT["run"], "run", "composition", "errors", "saved", "preflight"),

@@ -341,6 +341,20 @@ def test_baselines_stand_beside_every_arm(study):
     assert len(differences.rows) == 2 * 3
 
 
+def test_published_values_stand_beside_ours_with_the_difference_in_protocol(written, tmp_path):
+    base = "model.name=Qwen/Qwen3-VL-2B-Instruct"
+    written(tmp_path / "run", base, "training=qwen3_vl_2b", "training.max_steps=60")
+    written(tmp_path / "other", "seed=1")  # a base without a published row
+    (table,) = [t for t in tables(read_study([tmp_path])) if t.title.startswith("published")]
+    ((arm, exact_match, *_, protocol),) = table.rows
+    assert "Qwen3-VL-2B" in arm
+    assert exact_match.startswith("0.3503; 0.")
+    assert "optimiser steps: 40, here 60" in protocol
+    assert "test questions: 2248, here 60" in protocol
+    assert "learning rate" not in protocol
+    assert "dropout" in "".join(table.notes)
+
+
 def test_latex_and_markdown_escape_what_would_break_them(study):
     (table, *_) = tables(study)
     table = replace(table, rows=(("a_b & 50%", "x|y"),))

@@ -3,9 +3,11 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 from medvqa.example import Score
+from medvqa.published import NOT_STATED, SOURCE, differences, row_of
 from medvqa.report.pairs import Comparison
 from medvqa.report.rows import unequal_arms
 from medvqa.report.study import Result, Study
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 MARK, MINUS = "†", "\N{MINUS SIGN}"
+PUBLISHED = ("exact_match", "f1", "bertscore_f1")
 PHASE_NAMES = {"majority": "majority answer", "zero_shot": "zero-shot base", "blind": "blind"}
 LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -43,8 +46,8 @@ def tables(study: Study) -> list[Table]:
         found += [results_table(study, name), stages_table(study, name)]
         if any(c.set_name == name for c in study.comparisons):
             found.append(differences_table(study, name))
-    missing = missing_runs_table(study)
-    return [table for table in (*found, missing) if table.rows]
+    found += [published_table(study), missing_runs_table(study)]
+    return [table for table in found if table.rows]
 
 
 def results_table(study: Study, set_name: str) -> Table:
@@ -158,6 +161,45 @@ def _difference(c: Comparison) -> tuple[str, ...]:
         str(crossed.difference.num_examples),
         str(crossed.num_clusters),
         " and ".join(map(str, dict.fromkeys(crossed.num_seeds))),
+    )
+
+
+def published_table(study: Study) -> Table:
+    """Return arms beside the published row of their base, and what differs in protocol."""
+    cells = {
+        (r.arm.name, r.set_name, r.metric): r
+        for r in study.results
+        if (r.phase, r.group) == ("final", "overall")
+    }
+    rows = []
+    for arm, set_name in product(study.arms, study.set_names):
+        first = cells.get((arm.name, set_name, "exact_match"))
+        row = row_of(first.runs[0].config) if first else None
+        if first is None or row is None:
+            continue
+        run = first.runs[0]
+        found = [cells.get((arm.name, set_name, metric)) for metric in PUBLISHED]
+        differing = differences(
+            row,
+            run.config,
+            num_train=run.values["data"]["training"]["num_examples"],
+            num_test=first.mean.score.num_examples,
+        )
+        rows.append(
+            (
+                f"{arm.name}, {set_name}",
+                *(
+                    f"{getattr(row, metric):.4f}; {interval(ours.mean.score if ours else None)}"
+                    for metric, ours in zip(PUBLISHED, found, strict=True)
+                ),
+                "; ".join(differing) or "nothing that was stated",
+            )
+        )
+    return Table(
+        "published value; ours [95 % interval]",
+        ("arm", *(SHOWN[metric] for metric in PUBLISHED), "protocol: published, here"),
+        tuple(rows),
+        (f"published without intervals, one run each, by {SOURCE}", f"not stated: {NOT_STATED}"),
     )
 
 
