@@ -140,6 +140,25 @@ def test_a_mistake_in_the_space_comes_before_the_first_trial(tmp_path, said, mes
     assert not list(tmp_path.glob("multirun/*/*"))
 
 
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (
+            ["data=phantom"],
+            r"data.evaluation.test holds test rows \(split=test\); use data=phantom_v",
+        ),
+        (["data=slake_en", "data.path=x"], r"test rows \(split=test_en\)"),
+        (["~data.evaluation.validation"], "data.evaluation is empty"),
+    ],
+)
+def test_a_search_never_chooses_on_test_rows(tmp_path, said, message):
+    code, output = call(tmp_path, "experiment=search_lora", *said)
+    assert code == 2, output
+    assert re.search(message, output), output
+    assert len(output.splitlines()) == 1
+    assert not list(tmp_path.glob("multirun/*/*"))
+
+
 def test_a_value_that_no_run_would_accept_is_one_line(tmp_path):
     space = "+hydra.sweeper.space={lora.alpha: {choices: [16, -1]}}"
     code, output = call(tmp_path, "experiment=search_lora", space)
@@ -170,3 +189,18 @@ def test_another_space_is_refused_in_the_same_directory(tmp_path):
     opened(tmp_path)
     with pytest.raises(UserError, match="another space"):
         opened(tmp_path, direction="minimize")
+
+
+def test_a_journal_whose_last_line_was_cut_off_goes_on_without_it(tmp_path):
+    study = opened(tmp_path)
+    first = study.ask(distributions(SPACE))
+    tell(study, first, 0.5)
+    whole = (tmp_path / "search.journal").stat().st_size
+    study.ask(distributions(SPACE))
+    with (tmp_path / "search.journal").open("r+b") as journal:
+        journal.truncate(whole + 30)
+    (tmp_path / "search.journal.lock").symlink_to("search.journal")  # as a kill leaves it
+    study = opened(tmp_path)
+    assert [trial.value for trial in completed(ended(study))] == [0.5]
+    tell(study, study.ask(distributions(SPACE)), 0.7)
+    assert [trial.value for trial in completed(ended(opened(tmp_path)))] == [0.5, 0.7]

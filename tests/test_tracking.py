@@ -101,7 +101,9 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("WANDB_MODE", raising=False)
         patch.setattr(sys, "argv", ["train.py", "hub.token=s3cret", "seed=1"])
-        patch.setattr(logger, "level", logging.INFO)
+        before = logger.level
+        # Not by setting the attribute: loggers remember what the level let through.
+        logger.setLevel(logging.INFO)
         logger.addHandler(handler)
         with tracker(
             OFFLINE, directory=directory, group="study", settings={"seed": 1, "lora": {"rank": 16}}
@@ -112,6 +114,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record
             run.log_predictions("rad", path, examples)
             run.summarize({"train/final_loss": 1.5})
         logger.removeHandler(handler)
+        logger.setLevel(before)
     return directory, read_log(directory), said.getvalue()
 
 

@@ -80,6 +80,7 @@ class OptunaSweeper(Sweeper):
             SweepError: If no trial finished.
         """
         space = self._space(arguments)
+        _check_chosen_set(self.composed.data.evaluation)
         self._check_each_value(space, arguments)
         sweep = Path(str(self.composed.hydra.sweep.dir)).resolve()
         # The launcher locks the sweep for each batch; this lock is held between them as well.
@@ -171,6 +172,26 @@ def _conclude(study: "Study", space: Space, sweep: Path) -> None:
     values = [override(*item) for item in best.params.items()]
     command = shlex.join(["python", "train.py", *said, "hydra.mode=RUN", *values])
     sys.stdout.write(f"best: {best.value:.4f} on the validation set\n{command}\n")
+
+
+def _check_chosen_set(sets: DictConfig) -> None:
+    """Raise a `UserError` if the headline would be of test rows, or if there would be none.
+
+    What is the best of many trials on a set is too good there: it cannot be that set's result.
+    """
+    if not sets:
+        raise UserError(
+            "a search chooses by its first evaluation set, and data.evaluation is empty"
+        )
+    name, chosen = next((str(name), chosen) for name, chosen in sets.items())
+    for rows_of in (chosen, *chosen.parts.values()):
+        split = str(rows_of.split)
+        if rows_of.name != "mixture" and (split == "all" or split.startswith("test")):
+            raise UserError(
+                f"a search chooses by its first evaluation set, but data.evaluation.{name} holds "
+                f"test rows (split={split}); use data=phantom_validation, data=vqa_rad_validation, "
+                f"or data.evaluation.{name}.split=validation where the data set has one"
+            )
 
 
 def _is_count(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from medvqa.sweep.space import Space
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial, Trial
+
+log = logging.getLogger(__name__)
 
 JOURNAL = "search.journal"
 RESUMES = "resumes"  # the trial in whose place this one was put
@@ -35,6 +38,7 @@ def open_study(sweep: Path, space: Space, *, direction: str, seed: int) -> "Stud
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    _mend(sweep / JOURNAL)
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(sweep / JOURNAL))),
         study_name="search",
@@ -52,6 +56,22 @@ def open_study(sweep: Path, space: Space, *, direction: str, seed: int) -> "Stud
     # A restarted sampler of the same seed would suggest again what it has suggested before.
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
     return study
+
+
+def _mend(journal: Path) -> None:
+    """Undo what a power cut leaves: half a last line, which Optuna cannot read, and its lock.
+
+    The search has a lock of its own, so nobody else is writing.
+    """
+    journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)
+    if not journal.is_file():
+        return
+    text = journal.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if whole != text:
+        log.warning("%s ended with half a line, which is left out", journal)
+        with journal.open("r+b") as file:
+            file.truncate(len(whole))
 
 
 def _requeue(study: "Study") -> None:
