@@ -15,7 +15,6 @@ import resource
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from medvqa.data import load_examples
 from medvqa.data.vqa_rad import IMAGE_FOLDER
 from medvqa.example import Example
 from medvqa.image import ImageFile
-from medvqa.record import environment, git_state, write_json
+from medvqa.record import provenance, write_json
 
 RESULT = Path(__file__).parent / "results" / "contamination.json"
 BLOCK = 2048
@@ -188,10 +187,7 @@ def main() -> None:
     write_json(
         RESULT,
         {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": f"python {' '.join(sys.argv)}",
-            "git": git_state(Path(__file__).parent),
-            "environment": environment(),
+            **provenance(),
             "cores": len(os.sched_getaffinity(0)),
             "load_average_at_start": os.getloadavg(),
             "max_distance": MAX_DISTANCE,

@@ -8,7 +8,6 @@ Writes benchmarks/results/contamination_phantoms.json.
 import argparse
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 
 from medvqa.config import SourceConfig
@@ -16,7 +15,7 @@ from medvqa.contamination.hash_cache import HashCache
 from medvqa.contamination.near import MAX_DISTANCE
 from medvqa.contamination.overlap import find_overlap
 from medvqa.data import load_examples
-from medvqa.record import environment, git_state, write_json
+from medvqa.record import provenance, write_json
 
 RESULT = Path(__file__).parent / "results" / "contamination_phantoms.json"
 SPLITS = ("test", "validation", "shifted")
@@ -45,10 +44,7 @@ def main() -> None:
     write_json(
         RESULT,
         {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": f"python {' '.join(sys.argv)}",
-            "git": git_state(Path(__file__).parent),
-            "environment": environment(),
+            **provenance(),
             "nearest_pairs_by_seed_and_split": nearest,
         },
     )

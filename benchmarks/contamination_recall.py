@@ -12,7 +12,6 @@ import json
 import random
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from medvqa.contamination.picture_hash import hash_words, perceptual_hashes
 from medvqa.data.vqa_rad import IMAGE_FOLDER, JSON_NAME
-from medvqa.record import environment, git_state, write_json
+from medvqa.record import provenance, write_json
 
 Picture = Image.Image
 RESULT = Path(__file__).parent / "results" / "contamination_recall.json"
@@ -216,10 +215,7 @@ def main() -> None:
     write_json(
         RESULT,
         {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": f"python {' '.join(sys.argv)}",
-            "git": git_state(Path(__file__).parent),
-            "environment": environment(),
+            **provenance(),
             "imagehash": imagehash.__version__,
             "num_pictures": len(files),
             "num_pairs": len(upper[0]),

@@ -95,7 +95,7 @@ def _fused_vision_attention(loaded: LoadedModel) -> bool:
         output = varlen_attn(q, k, v, starts, starts, longest, longest, scale=scaling)
         return output.unsqueeze(0), None  # type: ignore[union-attr]
 
-    tower = getattr(_inner(loaded).model, VISION_TOWER)
+    tower = getattr(loaded.inner.model, VISION_TOWER)
     for block in tower.blocks:
         _attend_at_once(block.attn, attend)
     return True
@@ -142,7 +142,7 @@ def _fused_mlp_and_rotary(loaded: LoadedModel) -> bool:
         return False
     from importlib import import_module
 
-    layers = _inner(loaded).model.language_model.layers
+    layers = loaded.inner.model.language_model.layers
     source = import_module(type(layers[0].self_attn).__module__)
     if hasattr(source, "apply_rotary_pos_emb"):  # Qwen2-VL's multimodal one differs
 
@@ -169,12 +169,8 @@ _GPU_ONLY: dict[str, Callable[[LoadedModel], bool]] = {
 
 def compile_layers(loaded: LoadedModel) -> None:
     """Compile the repeated decoder layer; pays after some thousand steps or from a warm cache."""
-    for layer in _inner(loaded).model.language_model.layers:
+    for layer in loaded.inner.model.language_model.layers:
         layer.compile(dynamic=True)
-
-
-def _inner(loaded: LoadedModel) -> Any:
-    return loaded.inner
 
 
 def answer_loss(
@@ -192,7 +188,7 @@ def answer_loss(
     """
     import torch
 
-    inner = _inner(loaded)
+    inner = loaded.inner
     labels = batch["labels"][:, 1:]
     rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
     targets = labels[rows, columns].to(loaded.device)
@@ -242,7 +238,7 @@ class VisionCache:
     """
 
     def __init__(self, loaded: LoadedModel, *, max_bytes: int) -> None:
-        self._model = _inner(loaded).model
+        self._model = loaded.inner.model
         self._device = loaded.device
         self._max_bytes = max_bytes
         self._bytes = 0

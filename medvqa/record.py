@@ -133,6 +133,16 @@ def _gpus() -> list[str]:
     return answer.stdout.strip().splitlines() if answer.returncode == 0 else []
 
 
+def provenance() -> dict[str, Any]:
+    """Return what a measurement's file says of when, how, on what and with which code."""
+    return {
+        "date": _now(),
+        "command": " ".join(["python", *masked(sys.argv)]),
+        "git": git_state(Path(__file__).parent),
+        "environment": environment(),
+    }
+
+
 def git_state(directory: Path) -> dict[str, Any]:
     """Return commit and dirtiness of the code; nulls for an installed package.
 

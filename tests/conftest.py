@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
+PATIENCE_S = 120
 SECRET = "s3cret-0f-a-test"
 SECRET_NAMES = ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY")
 # One cache of picture hashes for all tests and the commands they start; never the user's own.
@@ -69,10 +72,38 @@ def command(directory: Path, *overrides: str) -> list[str]:
     return [sys.executable, str(ROOT / "train.py"), f"hydra.run.dir={directory}", *overrides]
 
 
-def environment() -> dict[str, str]:
-    """No account of the machine's, no GPU."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
-    return {**kept, "CUDA_VISIBLE_DEVICES": ""}
+def environment(**more: str) -> dict[str, str]:
+    """No account of the machine's, no GPU, none of this process's settings of Hydra."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_"))}
+    return {**kept, "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+def start(
+    directory: Path, *arguments: str, env: dict[str, str] | None = None, **options: bool
+) -> subprocess.Popen[str]:
+    """Start `train.py` in the directory; its two streams come as one."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        cwd=directory,
+        env=environment() if env is None else env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait for the process; return its exit code and what it printed."""
+    output, _ = process.communicate()
+    return process.returncode, output
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def call(directory: Path, *overrides: str) -> subprocess.CompletedProcess[str]:

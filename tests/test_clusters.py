@@ -13,9 +13,9 @@ from medvqa.errors import explain
 from medvqa.example import UserError
 from medvqa.record import read_lines
 from medvqa.sweep.ray_cluster import check_resources
-from tests import one_node_slurm
-from tests.conftest import ROOT
-from tests.test_sweep import SMOKE, environment, runs, sweep_of, wait_for
+from tests import conftest, one_node_slurm
+from tests.conftest import ROOT, environment, wait_for
+from tests.test_sweep import SMOKE, runs, sweep_of
 
 # The first cell is refused once its processor is loaded, the second one works.
 ONE_FAILS = (
@@ -41,20 +41,11 @@ def slurm(tmp_path_factory):
 
 
 def start(directory, variables, launcher, *overrides):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "-m", f"hydra/launcher={launcher}", *overrides],
-        cwd=directory,
-        env=variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return conftest.start(directory, "-m", f"hydra/launcher={launcher}", *overrides, env=variables)
 
 
 def call(*arguments):
-    process = start(*arguments)
-    output, _ = process.communicate()
-    return process.returncode, output
+    return conftest.ended(start(*arguments))
 
 
 def run_json(run):

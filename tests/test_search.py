@@ -4,16 +4,15 @@ import csv
 import os
 import re
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from medvqa.example import UserError
 from medvqa.sweep.space import checked_space, distributions
 from medvqa.sweep.trials import completed, ended, open_study, tell
-from tests.conftest import ROOT
-from tests.test_sweep import environment, runs, sweep_of, wait_for
+from tests import conftest
+from tests.conftest import ROOT, wait_for
+from tests.test_sweep import runs, sweep_of
 
 SPACE = checked_space({"a": {"choices": [8, 16]}, "b": {"low": 1e-5, "high": 1e-3, "log": True}})
 SEARCH = (
@@ -27,21 +26,11 @@ THREE = (*SEARCH, "hydra.sweeper.num_trials=3")
 
 
 def start(directory, *overrides):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *overrides],
-        cwd=directory,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return conftest.start(directory, *overrides, start_new_session=True)
 
 
 def call(directory, *overrides):
-    process = start(directory, *overrides)
-    output, _ = process.communicate()
-    return process.returncode, output
+    return conftest.ended(start(directory, *overrides))
 
 
 def trials_of(sweep):

@@ -6,9 +6,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import subprocess
-import sys
-import time
 import traceback
 from pathlib import Path
 
@@ -24,7 +21,7 @@ from medvqa.model import load_model
 from medvqa.record import read_lines
 from medvqa.run import run_rank
 from medvqa.training import Trainer, _step_seed
-from tests.conftest import ROOT, TINY
+from tests.conftest import PATIENCE_S, TINY, start, wait_for
 from tests.test_training import BASE, STAGES, adapter, make_plan
 
 SMOKE = (
@@ -37,30 +34,6 @@ SMOKE = (
 )
 # float32 sums in another order; measured 1.3e-7 over six steps.
 TOLERANCE = 1e-4
-PATIENCE_S = 120
-
-
-def environment():
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_"))}
-    return {**kept, "CUDA_VISIBLE_DEVICES": ""}
-
-
-def start(place, *overrides):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *overrides],
-        cwd=place,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def run_json(directory):

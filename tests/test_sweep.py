@@ -13,12 +13,12 @@ import subprocess
 import sys
 import termios
 import threading
-import time
 
 import pytest
 
 from medvqa.record import read_lines
-from tests.conftest import ROOT
+from tests import conftest
+from tests.conftest import ROOT, environment, wait_for
 from tests.test_tracking import of_type, read_log, rows
 
 SMOKE = ("experiment=smoke", "data.evaluation.test.limit=16", "evaluation.bertscore.enabled=false")
@@ -27,26 +27,12 @@ GRID = (*SMOKE, "curriculum=open_first,mixed", "seed=1,2")
 pytestmark = pytest.mark.slow
 
 
-def environment(**more):
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_"))}
-    return {**kept, "CUDA_VISIBLE_DEVICES": "", **more}
-
-
 def start(directory, *overrides, **variables):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "-m", *overrides],
-        cwd=directory,
-        env=environment(**variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return conftest.start(directory, "-m", *overrides, env=environment(**variables))
 
 
 def call(directory, *overrides, **variables):
-    process = start(directory, *overrides, **variables)
-    output, _ = process.communicate()
-    return process.returncode, output
+    return conftest.ended(start(directory, *overrides, **variables))
 
 
 def medvqa(*arguments):
@@ -71,13 +57,6 @@ def sweep_of(directory):
 
 def runs(sweep):
     return sorted(path.parent for path in sweep.glob("*/run.json"))
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
