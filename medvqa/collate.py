@@ -146,7 +146,7 @@ class Encoder:
         return Sample(
             prompt_ids=tuple(prompt_ids),
             answer_ids=(*answer, tokenizer.eos_token_id),
-            pixel_values=torch.cat([values for values, _ in patches]) if patches else None,
+            pixel_values=_joined([values for values, _ in patches]),
             image_grid_thw=torch.stack([grid for _, grid in patches]) if patches else None,
             image_keys=tuple(map(_image_key, example.images, example.image_ids)),
         )
@@ -204,6 +204,14 @@ class Encoder:
             batch["pixel_values"] = torch.cat(patches)
             batch["image_grid_thw"] = torch.cat(grids)
         return batch
+
+
+def _joined(patches: "Sequence[torch.Tensor]") -> "torch.Tensor | None":
+    import torch
+
+    if len(patches) < 2:  # one picture a question is the rule: no copy
+        return patches[0] if patches else None
+    return torch.cat(list(patches))
 
 
 def _image_key(image: ImageSource, image_id: str) -> str:

@@ -43,14 +43,12 @@ class Optimizer(Enum):
 class Engine(Enum):
     """How a step is computed; see `medvqa.engine`.
 
-    `auto` is `fused` on a GPU with the transformers backend, else `plain`. `compiled` adds minutes
-    at the start and pays over thousands of steps.
+    `auto` is `fused` on a GPU with the transformers backend, else `plain`.
     """
 
     auto = "auto"
     plain = "plain"
     fused = "fused"
-    compiled = "compiled"
 
 
 class Schedule(Enum):

@@ -1,9 +1,8 @@
 """The same mathematics in fewer and larger GPU kernels; see docs/engine.md for what was measured.
 
-What is replaced, in place, on a model of the `transformers` backend: RMSNorm, the adapter's product
-and sum, the gated MLP's activation and the rotary embedding by fused kernels; the vision tower's
-attention, which transformers runs an image at a time, by one call; features of a picture that
-comes again by stored ones; logits of all tokens by those of the answer.
+The language model computes on packed sequences (`medvqa.decoder`), logits are those of the answer
+alone, features of a picture that comes again are stored ones, and the vision tower's attention,
+which transformers runs an image at a time, is one call.
 """
 
 import logging
@@ -12,71 +11,200 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from medvqa.collate import IGNORED
+from medvqa.collate import Sample
 from medvqa.config import Backend
 from medvqa.model import VISION_TOWER, LoadedModel
 
 if TYPE_CHECKING:
     import torch
 
+    from medvqa.decoder import Packed
+
 log = logging.getLogger(__name__)
 
 FEATURES = "_medvqa_features"
 VISION_CACHE_BYTES = 4 * 2**30
+ARCHITECTURES = ("qwen2_vl", "qwen3_vl")
 
 
-def accelerate(loaded: LoadedModel) -> list[str]:
-    """Replace what can be replaced; return the names of what was, for the record.
-
-    Doing it again changes nothing. The fused kernels need a GPU, the rest runs anywhere.
-    """
-    if loaded.backend is Backend.unsloth:
-        return []  # it has replaced these itself
-    done = ["rms_norm", "lora", "answer_logits"]
-    for module in loaded.model.modules():
-        if hasattr(module, "variance_epsilon") and hasattr(module, "weight"):
-            module.forward = types.MethodType(_rms_norm, module)
-        elif hasattr(module, "lora_A") and hasattr(module, "base_layer"):
-            module.forward = types.MethodType(_lora_linear, module)
-    if loaded.device.type == "cuda":
-        done += [name for name, replace in _GPU_ONLY.items() if replace(loaded)]
-    return done
-
-
-def _rms_norm(self: Any, hidden_states: "torch.Tensor") -> "torch.Tensor":
-    import torch
-
-    return torch.nn.functional.rms_norm(
-        hidden_states, self.weight.shape, self.weight, self.variance_epsilon
+def is_supported(loaded: LoadedModel) -> bool:
+    """Whether `PackedModel` can compute it: Unsloth has replaced the layers by its own."""
+    return (
+        loaded.backend is Backend.transformers and loaded.inner.config.model_type in ARCHITECTURES
     )
 
 
-def _lora_linear(self: Any, x: "torch.Tensor", *args: Any, **kwargs: Any) -> "torch.Tensor":
-    """Return base(x) + scale * B(A(dropout(x))), the sum inside the second product."""
-    import torch
+class PackedModel:
+    """A loaded model that computes on sequences without padding, for training and answering."""
 
-    result: torch.Tensor = self.base_layer(x, *args, **kwargs)
-    if self.disable_adapters:
+    def __init__(self, loaded: LoadedModel, image_token_id: int) -> None:
+        from medvqa.decoder import Decoder
+
+        self._loaded = loaded
+        self._inner = loaded.inner
+        self._image_token_id = image_token_id
+        self._merge_size = int(loaded.processor.image_processor.merge_size)
+        self._vision = shared_features(loaded)
+        self.decoder = Decoder(loaded)
+        if loaded.device.type == "cuda":
+            attend_to_all_pictures_at_once(loaded)
+
+    def loss(self, samples: Sequence[Sample], num_answer_tokens: int) -> "torch.Tensor":
+        """Return the answer tokens' summed cross-entropy over `num_answer_tokens`.
+
+        The value is that of the model's own loss; the logits of the other tokens, which it
+        computes and throws away, are never made.
+
+        Args:
+            samples: What is computed at once.
+            num_answer_tokens: Of the whole effective batch.
+        """
+        import numpy as np
+        import torch
+
+        packed = self.pack(samples, [sample.prompt_ids + sample.answer_ids for sample in samples])
+        targets = np.concatenate([sample.answer_ids for sample in samples])
+        # A token is predicted by the one before it.
+        ends = np.cumsum([sample.num_tokens for sample in samples]) - 1
+        rows = [
+            end - np.arange(len(s.answer_ids), 0, -1) for s, end in zip(samples, ends, strict=True)
+        ]
+        rows_on_device, targets_on_device = self._on_device(np.concatenate(rows), targets)
+        hidden = self.decoder.train(packed, training=bool(self._inner.training))
+        logits = self.logits(hidden[rows_on_device])
+        total = torch.nn.functional.cross_entropy(
+            logits.float(), targets_on_device, reduction="sum"
+        )
+        return total / num_answer_tokens
+
+    def pack(self, samples: Sequence[Sample], rows: "Sequence[Sequence[int]]") -> "Packed":
+        """Return the embeddings of token ids, one row a sample, with the samples' pictures."""
+        import numpy as np
+
+        from medvqa.decoder import Packed
+
+        ids = np.concatenate(rows)
+        image_token, merge = self._image_token_id, self._merge_size
+        positions = np.concatenate(
+            [
+                rotary_positions(row, _grids(sample), image_token_id=image_token, merge_size=merge)
+                for sample, row in zip(samples, rows, strict=True)
+            ],
+            axis=1,
+        )
+        places = np.flatnonzero(ids == image_token)
+        on_device, flat, picture_rows = self._on_device(ids, positions.ravel(), places)
+        x = self.embed(on_device)
+        lengths = [len(row) for row in rows]
+        features = self._features(samples)
+        if features is None:
+            return Packed(x, flat.view(3, -1), lengths)
+        pooled, *deep = features
+        assert len(places) == len(pooled), "pictures and their tokens differ in number"
+        x = x.index_copy(0, picture_rows, pooled.to(x.dtype))
+        return Packed(x, flat.view(3, -1), lengths, picture_rows, deep)
+
+    def embed(self, ids: "torch.Tensor") -> "torch.Tensor":
+        """Return the embeddings (N, H) of token ids (N,)."""
+        result: torch.Tensor = self._inner.get_input_embeddings()(ids)
         return result
-    (name,) = self.active_adapters
-    first, second = self.lora_A[name].weight, self.lora_B[name].weight
-    low = torch.nn.functional.linear(self.lora_dropout[name](x).to(first.dtype), first)
-    total = torch.addmm(
-        result.reshape(-1, result.shape[-1]).to(second.dtype),
-        low.reshape(-1, low.shape[-1]),
-        second.t(),
-        alpha=self.scaling[name],
-    )
-    return total.view(result.shape).to(result.dtype)
+
+    def logits(self, hidden: "torch.Tensor") -> "torch.Tensor":
+        """Return the logits of rows of the last layer's result."""
+        result: torch.Tensor = self._inner.lm_head(self.decoder.last_norm(hidden))
+        return result
+
+    def _on_device(self, *arrays: Any) -> "list[torch.Tensor]":
+        """Bring arrays of integers to the device in one transfer that nobody waits for."""
+        import numpy as np
+        import torch
+
+        tensor = torch.from_numpy(np.concatenate(arrays).astype(np.int64, copy=False))
+        if self._loaded.device.type == "cuda":
+            tensor = tensor.pin_memory().to(self._loaded.device, non_blocking=True)
+        return list(tensor.split_with_sizes([len(array) for array in arrays]))
+
+    def _features(self, samples: Sequence[Sample]) -> "list[torch.Tensor] | None":
+        """Return features of all pictures in order: the tower's last and middle layers'."""
+        import torch
+
+        pictures: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+        for sample in samples:
+            if sample.pixel_values is None or sample.image_grid_thw is None:
+                continue
+            grids = sample.image_grid_thw
+            patches = sample.pixel_values.split_with_sizes(grids.prod(-1).tolist())
+            pictures += zip(sample.image_keys, patches, grids, strict=True)
+        if not pictures:
+            return None
+        if self._vision is not None:
+            return self._vision.features(pictures, self._compute)
+        every = self._compute([p for _, p, _ in pictures], [grid for *_, grid in pictures])
+        return [torch.cat(layer) for layer in zip(*every, strict=True)]
+
+    def _compute(
+        self, patches: "Sequence[torch.Tensor]", grids: "Sequence[torch.Tensor]"
+    ) -> "list[list[torch.Tensor]]":
+        """Return the layers' features of each picture."""
+        import torch
+
+        pixels, grid = torch.cat(list(patches)), torch.stack(list(grids))
+        device = self._loaded.device
+        with self._loaded.autocast():  # where the tower is trained, its adapter may be in float32
+            output = self._inner.model.get_image_features(
+                pixels.to(device), grid.to(device), return_dict=True
+            )
+        pooled = output.pooler_output
+        sizes = [len(features) for features in pooled]
+        deep = [layer.split(sizes) for layer in getattr(output, "deepstack_features", None) or ()]
+        return [[own, *(layer[n] for layer in deep)] for n, own in enumerate(pooled)]
 
 
-def _fused_vision_attention(loaded: LoadedModel) -> bool:
-    """Attend to all pictures of a batch in one call, each within itself."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return False
+def _grids(sample: Sample) -> list[tuple[int, int, int]]:
+    return [] if sample.image_grid_thw is None else sample.image_grid_thw.tolist()
+
+
+def rotary_positions(
+    row: Sequence[int],
+    grids: Sequence[tuple[int, int, int]],
+    *,
+    image_token_id: int,
+    merge_size: int,
+) -> Any:
+    """Return each token's time, height and width as an array (3, T).
+
+    Text counts on in all three; a picture's tokens differ by their row and column, and the text
+    behind it goes on from its largest coordinate (Wang et al., Qwen2-VL, 2024). It is what the
+    model's own `get_rope_index` gives, without a loop over tokens.
+
+    Args:
+        row: Token ids of one sequence.
+        grids: Patches in time, height and width of its pictures, in order.
+        image_token_id: Stands once for each merged patch.
+        merge_size: Patches a side that become one token.
+    """
+    import numpy as np
+
+    parts, start, position = [], 0, 0
+    for time, height, width in grids:
+        first = row.index(image_token_id, start)
+        shape = (time, height // merge_size, width // merge_size)
+        parts.append(np.tile(np.arange(position, position + first - start), (3, 1)))
+        position += first - start
+        parts.append(np.indices(shape).reshape(3, -1) + position)
+        position += max(shape[1:])
+        start = first + parts[-1].shape[1]
+    parts.append(np.tile(np.arange(position, position + len(row) - start), (3, 1)))
+    return np.concatenate(parts, axis=1)
+
+
+def attend_to_all_pictures_at_once(loaded: LoadedModel) -> None:
+    """Replace the vision tower's attention by one call over all pictures, each within itself.
+
+    Doing it again changes nothing.
+    """
     import torch
+    from torch.nn.attention.varlen import varlen_attn
 
     def attend(
         module: Any,
@@ -98,7 +226,6 @@ def _fused_vision_attention(loaded: LoadedModel) -> bool:
     tower = getattr(loaded.inner.model, VISION_TOWER)
     for block in tower.blocks:
         _attend_at_once(block.attn, attend)
-    return True
 
 
 def _attend_at_once(attention: Any, attend: Callable[..., Any]) -> None:
@@ -134,79 +261,6 @@ def _attend_at_once(attention: Any, attend: Callable[..., Any]) -> None:
     attention.forward = types.MethodType(forward, attention)
 
 
-def _fused_mlp_and_rotary(loaded: LoadedModel) -> bool:
-    """Take Liger's kernels where the package is there."""
-    try:
-        from liger_kernel.ops import LigerRopeFunction, LigerSiLUMulFunction
-    except ImportError:
-        return False
-    from importlib import import_module
-
-    layers = loaded.inner.model.language_model.layers
-    source = import_module(type(layers[0].self_attn).__module__)
-    if hasattr(source, "apply_rotary_pos_emb"):  # Qwen2-VL's multimodal one differs
-
-        def rotate(
-            q: "torch.Tensor", k: "torch.Tensor", cos: "torch.Tensor", sin: "torch.Tensor", **_: Any
-        ) -> Any:
-            return LigerRopeFunction.apply(q, k, cos, sin)
-
-        vars(source)["apply_rotary_pos_emb"] = rotate
-
-    def gated(self: Any, x: "torch.Tensor") -> Any:
-        return self.down_proj(LigerSiLUMulFunction.apply(self.gate_proj(x), self.up_proj(x)))
-
-    for layer in layers:
-        layer.mlp.forward = types.MethodType(gated, layer.mlp)
-    return True
-
-
-_GPU_ONLY: dict[str, Callable[[LoadedModel], bool]] = {
-    "vision_attention": _fused_vision_attention,
-    "liger_rotary_swiglu": _fused_mlp_and_rotary,
-}
-
-
-def compile_layers(loaded: LoadedModel) -> None:
-    """Compile the repeated decoder layer; pays after some thousand steps or from a warm cache."""
-    for layer in loaded.inner.model.language_model.layers:
-        layer.compile(dynamic=True)
-
-
-def answer_loss(
-    loaded: LoadedModel, batch: "dict[str, torch.Tensor]", num_answer_tokens: int
-) -> "torch.Tensor":
-    """Return the answer tokens' summed cross-entropy over `num_answer_tokens`.
-
-    The value is that of the model's own loss; the logits of the other tokens, which it computes
-    and throws away, are never made.
-
-    Args:
-        loaded: Model of the `transformers` backend.
-        batch: (B, T) tensors on the CPU, so that choosing the positions does not wait for the GPU.
-        num_answer_tokens: Of the whole effective batch.
-    """
-    import torch
-
-    inner = loaded.inner
-    labels = batch["labels"][:, 1:]
-    rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
-    targets = labels[rows, columns].to(loaded.device)
-    position_ids, _ = inner.model.get_rope_index(
-        batch["input_ids"],
-        mm_token_type_ids=batch["mm_token_type_ids"],
-        image_grid_thw=batch.get("image_grid_thw"),
-        attention_mask=batch["attention_mask"],
-    )
-    inputs = {name: tensor.to(loaded.device) for name, tensor in batch.items() if name != "labels"}
-    hidden = inner.model(
-        **inputs, position_ids=position_ids.to(loaded.device), use_cache=False
-    ).last_hidden_state
-    logits = inner.lm_head(hidden[rows.to(loaded.device), columns.to(loaded.device)])
-    total = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-    return total / num_answer_tokens
-
-
 def shared_features(loaded: LoadedModel) -> "VisionCache | None":
     """Return the model's one cache of picture features, for training and answering alike.
 
@@ -217,7 +271,7 @@ def shared_features(loaded: LoadedModel) -> "VisionCache | None":
         return None
     found = kept_features(loaded)
     if found is None:
-        found = VisionCache(loaded, max_bytes=VISION_CACHE_BYTES)
+        found = VisionCache(max_bytes=VISION_CACHE_BYTES)
         setattr(loaded.model, FEATURES, found)
     return found
 
@@ -237,16 +291,11 @@ class VisionCache:
         num_computed: Pictures that went through the tower.
     """
 
-    def __init__(self, loaded: LoadedModel, *, max_bytes: int) -> None:
-        self._model = loaded.inner.model
-        self._device = loaded.device
+    def __init__(self, *, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._kept: OrderedDict[str, Sequence[torch.Tensor]] = OrderedDict()
-        self._waiting: Any = None
-        self._compute = self._model.get_image_features
         self.num_computed = 0
-        self._model.get_image_features = self._give
 
     @property
     def num_bytes(self) -> int:
@@ -256,57 +305,38 @@ class VisionCache:
     def clear(self) -> None:
         """Forget all pictures."""
         self._kept.clear()
-        self._bytes, self._waiting = 0, None
+        self._bytes = 0
 
-    def _give(self, *args: Any, **kwargs: Any) -> Any:
-        waiting, self._waiting = self._waiting, None
-        return self._compute(*args, **kwargs) if waiting is None else waiting
-
-    def provide(
-        self, keys: Sequence[str], pixel_values: "torch.Tensor", grids: "torch.Tensor"
-    ) -> None:
-        """Make the features of the next forward pass ready.
+    def features(
+        self,
+        pictures: "Sequence[tuple[str, torch.Tensor, torch.Tensor]]",
+        compute: "Callable[..., list[list[torch.Tensor]]]",
+    ) -> "list[torch.Tensor]":
+        """Return a tensor a layer: the features of all pictures in order.
 
         Args:
-            keys: Identity of each picture of the batch, in order.
-            pixel_values: (P, D) patches of all of them, on the CPU.
-            grids: (images, 3).
+            pictures: Identity, patches (P, D) on the CPU and grid (3,) of each.
+            compute: The tower: patches and grids to the layers' features of each picture.
         """
         import torch
 
-        sizes = grids.prod(-1).tolist()
-        patches = dict(zip(keys, torch.split(pixel_values, sizes), strict=True))
-        missing = [key for key in patches if key not in self._kept]
+        missing = {key: (p, grid) for key, p, grid in pictures if key not in self._kept}
         if missing:
-            grid_of = dict(zip(keys, grids, strict=True))
+            patches, grids = zip(*missing.values(), strict=True)
             with torch.no_grad():
-                output = self._compute(
-                    torch.cat([patches[key] for key in missing]).to(self._device),
-                    torch.stack([grid_of[key] for key in missing]).to(self._device),
-                    return_dict=True,
-                )
-            self._store(missing, output)
-        features = []
-        for key in keys:
+                self._store(list(missing), compute(patches, grids))
+        found = []
+        for key, _, _ in pictures:
             self._kept.move_to_end(key)
-            features.append(self._kept[key])
-        self._waiting = types.SimpleNamespace(
-            pooler_output=[layers[0] for layers in features],
-            deepstack_features=[
-                torch.cat(layer) for layer in zip(*(f[1:] for f in features), strict=True)
-            ],
-        )
-        self._evict(len(patches))
+            found.append(self._kept[key])
+        self._evict(len({key for key, _, _ in pictures}))
+        return [torch.cat(layer) for layer in zip(*found, strict=True)]
 
-    def _store(self, keys: Sequence[str], output: Any) -> None:
+    def _store(self, keys: Sequence[str], computed: "list[list[torch.Tensor]]") -> None:
         self.num_computed += len(keys)
-        pooled = output.pooler_output
-        sizes = [len(features) for features in pooled]
-        deep = [layer.split(sizes) for layer in getattr(output, "deepstack_features", None) or ()]
-        for number, key in enumerate(keys):
+        for key, layers in zip(keys, computed, strict=True):
             # Copies: a view would keep the whole batch's features alive.
-            layers = [pooled[number].clone(), *(layer[number].clone() for layer in deep)]
-            self._kept[key] = layers
+            self._kept[key] = [layer.clone() for layer in layers]
             self._bytes += sum(layer.nbytes for layer in layers)
 
     def _evict(self, num_needed: int) -> None:

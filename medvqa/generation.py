@@ -3,20 +3,22 @@
 import logging
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any
 
 from medvqa.ahead import ahead
 from medvqa.collate import Encoder, Sample
-from medvqa.config import Backend, Decoding
-from medvqa.engine import shared_features
+from medvqa.config import Decoding
+from medvqa.engine import PackedModel, is_supported
 from medvqa.example import Example
 from medvqa.model import LoadedModel
 from medvqa.progress import track
 
 if TYPE_CHECKING:
     import torch
+
+    from medvqa.decoder import Cache
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +89,7 @@ def generate(
     encoded = ahead(
         lambda batch: [encoder.encode(examples[i]) for i in batch], batches, num_threads=threads
     )
-    with torch.inference_mode(), loaded.autocast(), closing(encoded):
+    with torch.inference_mode(), closing(encoded):
         for indices in track(batches, description=description):
             samples = next(encoded)
             new = _within_memory(decode, loaded, encoder, samples, max_new_tokens)
@@ -102,7 +104,7 @@ def generate(
 
 def chosen_decoding(wanted: Decoding, loaded: LoadedModel) -> Decoding:
     """Return what `auto` stands for: Unsloth's kernels expect transformers' own loop."""
-    if loaded.backend is Backend.unsloth:
+    if not is_supported(loaded):
         return Decoding.plain
     return Decoding.shared_prefix if wanted is Decoding.auto else wanted
 
@@ -154,19 +156,20 @@ def plain(
 ) -> "torch.Tensor":
     """Return new tokens (B, N) on the CPU by transformers' own loop, the reference."""
     batch = {k: v.to(loaded.device) for k, v in encoder.generation_batch(samples).items()}
-    output = loaded.model.generate(
-        **batch,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        # Qwen2-VL's own settings sample and penalise repetition; greedy means greedy.
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
-        repetition_penalty=1.0,
-        pad_token_id=encoder.pad_token_id,
-        eos_token_id=encoder.processor.tokenizer.eos_token_id,
-    )
+    with loaded.autocast():
+        output = loaded.model.generate(
+            **batch,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            # Qwen2-VL's own settings sample and penalise repetition; greedy means greedy.
+            temperature=1.0,
+            top_p=1.0,
+            top_k=50,
+            repetition_penalty=1.0,
+            pad_token_id=encoder.pad_token_id,
+            eos_token_id=encoder.processor.tokenizer.eos_token_id,
+        )
     # Only the new tokens: the prompt never leaks into the answer.
     new: torch.Tensor = output[:, batch["input_ids"].shape[1] :].cpu()
     return new
@@ -178,7 +181,6 @@ def shared_prefix(
     """Return new tokens (B, N) on the CPU; equal beginnings of prompts are computed once.
 
     The beginning ends with the last image token: questions about one picture differ behind it.
-    Columns are [padding | beginning | padding | rest], the padding masked, positions explicit.
     """
     import torch
 
@@ -189,9 +191,9 @@ def shared_prefix(
     ]
     groups = [list(members) for _, members in groupby(range(len(samples)), keys.__getitem__)]
     rests = [sample.prompt_ids[split:] for sample, split in zip(samples, splits, strict=True)]
-    state = _Decoder(loaded, encoder)
-    state.begin([_cut(samples[group[0]], splits[group[0]]) for group in groups])
-    state.branch([number for number, group in enumerate(groups) for _ in group])
+    room = max(len(sample.prompt_ids) for sample in samples) + max_new_tokens
+    state = _Branches(PackedModel(loaded, encoder.image_token_id), num_rows=len(samples), room=room)
+    state.begin([samples[group[0]] for group in groups], [splits[g[0]] for g in groups], groups)
     logits = state.extend(rests)
     end = encoder.processor.tokenizer.eos_token_id
     columns: list[torch.Tensor] = []
@@ -212,89 +214,93 @@ def _num_prefix_tokens(sample: Sample, image_token_id: int) -> int:
     return 1  # without a picture, there is little to share
 
 
-def _cut(sample: Sample, num_tokens: int) -> Sample:
-    return Sample(
-        prompt_ids=sample.prompt_ids[:num_tokens],
-        answer_ids=(),
-        pixel_values=sample.pixel_values,
-        image_grid_thw=sample.image_grid_thw,
-        image_keys=sample.image_keys,
-    )
+class _Branches:
+    """One row a question in the cache of keys and values, and where each stands in it.
 
+    Attributes of a row: `_used` keys so far, `_position` of its next token (text counts on from
+    the picture's largest coordinate, so the two differ).
+    """
 
-class _Decoder:
-    """The cache of keys and values, and where each row stands in it."""
+    def __init__(self, model: PackedModel, *, num_rows: int, room: int) -> None:
+        self._model = model
+        self._num_rows, self._room = num_rows, room
+        self._cache: Cache
+        self._used: torch.Tensor
+        self._position: torch.Tensor
+        self._longest = 0
 
-    def __init__(self, loaded: LoadedModel, encoder: Encoder) -> None:
-        self._loaded = loaded
-        self._encoder = encoder
-        self._inner = loaded.inner
-        self._cache: Any = None
-        self._mask: torch.Tensor  # (B, columns so far)
-        self._position: torch.Tensor  # (B, 1), of the next token
-
-    def begin(self, samples: Sequence[Sample]) -> None:
-        """Compute the beginnings."""
-        batch = self._encoder.generation_batch(samples)
-        positions, _ = self._inner.model.get_rope_index(
-            batch["input_ids"],
-            mm_token_type_ids=batch["mm_token_type_ids"],
-            image_grid_thw=batch.get("image_grid_thw"),
-            attention_mask=batch["attention_mask"],
-        )
-        device = self._loaded.device
-        features = shared_features(self._loaded)
-        if features is not None and "pixel_values" in batch:
-            keys = [key for sample in samples for key in sample.image_keys]
-            features.provide(keys, batch["pixel_values"], batch["image_grid_thw"])
-            batch["pixel_values"] = batch["pixel_values"][:0]  # the features stand for them
-        inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-        output = self._inner.model(**inputs, position_ids=positions.to(device), use_cache=True)
-        self._cache = output.past_key_values
-        self._mask = inputs["attention_mask"]
-        self._position = (positions.amax(dim=(0, 2)) + 1).unsqueeze(1).to(device)
-
-    def branch(self, rows: Sequence[int]) -> None:
-        """Repeat the beginnings, one for each question."""
+    def begin(
+        self,
+        samples: Sequence[Sample],
+        num_tokens: Sequence[int],
+        groups: Sequence[Sequence[int]],
+    ) -> None:
+        """Compute the beginnings, and give each to the rows of its group."""
         import torch
 
-        index = torch.tensor(rows, device=self._loaded.device)
-        if len(rows) > len(self._mask):
-            self._cache.batch_select_indices(index)
-        self._mask, self._position = self._mask[index], self._position[index]
+        from medvqa.decoder import Cache, Segments, Write
+
+        cut = [s.prompt_ids[:number] for s, number in zip(samples, num_tokens, strict=True)]
+        packed = self._model.pack(samples, cut)
+        device = packed.x.device
+        self._cache = Cache(self._model.decoder, self._num_rows, self._room, packed.x)
+        starts = [0, *accumulate(num_tokens)]
+        group_of = {row: group for group, rows in enumerate(groups) for row in rows}
+        order = torch.tensor([group_of[row] for row in range(self._num_rows)])
+        source = [torch.arange(starts[g], starts[g + 1]) for g in order.tolist()]
+        target = [torch.arange(len(own)) + row * self._room for row, own in enumerate(source)]
+        write = Write(torch.cat(target).to(device), torch.cat(source).to(device))
+        self._model.decoder.answer(packed, self._cache, Segments.of(num_tokens, device), write)
+        own_positions = packed.positions.split_with_sizes(list(num_tokens), dim=1)
+        next_position = torch.stack([own.max() + 1 for own in own_positions])
+        self._used = torch.tensor(num_tokens)[order].to(device)
+        self._position = next_position[order.to(device)]
+        self._longest = max(num_tokens)
 
     def extend(self, rests: Sequence[Sequence[int]]) -> "torch.Tensor":
         """Feed the rest of each prompt; return the logits (B, V) of the first new token."""
         import torch
 
-        width = max(map(len, rests))
-        pad = self._encoder.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(rest)) + list(rest) for rest in rests])
-        mask = torch.tensor([[0] * (width - len(rest)) + [1] * len(rest) for rest in rests])
-        mask = mask.to(self._loaded.device)
-        steps = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        positions = self._position + steps
-        self._position = self._position + mask.sum(dim=1, keepdim=True)
-        return self._forward(ids.to(self._loaded.device), mask, positions)
+        device = self._used.device
+        lengths = [len(rest) for rest in rests]
+        ids = torch.tensor([token for rest in rests for token in rest]).to(device)
+        row = torch.repeat_interleave(torch.arange(len(rests)), torch.tensor(lengths)).to(device)
+        offset = torch.cat([torch.arange(length) for length in lengths]).to(device)
+        last = torch.tensor(lengths).cumsum(0) - 1
+        hidden = self._feed(ids, row, offset, lengths)
+        return self._model.logits(hidden[last.to(device)])
 
     def step(self, tokens: "torch.Tensor") -> "torch.Tensor":
         """Feed one token a row; return the logits (B, V) of the next."""
-        positions = self._position
-        self._position = positions + 1
-        return self._forward(tokens.unsqueeze(1), self._mask.new_ones(len(tokens), 1), positions)
+        import torch
 
-    def _forward(
-        self, ids: "torch.Tensor", mask: "torch.Tensor", positions: "torch.Tensor"
+        row = torch.arange(len(tokens), device=tokens.device)
+        hidden = self._feed(tokens, row, torch.zeros_like(row), [1] * len(tokens))
+        return self._model.logits(hidden)
+
+    def _feed(
+        self,
+        ids: "torch.Tensor",
+        row: "torch.Tensor",
+        offset: "torch.Tensor",
+        lengths: Sequence[int],
     ) -> "torch.Tensor":
         import torch
 
-        self._mask = torch.cat([self._mask, mask], dim=1)
-        output = self._inner.model.language_model(
-            inputs_embeds=self._inner.get_input_embeddings()(ids),
-            attention_mask=self._mask,
-            position_ids=positions.unsqueeze(0).expand(3, -1, -1),
-            past_key_values=self._cache,
-            use_cache=True,
+        from medvqa.decoder import Packed, Segments, Write
+
+        device = ids.device
+        positions = (self._position[row] + offset).expand(3, -1)
+        target = row * self._room + self._used[row] + offset
+        added = torch.tensor(lengths).to(device)
+        self._used = self._used + added
+        self._position = self._position + added
+        self._longest += max(lengths)
+        segments = replace(
+            Segments.of(lengths, device),
+            used=self._used.to(torch.int32),
+            longest=self._longest,
+            room=self._room,
         )
-        logits: torch.Tensor = self._inner.lm_head(output.last_hidden_state[:, -1])
-        return logits
+        packed = Packed(self._model.embed(ids), positions, lengths)
+        return self._model.decoder.answer(packed, self._cache, segments, Write(target))

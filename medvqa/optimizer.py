@@ -47,12 +47,20 @@ class AdapterOptimizer:
         """Add a micro-batch's gradients; needed after each backward pass."""
         if not self._in_compute_type:
             return
-        for weight, parameter in zip(self._weights, self._computing, strict=True):
-            assert parameter.grad is not None
-            if weight.grad is None:
-                weight.grad = parameter.grad.float()
+        import torch
+
+        # A call for all of them, not one each: a step would wait for the host otherwise.
+        with torch.no_grad():
+            found = [p.grad for p in self._computing if p.grad is not None]
+            sums = [weight.grad for weight in self._weights if weight.grad is not None]
+            if sums:
+                torch._foreach_add_(sums, [gradient.float() for gradient in found])
             else:
-                weight.grad += parameter.grad
+                sums = [torch.empty_like(weight) for weight in self._weights]
+                torch._foreach_copy_(sums, found)
+                for weight, total in zip(self._weights, sums, strict=True):
+                    weight.grad = total
+        for parameter in self._computing:
             parameter.grad = None
 
     def forget_gradients(self) -> None:

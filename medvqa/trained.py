@@ -147,12 +147,7 @@ def load_trained(
     config = model_config(trained, device=device, base=base)
     if trained.adapter is None:
         return load_merged(config)
-    loaded = load_with_adapter(trained, config)
-    if trained.engine is not Engine.plain and loaded.backend is Backend.transformers:
-        from medvqa.engine import accelerate
-
-        accelerate(loaded)
-    return loaded
+    return load_with_adapter(trained, config)
 
 
 def load_with_adapter(trained: Trained, config: ModelConfig) -> LoadedModel:

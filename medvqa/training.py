@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Self
 from medvqa.ahead import ahead
 from medvqa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from medvqa.collate import Encoder, Sample
-from medvqa.config import Backend, Engine, OptimizerPolicy, TrainingConfig
+from medvqa.config import Engine, OptimizerPolicy, TrainingConfig
 from medvqa.curriculum import Plan, PlannedStage, learning_rate_factor, order_sha256
 from medvqa.distributed import ALONE, Ranks
-from medvqa.engine import accelerate, answer_loss, compile_layers, shared_features
+from medvqa.engine import PackedModel, is_supported
 from medvqa.example import Example, UserError
 from medvqa.model import LoadedModel
 from medvqa.optimizer import AdapterOptimizer
@@ -137,7 +137,7 @@ class StepLog:
 
 def chosen_engine(wanted: Engine, loaded: LoadedModel) -> Engine:
     """Return the engine that `auto` stands for; a backend that brings its own stays as it is."""
-    if loaded.backend is Backend.unsloth:
+    if not is_supported(loaded):
         return Engine.plain
     if wanted is Engine.auto:
         return Engine.fused if loaded.device.type == "cuda" else Engine.plain
@@ -164,14 +164,11 @@ class Trainer:
         self.seed = seed
         self.ranks = ranks
         self.engine = chosen_engine(config.engine, loaded)
-        fused = self.engine is not Engine.plain
-        replaced = accelerate(loaded) if fused else []
-        if self.engine is Engine.compiled:
-            compile_layers(loaded)
-        log.info("engine: %s %s", self.engine.value, ", ".join(replaced))
+        fused = self.engine is Engine.fused
+        log.info("engine: %s", self.engine.value)
         on_gpu = loaded.device.type == "cuda"
         self.optimizer = AdapterOptimizer(loaded, config, in_compute_type=fused and on_gpu)
-        self._vision = shared_features(loaded) if fused else None
+        self._packed = PackedModel(loaded, encoder.image_token_id) if fused else None
         largest_share = math.ceil(self.batch_size / ranks.size)
         self._micro_batch_size = min(config.micro_batch_size, largest_share)
         if on_gpu and config.fit_micro_batch:
@@ -303,18 +300,14 @@ class Trainer:
         log.warning("out of memory: micro-batches of %d from now on", self._micro_batch_size)
 
     def _backward(self, samples: Sequence[Sample], num_answer_tokens: int) -> "torch.Tensor":
-        batch = self.encoder.training_batch(samples)
-        if self.engine is Engine.plain:
+        if self._packed is not None:
+            loss = self._packed.loss(samples, num_answer_tokens)
+        else:
+            batch = self.encoder.training_batch(samples)
             batch = {name: tensor.to(self.loaded.device) for name, tensor in batch.items()}
             with self.loaded.autocast():
                 loss = self.loaded.model(**batch, num_items_in_batch=num_answer_tokens).loss
-        else:
-            if self._vision is not None and "pixel_values" in batch:
-                keys = [key for sample in samples for key in sample.image_keys]
-                self._vision.provide(keys, batch["pixel_values"], batch["image_grid_thw"])
-                batch["pixel_values"] = batch["pixel_values"][:0]  # the features stand for them
-            loss = answer_loss(self.loaded, batch, num_answer_tokens)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.collect()
         detached: torch.Tensor = loss.detach()
         return detached

@@ -9,17 +9,20 @@ from medvqa.model import load_model
 from tests.conftest import TINY
 
 
-@pytest.fixture
-def trained():
-    """A model whose adapter does something, so that its gradients are not zero."""
-    lora = LoraConfig(rank=4, alpha=8)
-    loaded = load_model(TINY, lora, gradient_checkpointing=False, seed=0)
+def with_adapter(loaded):
+    """An adapter that does something, so that its gradients are not zero."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for _, parameter in loaded.trainable:
             parameter.normal_(std=0.05, generator=generator)
     loaded.use_for(training=True)
     return loaded
+
+
+@pytest.fixture
+def trained():
+    lora = LoraConfig(rank=4, alpha=8)
+    return with_adapter(load_model(TINY, lora, gradient_checkpointing=False, seed=0))
 
 
 def take_gradients(loaded):
@@ -30,82 +33,153 @@ def take_gradients(loaded):
 
 
 @pytest.fixture
-def batch(encoder, phantoms):
+def samples(encoder, phantoms):
     several = [example for example in phantoms if len(example.images) > 1][:2]
-    samples = [encoder.encode(example) for example in [*phantoms[:4], *several]]
-    return encoder.training_batch(samples), sum(len(sample.answer_ids) for sample in samples)
+    return [encoder.encode(example) for example in [*phantoms[:4], *several]]
 
 
-def test_loss_and_every_gradient_equal_the_plain_model_s(trained, batch):
-    tensors, num_answer_tokens = batch
-    plain = trained.model(**tensors, num_items_in_batch=num_answer_tokens).loss
+def num_answer_tokens(samples):
+    return sum(len(sample.answer_ids) for sample in samples)
+
+
+def plain_loss(loaded, encoder, samples):
+    batch = encoder.training_batch(samples)
+    return loaded.model(**batch, num_items_in_batch=num_answer_tokens(samples)).loss
+
+
+def packed_loss(loaded, encoder, samples):
+    model = engine.PackedModel(loaded, encoder.image_token_id)
+    return model.loss(samples, num_answer_tokens(samples))
+
+
+def assert_equal_gradients(loaded, expected):
+    for name, gradient in take_gradients(loaded).items():
+        assert gradient.abs().max() > 0
+        assert (gradient - expected[name]).norm() < 1e-4 * expected[name].norm(), name
+
+
+@pytest.mark.parametrize(
+    ("targets", "checkpointing"),
+    [
+        (LoraConfig().target_modules, False),
+        (["k_proj", "up_proj"], False),
+        (LoraConfig().target_modules, True),
+    ],
+)
+def test_loss_and_every_gradient_equal_the_plain_model_s(encoder, samples, targets, checkpointing):
+    lora = LoraConfig(rank=4, alpha=8, target_modules=targets)
+    trained = with_adapter(load_model(TINY, lora, gradient_checkpointing=checkpointing, seed=0))
+    plain = plain_loss(trained, encoder, samples)
     plain.backward()
     expected = take_gradients(trained)
-    assert "lora" in engine.accelerate(trained)
-    fast = engine.answer_loss(trained, tensors, num_answer_tokens)
+    fast = packed_loss(trained, encoder, samples)
     fast.backward()
     assert fast.item() == pytest.approx(plain.item(), rel=1e-6)
-    for name, gradient in take_gradients(trained).items():
-        assert gradient.abs().max() > 0
-        assert torch.allclose(gradient, expected[name], rtol=1e-3, atol=1e-6), name
+    assert_equal_gradients(trained, expected)
 
 
-def test_the_fast_linear_obeys_a_disabled_adapter(trained, batch):
-    tensors, num_answer_tokens = batch
+def test_positions_are_the_model_s_own(trained, encoder, phantoms):
+    examples = sorted(phantoms, key=lambda example: -len(example.images))[:3] + phantoms[:2]
+    assert len(examples[0].images) > 1
+    for sample in map(encoder.encode, examples):
+        row = sample.prompt_ids + sample.answer_ids
+        ids = torch.tensor([row])
+        expected, _ = trained.inner.model.get_rope_index(
+            ids,
+            mm_token_type_ids=(ids == encoder.image_token_id).long(),
+            image_grid_thw=sample.image_grid_thw,
+        )
+        found = engine.rotary_positions(
+            row,
+            sample.image_grid_thw.tolist(),
+            image_token_id=encoder.image_token_id,
+            merge_size=encoder.processor.image_processor.merge_size,
+        )
+        assert found.tolist() == expected[:, 0].tolist()
+
+
+def test_a_trained_vision_tower_gets_the_plain_model_s_gradients(encoder, samples):
+    lora = LoraConfig(rank=4, alpha=8, vision_layers=True)
+    trained = with_adapter(load_model(TINY, lora, gradient_checkpointing=False, seed=0))
+    plain_loss(trained, encoder, samples).backward()
+    expected = take_gradients(trained)
+    assert any(".visual." in name for name in expected)
+    packed_loss(trained, encoder, samples).backward()
+    assert_equal_gradients(trained, expected)
+
+
+def test_a_disabled_adapter_does_nothing(trained, encoder, samples):
     with trained.adapter_disabled():
-        plain = trained.model(**tensors, num_items_in_batch=num_answer_tokens).loss.item()
-    engine.accelerate(trained)
-    with trained.adapter_disabled():
-        off = engine.answer_loss(trained, tensors, num_answer_tokens).item()
-    on = engine.answer_loss(trained, tensors, num_answer_tokens).item()
+        plain = plain_loss(trained, encoder, samples).item()
+        off = packed_loss(trained, encoder, samples).item()
+    on = packed_loss(trained, encoder, samples).item()
     assert off == pytest.approx(plain, rel=1e-6)
     assert abs(on - off) > 1e-3
 
 
-def test_dropout_still_drops(batch):
+def test_dropout_drops_by_the_seed(encoder, samples):
     lora = LoraConfig(rank=4, alpha=8, dropout=0.5)
     loaded = load_model(TINY, lora, gradient_checkpointing=False, seed=0)
     with torch.no_grad():
         for _, parameter in loaded.trainable:
             parameter.fill_(0.05)
-    engine.accelerate(loaded)
     loaded.use_for(training=True)
     losses = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        losses.append(engine.answer_loss(loaded, *batch).item())
+        losses.append(packed_loss(loaded, encoder, samples).item())
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_features_of_a_picture_are_computed_once_and_are_the_same(trained, batch, phantoms):
-    tensors, num_answer_tokens = batch
-    expected = engine.answer_loss(trained, tensors, num_answer_tokens).item()
-    keys = [f"picture {hash(p.numpy().tobytes())}" for p in pictures(tensors)]
-    cache = engine.VisionCache(trained, max_bytes=10**8)
+def test_gradients_go_through_the_masks_of_dropout(encoder, samples):
+    """Against the slope of the loss along each adapter matrix, measured with the same masks."""
+    lora = LoraConfig(
+        rank=4, alpha=8, dropout=0.3, target_modules=["q_proj", "k_proj", "down_proj"]
+    )
+    loaded = with_adapter(load_model(TINY, lora, gradient_checkpointing=False, seed=0))
+    loaded.model.double()
+
+    def loss():
+        torch.manual_seed(3)
+        return packed_loss(loaded, encoder, samples[:2])
+
+    loss().backward()
+    step = 1e-3  # the loss itself is summed in float32
+    for name, gradient in list(take_gradients(loaded).items())[::5]:
+        parameter = dict(loaded.trainable)[name]
+        direction = torch.randn_like(parameter)
+        values = []
+        with torch.no_grad():
+            for sign in (1, -2):
+                parameter += sign * step * direction
+                values.append(loss().item())
+            parameter += step * direction
+        slope = (values[0] - values[1]) / (2 * step)
+        assert slope == pytest.approx((gradient * direction).sum().item(), rel=2e-2, abs=1e-3), name
+
+
+def test_features_of_a_picture_are_computed_once_and_are_the_same(
+    trained, encoder, samples, monkeypatch
+):
+    expected = packed_loss(trained, encoder, samples).item()
+    cache = engine.VisionCache(max_bytes=10**8)
+    monkeypatch.setattr(engine, "shared_features", lambda loaded: cache)
     for _ in range(2):
-        cache.provide(keys, tensors["pixel_values"], tensors["image_grid_thw"])
-        found = engine.answer_loss(trained, tensors, num_answer_tokens).item()
-        assert found == pytest.approx(expected, rel=1e-5)
+        assert packed_loss(trained, encoder, samples).item() == pytest.approx(expected, rel=1e-5)
+    keys = [key for sample in samples for key in sample.image_keys]
     assert cache.num_computed == len(set(keys)) < len(keys)
-    # What nothing was provided for is computed as ever.
-    assert engine.answer_loss(trained, tensors, num_answer_tokens).item() == expected
 
 
-def test_a_full_cache_forgets_the_oldest_picture(trained, batch):
-    tensors, num_answer_tokens = batch
-    keys = [str(number) for number, _ in enumerate(pictures(tensors))]
-    expected = engine.answer_loss(trained, tensors, num_answer_tokens).item()
-    cache = engine.VisionCache(trained, max_bytes=1)
+def test_a_full_cache_forgets_the_oldest_picture(trained, encoder, samples, monkeypatch):
+    expected = packed_loss(trained, encoder, samples).item()
+    cache = engine.VisionCache(max_bytes=1)
+    monkeypatch.setattr(engine, "shared_features", lambda loaded: cache)
     for _ in range(2):
-        cache.provide(keys, tensors["pixel_values"], tensors["image_grid_thw"])
-        found = engine.answer_loss(trained, tensors, num_answer_tokens).item()
-        assert found == pytest.approx(expected, rel=1e-5)
-    one = tensors["image_grid_thw"][:1]
+        assert packed_loss(trained, encoder, samples).item() == pytest.approx(expected, rel=1e-5)
+    first, last = samples[0], samples[-1]
+    assert not set(first.image_keys) & set(last.image_keys)
     num_before = cache.num_computed
-    cache.provide(["new"], pictures(tensors)[0], one)
-    cache.provide(keys[:1], pictures(tensors)[0], one)
-    assert cache.num_computed == num_before + 2
-
-
-def pictures(tensors):
-    return tensors["pixel_values"].split(tensors["image_grid_thw"].prod(-1).tolist())
+    packed_loss(trained, encoder, [first])
+    packed_loss(trained, encoder, [last])
+    packed_loss(trained, encoder, [first])
+    assert cache.num_computed >= num_before + 2

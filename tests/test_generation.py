@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medvqa import generation
+from medvqa import engine, generation
 from medvqa.config import Decoding
 from medvqa.engine import VisionCache
 from medvqa.generation import generate
@@ -37,8 +37,8 @@ def test_a_shared_prefix_changes_no_answer(tiny, encoder, mixed, phantoms):
 
 def test_cached_features_change_no_answer(tiny, encoder, mixed, monkeypatch):
     expected = answer(tiny, encoder, mixed)
-    cache = VisionCache(tiny, max_bytes=10**8)
-    monkeypatch.setattr(generation, "shared_features", lambda loaded: cache)
+    cache = VisionCache(max_bytes=10**8)
+    monkeypatch.setattr(engine, "shared_features", lambda loaded: cache)
     assert answer(tiny, encoder, mixed) == expected
     num_computed = cache.num_computed
     assert answer(tiny, encoder, mixed) == expected

@@ -1,0 +1,195 @@
+"""Frozen linear layers with LoRA that read the same input: product and gradients written out.
+
+PEFT's layers do the same a layer and an operation at a time. Here the products of q, k and v (or
+gate and up) land side by side in one tensor, their A matrices are multiplied at once, and each sum
+happens inside a product. Shapes: N tokens, I inputs, O outputs of all layers, R ranks of all.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+Parameters = Sequence[torch.Tensor]  # A (r, I) and B (O, r) of each adapted layer, in order
+
+
+class Kept(NamedTuple):
+    """What a group's backward pass needs of its forward pass, beside the input.
+
+    Attributes:
+        low: (N, R) products with the A matrices; None without adapters.
+        stacked: (R, I) the A matrices.
+        masks: One (N, I) an adapted layer where dropout is on: 1 / (1 - p) or 0.
+    """
+
+    low: torch.Tensor | None
+    stacked: torch.Tensor | None
+    masks: tuple[torch.Tensor, ...] = ()
+
+
+class Group:
+    """Layers with one input, each `torch.nn.Linear` or 4-bit, with PEFT's adapter or without."""
+
+    def __init__(self, modules: Sequence[Any]) -> None:
+        self._adapters = [module for module in modules if hasattr(module, "lora_A")]
+        self._adapted = [n for n, module in enumerate(modules) if hasattr(module, "lora_A")]
+        self._bases = [
+            module.base_layer if module in self._adapters else module for module in modules
+        ]
+        self._widths = [int(base.out_features) for base in self._bases]
+        names = [adapter.active_adapters[0] for adapter in self._adapters]
+        named = list(zip(self._adapters, names, strict=True))
+        scales = {float(adapter.scaling[name]) for adapter, name in named}
+        self._scale = max(scales, default=1.0)
+        assert len(scales) < 2, "one LoRA configuration for all layers"
+        self._dropouts = [getattr(a.lora_dropout[name], "p", 0.0) for a, name in named]
+        self._ranks = [int(adapter.r[name]) for adapter, name in named]
+        self._width = sum(self._widths)
+        self._parameters = [
+            matrix[name].weight for a, name in named for matrix in (a.lora_A, a.lora_B)
+        ]
+
+    @property
+    def num_parameters(self) -> int:
+        """A and B of each adapted layer, whether enabled or not."""
+        return len(self._parameters)
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Return A and B of each adapted layer; none while the adapter is disabled."""
+        if any(adapter.disable_adapters for adapter in self._adapters):
+            return []
+        return self._parameters
+
+    def forward(
+        self, x: torch.Tensor, parameters: Parameters, *, training: bool
+    ) -> tuple[torch.Tensor, Kept]:
+        """Return the products (N, O) side by side, and what `backward` needs."""
+        out = x.new_empty((len(x), self._width))
+        pieces = self._pieces(out)
+        for base, piece in zip(self._bases, pieces, strict=True):
+            if base.bias is None:
+                torch.mm(x, _weight(base).t(), out=piece)
+            else:
+                torch.addmm(base.bias, x, _weight(base).t(), out=piece)
+        if not parameters:
+            return out, Kept(None, None)
+        firsts, seconds = _in_type(parameters, x.dtype)
+        stacked = _stacked(firsts)
+        masks: tuple[torch.Tensor, ...] = ()
+        if training and any(self._dropouts):
+            masks = tuple(_mask(x, probability) for probability in self._dropouts)
+            low = torch.cat([x * m @ a.t() for m, a in zip(masks, firsts, strict=True)], dim=1)
+        else:
+            low = x @ stacked.t()
+        for number, part, second in zip(self._adapted, self._parts(low), seconds, strict=True):
+            pieces[number].addmm_(part, second.t(), alpha=self._scale)
+        return out, Kept(low, stacked, masks)
+
+    def pull_back(
+        self,
+        grad: torch.Tensor,
+        kept: Kept,
+        parameters: Parameters,
+        *,
+        needs_input: bool = True,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Return the gradients of the input, (N, I), and of `kept.low`.
+
+        Args:
+            grad: (N, O) of the result.
+            kept: What `forward` returned.
+            parameters: What it was given.
+            needs_input: None is returned for the input otherwise.
+        """
+        pieces = self._pieces(grad)
+        x_grad = self._through_bases(pieces) if needs_input else None
+        if kept.low is None or kept.stacked is None:
+            return x_grad, None
+        low_grad = torch.empty_like(kept.low)
+        parts = self._parts(low_grad)
+        for number, part, second in zip(self._adapted, parts, parameters[1::2], strict=True):
+            # With beta=0 this is a scaled product: what `part` holds before does not count.
+            torch.addmm(
+                part, pieces[number], second.to(grad.dtype), beta=0, alpha=self._scale, out=part
+            )
+        if x_grad is not None and not kept.masks:
+            x_grad.addmm_(low_grad, kept.stacked)
+        elif x_grad is not None:
+            firsts = kept.stacked.split_with_sizes(self._ranks)
+            for part, first, mask in zip(parts, firsts, kept.masks, strict=True):
+                x_grad += part @ first * mask
+        return x_grad, low_grad
+
+    def gradients(
+        self,
+        x: torch.Tensor,
+        grad: torch.Tensor,
+        low_grad: torch.Tensor | None,
+        kept: Kept,
+        parameters: Parameters,
+    ) -> list[torch.Tensor]:
+        """Return the parameters' gradients, each in its parameter's type.
+
+        Args:
+            x: The input of `forward`.
+            grad: (N, O) of its result.
+            low_grad: From `pull_back`.
+            kept: What `forward` returned.
+            parameters: What it was given.
+        """
+        if low_grad is None or kept.low is None:
+            return []
+        pieces = self._pieces(grad)
+        seconds = []
+        for number, low in zip(self._adapted, self._parts(kept.low), strict=True):
+            second = low.new_empty((self._widths[number], low.shape[1]))
+            torch.addmm(second, pieces[number].t(), low, beta=0, alpha=self._scale, out=second)
+            seconds.append(second)
+        if kept.masks:
+            parts = zip(self._parts(low_grad), kept.masks, strict=True)
+            firsts = [part.t() @ (x * mask) for part, mask in parts]
+        else:
+            firsts = list((low_grad.t() @ x).split_with_sizes(self._ranks))
+        both = [tensor for pair in zip(firsts, seconds, strict=True) for tensor in pair]
+        return [g.to(p.dtype) for g, p in zip(both, parameters, strict=True)]
+
+    def _pieces(self, side_by_side: torch.Tensor) -> Sequence[torch.Tensor]:
+        if len(self._widths) == 1:
+            return (side_by_side,)
+        return side_by_side.split_with_sizes(self._widths, dim=1)
+
+    def _parts(self, low: torch.Tensor) -> Sequence[torch.Tensor]:
+        return (low,) if len(self._ranks) == 1 else low.split_with_sizes(self._ranks, dim=1)
+
+    def _through_bases(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+        total = pieces[0] @ _weight(self._bases[0])
+        for piece, base in zip(pieces[1:], self._bases[1:], strict=True):
+            total.addmm_(piece, _weight(base))
+        return total
+
+
+def _weight(base: Any) -> torch.Tensor:
+    """Return (O, I), unpacked where it is stored in 4 bits."""
+    stored: torch.Tensor = base.weight
+    state = getattr(stored, "quant_state", None)
+    if state is None:
+        return stored
+    from bitsandbytes.functional import dequantize_4bit
+
+    unpacked: torch.Tensor = dequantize_4bit(stored.data, state)
+    return unpacked
+
+
+def _in_type(
+    parameters: Parameters, dtype: torch.dtype
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    converted = [parameter.to(dtype) for parameter in parameters]
+    return converted[::2], converted[1::2]
+
+
+def _stacked(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+    return matrices[0] if len(matrices) == 1 else torch.cat(list(matrices))
+
+
+def _mask(x: torch.Tensor, probability: float) -> torch.Tensor:
+    return torch.empty_like(x).bernoulli_(1 - probability) / (1 - probability)
