@@ -74,6 +74,7 @@ def _overrides(settings: Settings, backend: str, directory: Path) -> list[str]:
         *overrides,
         f"model.backend={backend}",
         f"training.gradient_checkpointing={str(settings.checkpointing).lower()}",
+        "curriculum=whole_pool",
         "training.max_steps=1",
         "training.warmup_steps=0",
         "data.evaluation.test.limit=1",
