@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--curve-steps", type=int, default=40)
     add("--new-tokens", type=int, default=8)
     add("--num-questions", type=int, default=2248)
+    add("--attempts", type=int, default=2, help="starts of a command a backend")
     add("--pictures", type=_words, default=("real", "square"))
     add("--training", type=_words, default=_words("plain:2,plain:8,fused:8"))
     add("--curves", type=_words, default=_words("plain:8,plain:2,plain:4,fused:8"),

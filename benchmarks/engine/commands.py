@@ -21,12 +21,12 @@ TAIL = 2_000  # characters of a failed process's output that its row keeps
 
 
 def startup(settings: Settings) -> Iterator[Row]:
-    """Yield seconds from `train.py`'s start to the end of its first step, twice a backend.
+    """Yield seconds from `train.py`'s start to the end of its first step.
 
-    The first time the weights may come from the disk, the second from the system's cache.
+    At the first attempt the weights may come from the disk, then from the system's cache.
     """
     for backend in _importable(settings.backends):
-        for attempt in ("first", "second"):
+        for attempt in range(1, settings.attempts + 1):
             with tempfile.TemporaryDirectory() as directory:
                 yield {"backend": backend, "attempt": attempt} | first_step(
                     settings, backend, Path(directory) / "run"

@@ -61,7 +61,8 @@ def cost(bench: Bench, num_images: int, side: int) -> Row:
     found = rate(trained, settings.warm_up)
     found |= {"micro_batch_size": trained.micro_batch_size, "peak_gpu_gb": bench.peak_gb()}
     forget_features(loaded)
-    seconds, texts, _ = ask(bench, bench.encoder(), pool[: ASKED.batch_size], ASKED)
+    num_questions = min(ASKED.batch_size, settings.num_questions)
+    seconds, texts, _ = ask(bench, bench.encoder(), pool[:num_questions], ASKED)
     return {
         **found,
         "seconds_per_question": round(seconds / len(texts), 5),

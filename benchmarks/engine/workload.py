@@ -45,6 +45,7 @@ class Settings:
     curve_steps: int
     new_tokens: int
     num_questions: int
+    attempts: int
     pictures: tuple[str, ...]
     training: tuple[str, ...]
     curves: tuple[str, ...]
