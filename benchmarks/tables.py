@@ -207,14 +207,14 @@ def backends(records: Records) -> str:
     rows = [(r, row) for r, row in rows_of(records, "backends") if "failed" not in row]
     lines = (
         [r["model"], row["backend"], row["adapter"]["num_trainable"],
-         *(f"{row['loss_before'][name]:.4f}" for name in ("whole", "by_parts", "from_logits")),
+         *(f"{row['loss_before'][name]:.4f}" for name in ("whole", "by_parts", "uncounted")),
          f"{row['steps'][0]['loss']:.4f}, {row['steps'][-1]['loss']:.4f}",
          f"{row['steps'][0]['grad_norm']:.4f}, {row['steps'][-1]['grad_norm']:.4f}",
          f"{row['loss_after']['whole']:.4f}"]
         for r, row in rows
     )  # fmt: skip
-    header = ("| model | backend | trainable | loss of a batch | by micro-batches | from its "
-              "logits | loss of steps 1, 8 | gradient norm | the batch's loss then |")  # fmt: skip
+    header = ("| model | backend | trainable | loss of a batch | by micro-batches | uncounted | "
+              "loss of steps 1, 8 | gradient norm | the batch's loss then |")  # fmt: skip
     return table(header, lines, (record for record, _ in rows))
 
 

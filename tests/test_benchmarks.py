@@ -91,9 +91,12 @@ def test_cost_is_measured_along_every_axis(rows):
 def test_a_backends_loss_is_that_of_its_logits_and_of_the_first_step(rows):
     (row,) = rows["backends"]
     assert "failed" not in row
-    assert all(loss == pytest.approx(row["loss_before"]["from_logits"], 1e-5)
-               for loss in row["loss_before"].values())  # fmt: skip
-    assert row["steps"][0]["loss"] == pytest.approx(row["loss_before"]["whole"], 1e-5)
+    before, after = row["loss_before"], row["loss_after"]
+    for losses in (before, after):
+        assert list(losses.values()) == [pytest.approx(losses["whole"], 1e-5)] * 4
+    assert row["steps"][0]["loss"] == pytest.approx(before["whole"], 1e-5)
+    assert row["loss_after_from_logits"] == pytest.approx(after["whole"], 1e-5)
+    assert after["whole"] < before["whole"]
     assert row["adapter"]["abs_sum_b"] == 0 < row["adapter_after"]["abs_sum_b"]
 
 

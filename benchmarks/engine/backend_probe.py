@@ -5,14 +5,12 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.engine.workload import BATCH_SIZE, Bench, Settings, prepare
+from medvqa.collate import IGNORED, Encoder, Sample
 from medvqa.config import Backend, Engine
 from medvqa.record import write_json
-
-if TYPE_CHECKING:
-    import torch
 
 NUM_STEPS = 8
 MICRO_BATCH_SIZE = 2
@@ -43,6 +41,7 @@ def main() -> None:
     keep(loss_before=losses_of_one_batch(bench))
     keep(steps=steps(bench))
     keep(adapter_after=adapter(bench), loss_after=losses_of_one_batch(bench))
+    keep(loss_after_from_logits=loss_from_logits(bench))  # Unsloth may give none
 
 
 def adapter(bench: Bench) -> dict[str, Any]:
@@ -75,19 +74,25 @@ def base_sum(bench: Bench) -> float:
     )
 
 
+def first_samples(bench: Bench, encoder: Encoder) -> list[Sample]:
+    """Return the samples of the first step."""
+    from benchmarks.engine.training import plan_of
+
+    by_id = {example.id: example for example in bench.pool}
+    names = plan_of(bench.pool, NUM_STEPS).order[:BATCH_SIZE]
+    return [encoder.encode(by_id[name]) for name in names]
+
+
 def losses_of_one_batch(bench: Bench) -> dict[str, float]:
-    """Return the first batch's loss: by the backend in three ways, and from its logits by us.
+    """Return the first batch's loss, computed by the backend in four ways.
 
     `by_parts` is the sum over micro-batches, each told the answer tokens of the whole: where a
-    backend does not heed that number, it is some times `whole`.
+    backend does not heed that number, it is some times `whole`. `uncounted` is told none.
     """
     import torch
 
-    from benchmarks.engine.training import plan_of
-
     loaded, encoder = bench.loaded, bench.encoder()
-    by_id = {example.id: example for example in bench.pool}
-    samples = [encoder.encode(by_id[name]) for name in plan_of(bench.pool, NUM_STEPS).order[:8]]
+    samples = first_samples(bench, encoder)
     num_answer_tokens = sum(len(sample.answer_ids) for sample in samples)
 
     def loss(part: slice, **options: Any) -> float:
@@ -99,26 +104,25 @@ def losses_of_one_batch(bench: Bench) -> dict[str, float]:
     parts = [slice(i, i + MICRO_BATCH_SIZE) for i in range(0, BATCH_SIZE, MICRO_BATCH_SIZE)]
     with torch.no_grad(), loaded.autocast():
         loaded.use_for(training=True)
-        found = {
+        in_training = {
             "training_mode": loss(whole, **count),
             "by_parts": sum(loss(part, **count) for part in parts),
         }
         loaded.model.eval()
-        found |= {"whole": loss(whole, **count), "uncounted": loss(whole)}
-        batch = encoder.training_batch(samples)
-        found["from_logits"] = _from_logits(bench, batch)
-    return found
+        return {**in_training, "whole": loss(whole, **count), "uncounted": loss(whole)}
 
 
-def _from_logits(bench: Bench, batch: "dict[str, torch.Tensor]") -> float:
+def loss_from_logits(bench: Bench) -> float:
+    """Return the first batch's loss by our own reading of the model's logits."""
     import torch
 
-    from medvqa.collate import IGNORED
-
-    loaded = bench.loaded
+    loaded, encoder = bench.loaded, bench.encoder()
+    batch = encoder.training_batch(first_samples(bench, encoder))
     inputs = {name: tensor.to(loaded.device) for name, tensor in batch.items()}
     labels = inputs.pop("labels")[:, 1:]
-    logits = loaded.model(**inputs).logits[:, :-1]
+    loaded.model.eval()
+    with torch.no_grad(), loaded.autocast():
+        logits = loaded.model(**inputs).logits[:, :-1]
     kept = labels != IGNORED
     return float(torch.nn.functional.cross_entropy(logits[kept].float(), labels[kept]))
 

@@ -54,6 +54,7 @@ class Trained:
 
     losses: list[float]
     stamps: list[float]
+    num_tokens: int
     micro_batch_size: int
 
     def seconds(self, warm_up: int) -> float:
@@ -94,11 +95,11 @@ def train(
     reset_adapter(loaded.model, seed=0)
     loaded.reset_peak()
     stamps: list[float] = []
-    losses: list[float] = []
+    rows: list[Any] = []
 
     def on_step(row: Any) -> None:
         stamps.append(time.perf_counter())
-        losses.append(row["loss"])
+        rows.append(row)
 
     with tempfile.TemporaryDirectory() as directory:
         config = config_of(case, num_steps)
@@ -106,7 +107,12 @@ def train(
         plan = plan_of(examples, num_steps)
         by_id = {example.id: example for example in examples}
         result = trainer.train(plan, by_id, on_step=on_step, on_stage_end=nothing)
-    return Trained(losses, stamps, result.micro_batch_size)
+    return Trained(
+        losses=[row["loss"] for row in rows],
+        stamps=stamps,
+        num_tokens=sum(row["num_tokens"] for row in rows),
+        micro_batch_size=result.micro_batch_size,
+    )
 
 
 def nothing(*_: object) -> None:
@@ -165,6 +171,7 @@ def rate(trained: Trained, warm_up: int) -> Row:
         "samples_per_second": round(BATCH_SIZE * num_steps / seconds, 2),
         "ms_per_step": round(1000 * seconds / num_steps, 1),
         "num_steps": num_steps,
+        "tokens_per_sample": round(trained.num_tokens / len(trained.losses) / BATCH_SIZE, 1),
         "first_loss": trained.losses[0],
         "last_loss": trained.losses[-1],
     }
