@@ -227,7 +227,8 @@ def gradient_of(bench: Bench, case: Case) -> "dict[str, torch.Tensor]":
             tensors = [g.detach().float().cpu().clone() for g in optimizer.gradients()]
             optimizer.forget_gradients()
             found.update(zip(names, tensors, strict=True))
-            return torch.stack([tensor.norm() for tensor in tensors]).norm()
+            norm: torch.Tensor = torch.stack([tensor.norm() for tensor in tensors]).norm()
+            return norm
 
         optimizer.step = keep  # type: ignore[method-assign]
         plan = plan_of(bench.pool, 1)
