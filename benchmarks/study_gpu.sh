@@ -31,7 +31,7 @@ step "record"
   python3 benchmarks/study.py record "$work/outputs" --out "$out/vqa_rad_baselines.json")
 cp "$work"/multirun/*/summary.csv "$out/" 2>/dev/null
 step "engines"
-(cd "$here" && timeout "${ENGINE_S:-200}" python3 benchmarks/engine.py "${ENGINE:-qwen3_vl_8b}" \
+(cd "$here" && timeout "${ENGINE_S:-200}" python3 -m benchmarks.engine "${ENGINE:-qwen3_vl_8b}" \
   --vqa-rad "$carried/vqa_rad" --tokenizer "$carried/qwen.tiktoken" --out "$out/engine.json" \
   ${ENGINE_OPTIONS:-} >"$out/engine.log" 2>&1; tail -n 12 "$out/engine.log")
 step "end"

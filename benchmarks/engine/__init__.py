@@ -1,0 +1,1 @@
+"""Rates and equality of the engines; `python -m benchmarks.engine --help`."""

@@ -1,0 +1,269 @@
+"""Training: rates, loss curves and gradients of the engines."""
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.engine.workload import BATCH_SIZE, Bench, Row, with_pictures
+from medvqa.collate import Encoder
+from medvqa.config import (
+    CurriculumConfig,
+    Engine,
+    Filter,
+    Optimizer,
+    StageConfig,
+    TrainingConfig,
+)
+from medvqa.curriculum import Plan, plan_curriculum
+from medvqa.engine import kept_features
+from medvqa.example import Example
+from medvqa.model import LoadedModel, reset_adapter
+from medvqa.training import Trainer
+
+if TYPE_CHECKING:
+    import torch
+
+B_NOISE = 0.02  # with B zero, as training begins, A has no gradient to compare
+
+
+@dataclass(frozen=True)
+class Case:
+    """An engine with its micro-batch, written `fused:8`."""
+
+    engine: Engine
+    micro_batch_size: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Case":
+        """Return the case that the text names."""
+        name, _, size = text.partition(":")
+        return cls(Engine[name], int(size))
+
+    @property
+    def label(self) -> str:
+        """Engine, micro-batch and accumulation, such as `plain 2x4`."""
+        return f"{self.engine.value} {self.micro_batch_size}x{BATCH_SIZE // self.micro_batch_size}"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One call of the trainer; times by `time.perf_counter`, as each loss arrived."""
+
+    losses: list[float]
+    stamps: list[float]
+    num_tokens: int
+    micro_batch_size: int
+
+    def seconds(self, warm_up: int) -> float:
+        """Return how long the steps after the warm-up took."""
+        return self.stamps[-1] - self.stamps[warm_up - 1]
+
+
+def cases_of(texts: Sequence[str], engine: Engine) -> list[Case]:
+    """Return the cases of this engine."""
+    return [case for case in map(Case.parse, texts) if case.engine is engine]
+
+
+def config_of(case: Case, num_steps: int) -> TrainingConfig:
+    """Return the published batch of 8 with torch's AdamW."""
+    return TrainingConfig(
+        max_steps=num_steps,
+        micro_batch_size=case.micro_batch_size,
+        accumulation_steps=BATCH_SIZE // case.micro_batch_size,
+        optimizer=Optimizer.adamw,
+        warmup_steps=0,
+        checkpoint_every=10**6,
+        engine=case.engine,
+        fit_micro_batch=False,
+    )
+
+
+def plan_of(examples: Sequence[Example], num_steps: int) -> Plan:
+    """Return one shuffled stage over the examples."""
+    stage = StageConfig(name="all", filter=Filter.all, share=1.0)
+    curriculum = CurriculumConfig(name="all", stages=[stage])
+    return plan_curriculum(curriculum, examples, max_steps=num_steps, batch_size=BATCH_SIZE, seed=0)
+
+
+def train(
+    loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], case: Case, num_steps: int
+) -> Trained:
+    """Train from the adapter of seed 0 and return what was seen."""
+    reset_adapter(loaded.model, seed=0)
+    loaded.reset_peak()
+    stamps: list[float] = []
+    rows: list[Any] = []
+
+    def on_step(row: Any) -> None:
+        stamps.append(time.perf_counter())
+        rows.append(row)
+
+    with tempfile.TemporaryDirectory() as directory:
+        config = config_of(case, num_steps)
+        trainer = Trainer(loaded, encoder, config, directory=Path(directory), seed=0)
+        plan = plan_of(examples, num_steps)
+        by_id = {example.id: example for example in examples}
+        result = trainer.train(plan, by_id, on_step=on_step, on_stage_end=nothing)
+    return Trained(
+        losses=[row["loss"] for row in rows],
+        stamps=stamps,
+        num_tokens=sum(row["num_tokens"] for row in rows),
+        micro_batch_size=result.micro_batch_size,
+    )
+
+
+def nothing(*_: object) -> None:
+    """Stand for what the benchmark does not do at a stage's end."""
+
+
+def forget_features(loaded: LoadedModel) -> None:
+    """Make the vision tower see all pictures anew."""
+    features = kept_features(loaded)
+    if features is not None:
+        features.clear()
+
+
+def _num_computed(loaded: LoadedModel) -> int | None:
+    features = kept_features(loaded)
+    return None if features is None else features.num_computed
+
+
+def training(bench: Bench, engine: Engine) -> Iterator[Row]:
+    """Yield the steady rate of each case, with pictures that are new and that come again.
+
+    Where they come again, all samples have been seen before, as in a later epoch. An engine
+    that keeps nothing is measured once.
+    """
+    settings = bench.settings
+    num_steps = settings.warm_up + settings.steps
+    for kind in settings.pictures:
+        pool = with_pictures(
+            bench.pool[: BATCH_SIZE * num_steps] if kind == "square" else bench.pool,
+            kind=kind,
+            side=settings.side,
+        )
+        for case in cases_of(settings.training, engine):
+            encoder = bench.encoder()
+            forget_features(bench.loaded)
+            for is_repeated in (False,) if engine is Engine.plain else (False, True):
+                before = _num_computed(bench.loaded) or 0
+                trained = train(bench.loaded, encoder, pool, case, num_steps)
+                after = _num_computed(bench.loaded)
+                yield {
+                    "engine": case.engine.value,
+                    "micro_batch_size": trained.micro_batch_size,
+                    "pictures": kind,
+                    "pictures_seen_before": is_repeated,
+                    "num_pictures_computed": None if after is None else after - before,
+                    **rate(trained, settings.warm_up),
+                    "peak_gpu_gb": bench.peak_gb(),
+                }
+
+
+def rate(trained: Trained, warm_up: int) -> Row:
+    """Return samples a second after the warm-up, with the losses at both ends."""
+    num_steps = len(trained.losses) - warm_up
+    seconds = trained.seconds(warm_up)
+    return {
+        "samples_per_second": round(BATCH_SIZE * num_steps / seconds, 2),
+        "ms_per_step": round(1000 * seconds / num_steps, 1),
+        "num_steps": num_steps,
+        "tokens_per_sample": round(trained.num_tokens / len(trained.losses) / BATCH_SIZE, 1),
+        "first_loss": trained.losses[0],
+        "last_loss": trained.losses[-1],
+    }
+
+
+def curve(bench: Bench, engine: Engine) -> Iterator[Row]:
+    """Yield the loss of each step, and how far it is from the first curve measured."""
+    for case in cases_of(bench.settings.curves, engine):
+        trained = train(bench.loaded, bench.encoder(), bench.pool, case, bench.settings.curve_steps)
+        bench.curves[case.label] = trained.losses
+        label, reference = next(iter(bench.curves.items()))
+        differences = [abs(a - b) for a, b in zip(trained.losses, reference, strict=True)]
+        yield {
+            "case": case.label,
+            "reference": label,
+            "num_steps": len(trained.losses),
+            "max_difference": max(differences),
+            "mean_difference": sum(differences) / len(differences),
+            "first_loss": trained.losses[0],
+            "last_loss": trained.losses[-1],
+            "losses": trained.losses,
+        }
+
+
+def gradients(bench: Bench, engine: Engine) -> Iterator[Row]:
+    """Yield how far each adapter tensor's gradient is from the first case's, on one batch."""
+    for case in cases_of(bench.settings.curves, engine):
+        bench.gradients[case.label] = gradient_of(bench, case)
+        label, reference = next(iter(bench.gradients.items()))
+        yield {
+            "case": case.label,
+            "reference": label,
+            **compare(reference, bench.gradients[case.label]),
+        }
+
+
+def gradient_of(bench: Bench, case: Case) -> "dict[str, torch.Tensor]":
+    """Return what the optimiser would have stepped by, in float32 on the CPU, by name."""
+    import torch
+
+    loaded = bench.loaded
+    reset_adapter(loaded.model, seed=0)
+    perturb(loaded, seed=0)
+    found: dict[str, torch.Tensor] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        config = config_of(case, 1)
+        trainer = Trainer(loaded, bench.encoder(), config, directory=Path(directory), seed=0)
+        optimizer = trainer.optimizer
+        names = list(optimizer.weights())
+
+        def keep(*_: object, **__: object) -> torch.Tensor:
+            # Copies: on a CPU both moves would leave the tensor that the next step adds to.
+            tensors = [g.detach().float().cpu().clone() for g in optimizer.gradients()]
+            optimizer.forget_gradients()
+            found.update(zip(names, tensors, strict=True))
+            norm: torch.Tensor = torch.stack([tensor.norm() for tensor in tensors]).norm()
+            return norm
+
+        optimizer.step = keep  # type: ignore[method-assign]
+        plan = plan_of(bench.pool, 1)
+        by_id = {example.id: example for example in bench.pool}
+        trainer.train(plan, by_id, on_step=nothing, on_stage_end=nothing)
+    return found
+
+
+def perturb(loaded: LoadedModel, *, seed: int) -> None:
+    """Fill every B with seeded noise."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in loaded.trainable:
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * B_NOISE)
+
+
+def compare(reference: "dict[str, torch.Tensor]", other: "dict[str, torch.Tensor]") -> Row:
+    """Return relative errors ||g - g'|| / ||g|| over tensors, and the angle of the whole."""
+    import torch
+
+    errors = {
+        name: float((g.double() - other[name].double()).norm() / g.double().norm())
+        for name, g in reference.items()
+    }
+    ordered = sorted(errors.values())
+    one = torch.cat([g.flatten() for g in reference.values()]).double()
+    two = torch.cat([other[name].flatten() for name in reference]).double()
+    return {
+        "num_tensors": len(errors),
+        "max_relative_error": ordered[-1],
+        "median_relative_error": ordered[len(ordered) // 2],
+        "worst_tensor": max(errors, key=errors.__getitem__),
+        "cosine": float(one @ two / (one.norm() * two.norm())),
+        "norm": float(two.norm()),
+    }
