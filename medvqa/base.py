@@ -13,6 +13,7 @@ from typing import Any
 
 from medvqa.config import SourceConfig
 from medvqa.data import load_examples
+from medvqa.engine import attend_to_all_pictures_at_once
 from medvqa.example import Example, UserError
 from medvqa.model import EMBEDDED
 from medvqa.progress import track
@@ -185,6 +186,8 @@ def pretrain(
     from transformers import get_cosine_schedule_with_warmup
 
     model.to(device).train()
+    if device == "cuda":  # image by image, most of a step would be waiting for launches
+        attend_to_all_pictures_at_once(model.model.visual)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
     schedule = get_cosine_schedule_with_warmup(optimizer, num_steps // 20, num_steps)
     generator = torch.Generator().manual_seed(seed)

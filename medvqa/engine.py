@@ -46,8 +46,8 @@ class PackedModel:
         self._merge_size = int(loaded.processor.image_processor.merge_size)
         self._vision = shared_features(loaded)
         self.decoder = Decoder(loaded)
-        if loaded.device.type == "cuda":
-            attend_to_all_pictures_at_once(loaded)
+        if loaded.device.type == "cuda" and loaded.dtype.itemsize == 2:
+            attend_to_all_pictures_at_once(getattr(self._inner.model, VISION_TOWER))
 
     def loss(self, samples: Sequence[Sample], num_answer_tokens: int) -> "torch.Tensor":
         """Return the answer tokens' summed cross-entropy over `num_answer_tokens`.
@@ -198,10 +198,10 @@ def rotary_positions(
     return np.concatenate(parts, axis=1)
 
 
-def attend_to_all_pictures_at_once(loaded: LoadedModel) -> None:
+def attend_to_all_pictures_at_once(tower: Any) -> None:
     """Replace the vision tower's attention by one call over all pictures, each within itself.
 
-    Doing it again changes nothing.
+    Doing it again changes nothing. The call needs a GPU and 16 bits.
     """
     import torch
     from torch.nn.attention.varlen import varlen_attn
@@ -223,7 +223,6 @@ def attend_to_all_pictures_at_once(loaded: LoadedModel) -> None:
         output = varlen_attn(q, k, v, starts, starts, longest, longest, scale=scaling)
         return output.unsqueeze(0), None  # type: ignore[union-attr]
 
-    tower = getattr(loaded.inner.model, VISION_TOWER)
     for block in tower.blocks:
         _attend_at_once(block.attn, attend)
 
