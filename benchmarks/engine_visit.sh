@@ -31,7 +31,7 @@ measure() { # seconds model parts options...
 saved() { [ "$model" = tiny ] || echo --model-path "$work/$model"; }
 
 speed() { # one model in one process: rates, gradients, answers
-  measure "${SPEED_S:-280}" "$model" training,gradients,answering --answering "$answering"
+  measure "${SPEED_S:-280}" "$model" training,gradients,answering,profile --answering "$answering"
 }
 curve() { measure "${CURVE_S:-150}" "$model" curve --curves "${CURVES:-plain:8,fused:8}"; }
 curves_small() { # every micro-batch, where a step is cheap

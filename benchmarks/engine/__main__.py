@@ -10,10 +10,11 @@
     gradients   of every adapter tensor, once, against the plain engine's
     answering   seconds a question, and whose answers are equal
     growth      cost against images a question, pixels, model, pool (`--axes`, `--rank`)
+    profile     where a step and an evaluation spend their time, by kind of kernel (a GPU only)
     startup     from a command's start to the end of its first step (`--model-path`)
     backends    losses and gradients of transformers and Unsloth from one adapter (`--model-path`)
 
-The first five share one model, made on the device, so that a short visit suffices; `--four-bit`,
+The first six share one model, made on the device, so that a short visit suffices; `--four-bit`,
 `--checkpointing` and `--backend unsloth` make it another one. The last two start processes of
 their own. Answers of random weights are noise, and are compared with each other only.
 """
@@ -29,7 +30,7 @@ from benchmarks.engine.workload import TINY, Bench, Row, Settings, prepare
 from medvqa.config import Backend, Engine
 
 COMMANDS = {"startup": startup, "backends": backends}
-SHARING = ("training", "curve", "gradients", "answering", "growth")
+SHARING = ("training", "curve", "gradients", "answering", "growth", "profile")
 ANSWERING = "plain:plain:1:16,fused:shared_prefix:128,fused:shared_prefix:1:64,fused:plain:128:256"
 
 
@@ -68,9 +69,11 @@ def measure(settings: Settings, records: Records, parts: Sequence[str]) -> None:
 def _functions() -> dict[str, Callable[[Bench, Engine], Iterator[Row]]]:
     from benchmarks.engine.answering import answering
     from benchmarks.engine.growth import growth
+    from benchmarks.engine.profile import profile
     from benchmarks.engine.training import curve, gradients, training
 
-    return dict(zip(SHARING, (training, curve, gradients, answering, growth), strict=True))
+    functions = (training, curve, gradients, answering, growth, profile)
+    return dict(zip(SHARING, functions, strict=True))
 
 
 def settings_of(options: argparse.Namespace) -> Settings:

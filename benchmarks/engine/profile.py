@@ -1,0 +1,159 @@
+"""Where a training step and an evaluation spend their time: GPU milliseconds by kind of kernel.
+
+What products of matrices alone take is the floor of a step.
+"""
+
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.engine.training import forget_features
+from benchmarks.engine.workload import BATCH_SIZE, Bench, Row
+from medvqa import generation
+from medvqa.collate import Sample
+from medvqa.config import Decoding, Engine, Optimizer, TrainingConfig
+from medvqa.engine import PackedModel
+from medvqa.optimizer import AdapterOptimizer
+
+KINDS = (
+    ("attention", r"flash|fmha|attention"),
+    ("matrix products", r"gemm|cutlass|nvjet|cublas|splitK|sm90"),
+    ("norm and rotary", r"norm_rope"),
+    ("RMSNorm", r"rms_norm|RMSNorm|layer_norm|LayerNorm"),
+    ("SwiGLU", r"swiglu"),
+    ("optimiser", r"(?i)adam|multi_tensor|lpnorm|foreach"),
+    ("4 bits", r"(?i)quant"),
+    ("copies and casts", r"copy|Memcpy|Memset|cat|fill"),
+)
+NUM_TOKENS = 322  # of the sample that the design's table was measured on
+NUM_TOP = 25
+PHASES = ("begin", "extend", "step")
+
+
+def profile(bench: Bench, engine: Engine) -> Iterator[Row]:
+    """Yield a step of the fused engine whose pictures are known, and two answerings by phase."""
+    if engine is not Engine.fused or bench.loaded.device.type != "cuda":
+        return
+    encoder = bench.encoder()
+    samples = [encoder.encode(example) for example in bench.questions[:200]]
+    samples.sort(key=lambda sample: abs(sample.num_tokens - NUM_TOKENS))
+    yield {"of": "training", **training_step(bench, samples[:BATCH_SIZE])}
+    for batch_size in (128, 256):
+        yield from answering_phases(bench, batch_size)
+
+
+def kind_of(kernel: str) -> str:
+    """Return the kind of a kernel by its name."""
+    for kind, pattern in KINDS:
+        if re.search(pattern, kernel):
+            return kind
+    return "other elementwise"
+
+
+def kernels_of(step: Callable[[], None], *, times: int = 2) -> dict[str, tuple[float, float]]:
+    """Return GPU milliseconds and launches a step by the kernel's name."""
+    kinds = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA]) as profiler:
+        for _ in range(times):
+            step()
+        torch.cuda.synchronize()
+    found: dict[str, tuple[float, float]] = {}
+    for event in profiler.key_averages():
+        # Ranges that are named on the GPU's time line are no kernels.
+        if event.device_type == torch._C._autograd.DeviceType.CUDA and "#" not in event.key:
+            spent, count = event.self_device_time_total / 1000 / times, event.count / times
+            before = found.get(event.key[:110], (0.0, 0.0))
+            found[event.key[:110]] = (before[0] + spent, before[1] + count)
+    return found
+
+
+def training_step(bench: Bench, samples: Sequence[Sample]) -> Row:
+    """Return what a step of the samples costs once their pictures' features are there."""
+    loaded, num_steps = bench.loaded, bench.settings.steps
+    config = TrainingConfig(optimizer=Optimizer.adamw)
+    optimizer = AdapterOptimizer(loaded, config, in_compute_type=True)
+    model = PackedModel(loaded, loaded.processor.image_token_id)
+    loaded.use_for(training=True)
+    num_tokens = sum(len(sample.answer_ids) for sample in samples)
+
+    def step() -> None:
+        loss = model.loss(samples, num_tokens)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.collect()
+        optimizer.step(1e-4, max_grad_norm=1.0)
+
+    for _ in range(3):
+        step()
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(num_steps):
+        step()
+    launched = time.perf_counter() - started
+    torch.cuda.synchronize()
+    seconds = (time.perf_counter() - started) / num_steps
+    kernels = kernels_of(step)
+    by_kind: dict[str, float] = defaultdict(float)
+    for name, (milliseconds, _) in kernels.items():
+        by_kind[kind_of(name)] += milliseconds
+    top = sorted(kernels.items(), key=lambda item: -item[1][0])[:NUM_TOP]
+    return {
+        "num_tokens": sum(sample.num_tokens for sample in samples),
+        "ms_a_step": round(1000 * seconds, 1),
+        "ms_to_launch": round(1000 * launched / num_steps, 1),
+        "samples_per_second": round(len(samples) / seconds, 2),
+        "gpu_ms_by_kind": {k: round(v, 1) for k, v in sorted(by_kind.items(), key=lambda i: -i[1])},
+        "num_kernels": sum(count for _, count in kernels.values()),
+        "peak_gpu_gb": round((loaded.peak_gpu_bytes() or 0) / 1e9, 1),
+        "top": [(name, round(ms, 2), count) for name, (ms, count) in top],
+    }
+
+
+def answering_phases(bench: Bench, batch_size: int) -> Iterator[Row]:
+    """Yield seconds by phase, each ended by waiting for the GPU."""
+    spent: dict[str, float] = defaultdict(float)
+    originals = {name: getattr(generation._Branches, name) for name in PHASES}
+
+    def timed(name: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            result = originals[name](*arguments)
+            torch.cuda.synchronize()
+            spent[name] += time.perf_counter() - started
+            return result
+
+        return call
+
+    questions = bench.questions[: bench.settings.num_questions]
+    encoder = bench.encoder()
+    forget_features(bench.loaded)
+    try:
+        for name in PHASES:
+            setattr(generation._Branches, name, timed(name))
+        for is_repeated in (False, True):
+            spent.clear()
+            started = time.perf_counter()
+            generation.generate(
+                bench.loaded,
+                encoder,
+                questions,
+                max_new_tokens=bench.settings.new_tokens,
+                batch_size=batch_size,
+                decoding=Decoding.shared_prefix,
+            )
+            total = time.perf_counter() - started
+            yield {
+                "of": "answering",
+                "batch_size": batch_size,
+                "pictures_seen_before": is_repeated,
+                "seconds_per_question": round(total / len(questions), 5),
+                "seconds": {name: round(value, 2) for name, value in spent.items()},
+                "other_seconds": round(total - sum(spent.values()), 2),
+            }
+    finally:
+        for name in PHASES:
+            setattr(generation._Branches, name, originals[name])
