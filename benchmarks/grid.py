@@ -74,7 +74,7 @@ class Measurement:
             answer = subprocess.run(
                 [sys.executable, str(ROOT / "train.py"), *arguments],
                 cwd=place,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

@@ -13,9 +13,9 @@ here=$PWD
 step() { echo "== $1 at $SECONDS s"; }
 
 step "base"
-timeout "${BASE_S:-200}" python3 -m medvqa.cli build-base --size small --output "$work/small" \
-  --vqa-rad "$carried/vqa_rad" --steps "${BASE_STEPS:-2000}" --batch-size "${BASE_BATCH:-64}" \
-  --scenes "${SCENES:-3000}" --learning-rate 4e-4 2>&1 | tee "$out/base.log" | tail -n 4
+timeout "$((${BASE_S:-150} + 90))" python3 -m medvqa.cli build-base --size small --output "$work/small" \
+  --vqa-rad "$carried/vqa_rad" --steps "${BASE_STEPS:-700}" --batch-size "${BASE_BATCH:-192}" --max-seconds "${BASE_S:-150}" \
+  --scenes "${SCENES:-3000}" --learning-rate 6e-4 2>&1 | tee "$out/base.log" | tail -n 4
 cd "$work" || exit 1
 step "baselines"
 timeout 90 python3 "$here/train.py" experiment=vqa_rad_study_baselines "${study[@]}" ${EXTRA:-} \

@@ -6,11 +6,16 @@ A base learns to describe pictures in words; the question-and-answer form is lef
 
 import argparse
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from medvqa.ahead import ahead
+from medvqa.collate import Encoder, Sample
 from medvqa.config import SourceConfig
 from medvqa.data import load_examples
 from medvqa.engine import attend_to_all_pictures_at_once
@@ -18,9 +23,13 @@ from medvqa.example import Example, UserError
 from medvqa.model import EMBEDDED
 from medvqa.progress import track
 
+if TYPE_CHECKING:
+    import torch
+
 log = logging.getLogger(__name__)
 
-ENCODING_PROCESSES = 12  # beside a GPU; threads would keep it waiting for Python's lock
+ENCODING_PROCESSES = min(12, os.cpu_count() or 1)
+WARM_UP = 0.05
 MAX_SKIPPED_FRACTION = 0.01
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -169,60 +178,116 @@ def build_model(tokenizer: Any, shape: Shape, *, seed: int) -> Any:
 
 def pretrain(
     model: Any,
-    encoder: Any,
-    texts: Sequence[Any],
+    encoder: Encoder,
+    texts: Sequence[Example],
     *,
     num_steps: int,
     batch_size: int,
     learning_rate: float,
     seed: int,
     device: str,
+    max_seconds: float = math.inf,
 ) -> float:
     """Train all weights on the texts; return the mean loss of the last 50 steps.
 
-    AdamW, cosine schedule after 5 % warm-up, gradient norm at most 1.
+    AdamW, cosine schedule after 5 % warm-up, gradient norm at most 1. Where `max_seconds` comes
+    before the last step, the learning rate falls in time for it, and the log says at which step.
     """
     import torch
-    from transformers import get_cosine_schedule_with_warmup
 
     model.to(device).train()
-    if device == "cuda":  # image by image, most of a step would be waiting for launches
+    sample_of = _encoded_when_asked(encoder, texts)
+    if device == "cuda":
+        sample_of = _encoded_at_once(encoder, texts, device)
+        # Image by image, most of a step would be waiting for launches.
         attend_to_all_pictures_at_once(model.model.visual)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
-    schedule = get_cosine_schedule_with_warmup(optimizer, num_steps // 20, num_steps)
     generator = torch.Generator().manual_seed(seed)
-    losses: list[float] = []
-    num_skipped = 0
+    losses: list[float | None] = []
     draws = torch.randint(len(texts), (num_steps, batch_size), generator=generator).tolist()
-    batches: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
-        draws,  # type: ignore[arg-type]
+    started = time.monotonic()
+    for step in track(range(num_steps), description="pre-training"):
+        spent = (time.monotonic() - started) / max_seconds
+        if step and spent >= 1:
+            log.warning("%.0f s are over after %d of %d steps", max_seconds, step, num_steps)
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * _factor(max(step / num_steps, spent))
+        batch = encoder.training_batch([sample_of(index) for index in draws[step]])
+        inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+        losses.append(_step(model, optimizer, inputs))
+        if losses.count(None) > MAX_SKIPPED_FRACTION * num_steps:
+            raise UserError(
+                f"{losses.count(None)} steps had gradients that are not finite; lower "
+                "--learning-rate"
+            )
+        if len(losses) % 100 == 0:
+            log.info("step %d: loss %.3f", len(losses), _mean_of_last(losses))
+    if None in losses:
+        log.warning("%d steps were skipped: gradients not finite", losses.count(None))
+    return _mean_of_last(losses)
+
+
+def _mean_of_last(losses: Sequence[float | None]) -> float:
+    finite = [loss for loss in losses[-50:] if loss is not None]
+    return sum(finite) / len(finite)
+
+
+def _step(model: Any, optimizer: Any, inputs: "dict[str, torch.Tensor]") -> float | None:
+    """Step and return the loss; None, and no step, where a gradient is not finite."""
+    import torch
+
+    kind = inputs["input_ids"].device.type
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=kind == "cuda"):
+        loss = model(**inputs).loss
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    is_finite = bool(torch.isfinite(norm))
+    if is_finite:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach()) if is_finite else None
+
+
+def _factor(progress: float) -> float:
+    """Return the learning rate's share at a place in [0, 1) of the training."""
+    if progress < WARM_UP:
+        return (progress + WARM_UP / 50) / WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
+
+
+def _encoded_when_asked(encoder: Encoder, texts: Sequence[Example]) -> Callable[[int], Sample]:
+    return lambda index: encoder.encode(texts[index])
+
+
+def _encoded_at_once(
+    encoder: Encoder, texts: Sequence[Example], device: str
+) -> Callable[[int], Sample]:
+    """Encode everything before the first step; each picture lies on the device once.
+
+    A step of a small model takes less than reading its batch of patches from another process.
+    """
+    import torch
+
+    one_each = list({text.image_ids: text for text in texts}.values())
+    log.info("encoding %d pictures and %d texts about them", len(one_each), len(texts))
+    pixels: dict[tuple[str, ...], torch.Tensor] = {}
+    for sample in ahead(encoder.encode, one_each, num_threads=ENCODING_PROCESSES):
+        assert sample.pixel_values is not None
+        pixels[sample.image_keys] = sample.pixel_values.to(device, torch.bfloat16)
+    # The processes are copies of this one, so they find the pictures in the encoder's cache.
+
+    def words_of(text: Any) -> Sample:
+        return replace(encoder.encode(text), pixel_values=None)
+
+    words: Iterable[Sample] = torch.utils.data.DataLoader(
+        texts,  # type: ignore[arg-type]
         batch_size=None,
-        collate_fn=lambda draw: encoder.training_batch([encoder.encode(texts[i]) for i in draw]),
-        num_workers=ENCODING_PROCESSES if device == "cuda" else 0,
+        collate_fn=words_of,
+        num_workers=ENCODING_PROCESSES,
     )
-    encoded: Iterator[dict[str, torch.Tensor]] = iter(batches)
-    for _ in track(range(num_steps), description="pre-training"):
-        inputs = {name: tensor.to(device) for name, tensor in next(encoded).items()}
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
-            loss = model(**inputs).loss
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        if torch.isfinite(norm):
-            optimizer.step()
-            losses.append(float(loss.detach()))
-        else:  # one step of infinite size would end all learning
-            num_skipped += 1
-            if num_skipped > MAX_SKIPPED_FRACTION * num_steps:
-                raise UserError(
-                    f"{num_skipped} steps had gradients that are not finite; lower --learning-rate"
-                )
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        if losses and len(losses) % 200 == 0:
-            log.info("step %d: loss %.3f", len(losses), sum(losses[-50:]) / 50)
-    if num_skipped:
-        log.warning("%d of %d steps were skipped: gradients not finite", num_skipped, num_steps)
-    return sum(losses[-50:]) / len(losses[-50:])
+    samples = [replace(sample, pixel_values=pixels[sample.image_keys]) for sample in words]
+    return samples.__getitem__
 
 
 def spoken_rows(examples: Sequence[Example]) -> Iterator[Example]:
@@ -255,6 +320,9 @@ def main_build(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--vqa-rad", type=Path, help="VQA-RAD's files: its image-disjoint training rows, too"
     )
+    parser.add_argument(
+        "--max-seconds", type=float, default=math.inf, help="of training, where time is lent"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     output = options.output or EMBEDDED.get(f"medvqa/{options.size}")
@@ -268,7 +336,6 @@ def main_build(argv: Sequence[str]) -> int:
 
     import torch
 
-    from medvqa.collate import Encoder
     from medvqa.data.phantom import pretraining_examples, vocabulary_texts
 
     shape = SHAPES[options.size]
@@ -288,6 +355,7 @@ def main_build(argv: Sequence[str]) -> int:
         learning_rate=options.learning_rate,
         seed=options.seed,
         device="cuda" if torch.cuda.is_available() else "cpu",
+        max_seconds=options.max_seconds,
     )
     processor.save_pretrained(output)
     model.to(torch.bfloat16).save_pretrained(output)

@@ -3,6 +3,7 @@
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
+from medvqa import base
 from medvqa.base import SHAPES, build_model, build_tokenizer, spoken_rows
 from medvqa.config import ModelConfig, SourceConfig
 from medvqa.data import load_examples
@@ -47,3 +48,22 @@ def test_real_pretraining_text_shows_training_pictures_only(shared):
 def test_a_base_without_weights_says_how_to_build_them():
     with pytest.raises(UserError, match=r"build-base --size small --output DIR.*model.path=DIR"):
         model_source(ModelConfig(name="medvqa/small"))
+
+
+def test_what_a_gpu_is_fed_is_what_a_cpu_encodes(encoder):
+    texts = list(pretraining_examples(4, seed=0))
+    at_once = base._encoded_at_once(encoder, texts, "cpu")
+    for index, text in enumerate(texts):
+        found, expected = at_once(index), encoder.encode(text)
+        assert (found.prompt_ids, found.answer_ids) == (expected.prompt_ids, expected.answer_ids)
+        assert found.pixel_values.equal(expected.pixel_values.bfloat16())
+
+
+def test_pretraining_learns_and_stops_in_time(encoder, tmp_path, caplog):
+    texts = list(pretraining_examples(4, seed=0))
+    model = build_model(encoder.processor.tokenizer, SHAPES["tiny"], seed=0)
+    options = {"batch_size": 4, "learning_rate": 1e-3, "seed": 0, "device": "cpu"}
+    first = base.pretrain(model, encoder, texts, num_steps=2, **options)
+    assert base.pretrain(model, encoder, texts, num_steps=30, **options) < first - 1
+    base.pretrain(model, encoder, texts, num_steps=10**4, max_seconds=0.5, **options)
+    assert "of 10000 steps" in caplog.text

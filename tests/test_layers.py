@@ -90,7 +90,7 @@ MAY_IMPORT = {
         *(*SAMPLES, "model", "collate", "curriculum", "record", "checkpoint"),
         *("engine", "optimizer", "ahead", *RANKS),
     },
-    "base": {*SAMPLES, "model", "collate", "data", "engine"},
+    "base": {*SAMPLES, "model", "collate", "data", "engine", "ahead"},
     "errors": RECORDS,
     "composition": {*RECORDS, "errors", "hardware", "record"},
     "saved": {*SAMPLES, "model"},
