@@ -163,11 +163,20 @@ class Evaluator:
         keys = question_keys(loaded, encoder, examples, max_new_tokens=limit, decoding=decoding)
         return keys, self.cache.find(dict.fromkeys(keys))
 
-    def majority(self, training: Sequence[tuple[AnswerType, str]]) -> list[Evaluation]:
-        """Score the training pool's most frequent answer of each type: the floor of any model."""
-        return self.ranks.first(self._majority, training)
+    def majority(
+        self, training: Sequence[tuple[AnswerType, str]], *, device: str
+    ) -> list[Evaluation]:
+        """Score the training pool's most frequent answer of each type: the floor of any model.
 
-    def _majority(self, training: Sequence[tuple[AnswerType, str]]) -> list[Evaluation]:
+        Args:
+            training: The pool's answers.
+            device: The model's, so that BERTScore's encoder is loaded once.
+        """
+        return self.ranks.first(self._majority, training, device)
+
+    def _majority(
+        self, training: Sequence[tuple[AnswerType, str]], device: str
+    ) -> list[Evaluation]:
         results = []
         for name, examples in self.sets.items():
             done = self._read("majority", name, len(examples))
@@ -175,7 +184,7 @@ class Evaluator:
                 blank = to_predictions(examples, [""] * len(examples))
                 predictions = majority_baseline(training, blank)
                 done = self._score(
-                    "majority", name, 0, predictions, 0, device="cpu", images="removed"
+                    "majority", name, 0, predictions, 0, device=device, images="removed"
                 )
             results.append(done)
         return results

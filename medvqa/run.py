@@ -266,7 +266,8 @@ def train_and_evaluate(
         if step < plan.num_steps and config.evaluation.after_each_stage:
             evaluate(f"after_{stage.name}", step)
 
-    evaluator.majority([(example.answer_type, example.answers[0]) for example in prepared.pool])
+    answers = [(example.answer_type, example.answers[0]) for example in prepared.pool]
+    evaluator.majority(answers, device=loaded.device.type)
     # First, because it puts the engine's kernels into the model: all phases compute with them,
     # and a model that has served another run has them already.
     trainer = Trainer(loaded, encoder, config.training, **places)
