@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 BASE = "base"  # what an adapter that changes nothing is called
 # Our own code that computes an answer: after an edit, nothing computed before it counts.
-CODE = ("ahead", "collate", "engine", "generation", "image", "model")
+CODE = (
+    *("ahead", "collate", "decoder", "engine", "generation", "image", "kernels", "model"),
+    *("projection", "triton_kernels"),
+)
 PACKAGES = (
     *("torch", "torchvision", "transformers", "tokenizers", "peft", "bitsandbytes", "unsloth"),
     *("unsloth_zoo", "liger-kernel", "triton", "pillow"),
@@ -50,11 +53,14 @@ def question_keys(
     Raises:
         UserError: If a picture cannot be read.
     """
+    chosen = chosen_decoding(decoding, loaded)
     settings = _sha256(
         {
             **_computation(loaded, encoder),
             "max_new_tokens": max_new_tokens,
-            "decoding": chosen_decoding(decoding, loaded).value,
+            "decoding": chosen.value,
+            # Packed decoding puts its own in place with the first answer; it looks at no others.
+            "kernels": _replaced(loaded) if chosen is Decoding.plain else [],
         }
     )
     tokenizer = encoder.processor.tokenizer
@@ -79,19 +85,12 @@ def _computation(loaded: LoadedModel, encoder: Encoder) -> dict[str, Any]:
 
     tokenizer = encoder.processor.tokenizer
     on_gpu = loaded.device.type == "cuda"
-    # Kernels that replaced a layer's own.
-    replaced = {
-        getattr(vars(module)["forward"], "__qualname__", "?")
-        for module in loaded.model.modules()
-        if "forward" in vars(module)
-    }
     return {
         "weights": weights_digest(loaded),
         "adapter": adapter_digest(loaded),
         "config": _public(loaded.inner.config.to_dict()),
         "generation": _public(loaded.inner.generation_config.to_dict()),
         "attention": loaded.inner.config._attn_implementation,
-        "kernels": sorted(replaced),
         "backend": loaded.backend.value,
         "dtype": str(loaded.dtype),
         "is_quantized": loaded.is_quantized,
@@ -108,6 +107,16 @@ def _computation(loaded: LoadedModel, encoder: Encoder) -> dict[str, Any]:
             for name in CODE
         },
     }
+
+
+def _replaced(loaded: LoadedModel) -> list[str]:
+    """Return the names of what stands in a module in place of its class's own computation."""
+    found = {
+        getattr(vars(module)["forward"], "__qualname__", "?")
+        for module in loaded.model.modules()
+        if "forward" in vars(module)
+    }
+    return sorted(found)
 
 
 def weights_digest(loaded: LoadedModel) -> str:

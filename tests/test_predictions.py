@@ -1,16 +1,19 @@
 """The prediction cache: the answers that would be computed; a miss where they could differ."""
 
+import ast
 import dataclasses
 import json
 import multiprocessing
+import re
 import sqlite3
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from medvqa import generation, predictions
+from medvqa import generation, identity, predictions
 from medvqa.collate import Encoder
 from medvqa.config import BertScoreConfig, Decoding, EvaluationConfig, LoraConfig
 from medvqa.evaluation import Evaluator, without_images
@@ -20,6 +23,7 @@ from medvqa.image import load_rgb
 from medvqa.model import load_model, set_pixel_budget
 from medvqa.predictions import FILE, Answer, PredictionCache, check_place
 from tests.conftest import TINY, PngImage
+from tests.test_layers import imported
 from tests.test_several_gpus import in_ranks
 
 
@@ -174,8 +178,10 @@ def test_another_setting_or_weight_is_another_key(asked, tiny):
         assert is_new()
     tiny.model.active_peft_config.lora_alpha = 16
     assert is_new()
+    assert is_new(decoding=Decoding.plain)
     layer.mlp.forward = layer.mlp.forward  # as an engine replaces it
-    assert is_new()
+    assert is_new(decoding=Decoding.plain)
+    assert not is_new()
     set_pixel_budget(tiny.processor, replace(TINY, max_pixels=64 * 64))
     assert is_new()
 
@@ -214,6 +220,22 @@ def test_the_digest_sees_every_bit_and_the_place_of_every_value(monkeypatch):
     assert len(set(digests)) == len(digests)
     monkeypatch.setattr("medvqa.identity.CHUNK_BYTES", 256)
     assert digest_tensors([("a", values)]) == digests[0]
+
+
+def test_an_edit_of_any_module_that_computes_answers_is_another_key():
+    package = Path(identity.__file__).parent
+    # What only speaks, or reaches an answer through the prompt's tokens and the config alone.
+    known, seen = {"example", "config", "prompt", "progress", "hardware"}, {"generation"}
+    waiting = ["generation"]
+    while waiting:
+        text = (package / f"{waiting.pop()}.py").read_text(encoding="utf-8")
+        # By name as well: kernels.py imports triton_kernels where there is a GPU.
+        named = set(re.findall(r"\bmedvqa\.(\w+)", text))
+        imports = imported(list(ast.walk(ast.parse(text))))
+        found = {name.split(".")[1] for name in imports if name.startswith("medvqa.")} | named
+        waiting += found - seen - known
+        seen |= found - known
+    assert seen == set(identity.CODE)
 
 
 ANSWERS = {
