@@ -37,6 +37,7 @@ COMMON = (
     "training.micro_batch_size=2",
     "training.accumulation_steps=4",
     "evaluation.zero_shot=false",
+    "evaluation.cache=null",
     "evaluation.after_each_stage=false",
     "evaluation.max_new_tokens=8",
     "evaluation.bertscore.enabled=false",

@@ -507,6 +507,8 @@ class EvaluationConfig:
         after_each_stage: Evaluate where one stage ends and the next begins (forgetting).
         numeric_tolerance: Relative; 0.05 takes 3.3 cm for 3.4 cm.
         bootstrap_samples: Resamples of the image clusters for the 95 % intervals.
+        cache: Directory of answers that were computed before, by all that they depend on; `auto`
+            is the user's own, null computes every answer. See docs/prediction_cache.md.
     """
 
     batch_size: int = 128
@@ -518,11 +520,13 @@ class EvaluationConfig:
     zero_shot: bool = False
     blind: bool = False
     after_each_stage: bool = True
+    cache: str | None = "auto"
     bertscore: BertScoreConfig = field(default_factory=BertScoreConfig)
 
     def __post_init__(self) -> None:
         """Check bounds."""
         _positive("evaluation", self, "batch_size", "max_new_tokens", "bootstrap_samples")
+        _check(self.cache != "", "evaluation.cache is empty; give auto, a directory or null")
         _check(
             0 <= self.numeric_tolerance < 1,
             f"evaluation.numeric_tolerance must be in [0, 1), got {self.numeric_tolerance}",

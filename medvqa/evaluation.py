@@ -11,7 +11,9 @@ from medvqa.config import EvaluationConfig
 from medvqa.distributed import ALONE, Ranks
 from medvqa.example import AnswerType, Example, Prediction, Score, UserError
 from medvqa.generation import Answers, generate
+from medvqa.identity import question_keys
 from medvqa.model import LoadedModel
+from medvqa.predictions import Answer, prediction_cache
 from medvqa.record import read_json, read_lines, write_json
 from medvqa.scoring import (
     Scored,
@@ -32,6 +34,7 @@ class Evaluation:
         phase: `zero_shot`, `majority`, `after_` with the stage that has just ended, `blind`, or
             `final`.
         num_cut_answers: Answers that hit `max_new_tokens`.
+        num_cached_answers: Answers that were not computed but taken from the prediction cache.
     """
 
     phase: str
@@ -39,6 +42,7 @@ class Evaluation:
     step: int
     summary: Summary
     num_cut_answers: int
+    num_cached_answers: int = 0
 
     def flat(self) -> dict[str, float]:
         """Return `eval/<set>/<phase>/<group>/<metric>` -> mean, for a tracker."""
@@ -66,6 +70,7 @@ class Evaluator:
         self.directory = directory
         self.seed = seed
         self.ranks = ranks
+        self.cache = prediction_cache(config.cache)
 
     def model(
         self,
@@ -82,7 +87,9 @@ class Evaluator:
             done = self.ranks.first(self._read, phase, name, len(examples))
             if done is None:
                 shown = examples if show_images else [without_images(e) for e in examples]
-                answers = self._answers(loaded, encoder, shown, f"{phase}: answering {name}")
+                answers, num_cached = self._answers(
+                    loaded, encoder, shown, f"{phase}: answering {name}"
+                )
                 if answers.num_cut:
                     log.warning(
                         "%s/%s: %d of %d answers were cut at evaluation.max_new_tokens=%d",
@@ -94,6 +101,7 @@ class Evaluator:
                 done = self.ranks.first(
                     self._score,
                     *(phase, name, step, predictions, answers.num_cut),
+                    num_cached=num_cached,
                     device=device,
                     images="shown" if show_images else "removed",
                 )
@@ -102,35 +110,73 @@ class Evaluator:
 
     def _answers(
         self, loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], description: str
-    ) -> Answers:
-        """Answer this rank's share of the questions; return all answers in the set's order."""
-        shares = shares_by_picture(examples, self.ranks.size)
+    ) -> tuple[Answers, int]:
+        """Return all answers in the set's order, and how many of them the cache gave.
+
+        Each rank answers its share of what the cache lacks; the first rank alone reads and writes
+        the cache.
+        """
+        keys, answered = self.ranks.first(self._known, loaded, encoder, examples)
+        num_cached = sum(key in answered for key in keys)
+        if num_cached:
+            assert self.cache is not None
+            log.info(
+                "%s: %d of %d answers come from the cache %s",
+                *(description, num_cached, len(keys), self.cache.directory),
+            )
+        # The same question about the same picture is asked once.
+        missing = {key: index for index, key in enumerate(keys) if key not in answered}
+        asked, places = list(missing), list(missing.values())
+        shares = shares_by_picture([examples[place] for place in places], self.ranks.size)
         mine = generate(
             loaded,
             encoder,
-            [examples[index] for index in shares[self.ranks.rank]],
+            [examples[places[index]] for index in shares[self.ranks.rank]],
             max_new_tokens=self.config.max_new_tokens,
             batch_size=self.config.batch_size,
             decoding=self.config.decoding,
             description=description,
         )
-        answered: dict[int, tuple[str, bool, int]] = {}
+        fresh: dict[str, Answer] = {}
         for share, part in zip(shares, self.ranks.gather(mine), strict=True):
-            rows = zip(part.texts, part.cut, part.num_tokens, strict=True)
-            answered.update(zip(share, rows, strict=True))
-        in_order = [answered[index] for index in range(len(examples))]
-        return Answers(
-            texts=tuple(text for text, _, _ in in_order),
-            cut=tuple(is_cut for _, is_cut, _ in in_order),
-            num_tokens=tuple(number for _, _, number in in_order),
+            rows = map(Answer, part.texts, part.cut, part.num_tokens)
+            fresh.update(zip([asked[index] for index in share], rows, strict=True))
+        if self.cache is not None and fresh:
+            self.ranks.first(self.cache.keep, fresh)
+        answered = {**answered, **fresh}
+        in_order = [answered[key] for key in keys]
+        answers = Answers(
+            texts=tuple(answer.text for answer in in_order),
+            cut=tuple(answer.is_cut for answer in in_order),
+            num_tokens=tuple(answer.num_tokens for answer in in_order),
             decoding=mine.decoding,
         )
+        return answers, num_cached
 
-    def majority(self, training: Sequence[tuple[AnswerType, str]]) -> list[Evaluation]:
-        """Score the training pool's most frequent answer of each type: the floor of any model."""
-        return self.ranks.first(self._majority, training)
+    def _known(
+        self, loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example]
+    ) -> tuple[list[str], dict[str, Answer]]:
+        """Return a key an example, and the answers that are known; without a cache, none is."""
+        if self.cache is None:
+            return [str(index) for index in range(len(examples))], {}
+        limit, decoding = self.config.max_new_tokens, self.config.decoding
+        keys = question_keys(loaded, encoder, examples, max_new_tokens=limit, decoding=decoding)
+        return keys, self.cache.find(dict.fromkeys(keys))
 
-    def _majority(self, training: Sequence[tuple[AnswerType, str]]) -> list[Evaluation]:
+    def majority(
+        self, training: Sequence[tuple[AnswerType, str]], *, device: str
+    ) -> list[Evaluation]:
+        """Score the training pool's most frequent answer of each type: the floor of any model.
+
+        Args:
+            training: The pool's answers.
+            device: The model's, so that BERTScore's encoder is loaded once.
+        """
+        return self.ranks.first(self._majority, training, device)
+
+    def _majority(
+        self, training: Sequence[tuple[AnswerType, str]], device: str
+    ) -> list[Evaluation]:
         results = []
         for name, examples in self.sets.items():
             done = self._read("majority", name, len(examples))
@@ -138,7 +184,7 @@ class Evaluator:
                 blank = to_predictions(examples, [""] * len(examples))
                 predictions = majority_baseline(training, blank)
                 done = self._score(
-                    "majority", name, 0, predictions, 0, device="cpu", images="removed"
+                    "majority", name, 0, predictions, 0, device=device, images="removed"
                 )
             results.append(done)
         return results
@@ -151,6 +197,7 @@ class Evaluator:
         predictions: Sequence[Prediction],
         num_cut: int,
         *,
+        num_cached: int = 0,
         device: str,
         images: Literal["shown", "removed"],
     ) -> Evaluation:
@@ -161,6 +208,7 @@ class Evaluator:
             step=step,
             summary=scored.summary,
             num_cut_answers=num_cut,
+            num_cached_answers=num_cached,
         )
         directory = self.place(phase, name)
         directory.mkdir(parents=True, exist_ok=True)
@@ -232,7 +280,11 @@ def read_evaluation(path: Path) -> Evaluation:
             for group, metrics in stored["summary"].items()
         }
         fields = ("phase", "set_name", "step", "num_cut_answers")
-        return Evaluation(summary=summary, **{field: stored[field] for field in fields})
+        return Evaluation(
+            summary=summary,
+            num_cached_answers=stored.get("num_cached_answers", 0),  # runs before it had none
+            **{field: stored[field] for field in fields},
+        )
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); say fresh=true to start over") from error
 

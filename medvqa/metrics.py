@@ -1,5 +1,6 @@
 """Scores of one answer against its references; definitions and sources in docs/metrics.md."""
 
+import functools
 import re
 import string
 import unicodedata
@@ -54,6 +55,7 @@ NUMBER = re.compile(
 )
 
 
+@functools.lru_cache(maxsize=2**14)  # each metric asks again, and answers repeat
 def normalize(text: str, normalizer: Normalizer) -> str:
     """Return the text as it is compared.
 

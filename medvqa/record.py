@@ -35,7 +35,7 @@ SECRET = re.compile(
 # The user and password of an address.
 CREDENTIALS = re.compile(r"(://)[^/@\s]+@")
 # What cannot change a result, so a run is the same run with or without it.
-NOT_RESULTS = ("tracking", "fresh", "training.gpus")
+NOT_RESULTS = ("tracking", "fresh", "training.gpus", "evaluation.cache")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

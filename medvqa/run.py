@@ -19,6 +19,7 @@ from medvqa.evaluation import Evaluation, Evaluator, read_evaluations
 from medvqa.example import Example
 from medvqa.model import LoadedModel, load_model, model_source, save_adapter
 from medvqa.pictures import draw_pictures
+from medvqa.predictions import check_place
 from medvqa.results import final_values, headline, show_results, write_results
 from medvqa.torchrun import run_ranks
 from medvqa.tracking import Tracker, tracker
@@ -142,7 +143,7 @@ def check(config: Config, data: Data) -> Plan:
     """Plan the curriculum and check what costs nothing, before every picture is read.
 
     Raises:
-        UserError: If the curriculum finds too little, or model path or encoder are wrong.
+        UserError: If the curriculum finds too little, or model path, encoder or cache are wrong.
     """
     plan = plan_curriculum(
         config.curriculum,
@@ -153,6 +154,7 @@ def check(config: Config, data: Data) -> Plan:
     )
     model_source(config.model)
     check_encoder(config.evaluation.bertscore)
+    check_place(config.evaluation.cache)
     return plan
 
 
@@ -247,6 +249,7 @@ def train_and_evaluate(
 
     places: dict[str, Any] = {"directory": directory, "seed": config.seed, "ranks": ranks}
     evaluator = Evaluator(sets, config.evaluation, **places)
+    from_cache: dict[str, int] = {}
 
     def evaluate(phase: str, step: int, *, show_images: bool = True) -> list[Evaluation]:
         with keeper.phase("evaluate"):
@@ -255,13 +258,16 @@ def train_and_evaluate(
             )
         for result in results:
             run_tracker.log(result.flat(), step=step)
+            from_cache[f"{phase}/{result.set_name}"] = result.num_cached_answers
+        keeper.update(answers_from_cache=from_cache)
         return results
 
     def stage_ended(stage: PlannedStage, step: int) -> None:
         if step < plan.num_steps and config.evaluation.after_each_stage:
             evaluate(f"after_{stage.name}", step)
 
-    evaluator.majority([(example.answer_type, example.answers[0]) for example in prepared.pool])
+    answers = [(example.answer_type, example.answers[0]) for example in prepared.pool]
+    evaluator.majority(answers, device=loaded.device.type)
     # First, because it puts the engine's kernels into the model: all phases compute with them,
     # and a model that has served another run has them already.
     trainer = Trainer(loaded, encoder, config.training, **places)

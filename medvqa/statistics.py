@@ -3,10 +3,11 @@
 Everywhere a difference is `a` minus `b`, and a cluster is a picture with all of its questions.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medvqa.example import Score, UserError
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 # Sign patterns are drawn in blocks of this many signs, so that any data set fits into memory.
 SIGNS_PER_BLOCK = 4_000_000
+MOST_KEPT_COUNTS = 2_000_000  # of one set of resamples, two bytes each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,7 +294,20 @@ def _resampled_means(
     """Return the mean of each resample: drawing clusters is drawing their multiplicities."""
     import numpy as np
 
-    rng = np.random.default_rng(seed)
-    num_clusters = len(sums)
-    counts = rng.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), num_samples)
+    is_small = len(sums) * num_samples <= MOST_KEPT_COUNTS
+    draw = _kept_multiplicities if is_small else _multiplicities
+    counts = draw(len(sums), num_samples, seed).astype(np.float64)
     return np.asarray((counts @ sums) / (counts @ sizes))
+
+
+def _multiplicities(num_clusters: int, num_samples: int, seed: int) -> "NDArray[np.integer[Any]]":
+    """Return how often each resample holds each cluster: (samples, clusters)."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), num_samples)
+    return counts.astype(np.min_scalar_type(num_clusters))
+
+
+# They depend on no score: every metric of a set, and every evaluation of it, needs the same ones.
+_kept_multiplicities = functools.lru_cache(maxsize=32)(_multiplicities)

@@ -104,7 +104,10 @@ def test_the_same_config_lands_in_the_same_directory():
     assert run_directory("seed=3", "lora.rank=8") == run_directory("lora.rank=8", "seed=3")
 
 
-@pytest.mark.parametrize("same", ["tracking=disabled", "tracking.project=other", "fresh=true"])
+@pytest.mark.parametrize(
+    "same",
+    ["tracking=disabled", "tracking.project=other", "fresh=true", "evaluation.cache=null"],
+)
 def test_what_cannot_change_a_result_does_not_change_the_directory(same):
     assert run_directory(same) == run_directory()
 

@@ -70,7 +70,8 @@ def cold(tmp_path_factory):
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory):
     directory = tmp_path_factory.mktemp("warm")
-    code, output = call(directory, *GRID, "hydra.launcher.warm=true", "tracking.mode=offline")
+    options = ("hydra.launcher.warm=true", "tracking.mode=offline", "evaluation.cache=answers")
+    code, output = call(directory, *GRID, *options)
     assert code == 0, output
     return sweep_of(directory)
 
@@ -96,13 +97,23 @@ def test_warm_cells_equal_isolated_ones_bit_by_bit(cold, warm):
     isolated = runs(cold[0])
     assert [run.name for run in isolated] == [run.name for run in runs(warm)]
     for run in isolated:
-        for name in ("metrics.jsonl", "order.jsonl", "evaluation/final/test/predictions.jsonl"):
+        answers = [f"evaluation/{phase}/test/predictions.jsonl" for phase in ("zero_shot", "final")]
+        for name in ("metrics.jsonl", "order.jsonl", *answers):
             ours, theirs = read_lines(run / name), read_lines(warm / run.name / name)
             for row in (*ours, *theirs):
                 row.pop("seconds", None)
             assert ours == theirs, name
         adapter = "adapter/adapter_model.safetensors"
         assert (run / adapter).read_bytes() == (warm / run.name / adapter).read_bytes()
+
+
+def test_the_base_answers_once_for_all_cells_of_a_grid_and_each_cell_says_so(cold, warm):
+    def counts(run):
+        found = json.loads((run / "run.json").read_text())["answers_from_cache"]
+        return found["zero_shot/test"], found["final/test"]
+
+    assert sorted(map(counts, runs(warm))) == [(0, 0), (16, 0), (16, 0), (16, 0)]
+    assert {counts(run) for run in runs(cold[0])} == {(0, 0)}
 
 
 def test_warm_cells_are_runs_of_their_own_in_wandb(warm):

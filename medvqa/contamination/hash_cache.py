@@ -4,11 +4,11 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
 from medvqa.contamination.picture_hash import VERSION
+from medvqa.places import cache_directory
 
 log = logging.getLogger(__name__)
 
@@ -20,12 +20,6 @@ create table if not exists hashes (
     sha256 blob, mirrored integer, hashes blob not null, primary key (sha256, mirrored)
 );
 """
-
-
-def cache_directory(environment: Mapping[str, str]) -> Path:
-    """Return `MEDVQA_CACHE`, or the place below the user's home."""
-    given = environment.get("MEDVQA_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "medvqa"
 
 
 class HashCache:

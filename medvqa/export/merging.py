@@ -159,7 +159,8 @@ def reevaluate(
     """Evaluate the merged model as the run was evaluated; its files go below the run."""
     place = trained.directory / PLACE
     shutil.rmtree(place, ignore_errors=True)
-    evaluator = Evaluator(sets, config.evaluation, directory=place, seed=config.seed)
+    computed = replace(config.evaluation, cache=None)  # a proof is not looked up
+    evaluator = Evaluator(sets, computed, directory=place, seed=config.seed)
     encoder = Encoder(loaded.processor, max_length_tokens=config.model.max_length_tokens)
     steps = int(trained.values["training"]["num_steps"])
     evaluator.model(loaded, encoder, phase=MERGED, step=steps)

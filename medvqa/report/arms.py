@@ -13,7 +13,9 @@ from medvqa.report.runs import Run
 # Same base: only arms that agree in these are ever compared.
 MODEL_KEYS = ("model.name", "model.path", "model.revision", "model.load_in_4bit")
 # What is evaluated and how it is shown, which no answer depends on.
-NOT_ANSWERS = ("blind", "zero_shot", "after_each_stage", "bootstrap_samples", "batch_size")
+NOT_ANSWERS = (
+    *("blind", "zero_shot", "after_each_stage", "bootstrap_samples", "batch_size", "cache"),
+)
 LONGEST_VALUE = 40
 
 
