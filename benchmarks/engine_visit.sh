@@ -33,6 +33,7 @@ saved() { [ "$model" = tiny ] || echo --model-path "$work/$model"; }
 speed() { # one model in one process: rates, gradients, answers
   measure "${SPEED_S:-280}" "$model" training,gradients,answering,profile --answering "$answering"
 }
+answering() { measure "${ANSWERING_S:-120}" "$model" answering,profile --answering "$answering"; }
 curve() { measure "${CURVE_S:-150}" "$model" curve --curves "${CURVES:-plain:8,fused:8}"; }
 curves_small() { # every micro-batch, where a step is cheap
   measure "${CURVES_SMALL_S:-150}" "$small" curve,gradients

@@ -83,6 +83,7 @@ class Bench:
 
     Attributes:
         curves, gradients, answers: Of the rows so far, by the row's label.
+        adapter: That answers; empty until it has been trained.
     """
 
     settings: Settings
@@ -92,6 +93,7 @@ class Bench:
     curves: dict[str, list[float]] = field(default_factory=dict)
     gradients: "dict[str, dict[str, torch.Tensor]]" = field(default_factory=dict)
     answers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    adapter: "dict[str, torch.Tensor]" = field(default_factory=dict)
 
     def encoder(self) -> Encoder:
         """Return an encoder that has seen no picture yet."""
