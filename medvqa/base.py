@@ -271,22 +271,28 @@ def _encoded_at_once(
 
     one_each = list({text.image_ids: text for text in texts}.values())
     log.info("encoding %d pictures and %d texts about them", len(one_each), len(texts))
-    pixels: dict[tuple[str, ...], torch.Tensor] = {}
+    pictures: dict[tuple[str, ...], Sample] = {}
     for sample in ahead(encoder.encode, one_each, num_threads=ENCODING_PROCESSES):
         assert sample.pixel_values is not None
-        pixels[sample.image_keys] = sample.pixel_values.to(device, torch.bfloat16)
+        pixels = sample.pixel_values.to(device, torch.bfloat16)
+        pictures[sample.image_keys] = replace(sample, pixel_values=pixels)
+
+    def words_of(text: Any) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
+        # No tensor: each that a process gives back holds a file open until it is dropped.
+        sample = encoder.encode(text)
+        return sample.image_keys, sample.prompt_ids, sample.answer_ids
+
     # The processes are copies of this one, so they find the pictures in the encoder's cache.
-
-    def words_of(text: Any) -> Sample:
-        return replace(encoder.encode(text), pixel_values=None)
-
-    words: Iterable[Sample] = torch.utils.data.DataLoader(
+    words: Iterable[Any] = torch.utils.data.DataLoader(
         texts,  # type: ignore[arg-type]
         batch_size=None,
         collate_fn=words_of,
         num_workers=ENCODING_PROCESSES,
     )
-    samples = [replace(sample, pixel_values=pixels[sample.image_keys]) for sample in words]
+    samples = [
+        replace(pictures[keys], prompt_ids=prompt_ids, answer_ids=answer_ids)
+        for keys, prompt_ids, answer_ids in words
+    ]
     return samples.__getitem__
 
 

@@ -193,7 +193,7 @@ def load_base(config: ModelConfig, source: str) -> LoadedModel:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    with readable_load_errors(source), _read_in_large_pieces():
+    with readable_load_errors(source):
         # Neither pickles nor code that came with the weights: both could do anything.
         processor = AutoProcessor.from_pretrained(
             source, revision=config.revision, trust_remote_code=False
@@ -217,23 +217,6 @@ def load_base(config: ModelConfig, source: str) -> LoadedModel:
         quantized,
         is_adapted=False,
     )
-
-
-@contextmanager
-def _read_in_large_pieces() -> Iterator[None]:
-    """Let transformers read weights by `pread` in place of mapping their files.
-
-    In a container, or on a network's disk, a page fault costs far more than its 4 KiB are worth:
-    docs/engine.md has both times. safetensors offers both ways, transformers no choice.
-    """
-    import transformers.modeling_utils as library
-
-    opened = library.safe_open
-    library.safe_open = lambda *args, **options: opened(*args, **{**options, "backend": "pread"})
-    try:
-        yield
-    finally:
-        library.safe_open = opened
 
 
 def _load_unsloth(

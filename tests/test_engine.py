@@ -1,11 +1,14 @@
 """The fast engine computes what the plain one does: loss, every gradient, cached features."""
 
+import dataclasses
+
+import peft
 import pytest
 import torch
 
-from medvqa import engine
+from medvqa import engine, projection
 from medvqa.config import LoraConfig
-from medvqa.model import load_model
+from medvqa.model import load_base, load_model, model_source, target_pattern
 from tests.conftest import TINY
 
 
@@ -183,3 +186,22 @@ def test_a_full_cache_forgets_the_oldest_picture(trained, encoder, samples, monk
     packed_loss(trained, encoder, [last])
     packed_loss(trained, encoder, [first])
     assert cache.num_computed >= num_before + 2
+
+
+def test_four_bits_are_unpacked_as_the_library_does(encoder, samples):
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="NF4 is NOT checked: no bitsandbytes")
+    from benchmarks.engine.workload import quantize
+
+    base = load_base(TINY, model_source(TINY))
+    quantize(base.model)
+    adapter = peft.LoraConfig(r=4, target_modules=target_pattern(base.model, LoraConfig()))
+    trained = with_adapter(
+        dataclasses.replace(base, model=peft.get_peft_model(base.model, adapter), is_adapted=True)
+    )
+    layer = trained.inner.model.language_model.layers[0].mlp.up_proj.base_layer
+    assert layer.weight.quant_state.nested
+    expected = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    assert projection._weight(layer).equal(expected)
+    assert layer.weight.quant_state.nested  # the model's own state stays as it was saved
+    plain = plain_loss(trained, encoder, samples)
+    assert packed_loss(trained, encoder, samples).item() == pytest.approx(plain.item(), rel=2e-2)
