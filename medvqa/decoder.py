@@ -135,6 +135,23 @@ def _num_outputs(module: Any) -> int:
     return int(getattr(module, "base_layer", module).out_features)
 
 
+def _flat(kept: Sequence[Kept]) -> list[torch.Tensor | None]:
+    """Return all tensors, as autograd wants them: what it knows of, it may drop and make again."""
+    return [tensor for part in kept for tensor in (part.low, part.stacked, *part.masks)]
+
+
+def _unflat(
+    tensors: Sequence[torch.Tensor], num_masks: Sequence[int]
+) -> tuple[list[Kept], Sequence[torch.Tensor]]:
+    """Return what `_flat` was given, and the tensors behind it."""
+    kept = []
+    for number in num_masks:
+        low, stacked, *masks = tensors[: 2 + number]
+        kept.append(Kept(low, stacked, tuple(masks)))
+        tensors = tensors[2 + number :]
+    return kept, tensors
+
+
 class _Attend(torch.autograd.Function):
     """x -> q, k, v, x; the last so that the residual's gradient is added inside the norm's."""
 
@@ -143,14 +160,15 @@ class _Attend(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, layer: Layer, rope: Rope, training: bool, *parameters: Any
     ) -> tuple[torch.Tensor, ...]:
         qkv, kept = layer.project(x, parameters, training=training)
-        ctx.layer, ctx.rope, ctx.masks = layer, rope, kept.masks
-        ctx.save_for_backward(x, qkv, kept.low, kept.stacked, *parameters)
+        ctx.layer, ctx.rope, ctx.sizes = layer, rope, [len(kept.masks)]
+        ctx.save_for_backward(x, qkv, *_flat([kept]), *parameters)
         return *layer.turned(qkv, rope), x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         q_grad, k_grad, v_grad, residual = grads
-        x, qkv, low, stacked, *parameters = ctx.saved_tensors
+        x, qkv, *rest = ctx.saved_tensors
+        (kept,), parameters = _unflat(rest, ctx.sizes)
         layer: Layer = ctx.layer
         heads = qkv.view(len(qkv), -1, layer.head_width)
         num_qk = layer.num_q + layer.num_k
@@ -160,7 +178,7 @@ class _Attend(torch.autograd.Function):
             q_grad, k_grad, heads_grad[:, :num_qk],
         )  # fmt: skip
         heads_grad[:, num_qk:] = v_grad
-        grad, kept = heads_grad.flatten(1), Kept(low, stacked, ctx.masks)
+        grad = heads_grad.flatten(1)
         normal_grad, low_grad = layer.qkv.pull_back(
             grad, kept, parameters, needs_input=ctx.needs_input_grad[0]
         )
@@ -183,9 +201,8 @@ class _Finish(torch.autograd.Function):
         *parameters: Any,
     ) -> torch.Tensor:  # fmt: skip
         result, middle, gate_up, kept = layer.finish(attended, x, parameters, training=training)
-        ctx.layer, ctx.masks = layer, [part.masks for part in kept]
-        products = [tensor for part in kept for tensor in (part.low, part.stacked)]
-        ctx.save_for_backward(attended, middle, gate_up, *products, *parameters)
+        ctx.layer, ctx.sizes = layer, [len(part.masks) for part in kept]
+        ctx.save_for_backward(attended, middle, gate_up, *_flat(kept), *parameters)
         return result
 
     @staticmethod
@@ -194,8 +211,8 @@ class _Finish(torch.autograd.Function):
         grad = grad.contiguous()
         attended, middle, gate_up, *rest = ctx.saved_tensors
         layer: Layer = ctx.layer
-        kept = [Kept(*pair) for pair in zip(rest[:6:2], rest[1:6:2], ctx.masks, strict=True)]
-        outs, gates, downs = layer.split(rest[6:])
+        kept, parameters = _unflat(rest, ctx.sizes)
+        outs, gates, downs = layer.split(parameters)
         active_grad, down_low = layer.down.pull_back(grad, kept[2], downs)
         assert active_grad is not None
         active = kernels.swiglu_backward(gate_up, active_grad)  # gate_up is its own gradient now
@@ -242,34 +259,39 @@ def attend(
 def _attend_padded(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Segments, scaling: float
 ) -> torch.Tensor:
+    alike = len(set(segments.lengths)) == 1
     lengths = torch.tensor(segments.lengths, device=q.device)
     padded_q = _padded(q, segments.lengths)
+    asking = torch.arange(padded_q.shape[1], device=q.device)
+    seen: torch.Tensor | None = None
     if segments.room:
         assert segments.used is not None
-        used = segments.used.long()
         shape = (len(lengths), segments.room, *k.shape[1:])
         padded_k, padded_v = (t.view(shape)[:, : segments.longest] for t in (k, v))
+        # The last query stands at its sequence's last key.
+        stands = asking[None, :] + (segments.used.long() - lengths)[:, None]  # (S, queries)
+        keys = torch.arange(padded_k.shape[1], device=q.device)
+        seen = (keys[None, None, :] <= stands[:, :, None])[:, None]
     else:
-        used = lengths
         padded_k, padded_v = _padded(k, segments.lengths), _padded(v, segments.lengths)
-    asking = torch.arange(padded_q.shape[1], device=q.device)
-    # The last query stands at its sequence's last key.
-    stands = asking[None, :] + (used - lengths)[:, None]  # (S, queries)
-    seen = torch.arange(padded_k.shape[1], device=q.device)[None, None, :] <= stands[:, :, None]
     output = torch.nn.functional.scaled_dot_product_attention(
         padded_q.transpose(1, 2),
         padded_k.transpose(1, 2),
         padded_v.transpose(1, 2),
-        attn_mask=seen[:, None],
+        attn_mask=seen,
+        is_causal=seen is None,  # what stands behind a sequence's end is dropped below
         scale=scaling,
         enable_gqa=True,
-    )
-    inside = asking[None, :] < lengths[:, None]
-    return output.transpose(1, 2)[inside].flatten(1)
+    ).transpose(1, 2)
+    if alike:
+        return output.reshape(len(q), -1)
+    return output[asking[None, :] < lengths[:, None]].flatten(1)
 
 
 def _padded(x: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
     """Return (S, longest, ...) with zeros behind the end of each sequence."""
+    if len(set(lengths)) == 1:
+        return x.view(len(lengths), lengths[0], *x.shape[1:])
     return torch.nn.utils.rnn.pad_sequence(
         list(x.split_with_sizes(list(lengths))), batch_first=True
     )

@@ -29,8 +29,8 @@ class Records:
         self._records: dict[str, Any] = read_json(path)
         self._begun: set[str] = set()
         self._provenance = {**provenance(), "hardware": hardware(), "kernels": _kernels()}
-        # A lent machine holds the tree without its history.
-        if self._provenance["git"]["commit"] is None and "COMMIT" in os.environ:
+        # A lent machine holds the tree, but not the history that belongs to it.
+        if "COMMIT" in os.environ:
             self._provenance["git"] = {"commit": os.environ["COMMIT"], "dirty": None}
 
     def add(self, part: str, row: Mapping[str, Any]) -> None:

@@ -47,13 +47,14 @@ TEXT_FIELDS = (
 # width and MLP, computing in 16 bits; counted from the saved tensors themselves.
 KEPT = {
     ("norm", "plain"): (18, 10, 8, 8),
-    ("norm", "fused"): (12, 8, 8, 8),
+    ("norm", "fused"): (4, 6, 6, 4),
     ("no norm", "plain"): (19, 6, 4, 8),
-    ("no norm", "fused"): (13, 4, 4, 8),
+    ("no norm", "fused"): (4, 6, 6, 4),
 }
-# With dropout each adapted layer also keeps its masked input.
-KEPT_BY_DROPOUT = {"plain": (20, 4, 0, 4), "fused": (16, 4, 0, 2)}
+# With dropout each adapted layer also keeps its masked input, or its mask.
+KEPT_BY_DROPOUT = {"plain": (20, 4, 0, 4), "fused": (10, 2, 0, 2)}
 LOGIT_BYTES = 6  # 16 bits, and a copy in 32 for the loss
+BYTES_OF_PLAIN_SCALES = 4 / 64  # which the fused engine keeps beside
 BYTES_OF_4_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)  # double quantisation: a byte for 64 weights
 
 
@@ -197,8 +198,9 @@ def estimate_memory(
     moments = 2 if training.optimizer is Optimizer.adamw_8bit and on_gpu else 8
     # Weights and gradients in 32 bits; the fused engine computes with a copy in 16 bits of both.
     copies = 8 + (4 if engine == "fused" else 0)
+    bytes_of_4_bits = BYTES_OF_4_BITS + (BYTES_OF_PLAIN_SCALES if engine == "fused" else 0)
     return MemoryEstimate(
-        weights=int((shapes.num_parameters - quantized) * width + quantized * BYTES_OF_4_BITS),
+        weights=int((shapes.num_parameters - quantized) * width + quantized * bytes_of_4_bits),
         adapter=shapes.num_adapter * (copies + moments),
         activations=tokens * layers,
         logits=tokens * shapes.vocabulary * LOGIT_BYTES if engine == "plain" else 0,
