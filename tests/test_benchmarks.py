@@ -12,7 +12,7 @@ from benchmarks.engine.__main__ import main
 from benchmarks.engine.records import Records
 from benchmarks.tables import NOTHING, RESULTS, TABLES, rewritten
 
-PARTS = ("training", "curve", "gradients", "answering", "growth", "startup", "backends")
+PARTS = ("training", "curve", "gradients", "answering", "growth", "disk", "startup", "backends")
 ASKED = "plain:plain:1,plain:plain:8,fused:shared_prefix:8,fused:shared_prefix:1:4"
 
 
@@ -46,7 +46,7 @@ def rows(results) -> dict[str, list[dict]]:
 
 def test_every_part_leaves_rows_that_say_when_on_what_and_with_which_code(results):
     records = json.loads(results.read_text())
-    assert list(records) == [f"{part} tiny" for part in ("startup", "backends", *PARTS[:5])]
+    assert list(records) == [f"{part} tiny" for part in ("disk", "startup", "backends", *PARTS[:5])]
     for record in records.values():
         assert record["rows"]
         assert record["date"] and record["command"] and "commit" in record["git"]

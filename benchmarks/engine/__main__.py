@@ -12,11 +12,12 @@
     growth      cost against images a question, pixels, model, pool (`--axes`, `--rank`)
     profile     where a step and an evaluation spend their time, by kind of kernel (a GPU only)
     startup     from a command's start to the end of its first step (`--model-path`)
+    disk        reading the weights' files, by threads: the floor of the start (`--model-path`)
     backends    losses and gradients of transformers and Unsloth from one adapter (`--model-path`)
 
 The first six share one model, made on the device, so that a short visit suffices; `--four-bit`,
-`--checkpointing` and `--backend unsloth` make it another one. The last two start processes of
-their own. Answers of random weights are noise, and are compared with each other only.
+`--checkpointing` and `--backend unsloth` make it another one. The last three start anew. Answers
+of random weights are noise, and are compared with each other only.
 """
 
 import argparse
@@ -24,12 +25,12 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.engine.commands import backends, startup
+from benchmarks.engine.commands import backends, disk, startup
 from benchmarks.engine.records import Records
 from benchmarks.engine.workload import TINY, Bench, Row, Settings, prepare
 from medvqa.config import Backend, Engine
 
-COMMANDS = {"startup": startup, "backends": backends}
+COMMANDS = {"disk": disk, "startup": startup, "backends": backends}
 SHARING = ("training", "curve", "gradients", "answering", "growth", "profile")
 ANSWERING = "plain:plain:1:16,fused:shared_prefix:128,fused:shared_prefix:1:64,fused:plain:128:256"
 
