@@ -4,7 +4,7 @@
     python benchmarks/study.py analyse docs/study/phantom.json --primary test
 
 The record holds, for each run, what a reader needs to check a figure: config choices, run id,
-commit, hash of the order of examples, and for each question of each set whether the answer was
+commit, times, hash of the order of examples, and for each question of each set whether the answer was
 right, as bits. No picture and no text of a question is in it.
 """
 
@@ -71,10 +71,20 @@ def read_run(directory: Path, sets: dict[str, Any]) -> dict[str, Any]:
         "order_sha256": run["plan"]["order_sha256"],
         "commit": run["git"]["commit"],
         "dirty": run["git"]["dirty"],
+        "started": run["started"],
+        "ended": run["ended"],
+        "num_starts": run["num_starts"],
+        "cell_seconds": read_cell_seconds(directory),
         "seconds": run["seconds"],
         "final_loss": run["training"]["final_loss"],
         "exact_match": phases,
     }
+
+
+def read_cell_seconds(directory: Path) -> float | None:
+    """Return how long a grid's worker held the cell; None for a run that no grid started."""
+    status = directory / "status.json"
+    return float(read_json(status)["seconds"]) if status.exists() else None
 
 
 def record(directories: list[Path], out: Path) -> None:
