@@ -1,27 +1,34 @@
-"""Keep a study's runs as one small file, and answer what its preregistration asks.
+r"""Keep a study's runs as one small file, and answer what its preregistration asks.
 
     python benchmarks/study.py record multirun/phantom_study --out docs/study/phantom.json
-    python benchmarks/study.py analyse docs/study/phantom.json --primary test
+    python benchmarks/study.py analyse docs/study/phantom.json \
+        --baselines docs/study/phantom_baselines.json --out docs/study/phantom_analysis.json
 
 The record holds, for each run, what a reader needs to check a figure: config choices, run id,
-commit, times, hash of the order of examples, and for each question of each set whether the answer was
-right, as bits. No picture and no text of a question is in it.
+commit, times, hash of the order of examples, and for each question of each set whether the answer
+was right, as bits, and how many answers were yes or no. No picture and no text of a question is
+in it. `study_page.py` makes the page.
 """
 
 import argparse
 import hashlib
-import itertools
 from pathlib import Path
 from typing import Any
 
-from medvqa.comparison import compare_arms
-from medvqa.power import estimate_clustering, minimal_detectable_effect
+from medvqa.comparison import ArmMean, arm_mean, compare_arms
+from medvqa.config import Normalizer
+from medvqa.metrics import normalize
+from medvqa.power import detectable_difference, minimal_detectable_effect
 from medvqa.record import read_json, read_lines, write_json
 from medvqa.statistics import holm
 
 REFERENCE = "mixed"
 CONTROL = "closed_only"
 CLAIMED = "open_first"
+KINDS = ("overall", "open", "closed")
+LEVEL = 0.05
+# What docs/study/preregistration.md planned with, for one comparison of a family.
+PLANNED = {"discordant_fraction": 0.30, "design_effect": 1.3, "seed_sd": 0.03}
 
 
 def to_hex(bits: list[bool]) -> str:
@@ -43,21 +50,32 @@ def read_set(directory: Path) -> dict[str, Any]:
         "types": "".join(row["answer_type"][0] for row in rows),
         "clusters": [row["cluster"] for row in rows],
         "exact_match": to_hex([row["exact_match"] == 1 for row in rows]),
+        "yes_or_no": {
+            kind: sum(is_yes_or_no(row["prediction"]) for row in rows if row["answer_type"] == kind)
+            for kind in KINDS[1:]
+        },
     }
+
+
+def is_yes_or_no(answer: str) -> bool:
+    """Return whether an answer is of the form that only closed-ended questions ask for."""
+    return normalize(answer, Normalizer["squad"]) in ("yes", "no")
 
 
 def read_run(directory: Path, sets: dict[str, Any]) -> dict[str, Any]:
     """Return what the record keeps of a finished run; questions go into `sets` once."""
     run = read_json(directory / "run.json")
     phases: dict[str, dict[str, str]] = {}
+    yes_or_no: dict[str, dict[str, dict[str, int]]] = {}
     for path in sorted(directory.glob("evaluation/*/*/predictions.jsonl")):
         phase, name = path.parts[-3], path.parts[-2]
         found = read_set(path.parent)
-        bits = found.pop("exact_match")
+        bits, counts = found.pop("exact_match"), found.pop("yes_or_no")
         known = sets.setdefault(name, found)
         if known != found:
             raise SystemExit(f"{directory}: set {name} has other questions than the first run's")
         phases.setdefault(phase, {})[name] = bits
+        yes_or_no.setdefault(phase, {})[name] = counts
     config = run["config"]
     return {
         "directory": directory.name,
@@ -78,6 +96,7 @@ def read_run(directory: Path, sets: dict[str, Any]) -> dict[str, Any]:
         "seconds": run["seconds"],
         "final_loss": run["training"]["final_loss"],
         "exact_match": phases,
+        "yes_or_no": yes_or_no,
     }
 
 
@@ -122,21 +141,29 @@ class Study:
         self.runs = self.values["runs"]
         self.budgets = sorted({run["max_steps"] for run in self.runs})
         self.arms = sorted({run["arm"] for run in self.runs})
+        self.sets = sorted(self.values["sets"], key=lambda name: (name == "shifted", name))
+
+    def runs_of(self, arm: str, budget: int) -> list[dict[str, Any]]:
+        """Return the arm's runs, by seed."""
+        found = [run for run in self.runs if (run["arm"], run["max_steps"]) == (arm, budget)]
+        return sorted(found, key=lambda run: int(run["seed"]))
 
     def scores(
         self, arm: str, budget: int, name: str, kind: str, phase: str = "final"
     ) -> list[list[int]]:
         """Return (seeds, questions) of 0 and 1; `kind` is overall, open or closed."""
-        rows = sorted(
-            (run["seed"], run["exact_match"][phase][name])
-            for run in self.runs
-            if (run["arm"], run["max_steps"]) == (arm, budget)
-        )
         wanted = self.wanted(name, kind)
         return [
             [bit for bit, is_wanted in zip(from_hex(bits), wanted, strict=True) if is_wanted]
-            for _, bits in rows
+            for bits in (run["exact_match"][phase][name] for run in self.runs_of(arm, budget))
         ]
+
+    def share_of_yes_or_no(self, arm: str, budget: int, name: str, kind: str, phase: str) -> float:
+        """Return the share of answers, over all seeds, that are yes or no."""
+        kinds = KINDS[1:] if kind == "overall" else (kind,)
+        counts = [run["yes_or_no"][phase][name] for run in self.runs_of(arm, budget)]
+        num = sum(int(count[k]) for count in counts for k in kinds)
+        return num / (len(counts) * sum(self.wanted(name, kind)))
 
     def wanted(self, name: str, kind: str) -> list[bool]:
         """Return which questions are of the kind."""
@@ -147,143 +174,195 @@ class Study:
         pictures = self.values["sets"][name]["clusters"]
         return [str(p) for p, w in zip(pictures, self.wanted(name, kind), strict=True) if w]
 
-    def contrast(self, a: str, b: str, budget: int, name: str, kind: str) -> dict[str, Any]:
-        """Return a minus b with paired seeds."""
+    def paired_seeds(self, a: str, b: str, budget: int) -> list[int]:
+        """Return the seeds of both arms, which must be the same ones, each once."""
+        seeds = [[int(run["seed"]) for run in self.runs_of(arm, budget)] for arm in (a, b)]
+        if seeds[0] != seeds[1] or len(set(seeds[0])) != len(seeds[0]):
+            raise SystemExit(f"{budget} steps: {a} has the seeds {seeds[0]}, {b} has {seeds[1]}")
+        return seeds[0]
+
+    def contrast(
+        self, a: str, b: str, budget: int, name: str, kind: str, phase_of_b: str = "final"
+    ) -> dict[str, Any]:
+        """Return a minus b with paired seeds; a is always the finished run."""
+        seeds = self.paired_seeds(a, b, budget)
         clusters = self.clusters(name, kind)
-        scores_a, scores_b = (self.scores(arm, budget, name, kind) for arm in (a, b))
+        scores_a = self.scores(a, budget, name, kind)
+        scores_b = self.scores(b, budget, name, kind, phase_of_b)
         found = compare_arms(
             scores_a, scores_b, clusters, seeds_are_paired=True, num_samples=2000, seed=0
         )
-        differences = [
-            [x - y for x, y in zip(*pair, strict=True)]
-            for pair in zip(scores_a, scores_b, strict=True)
-        ]
-        mean = [sum(column) / len(column) for column in zip(*differences, strict=True)]
-        discordant = sum(map(abs, itertools.chain(*differences))) / sum(map(len, differences))
-        seed_sd = _standard_deviation([sum(d) / len(d) for d in differences])
         return {
             "a": a,
-            "b": b,
+            "b": b if phase_of_b == "final" else f"{b} {phase_of_b}",
             "max_steps": budget,
             "set": name,
             "questions": kind,
             "num_questions": len(clusters),
             "num_pictures": found.num_clusters,
-            "num_seeds": found.num_seeds[0],
+            "seeds": seeds,
             "difference": found.difference.mean,
             "low": found.difference.low,
             "high": found.difference.high,
+            "by_seed": [_mean([x]) - _mean([y]) for x, y in zip(scores_a, scores_b, strict=True)],
+            "standard_error": found.standard_error,
+            "degrees_of_freedom": found.degrees_of_freedom,
             "p_value": found.p_value,
-            # Of the difference, so sqrt(2) times less for one arm.
-            "seed_sd_of_difference": seed_sd,
-            "minimal_detectable_effect": minimal_detectable_effect(
-                len(clusters),
-                max(discordant, 1e-3),
-                num_seeds=found.num_seeds[0],
-                seed_sd=seed_sd / 2**0.5 if found.num_seeds[0] > 1 else 0.0,
-                design_effect=estimate_clustering(mean, clusters).design_effect,
-            ),
         }
 
+    def means(self) -> list[dict[str, Any]]:
+        """Return every arm's score in every phase that its runs have, but the baselines'."""
+        return [
+            {"arm": arm, "max_steps": budget, "phase": phase, "set": name, "questions": kind}
+            | _described(self, arm, budget, name, kind, phase)
+            for budget in self.budgets
+            for arm in self.arms
+            for phase in sorted(self.runs_of(arm, budget)[0]["exact_match"])
+            if phase != "majority"
+            for name in self.sets
+            for kind in KINDS
+        ]
 
-def _standard_deviation(values: list[float]) -> float:
-    mean = sum(values) / len(values)
-    return (sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1)) ** 0.5
+    def baselines(self) -> list[dict[str, Any]]:
+        """Return the score of every phase of the only run there is."""
+        (run,) = self.runs
+        return [
+            {"phase": phase, "set": name, "questions": kind}
+            | _described(self, run["arm"], run["max_steps"], name, kind, phase)
+            for phase in sorted(run["exact_match"])
+            for name in self.sets
+            for kind in KINDS
+        ]
 
-
-def adjusted(contrasts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add Holm's p-values of the family."""
-    values = holm([contrast["p_value"] for contrast in contrasts])
-    return [{**c, "holm_p": p} for c, p in zip(contrasts, values, strict=True)]
-
-
-def analyse(path: Path, primary: str, out: Path) -> None:
-    """Write means and the preregistered families, and print them as Markdown."""
-    study = Study(path)
-    sets = list(study.values["sets"])
-    means = [
-        {
-            "arm": arm,
-            "max_steps": budget,
-            "set": name,
-            "questions": kind,
-            "exact_match": _mean(study.scores(arm, budget, name, kind)),
-            "by_seed": [_mean([row]) for row in study.scores(arm, budget, name, kind)],
-        }
-        for name in sets
-        for budget in study.budgets
-        for arm in study.arms
-        for kind in ("overall", "open", "closed")
-    ]
-    others = [arm for arm in study.arms if arm != REFERENCE]
-    families = {
-        "primary": adjusted(
-            [
-                contrast
-                for budget in study.budgets
-                for contrast in (
-                    study.contrast(CLAIMED, CONTROL, budget, primary, "closed"),
-                    study.contrast(CLAIMED, REFERENCE, budget, primary, "overall"),
+    def course(self) -> dict[str, Any]:
+        """Return when and with what the runs were made, and what they cost."""
+        return {
+            "num_runs": len(self.runs),
+            "num_unfinished": len(self.values["unfinished"]),
+            "num_restarted": sum(run["num_starts"] > 1 for run in self.runs),
+            "commits": sorted({run["commit"] for run in self.runs}),
+            "any_dirty": any(run["dirty"] for run in self.runs),
+            "started": min(run["started"] for run in self.runs),
+            "ended": max(run["ended"] for run in self.runs),
+            "cell_seconds": {
+                str(budget): round(
+                    sum(run["cell_seconds"] for run in self.runs if run["max_steps"] == budget)
                 )
-            ]
-        ),
-        **{
-            f"each arm - {REFERENCE}, overall, {name}": adjusted(
-                [
-                    study.contrast(arm, REFERENCE, budget, name, "overall")
-                    for budget in study.budgets
-                    for arm in others
-                ]
-            )
-            for name in sets
-        },
-        f"{CLAIMED} - {CONTROL}, overall": adjusted(
-            [
-                study.contrast(CLAIMED, CONTROL, budget, name, "overall")
-                for name in sets
-                for budget in study.budgets
-            ]
-        ),
+                for budget in self.budgets
+            },
+            "environment": self.values["environment"],
+            "torch": self.values["packages"]["torch"],
+        }
+
+
+def _described(
+    study: Study, arm: str, budget: int, name: str, kind: str, phase: str
+) -> dict[str, Any]:
+    scores, clusters = study.scores(arm, budget, name, kind, phase), study.clusters(name, kind)
+    found: ArmMean = arm_mean(scores, clusters, bounds=(0, 1))
+    return {
+        "num_questions": len(clusters),
+        "num_seeds": found.num_seeds,
+        "exact_match": found.score.mean,
+        "low": found.score.low,
+        "high": found.score.high,
+        "variance_of": found.variance_of,
+        "by_seed": [_mean([row]) for row in scores],
+        "yes_or_no": study.share_of_yes_or_no(arm, budget, name, kind, phase),
     }
-    write_json(out, {"record": path.name, "means": means, "families": families})
-    print(markdown(study, means, families, primary))  # noqa: T201
 
 
 def _mean(rows: list[list[int]]) -> float:
     return sum(map(sum, rows)) / sum(map(len, rows))
 
 
-def markdown(study: Study, means: Any, families: Any, primary: str) -> str:
-    """Return the tables that a page quotes."""
-    lines = []
-    for name in study.values["sets"]:
-        lines += [f"\n{name}: exact match, overall (open / closed), mean over seeds\n"]
-        lines += ["| arm | " + " | ".join(f"{b} steps" for b in study.budgets) + " |"]
-        lines += ["|---" * (len(study.budgets) + 1) + "|"]
-        for arm in study.arms:
-            cells = []
-            for budget in study.budgets:
-                found = {
-                    m["questions"]: m["exact_match"]
-                    for m in means
-                    if (m["arm"], m["max_steps"], m["set"]) == (arm, budget, name)
-                }
-                cells.append(
-                    f"{found['overall']:.3f} ({found['open']:.3f} / {found['closed']:.3f})"
-                )
-            lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    for family, contrasts in families.items():
-        lines += [f"\n{family}\n", "| a - b | steps | questions | difference | p | Holm p | MDE |"]
-        lines += ["|---|---|---|---|---|---|---|"]
-        for c in contrasts:
-            mde = c["minimal_detectable_effect"]
-            lines.append(
-                f"| {c['a']} - {c['b']} | {c['max_steps']} | {c['set']}, {c['questions']}, "
-                f"n={c['num_questions']} | {c['difference']:+.3f} [{c['low']:+.3f}, "
-                f"{c['high']:+.3f}] | {c['p_value']:.3g} | {c['holm_p']:.3g} | "
-                f"{'-' if mde is None else f'{mde:.3f}'} |"
+def adjusted(contrasts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add what depends on the family: Holm's p-values, the verdict, and what could be seen.
+
+    Effects that could be seen are those found with power 0.8 at Holm's first step.
+    """
+    alpha = LEVEL / len(contrasts)
+    values = holm([contrast["p_value"] for contrast in contrasts])
+    return [
+        {
+            **c,
+            "holm_p": p,
+            "verdict": verdict(c, p),
+            "planned_detectable": minimal_detectable_effect(
+                c["num_questions"], num_seeds=len(c["seeds"]), alpha=alpha, **PLANNED
+            ),
+            "observed_detectable": detectable_difference(
+                c["standard_error"], c["degrees_of_freedom"], alpha=alpha
+            ),
+        }
+        for c, p in zip(contrasts, values, strict=True)
+    ]
+
+
+def verdict(contrast: dict[str, Any], holm_p: float) -> str:
+    """Return the preregistered reading of one comparison."""
+    if holm_p >= LEVEL:
+        return "no difference shown"
+    return f"{contrast['a' if contrast['difference'] > 0 else 'b']} is better"
+
+
+def families_of(study: Study, primary: str) -> dict[str, list[dict[str, Any]]]:
+    """Return the preregistered families: P1 and P2 in one, S1 and S2 a set each, S3 over both."""
+    others = [arm for arm in study.arms if arm != REFERENCE]
+    asked = {
+        "primary": [
+            pair
+            for budget in study.budgets
+            for pair in (
+                (CLAIMED, CONTROL, budget, primary, "closed"),
+                (CLAIMED, REFERENCE, budget, primary, "overall"),
             )
-    return "\n".join(lines)
+        ],
+        **{
+            f"each arm - {REFERENCE}, {name}": [
+                (arm, REFERENCE, budget, name, "overall")
+                for budget in study.budgets
+                for arm in others
+            ]
+            for name in study.sets
+        },
+        f"{CLAIMED} - {CONTROL}, overall": [
+            (CLAIMED, CONTROL, budget, name, "overall")
+            for name in study.sets
+            for budget in study.budgets
+        ],
+    }
+    return {
+        name: adjusted([study.contrast(*one) for one in family]) for name, family in asked.items()
+    }
+
+
+def equal_closed_budget(study: Study, primary: str) -> list[dict[str, Any]]:
+    """Return P1 with equally many closed examples; thought of after the results, so without p.
+
+    closed_first's first stage and open_first's second hold the same closed examples for a seed.
+    """
+    found = [
+        study.contrast(CLAIMED, "closed_first", budget, primary, "closed", "after_closed")
+        for budget in study.budgets
+    ]
+    return [{k: v for k, v in one.items() if k != "p_value"} for one in found]
+
+
+def analyse(path: Path, baselines: Path | None, primary: str, out: Path) -> None:
+    """Write means, baselines and the preregistered families."""
+    study = Study(path)
+    families = families_of(study, primary)
+    values = {
+        "record": path.name,
+        "course": study.course(),
+        "means": study.means(),
+        "baselines": Study(baselines).baselines() if baselines else [],
+        "families": families,
+        "post_hoc_equal_closed_budget": equal_closed_budget(study, primary),
+    }
+    write_json(out, values)
+    print(f"{sum(len(family) for family in families.values())} comparisons in {out}")  # noqa: T201
 
 
 def main() -> None:
@@ -295,14 +374,14 @@ def main() -> None:
     keep.add_argument("--out", type=Path, required=True)
     ask = commands.add_parser("analyse")
     ask.add_argument("record", type=Path)
+    ask.add_argument("--baselines", type=Path, help="record of the one run that has them")
     ask.add_argument("--primary", default="test")
-    ask.add_argument("--out", type=Path)
+    ask.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if options.command == "record":
         record(options.directories, options.out)
     else:
-        out = options.out or options.record.with_name(f"{options.record.stem}_results.json")
-        analyse(options.record, options.primary, out)
+        analyse(options.record, options.baselines, options.primary, options.out)
 
 
 if __name__ == "__main__":
