@@ -224,8 +224,10 @@ class Study:
         ]
 
     def baselines(self) -> list[dict[str, Any]]:
-        """Return the score of every phase of the only run there is."""
-        (run,) = self.runs
+        """Return the score of every phase of the only run there is, or stop if there are more."""
+        if len(self.runs) != 1:
+            raise SystemExit(f"the baselines are one run's; there are {len(self.runs)} here")
+        run = self.runs[0]
         return [
             {"phase": phase, "set": name, "questions": kind}
             | _described(self, run["arm"], run["max_steps"], name, kind, phase)
