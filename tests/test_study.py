@@ -145,6 +145,36 @@ def test_what_could_be_seen_is_at_the_familys_first_step_of_holm(kept):
     assert alone["observed_detectable"] < row["observed_detectable"]
 
 
+def test_what_the_page_says_beside_its_tables_holds(kept):
+    at_end = {
+        (row["arm"], row["max_steps"], row["questions"]): row["exact_match"]
+        for row in kept["means"]
+        if (row["phase"], row["set"]) == ("final", "test")
+    }
+    majority = {
+        row["questions"]: row["exact_match"]
+        for row in kept["baselines"]
+        if (row["phase"], row["set"]) == ("majority", "test")
+    }
+    for arm, kind in itertools.product((*OTHERS, "mixed"), ("overall", "closed")):
+        assert at_end[arm, 40, kind] < majority[kind]
+    for steps in BUDGETS:
+        assert abs(at_end["open_first", steps, "closed"] - at_end["mixed", steps, "closed"]) < 0.04
+    for name in ("test", "shifted"):
+        fewer = [r for r in kept["families"][f"each arm - mixed, {name}"] if r["a"] != "open_first"]
+        assert [r["verdict"] for r in adjusted(fewer)] == [r["verdict"] for r in fewer]
+        last = {r["a"]: r["verdict"] for r in fewer if r["max_steps"] == 640}
+        assert last.pop("interleaved") == "no difference shown"
+        assert set(last.values()) == {"mixed is better"}
+
+
+def test_the_run_of_the_baselines_repeats_its_cell_of_the_grid_answer_by_answer():
+    (again,) = Study(STUDY / "phantom_baselines.json").runs
+    cell = Study(STUDY / "phantom.json").runs_of("mixed", 160)[0]
+    assert (cell["seed"], cell["order_sha256"]) == (again["seed"], again["order_sha256"])
+    assert cell["exact_match"]["final"] == again["exact_match"]["final"]
+
+
 def test_arms_with_other_seeds_are_not_compared(tmp_path):
     values = json.loads((STUDY / "phantom.json").read_text())
     values["runs"] = [r for r in values["runs"] if (r["arm"], r["seed"]) != ("mixed", 3)]
