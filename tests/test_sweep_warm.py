@@ -84,22 +84,16 @@ def test_a_fused_engine_changes_nothing_for_the_next_job_of_that_engine(models, 
 
 def test_features_of_pictures_serve_the_next_job_of_the_same_data_only(models):
     loaded = load(models, seed=1)
-    features = VisionCache(loaded, max_bytes=2**20)
+    features = VisionCache(max_bytes=2**20)
     setattr(loaded.model, FEATURES, features)
     models.expect({"name": "phantom", "seed": 0})
-
-    def remember():
-        features._store(
-            ["picture"],
-            type("Output", (), {"pooler_output": [torch.zeros(4, 8)], "deepstack_features": None}),
-        )
-        return features.num_bytes
-
-    assert remember() == 128
+    picture, grid = torch.zeros(16, 8), torch.tensor([1, 4, 4])
+    features.features([("picture", picture, grid)], lambda *_: [[torch.zeros(4, 8)]])
+    models.patches.keep("picture", picture, grid)
     models.expect({"name": "phantom", "seed": 0})
-    assert features.num_bytes == 128
+    assert (features.num_bytes, models.patches.num_bytes) == (128, 512)
     models.expect({"name": "phantom", "seed": 1})
-    assert features.num_bytes == 0
+    assert (features.num_bytes, models.patches.num_bytes) == (0, 0)
 
 
 def test_jobs_of_another_model_adapter_or_engine_do_not_share_a_process(tmp_path):
