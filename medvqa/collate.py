@@ -3,6 +3,7 @@
 Shapes: B batch, T tokens, P image patches, D values of a patch.
 """
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -55,22 +56,69 @@ class TokenCount(NamedTuple):
         return self.text + self.image
 
 
+class Patches:
+    """Keeps the patches and grids of the last pictures; threads may share it.
+
+    All are of one processor with one pixel budget. A data set asks about seven questions an
+    image, and the cells of a grid ask the same ones again.
+    """
+
+    def __init__(self, *, max_images: float = math.inf, max_bytes: float = math.inf) -> None:
+        self._max_images = max_images
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    @property
+    def num_bytes(self) -> int:
+        """Host memory that the patches take."""
+        return self._bytes
+
+    def clear(self) -> None:
+        """Forget all pictures."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
+
+    def get(self, key: str) -> "tuple[torch.Tensor, torch.Tensor] | None":
+        """Return patches (P, D) and grid (3,), or None."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+    def keep(self, key: str, values: "torch.Tensor", grid: "torch.Tensor") -> None:
+        """Keep a picture, and forget those that were asked for the longest time ago."""
+        with self._lock:
+            if key in self._kept:  # two threads came to it at once
+                return
+            self._kept[key] = values, grid
+            self._bytes += values.nbytes
+            while len(self._kept) > self._max_images or self._bytes > self._max_bytes:
+                _, (oldest, _) = self._kept.popitem(last=False)
+                self._bytes -= oldest.nbytes
+
+
 class Encoder:
     """Turns examples into token ids and image patches, the same way for every user of the model.
 
     Each picture is decoded and cut into patches once while it stays among the last
-    `max_cached_images`: a data set asks about seven questions an image.
+    `max_cached_images`, or, where `patches` outlive this encoder, in those.
     """
 
     def __init__(
-        self, processor: Any, *, max_length_tokens: int, max_cached_images: int = 512
+        self,
+        processor: Any,
+        *,
+        max_length_tokens: int,
+        max_cached_images: int = 512,
+        patches: Patches | None = None,
     ) -> None:
         self.processor = processor
         self.max_length_tokens = max_length_tokens
-        self._max_cached_images = max_cached_images
-        self._patches: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._patches = Patches(max_images=max_cached_images) if patches is None else patches
         self._image_tokens: dict[str, int] = {}
-        self._lock = threading.Lock()  # on a GPU several threads encode
         self._image_token = processor.image_token
         self.image_token_id: int = processor.image_token_id
 
@@ -155,17 +203,13 @@ class Encoder:
         self, image: ImageSource, image_id: str
     ) -> "tuple[torch.Tensor, torch.Tensor]":
         key = _image_key(image, image_id)
-        with self._lock:
-            if key in self._patches:
-                self._patches.move_to_end(key)
-                return self._patches[key]
+        found = self._patches.get(key)
+        if found is not None:
+            return found
         encoded = self.processor.image_processor(images=[load_rgb(image)], return_tensors="pt")
-        patches = (encoded["pixel_values"], encoded["image_grid_thw"][0])
-        with self._lock:
-            self._patches[key] = patches
-            if len(self._patches) > self._max_cached_images:
-                self._patches.popitem(last=False)
-        return patches
+        values, grid = encoded["pixel_values"], encoded["image_grid_thw"][0]
+        self._patches.keep(key, values, grid)
+        return values, grid
 
     def training_batch(self, samples: Sequence[Sample]) -> "dict[str, torch.Tensor]":
         """Return right-padded tensors, (B, T) and patches (P, D); labels on answers only."""

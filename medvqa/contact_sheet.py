@@ -135,7 +135,7 @@ def _draw_cell(
     down = -(-len(images) // across)
     inner = CELL_IN - 2 * MARGIN_IN
     for number, source in enumerate(images):
-        picture = load_rgb(source)
+        picture = load_rgb(source, enough_px=THUMBNAIL_PX)
         picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
         box_width, box_height = inner / across, IMAGE_IN / down
         axes = figure.add_axes(

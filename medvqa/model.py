@@ -334,18 +334,23 @@ def reset_adapter(model: Any, *, seed: int) -> None:
     """
     import torch
 
+    adapter = [(name, p) for name, p in model.named_parameters() if "lora_" in name]
+    # The numbers are the CPU's, the same for every device. One buffer serves all, and the
+    # arithmetic is the device's: hundreds of short-lived arrays cost more than what is in them.
+    largest = max((parameter.numel() for _, parameter in adapter), default=0)
+    buffer = torch.empty(largest, dtype=torch.float32)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:  # the run before may have computed in bfloat16
-                parameter.data = parameter.data.float()
+        for name, parameter in adapter:
+            parameter.data = parameter.data.float()  # the run before may have used bfloat16
             if "lora_B" in name:
                 parameter.zero_()
             elif "lora_A" in name:
                 digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
                 generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
                 bound = parameter.shape[1] ** -0.5
-                values = torch.rand(parameter.shape, generator=generator) * 2 * bound - bound
-                parameter.copy_(values)
+                numbers = buffer[: parameter.numel()].uniform_(generator=generator)
+                parameter.copy_(numbers.view(parameter.shape))
+                parameter.mul_(2 * bound).sub_(bound)
 
 
 def set_pixel_budget(processor: Any, config: ModelConfig) -> None:

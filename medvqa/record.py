@@ -1,6 +1,7 @@
 """What a run leaves on disk: run.json, append-only logs, a lock; atomic and free of secrets."""
 
 import fcntl
+import functools
 import hashlib
 import json
 import math
@@ -117,20 +118,21 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "num_cpus": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": _gpus(),
+        "gpus": list(_gpus()),
         "packages": versions,
     }
 
 
-def _gpus() -> list[str]:
+@functools.cache  # a process serves many runs, and the driver's answer takes a second
+def _gpus() -> tuple[str, ...]:
     if shutil.which("nvidia-smi") is None:
-        return []
+        return ()
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:  # a driver that hangs must not hang the run
         answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=10)
     except subprocess.TimeoutExpired:
-        return []
-    return answer.stdout.strip().splitlines() if answer.returncode == 0 else []
+        return ()
+    return tuple(answer.stdout.strip().splitlines()) if answer.returncode == 0 else ()
 
 
 def provenance() -> dict[str, Any]:

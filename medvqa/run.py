@@ -9,6 +9,7 @@ from typing import Any
 
 from medvqa import contamination, record
 from medvqa.bertscore import check_encoder
+from medvqa.collate import Encoder, Patches, preview
 from medvqa.config import Config, DataConfig
 from medvqa.contamination.overlap import Overlap
 from medvqa.curriculum import Plan, PlannedStage, plan_curriculum
@@ -37,6 +38,7 @@ def run(
     directory: Path,
     settings: Mapping[str, Any],
     load: LoadModel = load_model,
+    patches: Patches | None = None,
 ) -> float | None:
     """Train and evaluate as configured; continue what is half done, show what is finished.
 
@@ -46,6 +48,7 @@ def run(
         settings: What run.json keeps of the command: `config`, `overrides`, `run_id`, and in
             a grid `sweep` and `name`, for W&B.
         load: Gives the model; a worker that serves several runs keeps one loaded.
+        patches: The pictures that such a worker keeps with it.
 
     Returns:
         Overall exact match on the first evaluation set, for sweepers; None without a set.
@@ -61,7 +64,7 @@ def run(
         elif config.training.gpus > 1:
             run_ranks(config.training.gpus, directory=directory, settings=settings)
         else:
-            run_rank(config, directory=directory, settings=settings, load=load)
+            run_rank(config, directory=directory, settings=settings, load=load, patches=patches)
         evaluations = read_evaluations(directory)
         show_results(evaluations, directory)
         return headline(evaluations, config.data.evaluation)
@@ -185,6 +188,7 @@ def run_rank(
     directory: Path,
     settings: Mapping[str, Any],
     load: LoadModel = load_model,
+    patches: Patches | None = None,
     ranks: Ranks = ALONE,
 ) -> None:
     """Do one process's part of a run; see `run` for the arguments.
@@ -215,7 +219,9 @@ def run_rank(
             settings=settings["config"],
         ) as run_tracker:
             run_tracker.summarize(contamination.flat(overlap))
-            train_and_evaluate(config, directory, keeper, run_tracker, prepared, load, ranks)
+            train_and_evaluate(
+                config, directory, keeper, run_tracker, prepared, load, patches, ranks
+            )
         keeper.finish()
 
 
@@ -226,10 +232,10 @@ def train_and_evaluate(
     run_tracker: Tracker,
     prepared: Prepared,
     load: LoadModel,
+    patches: Patches | None,
     ranks: Ranks,
 ) -> None:
     """Load, train and evaluate; from here on the heavy libraries are imported."""
-    from medvqa.collate import Encoder, preview
     from medvqa.training import Trainer
 
     with keeper.phase("load"):
@@ -241,7 +247,9 @@ def train_and_evaluate(
         )
     keeper.update(model=loaded.describe())
     plan, sets = prepared.plan, prepared.sets
-    encoder = Encoder(loaded.processor, max_length_tokens=config.model.max_length_tokens)
+    encoder = Encoder(
+        loaded.processor, max_length_tokens=config.model.max_length_tokens, patches=patches
+    )
     by_id = {example.id: example for example in prepared.pool}
     first = preview(encoder, encoder.encode(by_id[plan.order[0]]))
     (directory / "preview.txt").write_text(first + "\n", encoding="utf-8")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from medvqa.collate import IGNORED, Encoder, preview
+from medvqa.collate import IGNORED, Encoder, Patches, preview
 from medvqa.example import UserError
 from medvqa.image import load_rgb
 from tests.conftest import PngImage
@@ -64,6 +64,24 @@ def test_a_large_image_keeps_to_the_pixel_budget(encoder, phantoms):
     assert int(sample.image_grid_thw.prod()) * 16 * 16 <= 128 * 128
     num_image_tokens = sample.prompt_ids.count(encoder.image_token_id)
     assert num_image_tokens == int(sample.image_grid_thw.prod()) // 4
+
+
+def test_encoders_that_share_patches_cut_each_picture_once_while_there_is_room(tiny, phantoms):
+    def encode(example, patches):
+        return Encoder(tiny.processor, max_length_tokens=512, patches=patches).encode(example)
+
+    first, *others = {example.image_ids: example for example in phantoms[:40]}.values()
+    kept = Patches(max_bytes=2**20)
+    sample = encode(first, kept)
+    assert encode(first, kept).pixel_values is sample.pixel_values
+    for example in others:
+        encode(example, kept)
+        assert 0 < kept.num_bytes <= 2**20
+    again = encode(first, kept)
+    assert again.pixel_values is not sample.pixel_values, "the room was enough for all of them"
+    assert torch.equal(again.pixel_values, sample.pixel_values)
+    kept.clear()
+    assert kept.num_bytes == 0
 
 
 def test_the_preview_marks_the_answer_and_counts_image_tokens(encoder, phantoms):

@@ -1,5 +1,6 @@
 """The adapter: where it sits, how it starts, that it alone trains, that PEFT loads it back."""
 
+import hashlib
 import re
 
 import peft
@@ -84,6 +85,29 @@ def test_the_adapter_starts_from_the_seed_alone(tiny):
     reset_adapter(tiny.model, seed=1)
     changed = [name for name, p in tiny.trainable if not torch.equal(first[name], p)]
     assert changed == [name for name, _ in tiny.trainable if "lora_A" in name]
+
+
+def test_the_adapter_of_a_seed_is_the_same_forever():
+    """Bit for bit what it was when it was defined, at the four models' widths."""
+    shapes = {
+        f"layers.{width}.{name}": shape
+        for width in (1536, 2048, 3584, 4096, 12288, 18944)
+        for name, shape in (("lora_A.weight", (16, width)), ("lora_B.weight", (width, 16)))
+    }
+    module = torch.nn.Module()
+    for name, shape in shapes.items():
+        parameter = torch.nn.Parameter(torch.ones(shape, dtype=torch.bfloat16))
+        module.register_parameter(name.replace(".", "/"), parameter)
+    reset_adapter(module, seed=7)
+    for name, parameter in module.named_parameters():
+        expected = torch.zeros(parameter.shape)
+        if "lora_A" in name:
+            digest = hashlib.sha256(f"7:{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            bound = parameter.shape[1] ** -0.5
+            expected = torch.rand(parameter.shape, generator=generator) * 2 * bound - bound
+        assert torch.equal(parameter, expected), name
+        assert parameter.dtype is torch.float32
 
 
 def test_the_saved_adapter_loads_back_with_peft(tiny, encoder, phantoms, tmp_path):

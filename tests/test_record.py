@@ -1,3 +1,4 @@
+import functools
 import json
 import math
 import os
@@ -98,6 +99,7 @@ def fake_nvidia_smi(directory: Path, script: str, monkeypatch: pytest.MonkeyPatc
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    monkeypatch.setattr(record, "_gpus", functools.cache(record._gpus.__wrapped__))
 
 
 def test_gpus_are_listed_with_their_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

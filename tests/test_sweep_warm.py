@@ -56,10 +56,21 @@ def test_what_a_job_holds_on_to_costs_the_next_one_a_new_process(models, monkeyp
     del leak
 
 
+def test_pictures_that_are_kept_for_the_next_job_are_no_leak(models, monkeypatch):
+    monkeypatch.setattr(warm, "HOST_LEAK_BYTES", 64 * 2**20)
+    load(models, seed=1)
+    assert models.release()
+    models.patches.keep("picture", torch.ones(48 * 2**20), torch.tensor([1, 4, 4]))
+    load(models, seed=2)
+    assert models.release()
+    models.load(TINY, LoraConfig(rank=8, alpha=8), gradient_checkpointing=False, seed=2)
+    assert models.patches.num_bytes == 0, "another model's settings may cut pictures differently"
+
+
 def test_a_fused_engine_changes_nothing_for_the_next_job_of_that_engine(models, tmp_path):
     """Its kernels stay in the model; they must be there in a fresh process's first answer too."""
 
-    def cell(name, seed, load):
+    def cell(name, seed, load, patches=None):
         overrides = (
             "experiment=smoke",
             "training.engine=fused",
@@ -67,12 +78,14 @@ def test_a_fused_engine_changes_nothing_for_the_next_job_of_that_engine(models, 
         )
         values = resolved(composed(*overrides, "data.evaluation.test.limit=16", f"seed={seed}"))
         settings = {"config": values, "overrides": [], "run_id": name}
-        run(typed(values), directory=tmp_path / name, settings=settings, load=load)
+        directory = tmp_path / name
+        run(typed(values), directory=directory, settings=settings, load=load, patches=patches)
         return tmp_path / name
 
-    cell("first", 1, models.load)
+    cell("first", 1, models.load, models.patches)
     assert models.release()
-    served, fresh = cell("warm", 2, models.load), cell("fresh", 2, load_model)
+    assert models.patches.num_bytes > 0
+    served, fresh = cell("warm", 2, models.load, models.patches), cell("fresh", 2, load_model)
     adapter = "adapter/adapter_model.safetensors"
     assert (served / adapter).read_bytes() == (fresh / adapter).read_bytes()
     for phase in ("zero_shot", "final"):
@@ -84,22 +97,16 @@ def test_a_fused_engine_changes_nothing_for_the_next_job_of_that_engine(models, 
 
 def test_features_of_pictures_serve_the_next_job_of_the_same_data_only(models):
     loaded = load(models, seed=1)
-    features = VisionCache(loaded, max_bytes=2**20)
+    features = VisionCache(max_bytes=2**20)
     setattr(loaded.model, FEATURES, features)
     models.expect({"name": "phantom", "seed": 0})
-
-    def remember():
-        features._store(
-            ["picture"],
-            type("Output", (), {"pooler_output": [torch.zeros(4, 8)], "deepstack_features": None}),
-        )
-        return features.num_bytes
-
-    assert remember() == 128
+    picture, grid = torch.zeros(16, 8), torch.tensor([1, 4, 4])
+    features.features([("picture", picture, grid)], lambda *_: [[torch.zeros(4, 8)]])
+    models.patches.keep("picture", picture, grid)
     models.expect({"name": "phantom", "seed": 0})
-    assert features.num_bytes == 128
+    assert (features.num_bytes, models.patches.num_bytes) == (128, 512)
     models.expect({"name": "phantom", "seed": 1})
-    assert features.num_bytes == 0
+    assert (features.num_bytes, models.patches.num_bytes) == (0, 0)
 
 
 def test_jobs_of_another_model_adapter_or_engine_do_not_share_a_process(tmp_path):

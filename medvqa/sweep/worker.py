@@ -113,6 +113,7 @@ class Runner:
             directory=job.directory,
             settings=job.settings(),
             load=self._models.load,
+            patches=self._models.patches,
         )
         return bool(self._models.release())
 
