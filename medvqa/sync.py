@@ -92,7 +92,8 @@ def find_runs(directories: Sequence[Path]) -> list[OfflineRun]:
         new = [log for log in logs if log not in found]
         with ThreadPoolExecutor(NUM_AT_A_TIME) as pool:
             found |= zip(new, pool.map(read_run, new), strict=True)
-    return sorted(found.values(), key=lambda run: run.log.name)
+    # The name is the second of the start and a random id: of one second, by directory.
+    return sorted(found.values(), key=lambda run: run.log.name.rpartition("-")[0])
 
 
 def read_run(log: Path) -> OfflineRun:
