@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from benchmarks.engine import growth
 from benchmarks.engine.__main__ import main
 from benchmarks.engine.records import Records
 from benchmarks.tables import NOTHING, RESULTS, TABLES, rewritten
@@ -35,7 +36,11 @@ def results(shared, tmp_path_factory) -> Path:
         "--backends": "transformers",
         "--attempts": 1,
     }
-    main(["tiny", *(str(word) for pair in options.items() for word in pair)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(growth, "IMAGES", (1, 2))
+        patch.setattr(growth, "SIDES", (0.5, 1.0))
+        patch.setattr(growth, "POOLS", (100, 1_000))
+        main(["tiny", *(str(word) for pair in options.items() for word in pair)])
     return out
 
 
@@ -82,9 +87,9 @@ def test_answers_are_equal_whatever_the_batch_and_the_decoding(rows):
 def test_cost_is_measured_along_every_axis(rows):
     assert {axis: [r["value"] for r in rows["growth"] if r["axis"] == axis]
             for axis in ("images", "pixels", "pool")} == {
-        "images": [1, 2, 4, 8],
-        "pixels": [64**2, 128**2, 192**2],
-        "pool": [1_000, 10_000, 100_000],
+        "images": [1, 2],
+        "pixels": [64**2, 128**2],
+        "pool": [100, 1_000],
     }  # fmt: skip
 
 
