@@ -11,7 +11,7 @@ import pytest
 from medvqa.example import UserError
 from medvqa.sweep.isolated import find_slots
 from medvqa.sweep.job import CONSOLE, Job, State, Status, read_job, read_status
-from medvqa.sweep.scheduler import Scheduler
+from medvqa.sweep.scheduler import Scheduler, _environment
 from tests.conftest import ROOT
 from tests.faulty_worker import EXITS, HANGS, KILLED, LEAKS, NO_MEMORY, RAISES
 
@@ -130,6 +130,13 @@ def test_a_job_on_two_gpus_takes_two_slots_and_is_never_warm(tmp_path):
     assert len(set(pids(pairs))) == 3
     with pytest.raises(UserError, match=r"training\.gpus=2 takes 2 slots, but there are 1"):
         scheduler(("",)).run(pairs)
+
+
+def test_workers_share_the_cores_unless_told_otherwise(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert _environment("1", 3)["OMP_NUM_THREADS"] == "3"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert _environment("", 3)["OMP_NUM_THREADS"] == "5"
 
 
 def test_fail_fast_ends_the_others_so_that_they_can_go_on(tmp_path):

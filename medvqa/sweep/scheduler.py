@@ -33,14 +33,16 @@ OnChange = Callable[[Job, Status], None]
 class Worker:
     """One process that runs jobs for one slot."""
 
-    def __init__(self, slot: str, command: Sequence[str], console: Path) -> None:
+    def __init__(
+        self, slot: str, command: Sequence[str], console: Path, *, num_threads: int
+    ) -> None:
         with console.open("ab") as log:  # until the worker opens each job's own
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=_environment(slot),
+                env=_environment(slot, num_threads),
                 # Ctrl-C reaches the launcher, which ends the workers in order.
                 start_new_session=True,
             )
@@ -98,9 +100,12 @@ def python_path() -> str:
     return os.pathsep.join(filter(None, [PACKAGE_ROOT, os.environ.get("PYTHONPATH")]))
 
 
-def _environment(slot: str) -> dict[str, str]:
+def _environment(slot: str, num_threads: int) -> dict[str, str]:
+    """Return what a worker is started with; the user's own number of threads stays."""
     result = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     result["PYTHONPATH"] = python_path()
+    # Left alone, each process takes all cores, and together they wait for each other in turns.
+    result.setdefault("OMP_NUM_THREADS", str(num_threads))
     if slot:
         result["CUDA_VISIBLE_DEVICES"] = slot
     return result
@@ -186,7 +191,12 @@ class Scheduler:
             if worker is not None and not self._serves(engine, job):
                 worker.end()
                 worker = None
-            worker = worker or Worker(slot, self.command, job.directory / CONSOLE)
+            worker = worker or Worker(
+                slot,
+                self.command,
+                job.directory / CONSOLE,
+                num_threads=max(1, len(os.sched_getaffinity(0)) // len(self.slots)),
+            )
             engine = job.engine
             status, goes_on = self._run_job(worker, slot, job)
             statuses[job.number] = status
