@@ -58,11 +58,7 @@ unsloth() { # the published way: its checkpointing, 2 x 4, one question at a tim
   save && measure "${UNSLOTH_S:-240}" "$model" training,answering --backend unsloth \
     --checkpointing --training plain:2 --answering plain:plain:1:8 $(saved)
 }
-startup_disk() { save && measure 60 "$model" disk $(saved); }
-metrics() {
-  bounded 90 python3 -m benchmarks.metrics --vqa-rad "$carried/vqa_rad" --out "$out/metrics.json"
-}
-unsloth() { # one record for both backends: it replaces that of `startup`
+startup_unsloth() { # one record for both backends: it replaces that of `startup`
   save && measure "${STARTUP_UNSLOTH_S:-300}" "$model" startup --attempts 1 $(saved)
 }
 backends() { save && measure "${BACKENDS_S:-240}" "$model" backends $(saved); }

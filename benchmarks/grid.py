@@ -72,16 +72,20 @@ class Measurement:
         """
         with tempfile.TemporaryDirectory(prefix="grid-") as place:
             before, started = _cpu_seconds(), time.monotonic()
-            answer = subprocess.run(
-                [sys.executable, str(ROOT / "train.py"), *arguments],
-                cwd=place,
-                env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                check=False,
-                timeout=self.timeout_s,
-            )
+            try:
+                answer = subprocess.run(
+                    [sys.executable, str(ROOT / "train.py"), *arguments],
+                    cwd=place,
+                    env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    check=False,
+                    timeout=self.timeout_s,
+                )
+            except subprocess.TimeoutExpired as error:
+                seen = (error.stdout or b"").decode(errors="replace")
+                raise SystemExit(f"not ended after {self.timeout_s:.0f} s\n{seen[-3000:]}") from None
             wall, cpu = time.monotonic() - started, _cpu_seconds() - before
             if answer.returncode != 0:
                 raise SystemExit(f"{' '.join(arguments)}\n{answer.stdout[-3000:]}")

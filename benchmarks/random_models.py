@@ -126,7 +126,8 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     options = parser.parse_args()
     tokenizer = build_tokenizer(options.tokenizer)
-    build_model(options.name, tokenizer).save_pretrained(options.directory)
+    model = build_model(options.name, tokenizer)
+    model.save_pretrained(options.directory, max_shard_size="5GB")  # as on the hub
     build_processor(options.name, tokenizer).save_pretrained(options.directory)
 
 
