@@ -84,8 +84,8 @@ class Measurement:
                     timeout=self.timeout_s,
                 )
             except subprocess.TimeoutExpired as error:
-                seen = (error.stdout or b"").decode(errors="replace")
-                raise SystemExit(f"not ended after {self.timeout_s:.0f} s\n{seen[-3000:]}") from None
+                seen = (error.stdout or b"").decode(errors="replace")[-3000:]
+                raise SystemExit(f"not ended after {self.timeout_s:.0f} s\n{seen}") from None
             wall, cpu = time.monotonic() - started, _cpu_seconds() - before
             if answer.returncode != 0:
                 raise SystemExit(f"{' '.join(arguments)}\n{answer.stdout[-3000:]}")
