@@ -42,6 +42,13 @@ four_bit() {
   measure "${FOUR_BIT_S:-150}" "$model" training,gradients --four-bit \
     --curves "${FOUR_BIT_CURVES:-plain:8,fused:8}"
 }
+others() { # the other models' rates, on VQA-RAD's pictures
+  local name
+  for name in ${OTHERS:-qwen3_vl_2b qwen2_vl_7b qwen2_vl_2b_4bit}; do
+    measure "${OTHERS_S:-70}" "$name" training --pictures real --training plain:2,fused:8 \
+      $([[ $name == *_4bit ]] && echo --four-bit)
+  done
+}
 save() { # for what follows; the tokenizer is written last
   [ "$model" = tiny ] || [ -f "$work/$model/tokenizer_config.json" ] || bounded "${SAVE_S:-90}" \
     python3 benchmarks/random_models.py "$model" "$work/$model" \
@@ -51,8 +58,9 @@ startup() {
   save && measure "${STARTUP_S:-120}" "$model" startup --backends transformers $(saved)
 }
 disk() { save && measure 60 "$model" disk $(saved); }
-metrics() {
-  bounded 90 python3 -m benchmarks.metrics --vqa-rad "$carried/vqa_rad" --out "$out/metrics.json"
+metrics() { # with random weights where only the encoder's shape was carried
+  bounded 90 python3 -m benchmarks.metrics --vqa-rad "$carried/vqa_rad" --out "$out/metrics.json" \
+    $([ -d "$carried/minilm" ] && echo --random-encoder "$carried/minilm")
 }
 unsloth() { # the published way: its checkpointing, 2 x 4, one question at a time
   save && measure "${UNSLOTH_S:-240}" "$model" training,answering --backend unsloth \
@@ -72,7 +80,7 @@ ranks() {
 }
 
 if [ $# = 0 ]; then
-  set -- speed four_bit curve growth growth_small ranks startup backends unsloth curves_small
+  set -- speed four_bit others curve growth growth_small ranks startup backends unsloth curves_small
 fi
 for name in "$@"; do
   started=$SECONDS

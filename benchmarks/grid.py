@@ -6,8 +6,9 @@
 Each part is written as soon as it is measured. A part that runs fewer than twelve cells is scaled,
 and its entry says from how many and how: warm as launch + first cell + 11 x the mean of the later
 ones, isolated as launch + 12 x the mean. The published way (Unsloth, 2 x 4, one question at a
-time) is always one run, multiplied by twelve; with --published-questions its answering is timed
-on fewer questions and scaled to all of them, the rest of the run is as it is.
+time) is always one run, multiplied by twelve; --published-questions and --published-steps time its
+answering on fewer questions and its training on fewer steps, and scale them to all (steps by the
+median of the later half); the rest of the run is as it is.
 
 `--gpu` takes Qwen3-VL-8B's shapes with random weights (benchmarks/random_models.py), 40 steps of
 an effective batch of 8, and the 451 questions of VQA-RAD's test set.
@@ -25,7 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from medvqa.record import environment, git_state, read_json, write_json
+from medvqa.record import environment, git_state, read_json, read_lines, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CURRICULA = ("mixed", "open_first", "closed_first", "interleaved")
@@ -50,7 +51,9 @@ class Measurement:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.is_gpu: bool = options.gpu
+        self.num_steps: int = options.steps
         self.num_published_questions: int = options.published_questions
+        self.num_published_steps: int = options.published_steps or options.steps
         self.timeout_s: float = options.timeout
         common = [f"training.max_steps={options.steps}", *COMMON]
         if self.is_gpu:
@@ -109,10 +112,13 @@ def _cpu_seconds() -> float:
 
 def _cell(directory: Path) -> dict[str, Any]:
     run = read_json(directory / "run.json")
+    steps = [row["seconds"] for row in read_lines(directory / "metrics.jsonl")]
     return {
         "started": run["started"],
         "wall_s": read_json(directory / "status.json").get("seconds"),
         "phases_s": run["seconds"],
+        "num_steps": len(steps),
+        "later_step_s": statistics.median(steps[len(steps) // 2 :]),
         "engine": run["training"]["engine"],
         "micro_batch_size": run["training"]["micro_batch_size"],
         "exact_match": run["headline"],
@@ -148,16 +154,19 @@ def published(measurement: Measurement, num_cells: int) -> dict[str, Any]:
         "evaluation.batch_size=1",
         "evaluation.decoding=plain",
     ]
-    asked = NUM_QUESTIONS
+    asked, steps = NUM_QUESTIONS, measurement.num_steps
     if measurement.is_gpu:
-        asked = measurement.num_published_questions
+        asked, steps = measurement.num_published_questions, measurement.num_published_steps
+        way.append(f"training.max_steps={steps}")
         way += ["model.backend=unsloth", "training.gradient_checkpointing=true"]
         way += [f"data.evaluation.test.limit={asked}"] if asked < NUM_QUESTIONS else []
     wall, cpu, cells = measurement.run(*measurement.base, *way, "hydra.run.dir=run", "seed=0")
-    answering = cells[0]["phases_s"]["evaluate"]
-    one = wall - answering + answering * NUM_QUESTIONS / asked if measurement.is_gpu else wall
-    return {"num_measured": 1, "num_questions": asked, "wall_s": wall, "cpu_s": cpu, "run_s": one,
-            "grid_s": NUM_CELLS * one, "cells": cells}  # fmt: skip
+    one = wall
+    if measurement.is_gpu:
+        one += cells[0]["phases_s"]["evaluate"] * (NUM_QUESTIONS / asked - 1)
+        one += cells[0]["later_step_s"] * (measurement.num_steps - steps)
+    return {"num_measured": 1, "num_questions": asked, "num_steps": steps, "wall_s": wall,
+            "cpu_s": cpu, "run_s": one, "grid_s": NUM_CELLS * one, "cells": cells}  # fmt: skip
 
 
 PARTS: dict[str, Callable[[Measurement, int], dict[str, Any]]] = {
@@ -181,6 +190,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--questions", type=int, default=64, help="phantoms asked of tiny")
     parser.add_argument("--published-questions", type=int, default=NUM_QUESTIONS)
+    parser.add_argument("--published-steps", type=int, help="as many as --steps unless given")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds a part may take")
     options = parser.parse_args(arguments)
     if options.gpu and not (options.model_path and options.data_path):

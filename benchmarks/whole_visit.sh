@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What still has to be measured, in one command of ten minutes on a bare host of two GPUs:
-#   whole_visit.sh RESULTS CARRIED     CARRIED holds vqa_rad/ and qwen.tiktoken; wheels are installed
+#   whole_visit.sh RESULTS CARRIED     wheels are installed; CARRIED holds vqa_rad/, qwen.tiktoken
+# and minilm/, MiniLM's configuration and tokenizer
 # One GPU takes the engines and the grid, the other the study on real pictures. What is dearest to
 # miss comes first in both lanes; each part is bounded and packed into RESULTS when it ends.
 # On one GPU: LANES="study" and LANES="engines" in calls of their own, FIRST=0 SECOND=0.
@@ -15,35 +16,55 @@ left() { echo $((total - SECONDS)); }
 
 study() {
   local results=/tmp/study_results
-  mkdir -p "$results" /tmp/second
-  CUDA_VISIBLE_DEVICES=$second BASE_S=${BASE_S:-140} GRID_S=${GRID_S:-280} ENGINE_S=1 \
+  mkdir -p "$results" /tmp/second /tmp/probe /tmp/probe_work
+  ln -sfn /tmp/engine_visit/qwen3_vl_8b /tmp/probe_work/qwen3_vl_8b
+  export CUDA_VISIBLE_DEVICES=$second
+  # Losses only, so it may run beside the grid; the base's building is bounded in time.
+  (until grep -q "^== grid" "$results/lane.log"; do sleep 1; done 2>/dev/null
+   WORK=/tmp/probe_work BACKENDS_S=170 TOTAL_S=170 $visit /tmp/probe "$carried" backends \
+     >/tmp/probe/lane.log 2>&1) &
+  BASE_S=${BASE_S:-140} GRID_S=${GRID_S:-280} ENGINE_S=1 \
     SLOTS="[$second,$second,$second,$second,$second,$second]" \
     bash benchmarks/study_gpu.sh "$results" "$carried" >"$results/lane.log" 2>&1
   pack study "$results"
-  CUDA_VISIBLE_DEVICES=$second WORK=/tmp/second_work TOTAL_S=$(left) \
-    $visit /tmp/second "$carried" growth_small ranks curves_small >/tmp/second/lane.log 2>&1
+  wait
+  pack probe /tmp/probe
+  OPTIONS="--pictures square --training plain:2,fused:8 --steps 5" FOUR_BIT_S=100 \
+    FOUR_BIT_CURVES=plain:8,fused:8 WORK=/tmp/second_work TOTAL_S=$(left) \
+    $visit /tmp/second "$carried" four_bit >/tmp/second/lane.log 2>&1
+  pack second /tmp/second
+  OPTIONS="--steps 5" WORK=/tmp/second_work TOTAL_S=$(left) \
+    $visit /tmp/second "$carried" others >>/tmp/second/lane.log 2>&1
   pack second /tmp/second
 }
-grid() { # part cells...
+grid() { # seconds part
+  [ "$(left)" -lt 30 ] && return
   timeout "$1" python3 benchmarks/grid.py /tmp/first/grid.json --gpu --parts "$2" \
     --model-path /tmp/engine_visit/qwen3_vl_8b --data-path "$carried/vqa_rad" \
-    --cells warm=3 isolated=1 --published-questions 16 --timeout "$1" 2>&1 | tail -n 12
+    --cells warm=3 isolated=1 --published-questions 8 --published-steps 10 --timeout $(($1 - 10)) 2>&1 |
+    tail -n 40 | tee -a /tmp/first/grid.log
   pack first /tmp/first
 }
 engines() {
   export CUDA_VISIBLE_DEVICES=$first
-  mkdir -p /tmp/first
+  mkdir -p /tmp/first /tmp/metrics
+  WORK=/tmp/metrics_work TOTAL_S=90 $visit /tmp/metrics "$carried" metrics &
   TOTAL_S=90 $visit /tmp/first "$carried" save
-  grid 170 published
-  OPTIONS="--pictures square --training fused:8,fused:4,plain:2" TOTAL_S=$(left) \
-    $visit /tmp/first "$carried" four_bit
-  pack first /tmp/first
-  grid 130 warm
-  grid 90 isolated
-  TOTAL_S=$(left) $visit /tmp/first "$carried" disk startup metrics backends
+  wait
+  pack metrics /tmp/metrics
+  grid 320 published
+  grid 110 warm
+  grid 80 isolated
+  TOTAL_S=$(left) $visit /tmp/first "$carried" startup disk
   pack first /tmp/first
 }
-for lane in $lanes; do "$lane" >"/tmp/$lane.out" 2>&1 & done
+# Each lane on cores of its own, so that one's preparing does not slow the other's steps.
+cores=$(nproc)
+half() { [ "$1" = engines ] && echo "0-$((cores / 2 - 1))" || echo "$((cores / 2))-$((cores - 1))"; }
+for lane in $lanes; do
+  { [ "$lanes" = "$lane" ] || taskset -cp "$(half "$lane")" "$BASHPID" >/dev/null
+    "$lane"; } >"/tmp/$lane.out" 2>&1 &
+done
 wait
 for lane in $lanes; do echo "== $lane"; cut -c1-400 "/tmp/$lane.out"; done
 echo "== end at $SECONDS s"
