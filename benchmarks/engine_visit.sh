@@ -7,7 +7,7 @@
 # A rehearsal on a CPU, as small as OPTIONS say:
 #   MODEL=tiny SMALL=tiny OPTIONS="--steps 1 --warm-up 1 --curve-steps 2 ..." engine_visit.sh ...
 set -uo pipefail
-out=$1 carried=$2 work=${WORK:-/tmp/engine_visit}
+out=$(realpath "$1") carried=$(realpath "$2") work=${WORK:-/tmp/engine_visit}
 shift 2
 mkdir -p "$work" "$out"
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 PYTHONPATH="$PWD:${PYTHONPATH:-}" TOKENIZERS_PARALLELISM=false

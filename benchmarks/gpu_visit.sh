@@ -2,7 +2,7 @@
 # One visit to a bare GPU machine: ten steps of an 8B and a 4-bit 2B model with random weights on
 # both backends, on VQA-RAD's images, with all records. Usage: gpu_visit.sh RESULTS CARRIED
 set -uo pipefail
-out=$1 carried=$2 work=/tmp/visit
+out=$(realpath "$1") carried=$(realpath "$2") work=/tmp/visit
 mkdir -p "$work" "$out"
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 PYTHONPATH="$PWD:${PYTHONPATH:-}" TOKENIZERS_PARALLELISM=false
 

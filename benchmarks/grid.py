@@ -54,12 +54,13 @@ class Measurement:
         self.num_steps: int = options.steps
         self.num_published_questions: int = options.published_questions
         self.num_published_steps: int = options.published_steps or options.steps
+        self.published_backend: str = options.published_backend
         self.timeout_s: float = options.timeout
         common = [f"training.max_steps={options.steps}", *COMMON]
         if self.is_gpu:
             self.base = [
-                *("model=qwen3_vl_8b", f"model.path={options.model_path}", "data=vqa_rad"),
-                *(f"data.path={options.data_path}", *common),
+                *("model=qwen3_vl_8b", f"model.path={options.model_path.resolve()}"),
+                *("data=vqa_rad", f"data.path={options.data_path.resolve()}", *common),
             ]
             self.ours = ["model.backend=transformers"]
         else:
@@ -158,7 +159,8 @@ def published(measurement: Measurement, num_cells: int) -> dict[str, Any]:
     if measurement.is_gpu:
         asked, steps = measurement.num_published_questions, measurement.num_published_steps
         way.append(f"training.max_steps={steps}")
-        way += ["model.backend=unsloth", "training.gradient_checkpointing=true"]
+        way += [f"model.backend={measurement.published_backend}"]
+        way += ["training.gradient_checkpointing=true"]
         way += [f"data.evaluation.test.limit={asked}"] if asked < NUM_QUESTIONS else []
     wall, cpu, cells = measurement.run(*measurement.base, *way, "hydra.run.dir=run", "seed=0")
     one = wall
@@ -191,6 +193,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--questions", type=int, default=64, help="phantoms asked of tiny")
     parser.add_argument("--published-questions", type=int, default=NUM_QUESTIONS)
     parser.add_argument("--published-steps", type=int, help="as many as --steps unless given")
+    parser.add_argument("--published-backend", default="unsloth", help="another for a rehearsal")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds a part may take")
     options = parser.parse_args(arguments)
     if options.gpu and not (options.model_path and options.data_path):

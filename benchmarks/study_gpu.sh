@@ -4,7 +4,7 @@
 #   study_gpu.sh RESULTS CARRIED        CARRIED holds vqa_rad/ and qwen.tiktoken
 # What is said of time and size below is set by environment variables, for a rehearsal on a CPU.
 set -uo pipefail
-out=$1 carried=$2 work=${WORK:-/tmp/study}
+out=$(realpath "$1") carried=$(realpath "$2") work=${WORK:-/tmp/study}
 mkdir -p "$work" "$out"
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 PYTHONPATH="$PWD:${PYTHONPATH:-}" TOKENIZERS_PARALLELISM=false
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}

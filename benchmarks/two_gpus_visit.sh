@@ -3,7 +3,7 @@
 #   two_gpus_visit.sh RESULTS CARRIED steps evaluation     then, on the same warm machine, ... grid
 # CARRIED holds vqa_rad/ and dashscope/resources/qwen.tiktoken, as for gpu_visit.sh.
 set -euo pipefail
-out=$1 carried=$2 work=/tmp/visit
+out=$(realpath "$1") carried=$(realpath "$2") work=/tmp/visit
 shift 2
 mkdir -p "$work" "$out"
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 PYTHONPATH="$PWD:${PYTHONPATH:-}" TOKENIZERS_PARALLELISM=false
