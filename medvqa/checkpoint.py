@@ -5,9 +5,10 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from medvqa.example import UserError
 
@@ -63,6 +64,45 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path, *, order_sha256: st
     for other in _saved(directory):
         if other != target:
             shutil.rmtree(other)
+
+
+class CheckpointWriter:
+    """Writes checkpoints while the next steps compute, one at a time.
+
+    An 8B model's adapter with its moments is half a gigabyte, and waiting until that is on the
+    disk would take as long as several steps.
+    """
+
+    def __init__(self, directory: Path, *, order_sha256: str) -> None:
+        self._directory = directory
+        self._order_sha256 = order_sha256
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def start(self, checkpoint: Checkpoint) -> None:
+        """Write the checkpoint, whose tensors nobody may change, after the one before it."""
+        self.settle()
+        self._writing = self._thread.submit(
+            save_checkpoint, checkpoint, self._directory, order_sha256=self._order_sha256
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._writing is not None:
+            wait([self._writing])  # who goes on from here finds it whole
+
+    def look(self) -> None:
+        """Raise what went wrong so far, without waiting; see `save_checkpoint`."""
+        if self._writing is not None and self._writing.done():
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait until the last one is on the disk, and raise what went wrong."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
 
 def load_checkpoint(directory: Path, *, order_sha256: str) -> Checkpoint | None:

@@ -99,9 +99,18 @@ class AdapterOptimizer:
         return {name: weight.detach().to("cpu", copy=True) for name, weight in pairs}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the moments."""
-        state: dict[str, Any] = self._optimizer.state_dict()
-        return state
+        """Return a copy of the moments on the CPU, which later steps do not change."""
+        import torch
+
+        def copied(value: Any) -> Any:
+            return value.to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
+
+        whole = self._optimizer.state_dict()
+        state = {
+            number: {name: copied(value) for name, value in moments.items()}
+            for number, moments in whole["state"].items()
+        }
+        return {**whole, "state": state}
 
     def load(self, weights: "dict[str, torch.Tensor]", state: dict[str, Any]) -> None:
         """Go on from a checkpoint.

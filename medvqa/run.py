@@ -39,6 +39,7 @@ def run(
     settings: Mapping[str, Any],
     load: LoadModel = load_model,
     patches: Patches | None = None,
+    data: "DataOnce | None" = None,
 ) -> float | None:
     """Train and evaluate as configured; continue what is half done, show what is finished.
 
@@ -49,6 +50,7 @@ def run(
             a grid `sweep` and `name`, for W&B.
         load: Gives the model; a worker that serves several runs keeps one loaded.
         patches: The pictures that such a worker keeps with it.
+        data: The rows that such a worker keeps.
 
     Returns:
         Overall exact match on the first evaluation set, for sweepers; None without a set.
@@ -64,7 +66,14 @@ def run(
         elif config.training.gpus > 1:
             run_ranks(config.training.gpus, directory=directory, settings=settings)
         else:
-            run_rank(config, directory=directory, settings=settings, load=load, patches=patches)
+            run_rank(
+                config,
+                directory=directory,
+                settings=settings,
+                load=load,
+                patches=patches,
+                data=data,
+            )
         evaluations = read_evaluations(directory)
         show_results(evaluations, directory)
         return headline(evaluations, config.data.evaluation)
@@ -113,32 +122,37 @@ def pass_gate(config: Config, data: Data, overlap: Overlap) -> Data:
 
 
 def measure_overlap(config: Config, data: Data) -> Overlap:
-    """Compare the pool with every evaluation set and show the table."""
+    """Compare the pool with every evaluation set."""
     sets = {name: pool.examples for name, pool in data.sets.items()}
-    overlap = contamination.measure(config.contamination, data.training.examples, sets)
-    contamination.show_overlap(overlap)
-    return overlap
+    return contamination.measure(config.contamination, data.training.examples, sets)
 
 
 class DataOnce:
-    """Loads and compares each data set once, however many cells of a grid use it."""
+    """Loads and compares each data set once, however many runs use it.
 
-    def __init__(self) -> None:
+    Args:
+        show: Print each comparison's table when it is made.
+    """
+
+    def __init__(self, *, show: bool = True) -> None:
+        self._show = show
         self._data: dict[str, Data] = {}
         self._overlaps: dict[str, Overlap] = {}
 
     def load(self, config: Config) -> Data:
-        """Return the cell's data; see `load_data`."""
+        """Return the run's data; see `load_data`."""
         key = repr(config.data)
         if key not in self._data:
             self._data[key] = load_data(config.data)
         return self._data[key]
 
     def overlap(self, config: Config) -> Overlap:
-        """Return the cell's overlap; see `measure_overlap`."""
+        """Return the run's overlap; see `measure_overlap`."""
         key = f"{config.data!r} {config.contamination.max_distance}"
         if key not in self._overlaps:
             self._overlaps[key] = measure_overlap(config, self.load(config))
+            if self._show:
+                contamination.show_overlap(self._overlaps[key])
         return self._overlaps[key]
 
 
@@ -189,6 +203,7 @@ def run_rank(
     settings: Mapping[str, Any],
     load: LoadModel = load_model,
     patches: Patches | None = None,
+    data: DataOnce | None = None,
     ranks: Ranks = ALONE,
 ) -> None:
     """Do one process's part of a run; see `run` for the arguments.
@@ -196,17 +211,19 @@ def run_rank(
     Every rank writes its records below its directory; `medvqa.rank` keeps the first rank's only.
     """
     keeper = record.RunRecord(directory / "run.json", settings)
+    once = data or DataOnce(show=False)
     with keeper.recording():
         keeper.update(world_size=ranks.size)
         with keeper.phase("data"):
-            data = load_data(config.data)
-            check(config, data)  # a mistake is said before every picture is read
+            rows = once.load(config)
+            check(config, rows)  # a mistake is said before every picture is read
         with keeper.phase("contamination"):
-            overlap = measure_overlap(config, data)
+            overlap = once.overlap(config)
+            contamination.show_overlap(overlap)
             found = contamination.as_json(config.contamination, overlap)
             record.write_json(directory / "contamination.json", found)
             keeper.update(contamination=contamination.headline(config.contamination, overlap))
-            prepared = prepare(config, pass_gate(config, data, overlap))
+            prepared = prepare(config, pass_gate(config, rows, overlap))
         orders = set(ranks.gather(prepared.plan.sha256))
         assert len(orders) == 1, "the ranks have read the data in different orders"
         keeper.update(data=prepared.description, plan=describe_plan(prepared.plan))
@@ -288,12 +305,14 @@ def train_and_evaluate(
             by_id,
             on_step=lambda row: run_tracker.log(tracked(row), step=int(row["step"])),
             on_stage_end=stage_ended,
+            wait=False,
         )
     keeper.update(training=asdict(result))
     ranks.first(save_adapter, loaded, directory / "adapter")
     final = evaluate("final", plan.num_steps)
     if config.evaluation.blind:
         evaluate("blind", plan.num_steps, show_images=False)
+    trainer.settle()
     keeper.update(
         peak_gpu_bytes=max(ranks.gather(loaded.peak_gpu_bytes() or 0)) or None,
         results={e.set_name: e.flat() for e in final},

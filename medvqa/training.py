@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from medvqa.ahead import ahead
-from medvqa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from medvqa.checkpoint import Checkpoint, CheckpointWriter, load_checkpoint
 from medvqa.collate import Encoder, Sample
 from medvqa.config import Engine, OptimizerPolicy, TrainingConfig
 from medvqa.curriculum import Plan, PlannedStage, learning_rate_factor, order_sha256
@@ -170,6 +170,7 @@ class Trainer:
         self.optimizer = AdapterOptimizer(loaded, config, in_compute_type=fused and on_gpu)
         self._packed = PackedModel(loaded, encoder.image_token_id) if fused else None
         largest_share = math.ceil(self.batch_size / ranks.size)
+        self._checkpoints: CheckpointWriter | None = None
         self._micro_batch_size = min(config.micro_batch_size, largest_share)
         if on_gpu and config.fit_micro_batch:
             self._micro_batch_size = largest_share
@@ -186,28 +187,48 @@ class Trainer:
         *,
         on_step: StepCallback,
         on_stage_end: StageCallback,
+        wait: bool = True,
     ) -> TrainingResult:
-        """Train on the plan and leave a line a step in metrics.jsonl and order.jsonl."""
+        """Train on the plan and leave a line a step in metrics.jsonl and order.jsonl.
+
+        Args:
+            plan: Whose order is trained on.
+            examples: By id.
+            on_step: Called with each line of metrics.jsonl.
+            on_stage_end: Called with the stage and the number of steps done so far.
+            wait: For the last checkpoint to be on the disk; otherwise `settle` does it later.
+
+        Raises:
+            UserError: If one sample does not fit into memory, a checkpoint not onto the disk, or
+                if what lies in the directory belongs to another run.
+        """
         first_step = self._resume(plan)
+        checkpoints = self._checkpoints = CheckpointWriter(
+            self.directory / "checkpoints", order_sha256=plan.sha256
+        )
         stage_ends = {stage.first_step + stage.num_steps: stage for stage in plan.stages}
         steps = [
             plan.order[step * self.batch_size : (step + 1) * self.batch_size]
             for step in range(first_step, plan.num_steps)
         ]
         encoded = self._encoded(steps, examples)
-        with StepLog(self.directory, first_step, on_step) as step_log, closing(encoded):
+        step_log = StepLog(self.directory, first_step, on_step)
+        with step_log, closing(encoded), checkpoints:
             if first_step in stage_ends:  # killed between a stage's end and its evaluation
                 on_stage_end(stage_ends[first_step], first_step)
             for number in track(range(first_step, plan.num_steps), description="training"):
                 self._begin_stage(plan.stage_at(number), number)
                 step = self._step(plan, number, steps[number - first_step], next(encoded))
                 step_log.add(step)
+                checkpoints.look()
                 done = number + 1
                 if done % self.config.checkpoint_every == 0 or done in stage_ends:
                     step_log.sync()
-                    self.ranks.first(self._save, plan, done)
+                    self.ranks.first(self._save, checkpoints, done)
                 if done in stage_ends:
                     on_stage_end(stage_ends[done], done)
+        if wait:
+            self.settle()
         return self.ranks.first(self._result, plan, first_step)
 
     def _begin_stage(self, stage: PlannedStage, step: int) -> None:
@@ -312,9 +333,17 @@ class Trainer:
         detached: torch.Tensor = loss.detach()
         return detached
 
-    def _save(self, plan: Plan, step: int) -> None:
-        state = Checkpoint(step, self.optimizer.weights(), self.optimizer.state_dict())
-        save_checkpoint(state, self.directory / "checkpoints", order_sha256=plan.sha256)
+    def _save(self, checkpoints: CheckpointWriter, step: int) -> None:
+        checkpoints.start(Checkpoint(step, self.optimizer.weights(), self.optimizer.state_dict()))
+
+    def settle(self) -> None:
+        """Wait until the last checkpoint is on the disk.
+
+        Raises:
+            UserError: If the disk is full.
+        """
+        if self._checkpoints is not None:
+            self.ranks.first(self._checkpoints.settle)
 
     def _resume(self, plan: Plan) -> int:
         saved = self.ranks.first(

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import torch
 
-from medvqa.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from medvqa.checkpoint import Checkpoint, CheckpointWriter, load_checkpoint, save_checkpoint
 from medvqa.example import UserError
 from medvqa.training import recorded_steps
 
@@ -48,6 +48,31 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_room_to_say_so(small_dis
     (small_disk / "ballast").unlink()
     save_checkpoint(checkpoint(2), place, order_sha256="a")
     assert [path.name for path in place.iterdir()] == ["step-000002"]
+
+
+def test_a_full_disk_is_said_by_the_writer_that_works_behind_the_training(small_disk):
+    writer = CheckpointWriter(small_disk / "checkpoints", order_sha256="a")
+    writer.start(checkpoint(1))
+    writer.settle()
+    writer.look()
+    (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - 100_000))
+    writer.start(checkpoint(2))
+    with pytest.raises(UserError, match="the disk is full"):
+        writer.start(checkpoint(3))
+    (small_disk / "ballast").unlink()
+    writer.start(checkpoint(4))
+    writer.settle()
+    saved = load_checkpoint(small_disk / "checkpoints", order_sha256="a")
+    assert saved is not None
+    assert saved.step == 4
+
+
+def test_what_ends_in_an_error_leaves_its_checkpoint_whole(tmp_path):
+    writer = CheckpointWriter(tmp_path, order_sha256="a")
+    with pytest.raises(KeyboardInterrupt), writer:
+        writer.start(checkpoint(1))
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 
 
 def test_logs_are_whole_up_to_the_last_line_that_both_have(tmp_path):

@@ -133,6 +133,27 @@ def test_an_interrupted_run_goes_on_exactly(encoder, phantoms, tmp_path, dropout
     assert all(torch.equal(whole[name], p) for name, p in tiny.trainable)
 
 
+def test_what_a_checkpoint_takes_is_not_changed_by_later_steps(tiny, encoder, phantoms, tmp_path):
+    examples = phantoms[:48]
+    plan = make_plan(examples)
+    trainer = Trainer(tiny, encoder, BASE, directory=tmp_path, seed=0)
+    taken, then = {}, {}
+
+    def on_step(row):
+        found = {**trainer.optimizer.weights()}
+        for number, moments in trainer.optimizer.state_dict()["state"].items():
+            found |= {f"{number}.{name}": tensor for name, tensor in moments.items()}
+        taken[row["step"]] = found
+        then[row["step"]] = {name: tensor.clone() for name, tensor in found.items()}
+
+    by_id = {example.id: example for example in examples}
+    trainer.train(plan, by_id, on_step=on_step, on_stage_end=lambda stage, step: None)
+    first, last = taken[1], taken[BASE.max_steps]
+    assert any(name.endswith(".exp_avg") for name in first)
+    assert all(torch.equal(tensor, then[1][name]) for name, tensor in first.items())
+    assert not torch.equal(first["0.exp_avg"], last["0.exp_avg"])
+
+
 def test_each_line_of_the_order_names_stage_and_ids(tiny, encoder, phantoms, tmp_path):
     plan = make_plan(phantoms, curriculum=STAGES)
     train(tiny, encoder, phantoms, tmp_path, plan=plan)
