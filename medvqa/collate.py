@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, P image patches, D values of a patch.
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 IGNORED = -100  # PyTorch's cross-entropy skips this label
+MARKERS = 8  # more tokens than a chat template writes around a picture
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,32 @@ class Encoder:
             num_patches = processor.get_number_of_image_patches(height, width)
             self._image_tokens[key] = int(num_patches) // processor.merge_size**2
         return self._image_tokens[key]
+
+    def check_lengths(self, examples: Iterable[Example]) -> None:
+        """Raise before anything slow starts what `encode` would raise in the middle.
+
+        Only samples that could be too long are counted: a byte is a token at most, and no picture
+        exceeds the pixel budget.
+        """
+        images = self.processor.image_processor
+        image_bound = images.size["longest_edge"] // (images.patch_size * images.merge_size) ** 2
+        template = self.prompt("", num_images=0)
+        rest = len(self.processor.tokenizer(template, add_special_tokens=False)["input_ids"])
+        too_long = []
+        for example in examples:
+            num_bytes = len(f"{example.question}{example.answers[0]}".encode())
+            bound = rest + num_bytes + (image_bound + MARKERS) * len(example.images) + 1
+            if bound > self.max_length_tokens:
+                num_tokens = self.count(example).total
+                if num_tokens > self.max_length_tokens:
+                    too_long.append((num_tokens, f"{example.source}/{example.id}"))
+        if too_long:
+            most, longest = max(too_long)
+            raise UserError(
+                f"{len(too_long):,} samples are longer than model.max_length_tokens="
+                f"{self.max_length_tokens}, the longest, {longest}, with {most:,} tokens; "
+                "raise it or lower model.max_pixels"
+            )
 
     def encode(self, example: Example) -> Sample:
         """Return the example's tokens and patches.

@@ -262,13 +262,21 @@ class DataConfig(SourceConfig):
 
     Attributes:
         evaluation: One or more sets by a name of the user's choice; the first is the primary one.
+        evaluation_limit: Ask a seeded sample of so many questions of each set, where it has more;
+            for a first look at any data set.
         allow_training_rows: Let an evaluation split contain training rows; results say so.
         seed: Draws phantoms and samples `limit`; apart from `seed`, so that seeds share one pool.
     """
 
     evaluation: dict[str, SourceConfig] = field(default_factory=dict)
+    evaluation_limit: int | None = None
     allow_training_rows: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check bounds."""
+        super().__post_init__()
+        _positive("data", self, "evaluation_limit")
 
 
 class Contamination(Enum):
@@ -580,6 +588,20 @@ class Config:
         """Check what joins two groups."""
         _check(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")
         evaluation_is_not_training(self.data)
+        if self.model.backend is Backend.unsloth:
+            ours = {
+                "training.engine=fused": self.training.engine is Engine.fused,
+                "evaluation.decoding=shared_prefix": (
+                    self.evaluation.decoding is Decoding.shared_prefix
+                ),
+            }
+            for setting, is_asked in ours.items():
+                _check(
+                    not is_asked,
+                    f"{setting} computes on transformers' own layers, and model.backend=unsloth "
+                    f"replaces them; say {setting.partition('=')[0]}=auto or "
+                    "model.backend=transformers",
+                )
 
 
 def evaluation_is_not_training(data: DataConfig) -> None:

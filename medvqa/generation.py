@@ -11,7 +11,7 @@ from medvqa.ahead import ahead
 from medvqa.collate import Encoder, Sample
 from medvqa.config import Decoding
 from medvqa.engine import PackedModel, is_supported
-from medvqa.example import Example
+from medvqa.example import Example, UserError
 from medvqa.model import LoadedModel
 from medvqa.progress import track
 
@@ -103,8 +103,18 @@ def generate(
 
 
 def chosen_decoding(wanted: Decoding, loaded: LoadedModel) -> Decoding:
-    """Return what `auto` stands for: Unsloth's kernels expect transformers' own loop."""
+    """Return what `auto` stands for: Unsloth's kernels expect transformers' own loop.
+
+    Raises:
+        UserError: If a prefix shall be shared and nothing here knows the model's layers.
+    """
     if not is_supported(loaded):
+        if wanted is Decoding.shared_prefix:
+            raise UserError(
+                "evaluation.decoding=shared_prefix cannot compute "
+                f"{loaded.inner.config.model_type} on model.backend={loaded.backend.value}; "
+                "say evaluation.decoding=auto"
+            )
         return Decoding.plain
     return Decoding.shared_prefix if wanted is Decoding.auto else wanted
 

@@ -13,7 +13,7 @@ from medvqa.collate import Encoder, Patches, preview
 from medvqa.config import Config, DataConfig
 from medvqa.contamination.overlap import Overlap
 from medvqa.curriculum import Plan, PlannedStage, plan_curriculum
-from medvqa.data import Pool, load_pool, rows_sha256
+from medvqa.data import Pool, load_pool, load_sets, rows_sha256
 from medvqa.data.verification import check_images
 from medvqa.distributed import ALONE, Ranks
 from medvqa.evaluation import Evaluation, Evaluator, read_evaluations
@@ -104,9 +104,7 @@ class Data:
 
 def load_data(config: DataConfig) -> Data:
     """Load all rows that a run needs; images stay where they are."""
-    training = load_pool(config, seed=config.seed)
-    sets = {name: load_pool(source, seed=config.seed) for name, source in config.evaluation.items()}
-    return Data(training, sets)
+    return Data(load_pool(config, seed=config.seed), load_sets(config))
 
 
 def pass_gate(config: Config, data: Data, overlap: Overlap) -> Data:
@@ -268,6 +266,8 @@ def train_and_evaluate(
         loaded.processor, max_length_tokens=config.model.max_length_tokens, patches=patches
     )
     by_id = {example.id: example for example in prepared.pool}
+    trained_on = [by_id[name] for name in dict.fromkeys(plan.order)]
+    encoder.check_lengths([*trained_on, *(e for examples in sets.values() for e in examples)])
     first = preview(encoder, encoder.encode(by_id[plan.order[0]]))
     (directory / "preview.txt").write_text(first + "\n", encoding="utf-8")
     log.info("first sample; the loss is on [[...]] only:\n%s\n", first)

@@ -136,8 +136,17 @@ class StepLog:
 
 
 def chosen_engine(wanted: Engine, loaded: LoadedModel) -> Engine:
-    """Return the engine that `auto` stands for; a backend that brings its own stays as it is."""
+    """Return the engine that `auto` stands for; a backend that brings its own stays as it is.
+
+    Raises:
+        UserError: If the fused one is wanted and does not know the model.
+    """
     if not is_supported(loaded):
+        if wanted is Engine.fused:
+            raise UserError(
+                f"training.engine=fused cannot compute {loaded.inner.config.model_type} on "
+                f"model.backend={loaded.backend.value}; say training.engine=auto"
+            )
         return Engine.plain
     if wanted is Engine.auto:
         return Engine.fused if loaded.device.type == "cuda" else Engine.plain

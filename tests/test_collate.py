@@ -57,6 +57,23 @@ def test_a_sample_above_the_limit_is_an_error_and_never_cut(tiny, phantoms):
         short.encode(phantoms[0])
 
 
+def test_lengths_are_checked_to_the_token_before_anything_is_encoded(tiny, encoder, phantoms):
+    spoken = dataclasses.replace(phantoms[1], question="Größe der Läsion? 病变 🩻" * 9)
+    examples = [*phantoms[:20], two_images(phantoms), spoken]
+    sizes = [encoder.encode(example).num_tokens for example in examples]
+    for example, size in zip(examples, sizes, strict=True):
+        Encoder(tiny.processor, max_length_tokens=size).check_lengths([example])
+        with pytest.raises(UserError, match=f"1 samples are longer .*with {size} tokens"):
+            Encoder(tiny.processor, max_length_tokens=size - 1).check_lengths([example])
+    limit = sorted(sizes)[-3]
+    num_longer = sum(size > limit for size in sizes)
+    longest = examples[sizes.index(max(sizes))].id
+    with pytest.raises(
+        UserError, match=f"^{num_longer} samples are .*{longest}, with {max(sizes)}"
+    ):
+        Encoder(tiny.processor, max_length_tokens=limit).check_lengths(examples)
+
+
 def test_a_large_image_keeps_to_the_pixel_budget(encoder, phantoms):
     picture = PngImage("large", np.zeros((900, 700), dtype=np.uint8))
     example = dataclasses.replace(phantoms[0], images=(picture,), image_ids=("large",))

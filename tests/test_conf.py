@@ -121,3 +121,18 @@ def test_a_directory_is_named_by_what_was_chosen():
     name = run_directory("data=vqa_rad", "curriculum=mixed", "seed=2")
     assert name.startswith("outputs/tiny-vqa_rad-mixed-s2-")
     assert len(name.rpartition("-")[2]) == 8
+
+
+@pytest.mark.parametrize("setting", ["training.engine=fused", "evaluation.decoding=shared_prefix"])
+def test_our_kernels_on_unsloth_s_layers_are_refused(setting):
+    name = setting.partition("=")[0]
+    with pytest.raises(ValueError, match=f"^{setting} computes on .*; say {name}=auto or model"):
+        config_of("model=qwen3_vl_8b", setting)
+    config_of("model=qwen3_vl_8b", "model.backend=transformers", setting)
+
+
+def test_the_smoke_experiment_asks_few_questions_of_any_data_set():
+    for data in ("phantom", "vqa_rad", "vqa_rad_all", "closed_mix", "phantom_study"):
+        config = config_of("experiment=smoke", f"data={data}")
+        assert config.data.evaluation_limit == 40
+        assert config.data.evaluation == config_of(f"data={data}").data.evaluation

@@ -1,11 +1,12 @@
 """Mixtures: quotas and weights give exact counts, the same ids for the same seed."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
-from medvqa.config import PartConfig, SourceConfig, splits_overlap
-from medvqa.data import load_examples, load_pool, shares
+from medvqa.config import DataConfig, PartConfig, SourceConfig, splits_overlap
+from medvqa.data import load_examples, load_pool, load_sets, shares
 from medvqa.example import UserError
 
 
@@ -82,3 +83,31 @@ def test_contradictions_are_refused(make, message):
 def test_which_splits_share_rows(one, other, expected):
     assert splits_overlap(one, other) is expected
     assert splits_overlap(other, one) is expected
+
+
+def test_each_evaluation_set_is_asked_at_most_so_many_questions():
+    sets = {
+        "small": SourceConfig(name="phantom", split="test", limit=5),
+        "mixed": SourceConfig(
+            name="mixture",
+            split="test",
+            parts={
+                "one": PartConfig(name="phantom", split="test", quota=30),
+                "two": PartConfig(name="phantom", split="train", quota=10),
+            },
+        ),
+    }
+    config = DataConfig(name="phantom", split="train", evaluation=sets, evaluation_limit=20)
+    loaded = load_sets(config)
+    assert len(loaded["small"].examples) == 5
+    mixed = loaded["mixed"]
+    assert len(mixed.examples) == 20
+    sampled = {name: part.num_sampled for name, part in mixed.parts.items()}
+    assert sampled == Counter(e.id.partition("/")[0] for e in mixed.examples)
+    assert set(sampled) == {"one", "two"}
+    whole = load_sets(replace(config, evaluation_limit=None))["mixed"].examples
+    assert [e for e in whole if e in mixed.examples] == mixed.examples
+    again = load_sets(config)["mixed"].examples
+    assert again == mixed.examples
+    with pytest.raises(ValueError, match=r"data\.evaluation_limit must be above 0, got 0"):
+        DataConfig(name="phantom", split="train", evaluation_limit=0)

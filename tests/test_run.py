@@ -170,7 +170,7 @@ def test_vqa_rad_trains_and_evaluates_on_real_images(shared, tmp_path):
         "data.allow_training_rows=true",
         "data.evaluation.test.split=all",
         f"data.path={shared / 'data' / 'vqa_rad'}",
-        "data.evaluation.test.limit=60",
+        "data.evaluation_limit=60",
         "evaluation.zero_shot=false",
         "evaluation.after_each_stage=false",
     )
@@ -199,3 +199,11 @@ def test_a_mistake_in_the_data_is_one_line_and_exit_code_2(tmp_path, override, m
     assert answer.stderr.startswith("medvqa: ")
     assert message in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_a_sample_that_is_too_long_is_said_before_the_first_step(tmp_path):
+    answer = call(tmp_path / "run", *SMOKE, "model.max_length_tokens=60")
+    assert answer.returncode == 2
+    (line,) = [line for line in answer.stderr.splitlines() if line.startswith("medvqa: ")]
+    assert "samples are longer than model.max_length_tokens=60, the longest, phantom/" in line
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

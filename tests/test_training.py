@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from medvqa.config import (
+    Backend,
     CurriculumConfig,
+    Decoding,
     Engine,
     Filter,
     LoraConfig,
@@ -15,10 +17,11 @@ from medvqa.config import (
 )
 from medvqa.curriculum import plan_curriculum
 from medvqa.example import UserError
+from medvqa.generation import chosen_decoding
 from medvqa.model import load_model
 from medvqa.optimizer import AdapterOptimizer
 from medvqa.record import read_lines
-from medvqa.training import Trainer
+from medvqa.training import Trainer, chosen_engine
 from tests.conftest import TINY
 
 BASE = TrainingConfig(
@@ -152,6 +155,19 @@ def test_what_a_checkpoint_takes_is_not_changed_by_later_steps(tiny, encoder, ph
     assert any(name.endswith(".exp_avg") for name in first)
     assert all(torch.equal(tensor, then[1][name]) for name, tensor in first.items())
     assert not torch.equal(first["0.exp_avg"], last["0.exp_avg"])
+
+
+def test_an_engine_that_does_not_know_the_model_is_an_error_where_it_was_asked_for(
+    tiny, encoder, tmp_path
+):
+    other = dataclasses.replace(tiny, backend=Backend.unsloth)
+    config = dataclasses.replace(BASE, engine=Engine.fused)
+    with pytest.raises(UserError, match=r"engine=fused .* model\.backend=unsloth; say .*=auto"):
+        Trainer(other, encoder, config, directory=tmp_path, seed=0)
+    assert chosen_engine(Engine.auto, other) is Engine.plain
+    with pytest.raises(UserError, match=r"shared_prefix .* say evaluation\.decoding=auto"):
+        chosen_decoding(Decoding.shared_prefix, other)
+    assert chosen_decoding(Decoding.auto, other) is Decoding.plain
 
 
 def test_each_line_of_the_order_names_stage_and_ids(tiny, encoder, phantoms, tmp_path):

@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from importlib import import_module
 from typing import NamedTuple
 
-from medvqa.config import RowsConfig, SourceConfig
+from medvqa.config import DataConfig, RowsConfig, SourceConfig
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.rows import Drawn
 from medvqa.data.verification import usable
@@ -81,6 +81,30 @@ def load_pool(config: RowsConfig, *, seed: int) -> Pool:
     if isinstance(config, SourceConfig) and config.parts:
         return _load_mixture(config, seed)
     return _load_source(config, seed, config.limit, f"{config.name}: limit")
+
+
+def load_sets(config: DataConfig) -> dict[str, Pool]:
+    """Return the evaluation sets by name; see `load_pool`."""
+    return {
+        name: _at_most(load_pool(source, seed=config.seed), config)
+        for name, source in config.evaluation.items()
+    }
+
+
+def _at_most(pool: Pool, config: DataConfig) -> Pool:
+    """Return the set, or a seeded sample of its rows where it has more than are to be asked."""
+    size = config.evaluation_limit
+    if size is None or len(pool.examples) <= size:
+        return pool
+    kept = sample(pool.examples, size, seed=config.seed, setting="data.evaluation_limit")
+    if len(pool.parts) == 1:
+        counts = dict.fromkeys(pool.parts, len(kept))
+    else:  # a mixture's ids begin with the part's name
+        counts = dict(Counter(example.id.partition("/")[0] for example in kept))
+    parts = {
+        name: part._replace(num_sampled=counts.get(name, 0)) for name, part in pool.parts.items()
+    }
+    return pool._replace(examples=kept, parts=parts)
 
 
 def _load_source(config: RowsConfig, seed: int, size: int | None, setting: str) -> Pool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from medvqa.composition import typed_anywhere
 from medvqa.config import Config, Device, Dtype
-from medvqa.data import load_pool
+from medvqa.data import load_pool, load_sets
 from medvqa.evaluation import Evaluation, read_evaluations
 from medvqa.example import Example, UserError
 from medvqa.export import outside
@@ -120,8 +120,7 @@ def _write_merged(trained: Trained, wanted: Wanted, directory: Path) -> None:
 
 def _evaluation_sets(config: Config, recorded: Mapping[str, Any]) -> dict[str, Sequence[Example]]:
     sets: dict[str, Sequence[Example]] = {}
-    for name, source in config.data.evaluation.items():
-        pool = load_pool(source, seed=config.data.seed)
+    for name, pool in load_sets(config.data).items():
         if describe_pool(pool)["sha256"] != recorded[name]["sha256"]:
             raise UserError(
                 f"evaluation set {name} is not what the run was evaluated on (its SHA-256 has "
