@@ -308,11 +308,13 @@ def train_and_evaluate(
             wait=False,
         )
     keeper.update(training=asdict(result))
-    ranks.first(save_adapter, loaded, directory / "adapter")
+    with keeper.phase("write"):
+        ranks.first(save_adapter, loaded, directory / "adapter")
     final = evaluate("final", plan.num_steps)
     if config.evaluation.blind:
         evaluate("blind", plan.num_steps, show_images=False)
-    trainer.settle()
+    with keeper.phase("write"):
+        trainer.settle()
     keeper.update(
         peak_gpu_bytes=max(ranks.gather(loaded.peak_gpu_bytes() or 0)) or None,
         results={e.set_name: e.flat() for e in final},

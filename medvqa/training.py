@@ -79,15 +79,20 @@ class Step:
     num_examples: int
     started: float
 
-    def row(self) -> dict[str, Any]:
-        """Wait for the numbers and return the line of metrics.jsonl."""
+    def row(self, *, after: float) -> dict[str, Any]:
+        """Wait for the numbers and return the line of metrics.jsonl.
+
+        Args:
+            after: When the numbers of the step before had come: on a GPU this step was begun
+                earlier, and the time until then was that step's.
+        """
         names = ("learning_rate", "num_answer_tokens", "num_tokens", "num_examples", "stage")
         return {
             "step": self.number,
             "loss": float(self.loss),
             "grad_norm": float(self.grad_norm),
             **{name: getattr(self, name) for name in names},
-            "seconds": time.perf_counter() - self.started,
+            "seconds": time.perf_counter() - max(self.started, after),
         }
 
 
@@ -102,6 +107,7 @@ class StepLog:
         self._order = JsonLines(directory / "order.jsonl", keep_up_to_step=first_step)
         self._on_step = on_step
         self._waiting: Step | None = None
+        self._last_came = 0.0
 
     def add(self, step: Step) -> None:
         """Take a step; write the one before, or this one where there is nothing to wait for."""
@@ -115,7 +121,8 @@ class StepLog:
         step, self._waiting = self._waiting, None
         if step is None:
             return
-        row = step.row()
+        row = step.row(after=self._last_came)
+        self._last_came = time.perf_counter()
         self._metrics.write(row)
         self._order.write({"step": step.number, "stage": step.stage, "ids": list(step.ids)})
         self._on_step(row)

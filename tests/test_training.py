@@ -1,6 +1,8 @@
 """The loop: equal batches give equal steps, the base stays, what was begun is finished exactly."""
 
 import dataclasses
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from medvqa.generation import chosen_decoding
 from medvqa.model import load_model
 from medvqa.optimizer import AdapterOptimizer
 from medvqa.record import read_lines
-from medvqa.training import Trainer, chosen_engine
+from medvqa.training import Step, StepLog, Trainer, chosen_engine
 from tests.conftest import TINY
 
 BASE = TrainingConfig(
@@ -134,6 +136,34 @@ def test_an_interrupted_run_goes_on_exactly(encoder, phantoms, tmp_path, dropout
             row.pop("seconds", None)
         assert rows[0] == rows[1]
     assert all(torch.equal(whole[name], p) for name, p in tiny.trainable)
+
+
+class Late(float):
+    """A loss that is on its way from a GPU, which this machine need not have."""
+
+    device = SimpleNamespace(type="cuda")
+
+    def __float__(self):
+        time.sleep(0.02)
+        return 1.5
+
+
+def test_seconds_of_steps_that_overlap_add_up_to_the_time_they_took(tmp_path):
+    rows = []
+    begun = time.perf_counter()
+    with StepLog(tmp_path, 0, rows.append) as log:
+        for number in range(1, 7):
+            log.add(
+                Step(
+                    number=number, stage="all", ids=["a"], loss=Late(), learning_rate=0.1,
+                    grad_norm=2.0, num_answer_tokens=1, num_tokens=2, num_examples=number,
+                    started=time.perf_counter(),
+                )
+            )  # fmt: skip
+    wall = time.perf_counter() - begun
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(row["seconds"] >= 0.02 for row in rows)
+    assert sum(row["seconds"] for row in rows) <= wall
 
 
 def test_what_a_checkpoint_takes_is_not_changed_by_later_steps(tiny, encoder, phantoms, tmp_path):
