@@ -42,6 +42,10 @@ four_bit() {
   measure "${FOUR_BIT_S:-150}" "$model" training,gradients --four-bit \
     --curves "${FOUR_BIT_CURVES:-plain:8,fused:8}"
 }
+four_bit_lean() { # the layers' insides computed again: less memory, more products
+  measure "${FOUR_BIT_S:-150}" "$model" training --four-bit --checkpointing --training fused:8 \
+    --pictures square
+}
 others() { # the other models' rates, on VQA-RAD's pictures
   local name
   for name in ${OTHERS:-qwen3_vl_2b qwen2_vl_7b qwen2_vl_2b_4bit}; do
@@ -80,7 +84,7 @@ ranks() {
 }
 
 if [ $# = 0 ]; then
-  set -- speed four_bit others curve growth growth_small ranks startup backends unsloth curves_small
+  set -- speed four_bit four_bit_lean others curve growth growth_small ranks startup backends unsloth curves_small
 fi
 for name in "$@"; do
   started=$SECONDS

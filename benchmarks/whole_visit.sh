@@ -1,13 +1,19 @@
 #!/usr/bin/env bash
 # What still has to be measured, in one command of ten minutes on a bare host of two GPUs:
-#   whole_visit.sh RESULTS CARRIED     wheels are installed; CARRIED holds vqa_rad/, qwen.tiktoken
-# and minilm/, MiniLM's configuration and tokenizer
+#   WHEELS=DIR COMMIT=HASH whole_visit.sh RESULTS CARRIED        CARRIED is made by carry.sh
+# WHEELS hold what is missing there; without it all is installed.
 # One GPU takes the engines and the grid, the other the study on real pictures. What is dearest to
 # miss comes first in both lanes; each part is bounded and packed into RESULTS when it ends.
 # On one GPU: LANES="study" and LANES="engines" in calls of their own, FIRST=0 SECOND=0.
 set -uo pipefail
 out=$(realpath "$1") carried=$(realpath "$2")
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false WANDB_MODE=disabled
+export UNSLOTH_DISABLE_STATISTICS=1
+if [ -n "${WHEELS:-}" ]; then
+  python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target /tmp/site \
+    "$WHEELS"/*.whl
+  export PYTHONPATH=/tmp/site:$PWD
+fi
 first=${FIRST-0} second=${SECOND-1} total=${WHOLE_S:-570}
 lanes=${LANES:-study engines}
 saved=${SAVED:-/tmp/engine_visit/qwen3_vl_8b}
@@ -30,7 +36,7 @@ study() {
   pack study "$results"
   wait
   pack probe /tmp/probe
-  for step in unsloth others; do
+  for step in unsloth four_bit_lean others; do
     OTHERS=${OTHERS:-qwen2_vl_2b_4bit} STEPS=5 WORK=/tmp/second_work TOTAL_S=$(left) \
       $visit /tmp/second "$carried" "$step" >>/tmp/second/lane.log 2>&1
     pack second /tmp/second
