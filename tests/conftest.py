@@ -28,6 +28,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 120
+# These start many processes: begun last, one of them would keep a core busy while the other rests.
+LONGEST = ("sweep", "several_gpus", "clusters", "search", "run", "serve", "report", "sync")
 SECRET = "s3cret-0f-a-test"
 SECRET_NAMES = ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY")
 # One cache of picture hashes for all tests and the commands they start; never the user's own.
@@ -35,6 +37,11 @@ if "MEDVQA_CACHE" not in os.environ:
     os.environ["MEDVQA_CACHE"] = tempfile.mkdtemp(prefix="medvqa-tests-")
     atexit.register(shutil.rmtree, os.environ["MEDVQA_CACHE"], ignore_errors=True)
 TINY = ModelConfig(name="medvqa/tiny", max_pixels=16384, max_length_tokens=512)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(scope="session")
