@@ -5,11 +5,11 @@
 set -euo pipefail
 out=$1 vqa_rad=$2
 mkdir -p "$out/minilm"
-cp -r "$vqa_rad" "$out/vqa_rad"
+cp -rLT "$vqa_rad" "$out/vqa_rad"
 downloaded=$(mktemp -d)
 trap 'rm -rf "$downloaded"' EXIT
 python3 -m pip download -q --no-deps -d "$downloaded" dashscope
-unzip -q -j "$downloaded"/dashscope-*.whl dashscope/resources/qwen.tiktoken -d "$out"
+unzip -q -o -j "$downloaded"/dashscope-*.whl dashscope/resources/qwen.tiktoken -d "$out"
 minilm=$(python3 -c 'from medvqa.bertscore import minilm_directory; print(minilm_directory())')
 for name in config.json tokenizer.json tokenizer_config.json vocab.txt special_tokens_map.json; do
   cp "$minilm/$name" "$out/minilm/"

@@ -20,7 +20,7 @@ run() { # model backend
 for model in ${MODELS:-qwen3_vl_8b qwen2_vl_2b_4bit}; do
   started=$SECONDS
   python3 benchmarks/random_models.py "$model" "$work/$model" \
-    --tokenizer "$carried/dashscope/resources/qwen.tiktoken" 2>&1 | tail -n 3
+    --tokenizer "$carried/qwen.tiktoken" 2>&1 | tail -n 3
   echo "$model written in $((SECONDS - started)) s"
   for backend in ${BACKENDS:-transformers unsloth}; do run "$model" "$backend"; done
 done

@@ -7,8 +7,9 @@ Each part is written as soon as it is measured. A part that runs fewer than twel
 and its entry says from how many and how: warm as launch + first cell + 11 x the mean of the later
 ones, isolated as launch + 12 x the mean. The published way (Unsloth, 2 x 4, one question at a
 time) is always one run, multiplied by twelve; --published-questions and --published-steps time its
-answering on fewer questions and its training on fewer steps, and scale them to all (steps by the
-median of the later half); the rest of the run is as it is.
+answering on fewer questions and its training on fewer steps, and scale them to all: steps by the
+median of the later half, questions by the second answering (the first one is the base's, on as
+many questions, and takes what only a first one takes); the rest of the run is as it is.
 
 `--gpu` takes Qwen3-VL-8B's shapes with random weights (benchmarks/random_models.py), 40 steps of
 an effective batch of 8, and the 451 questions of VQA-RAD's test set.
@@ -119,6 +120,7 @@ def _cell(directory: Path) -> dict[str, Any]:
         "wall_s": read_json(directory / "status.json").get("seconds"),
         "phases_s": run["seconds"],
         "num_steps": len(steps),
+        "evaluation_s": run["evaluation_seconds"],
         "later_step_s": statistics.median(steps[len(steps) // 2 :]),
         "engine": run["training"]["engine"],
         "micro_batch_size": run["training"]["micro_batch_size"],
@@ -161,11 +163,14 @@ def published(measurement: Measurement, num_cells: int) -> dict[str, Any]:
         way.append(f"training.max_steps={steps}")
         way += [f"model.backend={measurement.published_backend}"]
         way += ["training.gradient_checkpointing=true"]
-        way += [f"data.evaluation.test.limit={asked}"] if asked < NUM_QUESTIONS else []
+        if asked < NUM_QUESTIONS:
+            way += [f"data.evaluation.test.limit={asked}", "evaluation.zero_shot=true"]
     wall, cpu, cells = measurement.run(*measurement.base, *way, "hydra.run.dir=run", "seed=0")
     one = wall
     if measurement.is_gpu:
-        one += cells[0]["phases_s"]["evaluate"] * (NUM_QUESTIONS / asked - 1)
+        question_s = cells[0]["evaluation_s"]["final"] / asked
+        asked_so_far = asked * len(cells[0]["evaluation_s"])
+        one += question_s * (NUM_QUESTIONS - asked_so_far)
         one += cells[0]["later_step_s"] * (measurement.num_steps - steps)
     return {"num_measured": 1, "num_questions": asked, "num_steps": steps, "wall_s": wall,
             "cpu_s": cpu, "run_s": one, "grid_s": NUM_CELLS * one, "cells": cells}  # fmt: skip

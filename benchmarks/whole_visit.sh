@@ -6,6 +6,7 @@
 # miss comes first in both lanes; each part is bounded and packed into RESULTS when it ends.
 # On one GPU: LANES="study" and LANES="engines" in calls of their own, FIRST=0 SECOND=0.
 set -uo pipefail
+mkdir -p "$1"
 out=$(realpath "$1") carried=$(realpath "$2")
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false WANDB_MODE=disabled
 export UNSLOTH_DISABLE_STATISTICS=1
@@ -23,14 +24,14 @@ left() { echo $((total - SECONDS)); }
 
 study() {
   local results=/tmp/study_results
-  mkdir -p "$results" /tmp/second /tmp/probe /tmp/probe_work /tmp/second_work
+  mkdir -p "$results" "$saved" /tmp/second /tmp/probe /tmp/probe_work /tmp/second_work
   ln -sfn "$saved" /tmp/probe_work/qwen3_vl_8b
   ln -sfn "$saved" /tmp/second_work/qwen3_vl_8b
   export CUDA_VISIBLE_DEVICES=$second
   # Losses only, so it may run beside the grid; the base's building is bounded in time.
-  (until grep -q "^== grid" "$results/lane.log"; do sleep 1; done 2>/dev/null
+  (until grep -qE "^== (grid|end)" "$results/lane.log"; do sleep 1; done 2>/dev/null
    WORK=/tmp/probe_work TOTAL_S=260 $visit /tmp/probe "$carried" backends >/tmp/probe/lane.log 2>&1) &
-  BASE_S=${BASE_S:-140} GRID_S=${GRID_S:-280} ENGINE_S=1 \
+  BASE_S=${BASE_S:-140} GRID_S=${GRID_S:-200} ENGINE_S=1 \
     SLOTS=${SLOTS:-[$second,$second,$second,$second,$second,$second]} \
     bash benchmarks/study_gpu.sh "$results" "$carried" >"$results/lane.log" 2>&1
   pack study "$results"
@@ -42,11 +43,12 @@ study() {
     pack second /tmp/second
   done
 }
-grid() { # seconds part
-  [ "$(left)" -lt 30 ] && return
-  timeout "$1" python3 benchmarks/grid.py /tmp/first/grid.json --gpu --parts "$2" \
+grid() { # at most so many seconds, part
+  local limit=$(($1 < $(left) ? $1 : $(left)))
+  [ "$limit" -lt 30 ] && return
+  timeout "$limit" python3 benchmarks/grid.py /tmp/first/grid.json --gpu --parts "$2" \
     --model-path "$saved" --data-path "$carried/vqa_rad" --cells warm=3 isolated=1 \
-    --published-questions 8 --published-steps 10 --timeout $(($1 - 10)) ${GRID_OPTIONS:-} 2>&1 |
+    --published-questions 8 --published-steps 10 --timeout $((limit - 10)) ${GRID_OPTIONS:-} 2>&1 |
     tail -n 40 | tee -a /tmp/first/grid.log
   pack first /tmp/first
 }

@@ -73,25 +73,32 @@ class CheckpointWriter:
     disk would take as long as several steps.
     """
 
-    def __init__(self, directory: Path, *, order_sha256: str) -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._order_sha256 = order_sha256
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
-    def start(self, checkpoint: Checkpoint) -> None:
+    def start(self, checkpoint: Checkpoint, *, order_sha256: str) -> None:
         """Write the checkpoint, whose tensors nobody may change, after the one before it."""
         self.settle()
         self._writing = self._thread.submit(
-            save_checkpoint, checkpoint, self._directory, order_sha256=self._order_sha256
+            save_checkpoint, checkpoint, self._directory, order_sha256=order_sha256
         )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and self._writing is not None:
-            wait([self._writing])  # who goes on from here finds it whole
+        """Wait, so that who goes on from here finds the checkpoint whole.
+
+        Where the disk is full, whatever else could not be written is its consequence.
+        """
+        if kind is None:
+            self.settle()
+        elif self._writing is not None:
+            error = self._writing.exception()
+            if isinstance(error, UserError) and issubclass(kind, OSError):
+                raise error
 
     def look(self) -> None:
         """Raise what went wrong so far, without waiting; see `save_checkpoint`."""
@@ -100,9 +107,10 @@ class CheckpointWriter:
 
     def settle(self) -> None:
         """Wait until the last one is on the disk, and raise what went wrong."""
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        if self._writing is not None:
+            wait([self._writing])  # interrupted, it is still ours to wait for
+            done, self._writing = self._writing, None
+            done.result()
 
 
 def load_checkpoint(directory: Path, *, order_sha256: str) -> Checkpoint | None:

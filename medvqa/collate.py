@@ -160,19 +160,18 @@ class Encoder:
         return self._image_tokens[key]
 
     def check_lengths(self, examples: Iterable[Example]) -> None:
-        """Raise before anything slow starts what `encode` would raise in the middle.
+        """Raise before the first step what `encode` would raise in the middle.
 
-        Only samples that could be too long are counted: a byte is a token at most, and no picture
-        exceeds the pixel budget.
+        Texts are tokenised only where a sample could be too long: a byte is a token at most.
         """
-        images = self.processor.image_processor
-        image_bound = images.size["longest_edge"] // (images.patch_size * images.merge_size) ** 2
         template = self.prompt("", num_images=0)
         rest = len(self.processor.tokenizer(template, add_special_tokens=False)["input_ids"])
         too_long = []
         for example in examples:
             num_bytes = len(f"{example.question}{example.answers[0]}".encode())
-            bound = rest + num_bytes + (image_bound + MARKERS) * len(example.images) + 1
+            pairs = zip(example.images, example.image_ids, strict=True)
+            num_image = sum(self._count_image(image, image_id) for image, image_id in pairs)
+            bound = rest + num_bytes + num_image + MARKERS * len(example.images) + 1
             if bound > self.max_length_tokens:
                 num_tokens = self.count(example).total
                 if num_tokens > self.max_length_tokens:

@@ -103,14 +103,12 @@ class AdapterOptimizer:
         import torch
 
         def copied(value: Any) -> Any:
+            if isinstance(value, dict):  # bitsandbytes keeps its moments a level deeper
+                return {name: copied(inner) for name, inner in value.items()}
             return value.to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
         whole = self._optimizer.state_dict()
-        state = {
-            number: {name: copied(value) for name, value in moments.items()}
-            for number, moments in whole["state"].items()
-        }
-        return {**whole, "state": state}
+        return {**whole, "state": copied(whole["state"])}
 
     def load(self, weights: "dict[str, torch.Tensor]", state: dict[str, Any]) -> None:
         """Go on from a checkpoint.

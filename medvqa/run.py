@@ -1,6 +1,7 @@
 """The run, readable top to bottom: data -> gate -> plan -> model -> train -> evaluate -> record."""
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from medvqa.data.verification import check_images
 from medvqa.distributed import ALONE, Ranks
 from medvqa.evaluation import Evaluation, Evaluator, read_evaluations
 from medvqa.example import Example
+from medvqa.generation import chosen_decoding
 from medvqa.model import LoadedModel, load_model, model_source, save_adapter
 from medvqa.pictures import draw_pictures
 from medvqa.predictions import check_place
@@ -56,7 +58,8 @@ def run(
         Overall exact match on the first evaluation set, for sweepers; None without a set.
 
     Raises:
-        UserError: On a mistake in the input, before a model is loaded.
+        UserError: On a mistake in the input, before a model is loaded; on what only the model can
+            tell, such as too long a sample, before the first step.
     """
     with record.directory_lock(directory, patience_s=LOCK_PATIENCE_S):
         if config.fresh:
@@ -275,16 +278,19 @@ def train_and_evaluate(
     places: dict[str, Any] = {"directory": directory, "seed": config.seed, "ranks": ranks}
     evaluator = Evaluator(sets, config.evaluation, **places)
     from_cache: dict[str, int] = {}
+    seconds: dict[str, float] = {}
 
     def evaluate(phase: str, step: int, *, show_images: bool = True) -> list[Evaluation]:
+        started = time.monotonic()
         with keeper.phase("evaluate"):
             results = evaluator.model(
                 loaded, encoder, phase=phase, step=step, show_images=show_images
             )
+        seconds[phase] = round(time.monotonic() - started, 3)
         for result in results:
             run_tracker.log(result.flat(), step=step)
             from_cache[f"{phase}/{result.set_name}"] = result.num_cached_answers
-        keeper.update(answers_from_cache=from_cache)
+        keeper.update(answers_from_cache=from_cache, evaluation_seconds=seconds)
         return results
 
     def stage_ended(stage: PlannedStage, step: int) -> None:
@@ -296,25 +302,27 @@ def train_and_evaluate(
     # First, because it puts the engine's kernels into the model: all phases compute with them,
     # and a model that has served another run has them already.
     trainer = Trainer(loaded, encoder, config.training, **places)
+    chosen_decoding(config.evaluation.decoding, loaded)  # an error now, not when all is trained
     if config.evaluation.zero_shot:
         with loaded.adapter_disabled():
             evaluate("zero_shot", 0)
-    with keeper.phase("train_and_evaluate_stages"):
-        result = trainer.train(
-            plan,
-            by_id,
-            on_step=lambda row: run_tracker.log(tracked(row), step=int(row["step"])),
-            on_stage_end=stage_ended,
-            wait=False,
-        )
-    keeper.update(training=asdict(result))
-    with keeper.phase("write"):
-        ranks.first(save_adapter, loaded, directory / "adapter")
-    final = evaluate("final", plan.num_steps)
-    if config.evaluation.blind:
-        evaluate("blind", plan.num_steps, show_images=False)
-    with keeper.phase("write"):
-        trainer.settle()
+    with trainer.checkpoints:  # the last one is written while the model answers
+        with keeper.phase("train_and_evaluate_stages"):
+            result = trainer.train(
+                plan,
+                by_id,
+                on_step=lambda row: run_tracker.log(tracked(row), step=int(row["step"])),
+                on_stage_end=stage_ended,
+                wait=False,
+            )
+        keeper.update(training=asdict(result))
+        with keeper.phase("write"):
+            ranks.first(save_adapter, loaded, directory / "adapter")
+        final = evaluate("final", plan.num_steps)
+        if config.evaluation.blind:
+            evaluate("blind", plan.num_steps, show_images=False)
+        with keeper.phase("write"):
+            trainer.checkpoints.settle()
     keeper.update(
         peak_gpu_bytes=max(ranks.gather(loaded.peak_gpu_bytes() or 0)) or None,
         results={e.set_name: e.flat() for e in final},

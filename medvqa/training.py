@@ -8,9 +8,8 @@ otherwise), and so is 8 shared by several ranks. Shapes: see `medvqa.collate`.
 import hashlib
 import logging
 import math
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -20,6 +19,7 @@ from medvqa.checkpoint import Checkpoint, CheckpointWriter, load_checkpoint
 from medvqa.collate import Encoder, Sample
 from medvqa.config import Engine, OptimizerPolicy, TrainingConfig
 from medvqa.curriculum import Plan, PlannedStage, learning_rate_factor, order_sha256
+from medvqa.device_time import Arriving, Mark
 from medvqa.distributed import ALONE, Ranks
 from medvqa.engine import PackedModel, is_supported
 from medvqa.example import Example, UserError
@@ -65,55 +65,59 @@ class Step:
     """One optimiser step whose numbers may still be on their way from the GPU.
 
     Attributes:
-        started: By `time.perf_counter`.
+        numbers: Loss and gradient norm; their mark is the step's end.
+        begun: Before its first operation.
     """
 
     number: int
     stage: str
     ids: Sequence[str]
-    loss: "torch.Tensor"
+    numbers: Arriving
     learning_rate: float
-    grad_norm: "torch.Tensor"
     num_answer_tokens: int
     num_tokens: int
     num_examples: int
-    started: float
+    begun: Mark
 
-    def row(self, *, after: float) -> dict[str, Any]:
+    def row(self, *, since: Mark | None) -> dict[str, Any]:
         """Wait for the numbers and return the line of metrics.jsonl.
 
         Args:
-            after: When the numbers of the step before had come: on a GPU this step was begun
-                earlier, and the time until then was that step's.
+            since: The end of the step before; what lay between belongs to this step. Without
+                it, the step counts from its own beginning.
         """
+        loss, grad_norm = self.numbers.read()
         names = ("learning_rate", "num_answer_tokens", "num_tokens", "num_examples", "stage")
         return {
             "step": self.number,
-            "loss": float(self.loss),
-            "grad_norm": float(self.grad_norm),
+            "loss": loss,
+            "grad_norm": grad_norm,
             **{name: getattr(self, name) for name in names},
-            "seconds": time.perf_counter() - max(self.started, after),
+            "seconds": self.numbers.mark.seconds_since(since or self.begun),
         }
 
 
 class StepLog:
     """Writes each step to metrics.jsonl and order.jsonl.
 
-    Reading a loss waits for the GPU, so a step is written while the next one computes.
+    On a GPU, which is behind with its work, a step is written when the next one has been launched.
     """
 
-    def __init__(self, directory: Path, first_step: int, on_step: StepCallback) -> None:
+    def __init__(
+        self, directory: Path, first_step: int, on_step: StepCallback, *, is_behind: bool
+    ) -> None:
+        self._is_behind = is_behind
         self._metrics = JsonLines(directory / "metrics.jsonl", keep_up_to_step=first_step)
         self._order = JsonLines(directory / "order.jsonl", keep_up_to_step=first_step)
         self._on_step = on_step
         self._waiting: Step | None = None
-        self._last_came = 0.0
+        self._last_end: Mark | None = None
 
     def add(self, step: Step) -> None:
         """Take a step; write the one before, or this one where there is nothing to wait for."""
         self.flush()
         self._waiting = step
-        if step.loss.device.type == "cpu":
+        if not self._is_behind:
             self.flush()
 
     def flush(self) -> None:
@@ -121,8 +125,8 @@ class StepLog:
         step, self._waiting = self._waiting, None
         if step is None:
             return
-        row = step.row(after=self._last_came)
-        self._last_came = time.perf_counter()
+        row = step.row(since=self._last_end)
+        self._last_end = step.numbers.mark
         self._metrics.write(row)
         self._order.write({"step": step.number, "stage": step.stage, "ids": list(step.ids)})
         self._on_step(row)
@@ -130,6 +134,7 @@ class StepLog:
     def sync(self) -> None:
         """Bring all steps to the disk, before a checkpoint that goes on behind them."""
         self.flush()
+        self._last_end = None  # what comes between is no step
         self._metrics.sync()
         self._order.sync()
 
@@ -179,6 +184,7 @@ class Trainer:
         self.directory = directory
         self.seed = seed
         self.ranks = ranks
+        self.checkpoints = CheckpointWriter(directory / "checkpoints")
         self.engine = chosen_engine(config.engine, loaded)
         fused = self.engine is Engine.fused
         log.info("engine: %s", self.engine.value)
@@ -186,7 +192,6 @@ class Trainer:
         self.optimizer = AdapterOptimizer(loaded, config, in_compute_type=fused and on_gpu)
         self._packed = PackedModel(loaded, encoder.image_token_id) if fused else None
         largest_share = math.ceil(self.batch_size / ranks.size)
-        self._checkpoints: CheckpointWriter | None = None
         self._micro_batch_size = min(config.micro_batch_size, largest_share)
         if on_gpu and config.fit_micro_batch:
             self._micro_batch_size = largest_share
@@ -212,39 +217,35 @@ class Trainer:
             examples: By id.
             on_step: Called with each line of metrics.jsonl.
             on_stage_end: Called with the stage and the number of steps done so far.
-            wait: For the last checkpoint to be on the disk; otherwise `settle` does it later.
+            wait: For the last checkpoint to be on the disk; otherwise `checkpoints.settle` does.
 
         Raises:
             UserError: If one sample does not fit into memory, a checkpoint not onto the disk, or
                 if what lies in the directory belongs to another run.
         """
         first_step = self._resume(plan)
-        checkpoints = self._checkpoints = CheckpointWriter(
-            self.directory / "checkpoints", order_sha256=plan.sha256
-        )
         stage_ends = {stage.first_step + stage.num_steps: stage for stage in plan.stages}
         steps = [
             plan.order[step * self.batch_size : (step + 1) * self.batch_size]
             for step in range(first_step, plan.num_steps)
         ]
         encoded = self._encoded(steps, examples)
-        step_log = StepLog(self.directory, first_step, on_step)
-        with step_log, closing(encoded), checkpoints:
+        on_gpu = self.loaded.device.type == "cuda"
+        step_log = StepLog(self.directory, first_step, on_step, is_behind=on_gpu)
+        with self.checkpoints if wait else nullcontext(), step_log, closing(encoded):
             if first_step in stage_ends:  # killed between a stage's end and its evaluation
                 on_stage_end(stage_ends[first_step], first_step)
             for number in track(range(first_step, plan.num_steps), description="training"):
                 self._begin_stage(plan.stage_at(number), number)
                 step = self._step(plan, number, steps[number - first_step], next(encoded))
                 step_log.add(step)
-                checkpoints.look()
+                self.checkpoints.look()
                 done = number + 1
                 if done % self.config.checkpoint_every == 0 or done in stage_ends:
                     step_log.sync()
-                    self.ranks.first(self._save, checkpoints, done)
+                    self.ranks.first(self._save, plan, done)
                 if done in stage_ends:
                     on_stage_end(stage_ends[done], done)
-        if wait:
-            self.settle()
         return self.ranks.first(self._result, plan, first_step)
 
     def _begin_stage(self, stage: PlannedStage, step: int) -> None:
@@ -268,7 +269,7 @@ class Trainer:
     def _step(
         self, plan: Plan, number: int, ids: Sequence[str], samples: Sequence[Sample]
     ) -> "Step":
-        started = time.perf_counter()
+        begun = Mark(self.loaded.device)
         num_answer_tokens, num_tokens = self.ranks.total(
             sum(len(sample.answer_ids) for sample in samples),
             sum(sample.num_tokens for sample in samples),
@@ -292,13 +293,12 @@ class Trainer:
             number=number + 1,
             stage=plan.stage_at(number).name,
             ids=ids,
-            loss=loss,
+            numbers=Arriving([loss, norm]),
             learning_rate=learning_rate,
-            grad_norm=norm,
             num_answer_tokens=num_answer_tokens,
             num_tokens=num_tokens,
             num_examples=(number + 1) * len(ids),
-            started=started,
+            begun=begun,
         )
 
     def _gradients(
@@ -349,17 +349,9 @@ class Trainer:
         detached: torch.Tensor = loss.detach()
         return detached
 
-    def _save(self, checkpoints: CheckpointWriter, step: int) -> None:
-        checkpoints.start(Checkpoint(step, self.optimizer.weights(), self.optimizer.state_dict()))
-
-    def settle(self) -> None:
-        """Wait until the last checkpoint is on the disk.
-
-        Raises:
-            UserError: If the disk is full.
-        """
-        if self._checkpoints is not None:
-            self.ranks.first(self._checkpoints.settle)
+    def _save(self, plan: Plan, step: int) -> None:
+        state = Checkpoint(step, self.optimizer.weights(), self.optimizer.state_dict())
+        self.checkpoints.start(state, order_sha256=plan.sha256)
 
     def _resume(self, plan: Plan) -> int:
         saved = self.ranks.first(

@@ -1,5 +1,6 @@
 """Checkpoints on a disk that fills up, and logs that a crash of the machine has cut."""
 
+import errno
 import json
 import os
 import shutil
@@ -51,26 +52,29 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_room_to_say_so(small_dis
 
 
 def test_a_full_disk_is_said_by_the_writer_that_works_behind_the_training(small_disk):
-    writer = CheckpointWriter(small_disk / "checkpoints", order_sha256="a")
-    writer.start(checkpoint(1))
-    writer.settle()
-    writer.look()
+    writer = CheckpointWriter(small_disk / "checkpoints")
+    with writer:
+        writer.start(checkpoint(1), order_sha256="a")
     (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - 100_000))
-    writer.start(checkpoint(2))
+    writer.start(checkpoint(2), order_sha256="a")
     with pytest.raises(UserError, match="the disk is full"):
-        writer.start(checkpoint(3))
+        writer.start(checkpoint(3), order_sha256="a")
+    with pytest.raises(UserError, match="the disk is full"), writer:
+        writer.start(checkpoint(3), order_sha256="a")
+        raise OSError(errno.ENOSPC, "a line of the log had no room either")
+    writer = CheckpointWriter(small_disk / "checkpoints")
     (small_disk / "ballast").unlink()
-    writer.start(checkpoint(4))
-    writer.settle()
+    with writer:
+        writer.start(checkpoint(4), order_sha256="a")
     saved = load_checkpoint(small_disk / "checkpoints", order_sha256="a")
     assert saved is not None
     assert saved.step == 4
 
 
 def test_what_ends_in_an_error_leaves_its_checkpoint_whole(tmp_path):
-    writer = CheckpointWriter(tmp_path, order_sha256="a")
+    writer = CheckpointWriter(tmp_path)
     with pytest.raises(KeyboardInterrupt), writer:
-        writer.start(checkpoint(1))
+        writer.start(checkpoint(1), order_sha256="a")
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 

@@ -59,7 +59,10 @@ def test_a_sample_above_the_limit_is_an_error_and_never_cut(tiny, phantoms):
 
 def test_lengths_are_checked_to_the_token_before_anything_is_encoded(tiny, encoder, phantoms):
     spoken = dataclasses.replace(phantoms[1], question="Größe der Läsion? 病变 🩻" * 9)
-    examples = [*phantoms[:20], two_images(phantoms), spoken]
+    # So thin a picture exceeds the pixel budget: no side is less than a token.
+    line = PngImage("thin", np.zeros((20, 900), dtype=np.uint8))
+    thin = dataclasses.replace(phantoms[2], images=(line,), image_ids=("thin",))
+    examples = [*phantoms[:20], two_images(phantoms), spoken, thin]
     sizes = [encoder.encode(example).num_tokens for example in examples]
     for example, size in zip(examples, sizes, strict=True):
         Encoder(tiny.processor, max_length_tokens=size).check_lengths([example])

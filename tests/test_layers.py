@@ -74,6 +74,7 @@ MAY_IMPORT = {
     "model": SAMPLES,
     "collate": SAMPLES,
     "ahead": set(),
+    "device_time": set(),
     "generation": {*SAMPLES, "model", "collate", "decoder", "engine", "ahead"},
     "identity": MODELS,
     "predictions": {*RECORDS, "places"},
@@ -93,7 +94,7 @@ MAY_IMPORT = {
     "optimizer": {*SAMPLES, "model"},
     "training": {
         *(*SAMPLES, "model", "collate", "curriculum", "record", "checkpoint"),
-        *("engine", "optimizer", "ahead", *RANKS),
+        *("engine", "optimizer", "ahead", "device_time", *RANKS),
     },
     "base": {*SAMPLES, "model", "collate", "data", "engine", "ahead"},
     "errors": RECORDS,

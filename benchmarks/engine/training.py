@@ -1,7 +1,6 @@
 """Training: rates, loss curves and gradients of the engines."""
 
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,16 +49,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Trained:
-    """One call of the trainer; times by `time.perf_counter`, as each loss arrived."""
+    """One call of the trainer; `seconds` of each step are the device's, gaps included."""
 
     losses: list[float]
-    stamps: list[float]
+    seconds: list[float]
     num_tokens: int
     micro_batch_size: int
-
-    def seconds(self, warm_up: int) -> float:
-        """Return how long the steps after the warm-up took."""
-        return self.stamps[-1] - self.stamps[warm_up - 1]
 
 
 def cases_of(texts: Sequence[str], engine: Engine) -> list[Case]:
@@ -94,22 +89,16 @@ def train(
     """Train from the adapter of seed 0 and return what was seen."""
     reset_adapter(loaded.model, seed=0)
     loaded.reset_peak()
-    stamps: list[float] = []
     rows: list[Any] = []
-
-    def on_step(row: Any) -> None:
-        stamps.append(time.perf_counter())
-        rows.append(row)
-
     with tempfile.TemporaryDirectory() as directory:
         config = config_of(case, num_steps)
         trainer = Trainer(loaded, encoder, config, directory=Path(directory), seed=0)
         plan = plan_of(examples, num_steps)
         by_id = {example.id: example for example in examples}
-        result = trainer.train(plan, by_id, on_step=on_step, on_stage_end=nothing)
+        result = trainer.train(plan, by_id, on_step=rows.append, on_stage_end=nothing)
     return Trained(
         losses=[row["loss"] for row in rows],
-        stamps=stamps,
+        seconds=[row["seconds"] for row in rows],
         num_tokens=sum(row["num_tokens"] for row in rows),
         micro_batch_size=result.micro_batch_size,
     )
@@ -166,7 +155,7 @@ def training(bench: Bench, engine: Engine) -> Iterator[Row]:
 def rate(trained: Trained, warm_up: int) -> Row:
     """Return samples a second after the warm-up, with the losses at both ends."""
     num_steps = len(trained.losses) - warm_up
-    seconds = trained.seconds(warm_up)
+    seconds = sum(trained.seconds[warm_up:])
     return {
         "samples_per_second": round(BATCH_SIZE * num_steps / seconds, 2),
         "ms_per_step": round(1000 * seconds / num_steps, 1),

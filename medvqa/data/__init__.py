@@ -86,17 +86,18 @@ def load_pool(config: RowsConfig, *, seed: int) -> Pool:
 def load_sets(config: DataConfig) -> dict[str, Pool]:
     """Return the evaluation sets by name; see `load_pool`."""
     return {
-        name: _at_most(load_pool(source, seed=config.seed), config)
+        name: at_most(
+            load_pool(source, seed=config.seed), config.evaluation_limit, seed=config.seed
+        )
         for name, source in config.evaluation.items()
     }
 
 
-def _at_most(pool: Pool, config: DataConfig) -> Pool:
+def at_most(pool: Pool, size: int | None, *, seed: int) -> Pool:
     """Return the set, or a seeded sample of its rows where it has more than are to be asked."""
-    size = config.evaluation_limit
     if size is None or len(pool.examples) <= size:
         return pool
-    kept = sample(pool.examples, size, seed=config.seed, setting="data.evaluation_limit")
+    kept = sample(pool.examples, size, seed=seed, setting="data.evaluation_limit")
     if len(pool.parts) == 1:
         counts = dict.fromkeys(pool.parts, len(kept))
     else:  # a mixture's ids begin with the part's name

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medvqa.config import SourceConfig
-from medvqa.data import load_pool
+from medvqa.data import at_most, load_pool
 from medvqa.example import Example, ImageSource, UserError
 from medvqa.image import load_rgb
 from medvqa.report.arms import Arm
@@ -43,9 +43,9 @@ def read_pictures(arms: Sequence[Arm]) -> Pictures:
     urls: dict[str, str] = {}
     shown: dict[str, tuple[str, ...]] = {}
     notes: list[str] = []
-    for name, source, seed in _sources(arms):
+    for name, source, limit, seed in _sources(arms):
         try:
-            examples = load_pool(source, seed=seed).examples
+            examples = at_most(load_pool(source, seed=seed), limit, seed=seed).examples
         except (UserError, OSError) as error:
             notes.append(f"no pictures of {name}: {str(error).splitlines()[0]}")
             continue
@@ -55,15 +55,16 @@ def read_pictures(arms: Sequence[Arm]) -> Pictures:
     return Pictures(urls=urls, shown=shown, notes=tuple(notes))
 
 
-def _sources(arms: Sequence[Arm]) -> list[tuple[str, SourceConfig, int]]:
-    """Return the different evaluation sources of the arms with the seed that draws them."""
-    found: dict[str, tuple[str, SourceConfig, int]] = {}
+def _sources(arms: Sequence[Arm]) -> list[tuple[str, SourceConfig, int | None, int]]:
+    """Return the different evaluation sources of the arms with limit and seed of their samples."""
+    found: dict[str, tuple[str, SourceConfig, int | None, int]] = {}
     for arm in arms:
         data = arm.config["data"]
         for name, values in data["evaluation"].items():
-            key = json.dumps([values, data["seed"]], sort_keys=True)
+            limit, seed = data.get("evaluation_limit"), int(data["seed"])
+            key = json.dumps([values, limit, seed], sort_keys=True)
             if key not in found:
-                found[key] = (name, source_config(values), int(data["seed"]))
+                found[key] = (name, source_config(values), limit, seed)
     return list(found.values())
 
 
