@@ -131,3 +131,13 @@ def test_a_budget_below_one_patch_is_refused():
     config = ModelConfig(name="medvqa/tiny", min_pixels=16, max_pixels=64)
     with pytest.raises(UserError, match=r"model.max_pixels=64 is not obeyed.*at least 1024"):
         load_model(config, LoraConfig(rank=2), gradient_checkpointing=False, seed=0)
+
+
+def test_every_module_is_switched_however_the_model_was_left():
+    loaded = load_model(TINY, LoraConfig(rank=4, alpha=8), gradient_checkpointing=False, seed=0)
+    for training in (True, True, False, True):
+        loaded.use_for(training=training)
+        assert {module.training for module in loaded.model.modules()} == {training}
+    loaded.model.eval()
+    loaded.use_for(training=True)
+    assert all(module.training for module in loaded.model.modules())
