@@ -145,10 +145,13 @@ class Encoder:
         tokenizer = self.processor.tokenizer
         num_prompt = len(tokenizer(text, add_special_tokens=False)["input_ids"])
         num_answer = len(tokenizer(example.answers[0], add_special_tokens=False)["input_ids"]) + 1
-        pairs = zip(example.images, example.image_ids, strict=True)
-        num_image = sum(self._count_image(image, image_id) for image, image_id in pairs)
+        num_image = self._count_images(example)
         # Each image's marker is in the prompt already, as one token that the patches replace.
         return TokenCount(num_prompt + num_answer - len(example.images), num_image)
+
+    def _count_images(self, example: Example) -> int:
+        pairs = zip(example.images, example.image_ids, strict=True)
+        return sum(self._count_image(image, image_id) for image, image_id in pairs)
 
     def _count_image(self, image: ImageSource, image_id: str) -> int:
         key = _image_key(image, image_id)
@@ -169,9 +172,8 @@ class Encoder:
         too_long = []
         for example in examples:
             num_bytes = len(f"{example.question}{example.answers[0]}".encode())
-            pairs = zip(example.images, example.image_ids, strict=True)
-            num_image = sum(self._count_image(image, image_id) for image, image_id in pairs)
-            bound = rest + num_bytes + num_image + MARKERS * len(example.images) + 1
+            num_image = self._count_images(example) + MARKERS * len(example.images)
+            bound = rest + num_bytes + num_image + 1
             if bound > self.max_length_tokens:
                 num_tokens = self.count(example).total
                 if num_tokens > self.max_length_tokens:

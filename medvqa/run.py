@@ -96,6 +96,12 @@ class Prepared:
     plan: Plan
     description: Mapping[str, Any]
 
+    def used(self) -> list[Example]:
+        """Return what the model will be shown: the planned examples, then all questions."""
+        by_id = {example.id: example for example in self.pool}
+        planned = [by_id[name] for name in dict.fromkeys(self.plan.order)]
+        return [*planned, *(e for examples in self.sets.values() for e in examples)]
+
 
 @dataclass(frozen=True)
 class Data:
@@ -184,17 +190,16 @@ def prepare(config: Config, data: Data) -> Prepared:
     """
     training, pools = data.training, data.sets
     plan = check(config, data)
-    by_id = {example.id: example for example in training.examples}
-    used = [by_id[name] for name in dict.fromkeys(plan.order)]
-    num_left = check_images([*used, *(e for pool in pools.values() for e in pool.examples)])
-    if num_left:
-        log.info("%s pictures are not looked at before training", f"{num_left:,}")
-    return Prepared(
+    prepared = Prepared(
         training.examples,
         {name: pool.examples for name, pool in pools.items()},
         plan,
         {name: describe_pool(pool) for name, pool in {"training": training, **pools}.items()},
     )
+    num_left = check_images(prepared.used())
+    if num_left:
+        log.info("%s pictures are not looked at before training", f"{num_left:,}")
+    return prepared
 
 
 def run_rank(
@@ -269,8 +274,7 @@ def train_and_evaluate(
         loaded.processor, max_length_tokens=config.model.max_length_tokens, patches=patches
     )
     by_id = {example.id: example for example in prepared.pool}
-    trained_on = [by_id[name] for name in dict.fromkeys(plan.order)]
-    encoder.check_lengths([*trained_on, *(e for examples in sets.values() for e in examples)])
+    encoder.check_lengths(prepared.used())
     first = preview(encoder, encoder.encode(by_id[plan.order[0]]))
     (directory / "preview.txt").write_text(first + "\n", encoding="utf-8")
     log.info("first sample; the loss is on [[...]] only:\n%s\n", first)

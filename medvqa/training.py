@@ -188,12 +188,12 @@ class Trainer:
         self.engine = chosen_engine(config.engine, loaded)
         fused = self.engine is Engine.fused
         log.info("engine: %s", self.engine.value)
-        on_gpu = loaded.device.type == "cuda"
-        self.optimizer = AdapterOptimizer(loaded, config, in_compute_type=fused and on_gpu)
+        self._on_gpu = loaded.device.type == "cuda"
+        self.optimizer = AdapterOptimizer(loaded, config, in_compute_type=fused and self._on_gpu)
         self._packed = PackedModel(loaded, encoder.image_token_id) if fused else None
         largest_share = math.ceil(self.batch_size / ranks.size)
         self._micro_batch_size = min(config.micro_batch_size, largest_share)
-        if on_gpu and config.fit_micro_batch:
+        if self._on_gpu and config.fit_micro_batch:
             self._micro_batch_size = largest_share
 
     @property
@@ -230,8 +230,7 @@ class Trainer:
             for step in range(first_step, plan.num_steps)
         ]
         encoded = self._encoded(steps, examples)
-        on_gpu = self.loaded.device.type == "cuda"
-        step_log = StepLog(self.directory, first_step, on_step, is_behind=on_gpu)
+        step_log = StepLog(self.directory, first_step, on_step, is_behind=self._on_gpu)
         with self.checkpoints if wait else nullcontext(), step_log, closing(encoded):
             if first_step in stage_ends:  # killed between a stage's end and its evaluation
                 on_stage_end(stage_ends[first_step], first_step)
@@ -263,8 +262,7 @@ class Trainer:
         def encode(ids: Sequence[str]) -> list[Sample]:
             return [self.encoder.encode(examples[name]) for name in self.ranks.share(ids)]
 
-        on_gpu = self.loaded.device.type == "cuda"
-        return ahead(encode, steps, num_threads=ENCODING_THREADS if on_gpu else 0)
+        return ahead(encode, steps, num_threads=ENCODING_THREADS if self._on_gpu else 0)
 
     def _step(
         self, plan: Plan, number: int, ids: Sequence[str], samples: Sequence[Sample]

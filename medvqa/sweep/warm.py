@@ -10,6 +10,7 @@ from medvqa.collate import Patches
 from medvqa.config import LoraConfig, ModelConfig
 from medvqa.engine import kept_features
 from medvqa.model import LoadedModel, load_model, reset_adapter
+from medvqa.run import DataOnce
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +26,11 @@ class WarmModels:
 
     Attributes:
         patches: Pictures as the model takes them, of the data that jobs have read so far.
+        rows: Of the same data.
     """
 
     def __init__(self) -> None:
+        self.rows = DataOnce(show=False)
         self.patches = Patches(max_bytes=PATCHES_BYTES)
         self._key = ""
         self._data: Any = None
@@ -39,6 +42,7 @@ class WarmModels:
         """Say which data the next job reads: of other data, pictures may have the same names."""
         if data != self._data:
             self._forget_pictures()
+            self.rows = DataOnce(show=False)
         self._data = data
 
     def _forget_pictures(self) -> None:

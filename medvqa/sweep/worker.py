@@ -100,25 +100,21 @@ class Runner:
 
     def __init__(self) -> None:
         self._models: Any = None
-        self._data: Any = None
-        self._data_config: Any = None
 
     def __call__(self, job: Job) -> bool:
         """Run the job as `python train.py` would; return whether its memory was given back."""
-        from medvqa.run import DataOnce, run
+        from medvqa.run import run
         from medvqa.sweep.warm import WarmModels
 
         self._models = self._models or WarmModels()
         self._models.expect(job.config["data"])
-        if self._data is None or job.config["data"] != self._data_config:
-            self._data, self._data_config = DataOnce(show=False), job.config["data"]
         run(
             typed(job.config),
             directory=job.directory,
             settings=job.settings(),
             load=self._models.load,
             patches=self._models.patches,
-            data=self._data,
+            data=self._models.rows,
         )
         return bool(self._models.release())
 
