@@ -78,7 +78,7 @@ def put_trained_adapter(bench: Bench) -> None:
     import torch
 
     if not bench.adapter:
-        train(bench.loaded, bench.encoder(), bench.pool, Case(Engine.fused, 8),
+        train(bench.loaded, bench.encoder(), bench.pool, Case(Engine.auto, 8),
               bench.settings.curve_steps)  # fmt: skip
         bench.adapter.update({n: p.detach().float().cpu() for n, p in bench.loaded.trainable})
     reset_adapter(bench.loaded.model, seed=0)
