@@ -67,7 +67,7 @@ metrics() { # with random weights where only the encoder's shape was carried
     $([ -d "$carried/minilm" ] && echo --random-encoder "$carried/minilm")
 }
 unsloth() { # the published way: its checkpointing, 2 x 4, one question at a time
-  save && measure "${UNSLOTH_S:-240}" "$model" training,answering --backend unsloth \
+  save && measure "${UNSLOTH_S:-240}" "$model" "${UNSLOTH:-training,answering}" --backend unsloth \
     --checkpointing --training plain:2 --answering plain:plain:1:8 $(saved)
 }
 startup_unsloth() { # one record for both backends: it replaces that of `startup`

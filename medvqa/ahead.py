@@ -10,18 +10,26 @@ Result = TypeVar("Result")
 
 
 def ahead(
-    function: Callable[[Item], Result], items: Sequence[Item], *, num_threads: int
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    num_threads: int,
+    initializer: Callable[[], None] | None = None,
 ) -> Generator[Result]:
     """Yield the function's results in order; threads compute the next ones meanwhile.
 
-    Without threads each is computed when it is asked for.
+    Args:
+        function: What is computed.
+        items: Of these.
+        num_threads: Without threads each is computed when it is asked for.
+        initializer: What each thread does first.
     """
     if num_threads == 0:
         yield from map(function, items)
         return
     remaining = iter(items)
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(num_threads) as pool:
+    with ThreadPoolExecutor(num_threads, initializer=initializer) as pool:
         try:
             for item in remaining:
                 waiting.append(pool.submit(function, item))

@@ -18,10 +18,10 @@ from medvqa.ahead import ahead
 from medvqa.collate import Encoder, Sample
 from medvqa.config import SourceConfig
 from medvqa.data import load_examples
-from medvqa.engine import attend_to_all_pictures_at_once
 from medvqa.example import Example, UserError
 from medvqa.model import EMBEDDED
 from medvqa.progress import track
+from medvqa.vision import attend_to_all_pictures_at_once
 
 if TYPE_CHECKING:
     import torch

@@ -106,6 +106,14 @@ class Encoder:
 
     Each picture is decoded and cut into patches once while it stays among the last
     `max_cached_images`, or, where `patches` outlive this encoder, in those.
+
+    Args:
+        processor: The model's.
+        max_length_tokens: A longer sample is an error.
+        max_cached_images: How many pictures are kept.
+        patches: Where they are kept instead.
+        pixel_dtype: The vision tower's type. It casts to it in any case; done here, by threads,
+            half as many bytes are kept and moved.
     """
 
     def __init__(
@@ -115,10 +123,12 @@ class Encoder:
         max_length_tokens: int,
         max_cached_images: int = 512,
         patches: Patches | None = None,
+        pixel_dtype: "torch.dtype | None" = None,
     ) -> None:
         self.processor = processor
         self.max_length_tokens = max_length_tokens
         self._patches = Patches(max_images=max_cached_images) if patches is None else patches
+        self._pixel_dtype = pixel_dtype
         self._image_tokens: dict[str, int] = {}
         self._image_token = processor.image_token
         self.image_token_id: int = processor.image_token_id
@@ -236,6 +246,7 @@ class Encoder:
             return found
         encoded = self.processor.image_processor(images=[load_rgb(image)], return_tensors="pt")
         values, grid = encoded["pixel_values"], encoded["image_grid_thw"][0]
+        values = values.to(self._pixel_dtype or values.dtype)
         self._patches.keep(key, values, grid)
         return values, grid
 
@@ -276,6 +287,17 @@ class Encoder:
             batch["pixel_values"] = torch.cat(patches)
             batch["image_grid_thw"] = torch.cat(grids)
         return batch
+
+
+def encode_alone() -> None:
+    """Let what this thread computes with PyTorch be computed by no other.
+
+    Several threads encode already; helpers of each would keep the one that launches the GPU's work
+    from its core.
+    """
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def _joined(patches: "Sequence[torch.Tensor]") -> "torch.Tensor | None":

@@ -10,12 +10,14 @@ from medvqa.image import load_rgb
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 NUM_SAMPLES, COLUMNS = 12, 4
+DPI = 130  # of the file; the pictures are pasted as its pixels
 MAX_IMAGES = 4  # of one question; the sheet says how many more there are
 CELL_IN, IMAGE_IN, MARGIN_IN, LINE_IN, TITLE_IN = 3.2, 2.3, 0.14, 0.155, 0.45
 FONT_PT = 8.5
-THUMBNAIL_PX = 320
+LARGEST_PX = round((CELL_IN - 2 * MARGIN_IN) * DPI)  # a picture's longer side
 MAX_LINES = {"Q": 4, "wanted": 3, "said": 4}
 RIGHT, WRONG = "#0072B2", "#D55E00"
 # What the built-in font lacks, Chinese first (SLAKE); the first one that is installed serves.
@@ -115,6 +117,7 @@ def _draw_cell(
     figure: "Figure", cell: Cell, left_in: float, top_in: float, height_in: float, font: Any
 ) -> None:
     """Draw images, texts and a frame; positions count from the sheet's lower left corner."""
+    import numpy as np
     from matplotlib.patches import Rectangle
 
     width, height = figure.get_size_inches()
@@ -135,19 +138,16 @@ def _draw_cell(
     down = -(-len(images) // across)
     inner = CELL_IN - 2 * MARGIN_IN
     for number, source in enumerate(images):
-        picture = load_rgb(source, enough_px=THUMBNAIL_PX)
-        picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
         box_width, box_height = inner / across, IMAGE_IN / down
-        axes = figure.add_axes(
-            (
-                (left_in + MARGIN_IN + (number % across) * box_width + 0.02) / width,
-                (top_in - MARGIN_IN - (number // across + 1) * box_height) / height,
-                (box_width - 0.04) / width,
-                (box_height - 0.04) / height,
-            )
+        picture = _fitted(load_rgb(source, enough_px=LARGEST_PX), box_width, box_height)
+        left = left_in + MARGIN_IN + (number % across) * box_width
+        bottom = top_in - MARGIN_IN - (number // across + 1) * box_height
+        # As pixels of the file: an axes each would take longer than all the rest.
+        figure.figimage(
+            np.asarray(picture),
+            xo=round(left * DPI + (box_width * DPI - picture.width) / 2),
+            yo=round(bottom * DPI + (box_height * DPI - picture.height) / 2),
         )
-        axes.imshow(picture)
-        axes.set_axis_off()
     y_in = top_in - IMAGE_IN - 2 * MARGIN_IN
     for number, line in enumerate(cell.lines):
         figure.text(
@@ -160,6 +160,13 @@ def _draw_cell(
             fontweight="bold" if number == 0 else "normal",
             parse_math=False,
         )
+
+
+def _fitted(picture: "Image", width_in: float, height_in: float) -> "Image":
+    """Return the picture as large as the box allows, without its gap."""
+    room = [(side - 0.04) * DPI for side in (width_in, height_in)]
+    scale = min(room[0] / picture.width, room[1] / picture.height)
+    return picture.resize((max(1, int(picture.width * scale)), max(1, int(picture.height * scale))))
 
 
 def cell_lines(

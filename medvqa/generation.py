@@ -1,14 +1,15 @@
 """Batched greedy decoding; questions about one picture share its part of the prompt."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any
 
 from medvqa.ahead import ahead
-from medvqa.collate import Encoder, Sample
+from medvqa.collate import Encoder, Sample, encode_alone
 from medvqa.config import Decoding
 from medvqa.engine import PackedModel, is_supported
 from medvqa.example import Example, UserError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from medvqa.decoder import Cache
 
 log = logging.getLogger(__name__)
+
+Decode = Callable[[Encoder, Sequence[Sample], int], "torch.Tensor"]  # the last: new tokens
 
 ENCODING_THREADS = 4  # on a GPU, which would otherwise wait for pictures to be decoded
 
@@ -73,7 +76,9 @@ def generate(
     import torch
 
     chosen = chosen_decoding(decoding, loaded)
-    decode = shared_prefix if chosen is Decoding.shared_prefix else plain
+    decode: Decode = partial(plain, loaded)
+    if chosen is Decoding.shared_prefix:
+        decode = partial(shared_prefix, PackedModel(loaded, encoder.image_token_id))
     tokenizer = encoder.processor.tokenizer
     texts = [""] * len(examples)
     cut, num_tokens = [False] * len(examples), [0] * len(examples)
@@ -87,12 +92,15 @@ def generate(
     loaded.use_for(training=False)
     threads = ENCODING_THREADS if loaded.device.type == "cuda" else 0
     encoded = ahead(
-        lambda batch: [encoder.encode(examples[i]) for i in batch], batches, num_threads=threads
+        lambda batch: [encoder.encode(examples[i]) for i in batch],
+        batches,
+        num_threads=threads,
+        initializer=encode_alone,
     )
     with torch.inference_mode(), closing(encoded):
         for indices in track(batches, description=description):
             samples = next(encoded)
-            new = _within_memory(decode, loaded, encoder, samples, max_new_tokens)
+            new = _within_memory(decode, encoder, samples, max_new_tokens)
             endless = (new != tokenizer.eos_token_id).all(dim=1).tolist()
             ended = _ended(new, tokenizer)
             decoded = tokenizer.batch_decode(ended, skip_special_tokens=True)
@@ -132,8 +140,7 @@ def _ended(new: "torch.Tensor", tokenizer: Any) -> "list[torch.Tensor]":
 
 
 def _within_memory(
-    decode: Any,
-    loaded: LoadedModel,
+    decode: "Decode",
     encoder: Encoder,
     samples: Sequence[Sample],
     max_new_tokens: int,
@@ -142,8 +149,7 @@ def _within_memory(
     import torch
 
     try:
-        result: torch.Tensor = decode(loaded, encoder, samples, max_new_tokens)
-        return result
+        return decode(encoder, samples, max_new_tokens)
     except torch.OutOfMemoryError:
         if len(samples) == 1:
             raise
@@ -151,7 +157,7 @@ def _within_memory(
     torch.cuda.empty_cache()
     middle = len(samples) // 2
     halves = [
-        _within_memory(decode, loaded, encoder, part, max_new_tokens)
+        _within_memory(decode, encoder, part, max_new_tokens)
         for part in (samples[:middle], samples[middle:])
     ]
     width = max(half.shape[1] for half in halves)
@@ -186,7 +192,7 @@ def plain(
 
 
 def shared_prefix(
-    loaded: LoadedModel, encoder: Encoder, samples: Sequence[Sample], max_new_tokens: int
+    model: PackedModel, encoder: Encoder, samples: Sequence[Sample], max_new_tokens: int
 ) -> "torch.Tensor":
     """Return new tokens (B, N) on the CPU; equal beginnings of prompts are computed once.
 
@@ -202,12 +208,12 @@ def shared_prefix(
     groups = [list(members) for _, members in groupby(range(len(samples)), keys.__getitem__)]
     rests = [sample.prompt_ids[split:] for sample, split in zip(samples, splits, strict=True)]
     room = max(len(sample.prompt_ids) for sample in samples) + max_new_tokens
-    state = _Branches(PackedModel(loaded, encoder.image_token_id), num_rows=len(samples), room=room)
+    state = _Branches(model, num_rows=len(samples), room=room)
     state.begin([samples[group[0]] for group in groups], [splits[g[0]] for g in groups], groups)
     logits = state.extend(rests)
     end = encoder.processor.tokenizer.eos_token_id
     columns: list[torch.Tensor] = []
-    finished = torch.zeros(len(samples), dtype=torch.bool, device=loaded.device)
+    finished = torch.zeros(len(samples), dtype=torch.bool, device=logits.device)
     while True:
         token = logits.argmax(dim=-1).masked_fill(finished, end)
         columns.append(token)

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medvqa.contact_sheet import draw_samples
+from medvqa.contact_sheet import DPI, draw_samples
 from medvqa.evaluation import Evaluation
 from medvqa.example import Example
 from medvqa.record import read_lines
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DPI = 130
 # Okabe and Ito's colours, which stay apart for every kind of colour vision; markers differ, too.
 COLOURS = {
     "exact_match": "#0072B2",

@@ -271,7 +271,10 @@ def train_and_evaluate(
     keeper.update(model=loaded.describe())
     plan, sets = prepared.plan, prepared.sets
     encoder = Encoder(
-        loaded.processor, max_length_tokens=config.model.max_length_tokens, patches=patches
+        loaded.processor,
+        max_length_tokens=config.model.max_length_tokens,
+        patches=patches,
+        pixel_dtype=loaded.dtype,
     )
     by_id = {example.id: example for example in prepared.pool}
     encoder.check_lengths(prepared.used())

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from medvqa.ahead import ahead
 from medvqa.checkpoint import Checkpoint, CheckpointWriter, load_checkpoint
-from medvqa.collate import Encoder, Sample
+from medvqa.collate import Encoder, Sample, encode_alone
 from medvqa.config import Engine, OptimizerPolicy, TrainingConfig
 from medvqa.curriculum import Plan, PlannedStage, learning_rate_factor, order_sha256
 from medvqa.device_time import Arriving, Mark
@@ -262,7 +262,8 @@ class Trainer:
         def encode(ids: Sequence[str]) -> list[Sample]:
             return [self.encoder.encode(examples[name]) for name in self.ranks.share(ids)]
 
-        return ahead(encode, steps, num_threads=ENCODING_THREADS if self._on_gpu else 0)
+        num_threads = ENCODING_THREADS if self._on_gpu else 0
+        return ahead(encode, steps, num_threads=num_threads, initializer=encode_alone)
 
     def _step(
         self, plan: Plan, number: int, ids: Sequence[str], samples: Sequence[Sample]

@@ -1,12 +1,14 @@
 """What the model is fed, checked against the library's own processor."""
 
+import copy
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
 
-from medvqa.collate import IGNORED, Encoder, Patches, preview
+from medvqa.ahead import ahead
+from medvqa.collate import IGNORED, Encoder, Patches, encode_alone, preview
 from medvqa.example import UserError
 from medvqa.image import load_rgb
 from tests.conftest import PngImage
@@ -109,3 +111,32 @@ def test_the_preview_marks_the_answer_and_counts_image_tokens(encoder, phantoms)
     assert "<16 image tokens>" in text
     assert text.endswith(f"[[{phantoms[0].answers[0]}<|im_end|>]]")
     assert phantoms[0].question in text.split("[[")[0]
+
+
+def test_patches_in_the_towers_type_are_what_it_casts_to_itself(tiny, phantoms):
+    tower = copy.deepcopy(tiny.inner.model.visual).to(torch.bfloat16)
+
+    def features(**options):
+        encoder = Encoder(tiny.processor, max_length_tokens=512, **options)
+        sample = encoder.encode(phantoms[0])
+        pixels = sample.pixel_values
+        with torch.no_grad():
+            return pixels.dtype, tower(pixels, sample.image_grid_thw).pooler_output
+
+    whole, expected = features()
+    half, found = features(pixel_dtype=torch.bfloat16)
+    assert (whole, half) == (torch.float32, torch.bfloat16)
+    assert torch.equal(found, expected)
+
+
+def test_an_encoding_thread_computes_alone_and_the_others_as_before():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = ahead(
+            lambda _: torch.get_num_threads(), [1, 2], num_threads=1, initializer=encode_alone
+        )
+        assert list(found) == [1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

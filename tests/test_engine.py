@@ -2,14 +2,15 @@
 
 import dataclasses
 
+import numpy as np
 import peft
 import pytest
 import torch
 
-from medvqa import engine, projection
+from medvqa import engine, projection, vision
 from medvqa.config import LoraConfig
 from medvqa.model import load_base, load_model, model_source, target_pattern
-from tests.conftest import TINY
+from tests.conftest import TINY, PngImage
 
 
 def with_adapter(loaded):
@@ -165,18 +166,34 @@ def test_features_of_a_picture_are_computed_once_and_are_the_same(
     trained, encoder, samples, monkeypatch
 ):
     expected = packed_loss(trained, encoder, samples).item()
-    cache = engine.VisionCache(max_bytes=10**8)
-    monkeypatch.setattr(engine, "shared_features", lambda loaded: cache)
+    cache = vision.VisionCache(max_bytes=10**8)
+    monkeypatch.setattr(vision, "shared_features", lambda loaded: cache)
     for _ in range(2):
         assert packed_loss(trained, encoder, samples).item() == pytest.approx(expected, rel=1e-5)
     keys = [key for sample in samples for key in sample.image_keys]
     assert cache.num_computed == len(set(keys)) < len(keys)
 
 
+def test_the_tower_is_handed_what_it_would_derive_itself(trained, encoder, phantoms, samples):
+    wide = PngImage("wide.png", np.zeros((64, 128, 3), dtype=np.uint8))
+    other = dataclasses.replace(phantoms[0], images=(wide,), image_ids=("wide",))
+    samples.insert(1, encoder.encode(other))
+    grid = torch.cat([sample.image_grid_thw for sample in samples])
+    pixels = torch.cat([sample.pixel_values for sample in samples])
+    assert len(grid.unique(dim=0)) > 1, "pictures of one size would hide a mistake"
+    with torch.no_grad():
+        own = trained.inner.model.get_image_features(pixels, grid, return_dict=True)
+        pictures = vision.Pictures(trained)
+        for _ in range(2):  # the second time, grids are known
+            last, *middle = pictures.features(samples)
+            assert torch.equal(last, torch.cat(own.pooler_output))
+            assert all(map(torch.equal, middle, own.deepstack_features))
+
+
 def test_a_full_cache_forgets_the_oldest_picture(trained, encoder, samples, monkeypatch):
     expected = packed_loss(trained, encoder, samples).item()
-    cache = engine.VisionCache(max_bytes=1)
-    monkeypatch.setattr(engine, "shared_features", lambda loaded: cache)
+    cache = vision.VisionCache(max_bytes=1)
+    monkeypatch.setattr(vision, "shared_features", lambda loaded: cache)
     for _ in range(2):
         assert packed_loss(trained, encoder, samples).item() == pytest.approx(expected, rel=1e-5)
     first, last = samples[0], samples[-1]

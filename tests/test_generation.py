@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from medvqa import engine, generation
+from medvqa import generation, vision
 from medvqa.config import Decoding
-from medvqa.engine import VisionCache
 from medvqa.generation import generate
+from medvqa.vision import VisionCache
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_shared_prefix_changes_no_answer(tiny, encoder, mixed, phantoms):
 def test_cached_features_change_no_answer(tiny, encoder, mixed, monkeypatch):
     expected = answer(tiny, encoder, mixed)
     cache = VisionCache(max_bytes=10**8)
-    monkeypatch.setattr(engine, "shared_features", lambda loaded: cache)
+    monkeypatch.setattr(vision, "shared_features", lambda loaded: cache)
     assert answer(tiny, encoder, mixed) == expected
     num_computed = cache.num_computed
     assert answer(tiny, encoder, mixed) == expected
@@ -49,10 +49,10 @@ def test_a_batch_that_does_not_fit_is_halved(tiny, encoder, mixed, monkeypatch, 
     expected = answer(tiny, encoder, mixed)
     real = generation.shared_prefix
 
-    def small(loaded, encoder, samples, max_new_tokens):
+    def small(model, encoder, samples, max_new_tokens):
         if len(samples) > 5:
             raise torch.OutOfMemoryError("the GPU is small")
-        return real(loaded, encoder, samples, max_new_tokens)
+        return real(model, encoder, samples, max_new_tokens)
 
     monkeypatch.setattr(generation, "shared_prefix", small)
     assert answer(tiny, encoder, mixed, batch_size=24) == expected

@@ -5,13 +5,13 @@ import torch
 
 from medvqa.composition import resolved, typed
 from medvqa.config import LoraConfig
-from medvqa.engine import FEATURES, VisionCache
 from medvqa.model import load_model
 from medvqa.record import read_lines
 from medvqa.run import run
 from medvqa.sweep import warm
 from medvqa.sweep.job import Job
 from medvqa.sweep.warm import WarmModels
+from medvqa.vision import FEATURES, VisionCache
 from tests.conftest import TINY
 from tests.test_conf import composed
 from tests.test_sweep_scheduler import make_jobs

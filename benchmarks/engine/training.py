@@ -17,10 +17,10 @@ from medvqa.config import (
     TrainingConfig,
 )
 from medvqa.curriculum import Plan, plan_curriculum
-from medvqa.engine import kept_features
 from medvqa.example import Example
 from medvqa.model import LoadedModel, reset_adapter
 from medvqa.training import Trainer
+from medvqa.vision import kept_features
 
 if TYPE_CHECKING:
     import torch
@@ -217,7 +217,7 @@ def gradient_of(bench: Bench, case: Case) -> "dict[str, torch.Tensor]":
             optimizer.forget_gradients()
             found.update(zip(names, tensors, strict=True))
             norm: torch.Tensor = torch.stack([tensor.norm() for tensor in tensors]).norm()
-            return norm
+            return norm.to(loaded.device)
 
         optimizer.step = keep  # type: ignore[method-assign]
         plan = plan_of(bench.pool, 1)

@@ -97,7 +97,7 @@ class Bench:
 
     def encoder(self) -> Encoder:
         """Return an encoder that has seen no picture yet."""
-        return Encoder(self.loaded.processor, max_length_tokens=8192)
+        return Encoder(self.loaded.processor, max_length_tokens=8192, pixel_dtype=self.loaded.dtype)
 
     def peak_gb(self) -> float | None:
         """Return the most GPU memory since `reset_peak`."""

@@ -49,7 +49,11 @@ def run_probe(
         seed=config.seed,
     )
     load_seconds = time.perf_counter() - started
-    encoder = Encoder(loaded.processor, max_length_tokens=config.model.max_length_tokens)
+    encoder = Encoder(
+        loaded.processor,
+        max_length_tokens=config.model.max_length_tokens,
+        pixel_dtype=loaded.dtype,
+    )
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
         trainer = Trainer(loaded, encoder, config.training, directory=directory, seed=config.seed)

@@ -63,6 +63,7 @@ class Answerer:
             loaded.processor,
             max_length_tokens=trained.model.max_length_tokens,
             max_cached_images=CACHED_IMAGES,
+            pixel_dtype=loaded.dtype,
         )
         vocabulary = loaded.processor.tokenizer.get_added_vocab()
         # What only the prompt may say: a question with such a token would speak in its place.

@@ -8,9 +8,9 @@ from typing import Any
 
 from medvqa.collate import Patches
 from medvqa.config import LoraConfig, ModelConfig
-from medvqa.engine import kept_features
 from medvqa.model import LoadedModel, load_model, reset_adapter
 from medvqa.run import DataOnce
+from medvqa.vision import kept_features
 
 log = logging.getLogger(__name__)
 
