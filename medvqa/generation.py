@@ -76,6 +76,8 @@ def generate(
     import torch
 
     chosen = chosen_decoding(decoding, loaded)
+    if not examples:  # all were known already
+        return Answers((), (), (), chosen.value)
     decode: Decode = partial(plain, loaded)
     if chosen is Decoding.shared_prefix:
         decode = partial(shared_prefix, PackedModel(loaded, encoder.image_token_id))

@@ -43,7 +43,7 @@ ON_DEMAND = {"triton_kernels", "projection", "decoder"}
 RECORDS = {"example", "config"}
 RANKS = {"distributed"}
 SAMPLES = {*RECORDS, "image", "prompt", "hardware", "progress"}
-MODELS = {*SAMPLES, "model", "collate", "decoder", "engine", "ahead", "generation"}
+MODELS = {*SAMPLES, "model", "collate", "decoder", "vision", "engine", "ahead", "generation"}
 SCORES = {*RECORDS, "metrics", "bertscore", "statistics", "scoring"}
 # What a module may import; `data` holds its own files too. A new module needs a line here.
 MAY_IMPORT = {
@@ -90,13 +90,14 @@ MAY_IMPORT = {
     "kernels": {"triton_kernels"},
     "projection": set(),
     "decoder": {*SAMPLES, "model", "kernels", "projection"},
-    "engine": {*SAMPLES, "model", "collate", "decoder"},
+    "engine": {*SAMPLES, "model", "collate", "decoder", "vision"},
+    "vision": {*SAMPLES, "model", "collate"},
     "optimizer": {*SAMPLES, "model"},
     "training": {
         *(*SAMPLES, "model", "collate", "curriculum", "record", "checkpoint"),
         *("engine", "optimizer", "ahead", "device_time", *RANKS),
     },
-    "base": {*SAMPLES, "model", "collate", "data", "engine", "ahead"},
+    "base": {*SAMPLES, "model", "collate", "data", "vision", "ahead"},
     "errors": RECORDS,
     "composition": {*RECORDS, "errors", "hardware", "record"},
     "saved": {*SAMPLES, "model"},
