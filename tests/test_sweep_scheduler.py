@@ -166,6 +166,15 @@ def test_a_dead_launcher_takes_its_workers_along(tmp_path):
     pytest.fail("the worker is still there")
 
 
+def test_a_launcher_that_dies_as_it_hands_out_a_job_leaves_no_worker_with_it(tmp_path):
+    for number in range(5):  # one would often be right by chance
+        (job,) = make_jobs(tmp_path / str(number), HANGS)
+        worker = subprocess.run(
+            WORKER, cwd=ROOT, input=f"{job.directory}\n", text=True, timeout=60, check=False
+        )
+        assert worker.returncode == 1
+
+
 def test_a_damaged_status_counts_as_waiting(tmp_path):
     (job,) = make_jobs(tmp_path, 1)
     for text in ("", "{", "[]", '{"state": "asleep"}'):

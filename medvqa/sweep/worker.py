@@ -38,6 +38,7 @@ def serve(run_job: RunJob, commands: IO[str], answers: IO[str]) -> None:
 
     def listen() -> None:
         for line in commands:
+            busy.set()  # here: a launcher may die before the job is taken up
             directories.put(line.strip())
         if busy.is_set():
             os._exit(1)  # nobody waits for the result
@@ -45,7 +46,6 @@ def serve(run_job: RunJob, commands: IO[str], answers: IO[str]) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     while directory := directories.get():
-        busy.set()
         state, error, goes_on = _run_one(run_job, Path(directory))
         busy.clear()
         answer = {"state": state.value, "error": error, "goes_on": goes_on}
