@@ -1,6 +1,7 @@
 """The optimiser over the adapter, with weights in full precision behind those that compute."""
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from medvqa.config import Optimizer, TrainingConfig
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
+
+# bitsandbytes' (Dettmers et al., 8-bit Optimizers via Block-wise Quantization, ICLR 2022):
+BLOCK = 256  # numbers whose moments share a scale
+SMALL = 4096  # moments of smaller tensors are in 32 bits
 
 
 class AdapterOptimizer:
@@ -27,12 +32,21 @@ class AdapterOptimizer:
     def __init__(
         self, loaded: LoadedModel, config: TrainingConfig, *, in_compute_type: bool
     ) -> None:
+        import torch
+
         self._names = [name for name, _ in loaded.trainable]
         self._computing: list[torch.Tensor] = [parameter for _, parameter in loaded.trainable]
         self._in_compute_type = in_compute_type
-        self._weights = self._computing
+        self._weights = self._stepped = self._computing
         if in_compute_type:
-            self._weights = [p.detach().float().clone().requires_grad_() for p in self._computing]
+            shapes = [parameter.shape for parameter in self._computing]
+            self._together = Together(shapes, self._computing[0].device)
+            self._weights, self._stepped = self._together.parts, self._together.wholes
+            torch._foreach_copy_(self._weights, [p.detach() for p in self._computing])
+            sums = Together(shapes, self._computing[0].device)
+            self._sums, self._has_sums = sums.parts, False
+            for whole, total in zip(self._stepped, sums.wholes, strict=True):
+                whole.grad = total
             for parameter in self._computing:
                 parameter.data = parameter.data.to(loaded.dtype)
         self._config = config
@@ -41,7 +55,7 @@ class AdapterOptimizer:
 
     def reset(self) -> None:
         """Forget the moments."""
-        self._optimizer, self.name = _build(self._weights, self._config, on_gpu=self._on_gpu)
+        self._optimizer, self.name = _build(self._stepped, self._config, on_gpu=self._on_gpu)
 
     def collect(self) -> None:
         """Add a micro-batch's gradients; needed after each backward pass."""
@@ -52,25 +66,23 @@ class AdapterOptimizer:
         # A call for all of them, not one each: a step would wait for the host otherwise.
         with torch.no_grad():
             found = [p.grad for p in self._computing if p.grad is not None]
-            sums = [weight.grad for weight in self._weights if weight.grad is not None]
-            if sums:
-                torch._foreach_add_(sums, [gradient.float() for gradient in found])
+            if self._has_sums:
+                torch._foreach_add_(self._sums, [gradient.float() for gradient in found])
             else:
-                sums = [torch.empty_like(weight) for weight in self._weights]
-                torch._foreach_copy_(sums, found)
-                for weight, total in zip(self._weights, sums, strict=True):
-                    weight.grad = total
+                torch._foreach_copy_(self._sums, found)
+        self._has_sums = True
         for parameter in self._computing:
             parameter.grad = None
 
     def forget_gradients(self) -> None:
         """Drop what a step that ran out of memory has left."""
-        for parameter in (*self._weights, *self._computing):
+        self._has_sums = False
+        for parameter in self._computing:
             parameter.grad = None
 
     def gradients(self) -> "list[torch.Tensor]":
         """Return what the next step goes by, in full precision; to be summed over ranks."""
-        gradients = [weight.grad for weight in self._weights]
+        gradients = self._sums if self._in_compute_type else [p.grad for p in self._computing]
         assert all(gradient is not None for gradient in gradients)
         return [gradient for gradient in gradients if gradient is not None]
 
@@ -80,7 +92,7 @@ class AdapterOptimizer:
 
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = torch.nn.utils.clip_grad_norm_(self._weights, max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self._stepped, max_grad_norm)
         self._optimizer.step()
         self.forget_gradients()
         self._copy_to_model()
@@ -95,8 +107,12 @@ class AdapterOptimizer:
 
     def weights(self) -> "dict[str, torch.Tensor]":
         """Return the adapter in full precision on the CPU, by name."""
-        pairs = zip(self._names, self._weights, strict=True)
-        return {name: weight.detach().to("cpu", copy=True) for name, weight in pairs}
+        copies = (
+            self._together.on_cpu()
+            if self._in_compute_type
+            else [weight.detach().to("cpu", copy=True) for weight in self._weights]
+        )
+        return dict(zip(self._names, copies, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the moments on the CPU, which later steps do not change."""
@@ -128,7 +144,55 @@ class AdapterOptimizer:
             for name, weight in zip(self._names, self._weights, strict=True):
                 weight.copy_(weights[name])
         self._copy_to_model()
-        self._optimizer.load_state_dict(state)
+        try:
+            self._optimizer.load_state_dict(state)
+        except ValueError as error:
+            raise UserError(
+                f"the checkpoint's moments are of another optimiser or of an earlier version "
+                f"({error}); say fresh=true to start over"
+            ) from error
+
+
+class Together:
+    """Tensors in float32 that lie in one, so that an optimiser steps them by a few kernels.
+
+    bitsandbytes launches its kernels tensor by tensor, 504 times for an adapter of an 8B model.
+    Each tensor starts a new block of its moments, and those that it would leave in 32 bits stay
+    apart: the step is the same.
+
+    Attributes:
+        parts: One a shape, in order.
+        wholes: What an optimiser is given.
+    """
+
+    def __init__(self, shapes: "Sequence[torch.Size]", device: "torch.device") -> None:
+        import torch
+
+        self._shapes = shapes
+        sizes = [_padded(shape) for shape in shapes if shape.numel() >= SMALL]
+        whole = torch.zeros(sum(sizes), device=device)
+        pieces = iter(whole.split_with_sizes(sizes))
+        self.parts: list[torch.Tensor] = []
+        self.wholes: list[torch.Tensor] = [whole] if sizes else []
+        for shape in shapes:
+            if shape.numel() >= SMALL:
+                self.parts.append(next(pieces)[: shape.numel()].view(shape))
+            else:
+                self.parts.append(torch.zeros(shape, device=device))
+                self.wholes.append(self.parts[-1])
+
+    def on_cpu(self) -> "list[torch.Tensor]":
+        """Return copies of the parts, none of which shares memory with another."""
+        import torch
+
+        copy = Together(self._shapes, torch.device("cpu"))
+        for target, source in zip(copy.wholes, self.wholes, strict=True):
+            target.copy_(source)
+        return [part.clone() for part in copy.parts]
+
+
+def _padded(shape: "torch.Size") -> int:
+    return -(-shape.numel() // BLOCK) * BLOCK
 
 
 def _build(weights: Any, config: TrainingConfig, *, on_gpu: bool) -> tuple[Any, str]:

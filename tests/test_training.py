@@ -21,7 +21,7 @@ from medvqa.device_time import Arriving
 from medvqa.example import UserError
 from medvqa.generation import chosen_decoding
 from medvqa.model import load_model
-from medvqa.optimizer import AdapterOptimizer
+from medvqa.optimizer import SMALL, AdapterOptimizer
 from medvqa.record import read_lines
 from medvqa.training import Trainer, chosen_engine
 from tests.conftest import TINY
@@ -262,6 +262,48 @@ def test_updates_below_bfloat16_are_not_lost(tiny):
     name = next(name for name in before if "lora_A" in name)
     assert torch.allclose(before[name] - after[name], torch.full_like(after[name], 2e-4), rtol=1e-2)
     assert torch.equal(dict(low.trainable)[name], after[name].bfloat16())
+
+
+@pytest.mark.parametrize("rank", [2, 23])  # 23: tensors that are no whole number of blocks
+def test_eight_bit_steps_of_all_tensors_together_are_those_of_each(rank):
+    """Also where tensors are small enough for moments in 32 bits, and for a continued run."""
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="adamw_8bit is NOT checked")
+    low = load_model(TINY, LoraConfig(rank=rank), gradient_checkpointing=False, seed=0)
+    low = dataclasses.replace(low, dtype=torch.bfloat16)
+    alone = [p.detach().clone().requires_grad_() for _, p in low.trainable]
+    assert {p.numel() < SMALL for p in alone} == ({True} if rank == 2 else {True, False})
+    reference = bitsandbytes.optim.AdamW8bit(alone, lr=1e-2, weight_decay=BASE.weight_decay)
+
+    def begun():
+        optimizer = AdapterOptimizer(low, BASE, in_compute_type=True)
+        optimizer._on_gpu = True  # the library computes the same on a CPU, slowly
+        optimizer.reset()
+        assert optimizer.name.startswith("adamw_8bit")
+        return optimizer
+
+    optimizer = begun()
+    for number in range(4):
+        if number == 2:
+            saved = optimizer.weights(), optimizer.state_dict()
+            optimizer = begun()
+            optimizer.load(*saved)
+        torch.manual_seed(number)
+        for (_, parameter), own in zip(low.trainable, alone, strict=True):
+            parameter.grad = torch.randn_like(parameter)
+            own.grad = parameter.grad.float()
+        optimizer.collect()
+        optimizer.step(1e-2, max_grad_norm=1e9)
+        reference.step()
+    for weight, own in zip(optimizer.weights().values(), alone, strict=True):
+        assert torch.equal(weight, own)
+
+
+def test_moments_of_another_layout_are_one_clear_line():
+    low = load_model(TINY, LoraConfig(rank=16), gradient_checkpointing=False, seed=0)
+    apart = AdapterOptimizer(low, BASE, in_compute_type=False)
+    together = AdapterOptimizer(low, BASE, in_compute_type=True)
+    with pytest.raises(UserError, match=r"another optimiser or of an earlier version .*fresh=true"):
+        together.load(apart.weights(), apart.state_dict())
 
 
 def test_micro_batches_add_up_in_full_precision(tiny):
