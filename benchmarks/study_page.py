@@ -1,9 +1,10 @@
-"""Write docs/study/results.md's figures from the study's analysis, which the repository keeps.
+"""Write docs/study/results.md's figures from the study's analyses, which the repository keeps.
 
     python benchmarks/study_page.py            # rewrite them
     python benchmarks/study_page.py --check    # exit with 1 if one is out of date
 
-A part stands between `<!-- study: NAME -->` and `<!-- end -->`; NAME is a key of `PARTS`.
+A part stands between `<!-- study: STUDY: NAME -->` and `<!-- end -->`; STUDY is one of `STUDIES`,
+whose analysis is `STUDY_analysis.json`, and NAME is a key of `PARTS`.
 """
 
 import argparse
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 STUDY = Path(__file__).resolve().parents[1] / "docs" / "study"
-MARKED = re.compile(r"(<!-- study: ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+STUDIES = ("phantom", "vqa_rad")
+MARKED = re.compile(r"(<!-- study: (\w+): ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 CLAIMED, CONTROL, REFERENCE = "open_first", "closed_only", "mixed"
 BASELINES = {
     "majority": "majority answer by type",
     "zero_shot": "the base before training",
-    "blind": "blind: mixed, 160 steps, seed 1, no picture",
+    "blind": "blind: shown no picture",
 }
 
 Analysis = Mapping[str, Any]
@@ -187,16 +189,21 @@ def course(analysis: Analysis) -> str:
     found = analysis["course"]
     start, end = (datetime.fromisoformat(found[name]) for name in ("started", "ended"))
     cells = found["cell_seconds"]
-    minutes = (end - start).total_seconds() / 60
+    whole = (end - start).total_seconds()
+    took = f"{whole / 60:.0f} minutes" if whole >= 300 else f"{whole:.0f} seconds"
     seconds = ", ".join(f"{value:,} s at {budget} steps" for budget, value in cells.items())
-    state = "changed files" if found["any_dirty"] else "no changed file"
+    state = "changed or new files beside it" if found["any_dirty"] else "no changed file"
+    machine = found["environment"]
+    gpus = [gpu.split(",")[0] for gpu in machine["gpus"]]
+    where = f"one of {len(gpus)} {gpus[0]}, " if gpus else ""
+    share = f", which is {sum(cells.values()) / 120:.0f} minutes on each of two cores"
     return (
         f"{found['num_runs']} cells, {found['num_unfinished']} unfinished, "
         f"{found['num_restarted']} started again; code of {', '.join(found['commits'])[:7]}, "
-        f"{state};\n{start:%Y-%m-%d %H:%M} to {end:%H:%M} UTC, {found['environment']['num_cpus']} "
+        f"{state};\n{start:%Y-%m-%d %H:%M} to {end:%H:%M} UTC, {where}{machine['num_cpus']} "
         f"CPU cores, torch {found['torch']}. From the first cell's start to the last one's end: "
-        f"**{minutes:.0f} minutes**;\nthe cells' seconds add up to {sum(cells.values()):,} "
-        f"({seconds}), which is {sum(cells.values()) / 120:.0f} minutes on each of two cores.\n"
+        f"**{took}**;\nthe cells' seconds add up to {sum(cells.values()):,} "
+        f"({seconds}){'' if gpus else share}.\n"
     )
 
 
@@ -214,27 +221,34 @@ PARTS: dict[str, Callable[[Analysis], str]] = {
 }
 
 
-def rewritten(text: str, analysis: Analysis) -> str:
-    """Return the document with its parts as the analysis makes them."""
+def rewritten(text: str, analyses: Mapping[str, Analysis]) -> str:
+    """Return the document with its parts as the studies' analyses make them."""
 
     def made(match: re.Match[str]) -> str:
-        if match[2] not in PARTS:
-            sys.exit(f"no part is called {match[2]!r}; there are {', '.join(PARTS)}")
-        return f"{match[1]}{PARTS[match[2]](analysis)}{match[3]}"
+        for name, known in ((match[2], analyses), (match[3], PARTS)):
+            if name not in known:
+                sys.exit(f"nothing is called {name!r}; there are {', '.join(known)}")
+        return f"{match[1]}{PARTS[match[3]](analyses[match[2]])}{match[4]}"
 
     return MARKED.sub(made, text)
+
+
+def read_analysis(name: str) -> Analysis:
+    """Return a study's analysis."""
+    text = (STUDY / f"{name}_analysis.json").read_text(encoding="utf-8")
+    analysis: Analysis = json.loads(text)
+    return analysis
 
 
 def main() -> None:
     """Rewrite or check the document."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--analysis", type=Path, default=STUDY / "phantom_analysis.json")
     parser.add_argument("--document", type=Path, default=STUDY / "results.md")
     options = parser.parse_args()
-    analysis = json.loads(options.analysis.read_text(encoding="utf-8"))
+    analyses = {name: read_analysis(name) for name in STUDIES}
     old = options.document.read_text(encoding="utf-8")
-    new = rewritten(old, analysis)
+    new = rewritten(old, analyses)
     if options.check and new != old:
         sys.exit(f"out of date: {options.document}; run python benchmarks/study_page.py")
     if new != old:

@@ -10,17 +10,17 @@ import pytest
 from conftest import ROOT
 
 from benchmarks.study import Study, adjusted, analyse, from_hex, record, to_hex
-from benchmarks.study_page import STUDY, rewritten
+from benchmarks.study_page import STUDIES, STUDY, read_analysis, rewritten
 from medvqa.comparison import compare_arms
 
 BUDGETS = (40, 160, 640)
 OTHERS = ("closed_first", "closed_only", "easy_first", "interleaved", "open_first", "open_only")
-KEPT = STUDY / "phantom_analysis.json"
+KINDS_OF_RECORD = ("", "_baselines", "_analysis")
 
 
 @pytest.fixture(scope="module")
 def kept() -> dict:
-    return json.loads(KEPT.read_text())
+    return dict(read_analysis("phantom"))
 
 
 def page(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -41,10 +41,11 @@ def near(value):
     return pytest.approx(value, rel=1e-6, abs=1e-12) if isinstance(value, float) else value
 
 
-def test_the_kept_analysis_is_that_of_the_kept_records(kept, tmp_path):
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_kept_analysis_is_that_of_the_kept_records(study, tmp_path):
     out = tmp_path / "analysis.json"
-    analyse(STUDY / "phantom.json", STUDY / "phantom_baselines.json", "test", out)
-    assert json.loads(out.read_text()) == near(kept)
+    analyse(STUDY / f"{study}.json", STUDY / f"{study}_baselines.json", "test", out)
+    assert json.loads(out.read_text()) == near(dict(read_analysis(study)))
 
 
 def test_the_results_page_has_the_kept_analysis_figures():
@@ -54,12 +55,12 @@ def test_the_results_page_has_the_kept_analysis_figures():
 
 def test_a_page_that_is_out_of_date_is_named_and_then_rewritten(kept, tmp_path):
     document = tmp_path / "page.md"
-    text = "before\n<!-- study: findings -->\nP1: all is well\n<!-- end -->\nafter\n"
+    text = "before\n<!-- study: phantom: findings -->\nP1: all is well\n<!-- end -->\nafter\n"
     document.write_text(text)
     answer = page("--check", "--document", document)
     assert answer.returncode == 1 and "page.md" in answer.stderr and document.read_text() == text
     assert page("--document", document).returncode == 0
-    assert document.read_text() == rewritten(text, kept) != text
+    assert document.read_text() == rewritten(text, {"phantom": kept}) != text
 
 
 def test_every_cell_of_the_preregistered_grid_is_in_the_record_once_and_with_the_same_code():
@@ -244,7 +245,8 @@ def test_a_record_has_bits_counts_and_times_and_neither_text_nor_path(tmp_path):
 
 
 def test_the_kept_records_name_no_path():
-    for name in ("phantom.json", "phantom_baselines.json", "phantom_analysis.json"):
+    names = [f"{study}{kind}.json" for study in STUDIES for kind in KINDS_OF_RECORD]
+    for name in names:
         text = (STUDY / name).read_text()
         assert '"/' not in text and str(ROOT) not in text
 
