@@ -156,9 +156,9 @@ class AdapterOptimizer:
 class Together:
     """Tensors in float32 that lie in one, so that an optimiser steps them by a few kernels.
 
-    bitsandbytes launches its kernels tensor by tensor, 504 times for an adapter of an 8B model.
-    Each tensor starts a new block of its moments, and those that it would leave in 32 bits stay
-    apart: the step is the same.
+    bitsandbytes waits for the GPU after each tensor, 504 times for an adapter of an 8B model. Each
+    tensor starts a new block of its moments, and those that it would leave in 32 bits stay apart:
+    the step is the same.
 
     Attributes:
         parts: One a shape, in order.
