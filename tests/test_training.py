@@ -21,7 +21,7 @@ from medvqa.device_time import Arriving
 from medvqa.example import UserError
 from medvqa.generation import chosen_decoding
 from medvqa.model import load_model
-from medvqa.optimizer import SMALL, AdapterOptimizer
+from medvqa.optimizer import BLOCK, SMALL, AdapterOptimizer, Together
 from medvqa.record import read_lines
 from medvqa.training import Trainer, chosen_engine
 from tests.conftest import TINY
@@ -267,7 +267,9 @@ def test_updates_below_bfloat16_are_not_lost(tiny):
 @pytest.mark.parametrize("rank", [2, 23])  # 23: tensors that are no whole number of blocks
 def test_eight_bit_steps_of_all_tensors_together_are_those_of_each(rank):
     """Also where tensors are small enough for moments in 32 bits, and for a continued run."""
-    bitsandbytes = pytest.importorskip("bitsandbytes", reason="adamw_8bit is NOT checked")
+    bitsandbytes = pytest.importorskip(
+        "bitsandbytes", reason="adamw_8bit is NOT checked: no bitsandbytes"
+    )
     low = load_model(TINY, LoraConfig(rank=rank), gradient_checkpointing=False, seed=0)
     low = dataclasses.replace(low, dtype=torch.bfloat16)
     alone = [p.detach().clone().requires_grad_() for _, p in low.trainable]
@@ -296,6 +298,23 @@ def test_eight_bit_steps_of_all_tensors_together_are_those_of_each(rank):
         reference.step()
     for weight, own in zip(optimizer.weights().values(), alone, strict=True):
         assert torch.equal(weight, own)
+
+
+def test_tensors_that_lie_together_begin_with_a_block_and_small_ones_lie_apart():
+    shapes = [torch.Size(s) for s in ((5, 3), (70, 70), (64, 64), (1, 4097))]
+    together = Together(shapes, torch.device("cpu"))
+    whole, small = together.wholes
+    assert [part.shape for part in together.parts] == shapes
+    assert small is together.parts[0] and small.numel() < SMALL
+    begins = [part.storage_offset() for part in together.parts[1:]]
+    assert begins == [0, 20 * BLOCK, 36 * BLOCK]  # 4,900 numbers take 20 blocks of 256, 4,096 16
+    assert whole.numel() == 53 * BLOCK
+    for number, part in enumerate(together.parts, start=1):
+        part.fill_(number)
+    assert whole.sum() == 2 * 4900 + 3 * 4096 + 4 * 4097  # between them is nothing
+    copies = together.on_cpu()
+    assert all(map(torch.equal, copies, together.parts))
+    assert len({copy.untyped_storage().data_ptr() for copy in copies}) == len(copies)
 
 
 def test_moments_of_another_layout_are_one_clear_line():
