@@ -206,9 +206,9 @@ def main(arguments: Sequence[str]) -> None:
     num_cells = {name: int(number) for name, _, number in (c.partition("=") for c in options.cells)}
     measurement = Measurement(options)
     result = read_json(options.out) or {"parts": {}}
-    result |= {"command": sys.argv, "git": git_state(ROOT), "environment": environment()}
+    result |= {"git": git_state(ROOT), "environment": environment()}
     for name in options.parts.split(","):
-        part = PARTS[name](measurement, num_cells.get(name, NUM_CELLS))
+        part = {"command": sys.argv, **PARTS[name](measurement, num_cells.get(name, NUM_CELLS))}
         # What a machine that others use measures more fairly than its clock does.
         grid_cpu_s = part["cpu_s"] * NUM_CELLS / part["num_measured"]
         is_scaled = part["num_measured"] < NUM_CELLS

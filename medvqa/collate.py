@@ -6,8 +6,9 @@ Shapes: B batch, T tokens, P image patches, D values of a patch.
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from medvqa.example import Example, ImageSource, UserError
@@ -289,15 +290,16 @@ class Encoder:
         return batch
 
 
-def encode_alone() -> None:
-    """Let what this thread computes with PyTorch be computed by no other.
+def encode_alone() -> Callable[[], None]:
+    """Return what lets a thread that begins with it compute with PyTorch without helpers.
 
     Several threads encode already; helpers of each would keep the one that launches the GPU's work
-    from its core.
+    from its core. The calling thread keeps its own; threads that begin later have none either.
     """
     import torch
 
-    torch.set_num_threads(1)
+    torch.get_num_threads()  # a thread that never asked would take the new number, too
+    return partial(torch.set_num_threads, 1)
 
 
 def _joined(patches: "Sequence[torch.Tensor]") -> "torch.Tensor | None":

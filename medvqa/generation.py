@@ -97,7 +97,7 @@ def generate(
         lambda batch: [encoder.encode(examples[i]) for i in batch],
         batches,
         num_threads=threads,
-        initializer=encode_alone,
+        initializer=encode_alone(),
     )
     with torch.inference_mode(), closing(encoded):
         for indices in track(batches, description=description):

@@ -82,7 +82,10 @@ class AdapterOptimizer:
 
     def gradients(self) -> "list[torch.Tensor]":
         """Return what the next step goes by, in full precision; to be summed over ranks."""
-        gradients = self._sums if self._in_compute_type else [p.grad for p in self._computing]
+        if self._in_compute_type:
+            assert self._has_sums, "nothing has been collected for this step"
+            return self._sums
+        gradients = [parameter.grad for parameter in self._computing]
         assert all(gradient is not None for gradient in gradients)
         return [gradient for gradient in gradients if gradient is not None]
 
@@ -92,7 +95,9 @@ class AdapterOptimizer:
 
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = torch.nn.utils.clip_grad_norm_(self._stepped, max_grad_norm)
+        # A norm of each tensor's norm, also where they lie together: summed otherwise, it differs.
+        norm = torch.nn.utils.get_total_norm(self.gradients())
+        torch.nn.utils.clip_grads_with_norm_(self._stepped, max_grad_norm, norm)
         self._optimizer.step()
         self.forget_gradients()
         self._copy_to_model()
@@ -124,13 +129,13 @@ class AdapterOptimizer:
             return value.to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
 
         whole = self._optimizer.state_dict()
-        return {**whole, "state": copied(whole["state"])}
+        return {**whole, "state": copied(whole["state"]), "name": self.name}
 
     def load(self, weights: "dict[str, torch.Tensor]", state: dict[str, Any]) -> None:
         """Go on from a checkpoint.
 
         Raises:
-            UserError: If it is of another adapter.
+            UserError: If it is of another adapter or of another optimiser.
         """
         import torch
 
@@ -144,12 +149,16 @@ class AdapterOptimizer:
             for name, weight in zip(self._names, self._weights, strict=True):
                 weight.copy_(weights[name])
         self._copy_to_model()
+        moments = dict(state)
         try:
-            self._optimizer.load_state_dict(state)
+            name = moments.pop("name", self.name)
+            if name != self.name:
+                raise ValueError(f"{name} wrote it, this run has {self.name}")
+            self._optimizer.load_state_dict(moments)
         except ValueError as error:
             raise UserError(
-                f"the checkpoint's moments are of another optimiser or of an earlier version "
-                f"({error}); say fresh=true to start over"
+                f"the checkpoint's moments do not fit ({error}): its run had another optimiser, "
+                "engine or device, or was of an earlier version; say fresh=true to start over"
             ) from error
 
 

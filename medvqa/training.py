@@ -263,7 +263,7 @@ class Trainer:
             return [self.encoder.encode(examples[name]) for name in self.ranks.share(ids)]
 
         num_threads = ENCODING_THREADS if self._on_gpu else 0
-        return ahead(encode, steps, num_threads=num_threads, initializer=encode_alone)
+        return ahead(encode, steps, num_threads=num_threads, initializer=encode_alone())
 
     def _step(
         self, plan: Plan, number: int, ids: Sequence[str], samples: Sequence[Sample]

@@ -2,16 +2,18 @@
 
 import copy
 import dataclasses
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from medvqa.ahead import ahead
-from medvqa.collate import IGNORED, Encoder, Patches, encode_alone, preview
+from medvqa.collate import IGNORED, Encoder, Patches, preview
 from medvqa.example import UserError
 from medvqa.image import load_rgb
-from tests.conftest import PngImage
+from tests.conftest import ROOT, PngImage
 
 
 def two_images(phantoms):
@@ -129,14 +131,16 @@ def test_patches_in_the_towers_type_are_what_it_casts_to_itself(tiny, phantoms):
     assert torch.equal(found, expected)
 
 
-def test_an_encoding_thread_computes_alone_and_the_others_as_before():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        found = ahead(
-            lambda _: torch.get_num_threads(), [1, 2], num_threads=1, initializer=encode_alone
-        )
-        assert list(found) == [1, 1]
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+def test_an_encoding_thread_computes_alone_and_its_caller_as_before():
+    """In a process of its own: how many threads compute is decided when PyTorch first asks."""
+    code = (
+        "import torch; from medvqa.ahead import ahead; from medvqa.collate import encode_alone\n"
+        "found = ahead(lambda _: torch.get_num_threads(), [1, 2], num_threads=1, "
+        "initializer=encode_alone())\n"
+        "print(*found, torch.get_num_threads())"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    answer = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.split() == ["1", "1", "2"]

@@ -264,8 +264,9 @@ def test_updates_below_bfloat16_are_not_lost(tiny):
     assert torch.equal(dict(low.trainable)[name], after[name].bfloat16())
 
 
+@pytest.mark.parametrize("max_grad_norm", [1.0, 1e9])
 @pytest.mark.parametrize("rank", [2, 23])  # 23: tensors that are no whole number of blocks
-def test_eight_bit_steps_of_all_tensors_together_are_those_of_each(rank):
+def test_eight_bit_steps_of_all_tensors_together_are_those_of_each(rank, max_grad_norm):
     """Also where tensors are small enough for moments in 32 bits, and for a continued run."""
     bitsandbytes = pytest.importorskip(
         "bitsandbytes", reason="adamw_8bit is NOT checked: no bitsandbytes"
@@ -294,7 +295,8 @@ def test_eight_bit_steps_of_all_tensors_together_are_those_of_each(rank):
             parameter.grad = torch.randn_like(parameter)
             own.grad = parameter.grad.float()
         optimizer.collect()
-        optimizer.step(1e-2, max_grad_norm=1e9)
+        optimizer.step(1e-2, max_grad_norm=max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(alone, max_grad_norm)
         reference.step()
     for weight, own in zip(optimizer.weights().values(), alone, strict=True):
         assert torch.equal(weight, own)
@@ -321,8 +323,11 @@ def test_moments_of_another_layout_are_one_clear_line():
     low = load_model(TINY, LoraConfig(rank=16), gradient_checkpointing=False, seed=0)
     apart = AdapterOptimizer(low, BASE, in_compute_type=False)
     together = AdapterOptimizer(low, BASE, in_compute_type=True)
-    with pytest.raises(UserError, match=r"another optimiser or of an earlier version .*fresh=true"):
+    with pytest.raises(UserError, match=r"do not fit .*group.*fresh=true"):
         together.load(apart.weights(), apart.state_dict())
+    other = {**apart.state_dict(), "name": "adamw_8bit (bitsandbytes)"}
+    with pytest.raises(UserError, match=r"bitsandbytes\) wrote it, this run has adamw"):
+        apart.load(apart.weights(), other)
 
 
 def test_micro_batches_add_up_in_full_precision(tiny):
