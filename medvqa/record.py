@@ -292,6 +292,9 @@ class RunRecord:
             "environment": environment(),
             # Wall seconds of each phase, all starts of a resumed run together.
             "seconds": before.get("seconds", {}),
+            # Of each evaluation when it was made, and what the cache gave it.
+            "evaluation_seconds": before.get("evaluation_seconds", {}),
+            "answers_from_cache": before.get("answers_from_cache", {}),
         }
 
     def update(self, **values: Any) -> None:

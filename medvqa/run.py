@@ -284,8 +284,8 @@ def train_and_evaluate(
 
     places: dict[str, Any] = {"directory": directory, "seed": config.seed, "ranks": ranks}
     evaluator = Evaluator(sets, config.evaluation, **places)
-    from_cache: dict[str, int] = {}
-    seconds: dict[str, float] = {}
+    from_cache: dict[str, int] = keeper.values["answers_from_cache"]
+    seconds: dict[str, float] = keeper.values["evaluation_seconds"]
 
     def evaluate(phase: str, step: int, *, show_images: bool = True) -> list[Evaluation]:
         started = time.monotonic()
@@ -293,11 +293,12 @@ def train_and_evaluate(
             results = evaluator.model(
                 loaded, encoder, phase=phase, step=step, show_images=show_images
             )
-        seconds[phase] = round(time.monotonic() - started, 3)
+        # A phase that an earlier start has evaluated is only read here.
+        seconds.setdefault(phase, round(time.monotonic() - started, 3))
         for result in results:
             run_tracker.log(result.flat(), step=step)
             from_cache[f"{phase}/{result.set_name}"] = result.num_cached_answers
-        keeper.update(answers_from_cache=from_cache, evaluation_seconds=seconds)
+        keeper.update()
         return results
 
     def stage_ended(stage: PlannedStage, step: int) -> None:

@@ -152,6 +152,9 @@ def test_a_run_killed_in_a_stage_goes_on_with_the_same_ids(finished, tmp_path):
     record = run_json(directory)
     assert record["num_starts"] == 2
     assert record["training"]["resumed_from_step"] in range(4, len(before) + 1)
+    # Also of the evaluation that the killed process had made.
+    assert record["evaluation_seconds"].keys() == run_json(whole)["evaluation_seconds"].keys()
+    assert len(record["evaluation_seconds"]) > 1
     assert read_lines(directory / "order.jsonl") == read_lines(whole / "order.jsonl")
     losses = [
         [row["loss"] for row in read_lines(run / "metrics.jsonl")] for run in (whole, directory)
