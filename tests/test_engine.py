@@ -6,11 +6,16 @@ import numpy as np
 import peft
 import pytest
 import torch
+import transformers
 
 from medvqa import engine, projection, vision
-from medvqa.config import LoraConfig
+from medvqa.collate import Encoder
+from medvqa.config import Decoding, LoraConfig
+from medvqa.generation import generate
 from medvqa.model import load_base, load_model, model_source, target_pattern
 from tests.conftest import TINY, PngImage
+
+TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
 def with_adapter(loaded):
@@ -27,6 +32,43 @@ def with_adapter(loaded):
 def trained():
     lora = LoraConfig(rank=4, alpha=8)
     return with_adapter(load_model(TINY, lora, gradient_checkpointing=False, seed=0))
+
+
+@pytest.fixture(scope="session")
+def qwen2(tmp_path_factory):
+    """A random Qwen2-VL of a few layers: biases in attention, no norm of heads, another tower."""
+    place = tmp_path_factory.mktemp("qwen2")
+    base = load_base(TINY, model_source(TINY))
+    tokenizer, images = base.processor.tokenizer, base.processor.image_processor
+    ids = {name: getattr(base.model.config, name) for name in TOKEN_IDS}
+    config = transformers.Qwen2VLConfig(
+        text_config={
+            **dict(hidden_size=96, intermediate_size=192, num_hidden_layers=2),
+            **dict(num_attention_heads=4, num_key_value_heads=2, vocab_size=len(tokenizer)),
+            # Wide enough, or it says the same to every question.
+            **dict(initializer_range=0.3, bos_token_id=None, eos_token_id=tokenizer.eos_token_id),
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
+                                "mrope_section": [4, 4, 4]},
+        },
+        vision_config={"embed_dim": 64, "depth": 2, "num_heads": 4, "hidden_size": 96,
+                       "patch_size": images.patch_size},
+        tie_word_embeddings=True,
+        **ids,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.Qwen2VLForConditionalGeneration(config)
+    with torch.no_grad():  # transformers begins with biases of zero, which would hide a mistake
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.5)
+    model.save_pretrained(place)
+    transformers.Qwen2VLProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        video_processor=transformers.Qwen2VLVideoProcessor(),
+        chat_template=base.processor.chat_template,
+    ).save_pretrained(place)
+    return dataclasses.replace(TINY, name="qwen2", path=str(place))
 
 
 def take_gradients(loaded):
@@ -172,6 +214,31 @@ def test_features_of_a_picture_are_computed_once_and_are_the_same(
         assert packed_loss(trained, encoder, samples).item() == pytest.approx(expected, rel=1e-5)
     keys = [key for sample in samples for key in sample.image_keys]
     assert cache.num_computed == len(set(keys)) < len(keys)
+
+
+def test_qwen2_vl_computes_as_its_plain_model(qwen2, phantoms):
+    lora = LoraConfig(rank=4, alpha=8)
+    loaded = with_adapter(load_model(qwen2, lora, gradient_checkpointing=False, seed=0))
+    assert engine.is_supported(loaded) and "deepstack" not in str(loaded.inner.config)
+    encoder = Encoder(loaded.processor, max_length_tokens=512)
+    wide = PngImage("wide.png", np.full((64, 128, 3), 90, dtype=np.uint8))
+    other = dataclasses.replace(phantoms[0], images=(wide,), image_ids=("wide",))
+    several = [example for example in phantoms if len(example.images) > 1][:2]
+    asked = [*phantoms[:6], other, *several]
+    samples = [encoder.encode(example) for example in asked]
+    plain = plain_loss(loaded, encoder, samples)
+    plain.backward()
+    expected = take_gradients(loaded)
+    packed = packed_loss(loaded, encoder, samples)
+    packed.backward()
+    assert packed.item() == pytest.approx(plain.item(), rel=1e-5)
+    assert_equal_gradients(loaded, expected)
+    answers = [
+        generate(loaded, encoder, asked, max_new_tokens=8, batch_size=5, decoding=decoding).texts
+        for decoding in (Decoding.plain, Decoding.shared_prefix)
+    ]
+    assert answers[0] == answers[1]
+    assert len(set(answers[0])) > 1
 
 
 def test_the_tower_is_handed_what_it_would_derive_itself(trained, encoder, phantoms, samples):
