@@ -10,6 +10,10 @@ mkdir -p "$1"
 out=$(realpath "$1") carried=$(realpath "$2")
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false WANDB_MODE=disabled
 export UNSLOTH_DISABLE_STATISTICS=1
+# As on a machine of one's own: where Python keeps nothing compiled, every start compiles nearly two
+# thousand modules.
+unset PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX=/tmp/compiled
 if [ -n "${WHEELS:-}" ]; then
   python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target /tmp/site \
     "$WHEELS"/*.whl
