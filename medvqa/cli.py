@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from medvqa.composition import checked, config_directory, register, resolved
 from medvqa.errors import MISTAKES, Refused, explain
+from medvqa.leaving import leave_at_once
 from medvqa.record import run_id
 from medvqa.sweep.launcher import SweepError
 
@@ -86,6 +87,7 @@ def _run(cfg: DictConfig, *, is_sweep: bool) -> float | None:
 
 def main() -> None:
     """Entry of `train.py` and of the console script."""
+    leave_at_once()
     if Path(sys.argv[0]).name != "train.py":
         _dispatch(sys.argv[1] if len(sys.argv) > 1 else "--help")
         del sys.argv[1]

@@ -22,6 +22,7 @@ from medvqa import record
 from medvqa.composition import typed
 from medvqa.distributed import join, leave
 from medvqa.example import UserError
+from medvqa.leaving import leave_at_once
 from medvqa.run import run_rank
 
 GRACE_S = 5.0  # to leave in order after SIGTERM
@@ -29,6 +30,7 @@ GRACE_S = 5.0  # to leave in order after SIGTERM
 
 def main() -> None:
     """Do this rank's part; leave an error where the front process finds it."""
+    leave_at_once()
     place, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     signal.signal(signal.SIGTERM, _interrupt)
     _leave_with_the_others()

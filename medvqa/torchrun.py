@@ -20,6 +20,7 @@ from typing import Any
 
 from medvqa import record
 from medvqa.example import UserError
+from medvqa.leaving import leave_at_once
 
 PACKAGE_ROOT = str(Path(__file__).resolve().parents[1])
 GRACE_S = 15.0  # for the first rank to mark its run as interrupted
@@ -140,6 +141,7 @@ def _mark_ended(path: Path, error: BaseException) -> None:
 
 def main() -> None:
     """Be torchrun, with the exit codes of the ranks in a file instead of prose on the console."""
+    leave_at_once()
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     place, num_ranks = sys.argv[1:]

@@ -217,3 +217,17 @@ def test_an_interrupt_exits_with_130_and_says_how_to_go_on(capsys):
 def test_explain_keeps_our_own_words_and_shortens_hydras():
     assert explain(UserError("row 3: no image")) == "row 3: no image"
     assert explain(HydraException("first line\nsecond line")) == "first line"
+
+
+@pytest.mark.parametrize("module", ["medvqa.cli", "medvqa.sweep.worker"])
+def test_a_process_ends_without_a_last_walk_through_its_objects(module):
+    code = (
+        "import atexit, gc, importlib, sys; sys.argv = ['medvqa', '--help']\n"
+        "atexit.register(lambda: print('end', gc.isenabled(), gc.get_freeze_count() > 1000))\n"
+        f"importlib.import_module({module!r}).main()"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert answer.stdout.splitlines()[-1] == "end False True"

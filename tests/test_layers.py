@@ -79,7 +79,7 @@ MAY_IMPORT = {
     "identity": MODELS,
     "predictions": {*RECORDS, "places"},
     "distributed": {"config"},
-    "torchrun": {*RECORDS, "record"},
+    "torchrun": {*RECORDS, "record", "leaving"},
     "evaluation": {
         *(*MODELS, *SCORES, *RANKS, "identity", "predictions", "record", "tracking"),
     },
@@ -110,8 +110,9 @@ MAY_IMPORT = {
         *(*MODELS, "evaluation", "score", "record", "saved", "trained", "vllm", "errors"),
         "serve",
     },
+    "leaving": set(),
     "plugins": {"sweep"},
-    "rank": {*RECORDS, *RANKS, "record", "composition", "run"},
+    "rank": {*RECORDS, *RANKS, "record", "composition", "run", "leaving"},
 }
 # Those that see everything below them.
 MAY_IMPORT["run"] = set(MAY_IMPORT) - {

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from medvqa.composition import typed
 from medvqa.example import UserError
+from medvqa.leaving import leave_at_once
 from medvqa.sweep.job import CONSOLE, Job, State, read_job
 
 log = logging.getLogger("medvqa")
@@ -121,6 +122,7 @@ class Runner:
 
 def main() -> None:
     """Take the real stdout for answers; jobs print into their own logs."""
+    leave_at_once()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     serve(Runner(), sys.stdin, answers)
 
