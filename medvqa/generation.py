@@ -142,7 +142,7 @@ def _ended(new: "torch.Tensor", tokenizer: Any) -> "list[torch.Tensor]":
 
 
 def _within_memory(
-    decode: "Decode",
+    decode: Decode,
     encoder: Encoder,
     samples: Sequence[Sample],
     max_new_tokens: int,

@@ -80,8 +80,19 @@ def take_gradients(loaded):
 
 @pytest.fixture
 def samples(encoder, phantoms):
-    several = [example for example in phantoms if len(example.images) > 1][:2]
-    return [encoder.encode(example) for example in [*phantoms[:4], *several]]
+    return [encoder.encode(example) for example in [*phantoms[:4], *about_several(phantoms)]]
+
+
+def about_several(phantoms):
+    """Questions about more than one picture."""
+    return [example for example in phantoms if len(example.images) > 1][:2]
+
+
+@pytest.fixture
+def wide(phantoms):
+    """A question about a picture of another size than the phantoms'."""
+    picture = PngImage("wide.png", np.full((64, 128, 3), 90, dtype=np.uint8))
+    return dataclasses.replace(phantoms[0], images=(picture,), image_ids=("wide",))
 
 
 def num_answer_tokens(samples):
@@ -104,6 +115,16 @@ def assert_equal_gradients(loaded, expected):
         assert (gradient - expected[name]).norm() < 1e-4 * expected[name].norm(), name
 
 
+def assert_computes_as_plain(loaded, encoder, samples):
+    plain = plain_loss(loaded, encoder, samples)
+    plain.backward()
+    expected = take_gradients(loaded)
+    fast = packed_loss(loaded, encoder, samples)
+    fast.backward()
+    assert fast.item() == pytest.approx(plain.item(), rel=1e-6)
+    assert_equal_gradients(loaded, expected)
+
+
 @pytest.mark.parametrize(
     ("targets", "checkpointing"),
     [
@@ -115,13 +136,7 @@ def assert_equal_gradients(loaded, expected):
 def test_loss_and_every_gradient_equal_the_plain_model_s(encoder, samples, targets, checkpointing):
     lora = LoraConfig(rank=4, alpha=8, target_modules=targets)
     trained = with_adapter(load_model(TINY, lora, gradient_checkpointing=checkpointing, seed=0))
-    plain = plain_loss(trained, encoder, samples)
-    plain.backward()
-    expected = take_gradients(trained)
-    fast = packed_loss(trained, encoder, samples)
-    fast.backward()
-    assert fast.item() == pytest.approx(plain.item(), rel=1e-6)
-    assert_equal_gradients(trained, expected)
+    assert_computes_as_plain(trained, encoder, samples)
 
 
 def test_positions_are_the_model_s_own(trained, encoder, phantoms):
@@ -216,23 +231,13 @@ def test_features_of_a_picture_are_computed_once_and_are_the_same(
     assert cache.num_computed == len(set(keys)) < len(keys)
 
 
-def test_qwen2_vl_computes_as_its_plain_model(qwen2, phantoms):
+def test_qwen2_vl_computes_as_its_plain_model(qwen2, phantoms, wide):
     lora = LoraConfig(rank=4, alpha=8)
     loaded = with_adapter(load_model(qwen2, lora, gradient_checkpointing=False, seed=0))
     assert engine.is_supported(loaded) and "deepstack" not in str(loaded.inner.config)
     encoder = Encoder(loaded.processor, max_length_tokens=512)
-    wide = PngImage("wide.png", np.full((64, 128, 3), 90, dtype=np.uint8))
-    other = dataclasses.replace(phantoms[0], images=(wide,), image_ids=("wide",))
-    several = [example for example in phantoms if len(example.images) > 1][:2]
-    asked = [*phantoms[:6], other, *several]
-    samples = [encoder.encode(example) for example in asked]
-    plain = plain_loss(loaded, encoder, samples)
-    plain.backward()
-    expected = take_gradients(loaded)
-    packed = packed_loss(loaded, encoder, samples)
-    packed.backward()
-    assert packed.item() == pytest.approx(plain.item(), rel=1e-5)
-    assert_equal_gradients(loaded, expected)
+    asked = [*phantoms[:6], wide, *about_several(phantoms)]
+    assert_computes_as_plain(loaded, encoder, [encoder.encode(example) for example in asked])
     answers = [
         generate(loaded, encoder, asked, max_new_tokens=8, batch_size=5, decoding=decoding).texts
         for decoding in (Decoding.plain, Decoding.shared_prefix)
@@ -241,10 +246,8 @@ def test_qwen2_vl_computes_as_its_plain_model(qwen2, phantoms):
     assert len(set(answers[0])) > 1
 
 
-def test_the_tower_is_handed_what_it_would_derive_itself(trained, encoder, phantoms, samples):
-    wide = PngImage("wide.png", np.zeros((64, 128, 3), dtype=np.uint8))
-    other = dataclasses.replace(phantoms[0], images=(wide,), image_ids=("wide",))
-    samples.insert(1, encoder.encode(other))
+def test_the_tower_is_handed_what_it_would_derive_itself(trained, encoder, wide, samples):
+    samples.insert(1, encoder.encode(wide))
     grid = torch.cat([sample.image_grid_thw for sample in samples])
     pixels = torch.cat([sample.pixel_values for sample in samples])
     assert len(grid.unique(dim=0)) > 1, "pictures of one size would hide a mistake"
