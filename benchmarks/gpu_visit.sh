@@ -11,7 +11,7 @@ run() { # model backend
   timeout 200 python3 train.py "model=$1" "model.backend=$2" "model.path=$work/$1" data=vqa_rad \
     "data.path=$carried/vqa_rad" data.evaluation.test.limit=64 training.max_steps=10 \
     training.warmup_steps=2 evaluation.bertscore.enabled=false evaluation.zero_shot=false \
-    evaluation.after_each_stage=false evaluation.max_new_tokens=8 tracking=default \
+    evaluation.after_each_stage=false evaluation.max_new_tokens=8 "tracking=${TRACKING:-default}" \
     "hydra.run.dir=$work/runs/$name" >"$work/$name.log" 2>&1
   echo "$name rc=$? wall=$((SECONDS - started)) s"
   tail -n 25 "$work/$name.log"
