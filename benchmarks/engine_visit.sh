@@ -33,6 +33,7 @@ saved() { [ "$model" = tiny ] || echo --model-path "$work/$model"; }
 speed() { # one model in one process: rates, gradients, answers
   measure "${SPEED_S:-280}" "$model" training,gradients,answering,profile --answering "$answering"
 }
+optimizer() { measure "${OPTIMIZER_S:-60}" "$model" optimizer; }
 answering() { measure "${ANSWERING_S:-120}" "$model" answering,profile --answering "$answering"; }
 curve() { measure "${CURVE_S:-150}" "$model" curve --curves "${CURVES:-plain:8,fused:8}"; }
 curves_small() { # every micro-batch, where a step is cheap
@@ -84,7 +85,7 @@ ranks() {
 }
 
 if [ $# = 0 ]; then
-  set -- speed four_bit four_bit_lean others curve growth growth_small ranks startup backends unsloth curves_small
+  set -- speed optimizer four_bit four_bit_lean others curve growth growth_small ranks startup backends unsloth curves_small
 fi
 for name in "$@"; do
   started=$SECONDS

@@ -171,6 +171,20 @@ def gradients(records: Records) -> str:
     return table(header, lines, (record for record, _ in rows))
 
 
+def optimizer(records: Records) -> str:
+    """Return a step's milliseconds over the adapter's tensors, one by one and laid into one."""
+    rows = rows_of(records, "optimizer")
+    lines = (
+        [r["model"], row["optimizer"], row["one_by_one_ms"], row["together_ms"],
+         f"{row['one_by_one_ms'] / row['together_ms']:.1f}",
+         f"{row['num_equal']} of {row['num_tensors']} after {row['num_steps']} steps"]
+        for r, row in rows
+    )  # fmt: skip
+    header = ("| model | optimiser | one by one, ms | together, ms | times as fast | "
+              "tensors with the same bits |")  # fmt: skip
+    return table(header, lines, (record for record, _ in rows))
+
+
 def growth(records: Records) -> str:
     """Return cost against images a question, pixels, and model and rank."""
     rows = [(r, row) for r, row in rows_of(records, "growth") if row["axis"] != "pool"]
@@ -294,6 +308,7 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "answering": answering,
     "curve": curve,
     "gradients": gradients,
+    "optimizer": optimizer,
     "startup": startup,
     "backends": backends,
     "growth": growth,

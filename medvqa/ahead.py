@@ -14,6 +14,7 @@ def ahead(
     items: Sequence[Item],
     *,
     num_threads: int,
+    num_waiting: int | None = None,
     initializer: Callable[[], None] | None = None,
 ) -> Generator[Result]:
     """Yield the function's results in order; threads compute the next ones meanwhile.
@@ -22,18 +23,21 @@ def ahead(
         function: What is computed.
         items: Of these.
         num_threads: Without threads each is computed when it is asked for.
+        num_waiting: How many results are computed before they are asked for; one a thread, unless
+            told.
         initializer: What each thread does first.
     """
     if num_threads == 0:
         yield from map(function, items)
         return
+    most = num_threads if num_waiting is None else num_waiting
     remaining = iter(items)
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(num_threads, initializer=initializer) as pool:
         try:
             for item in remaining:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > num_threads:
+                if len(waiting) > most:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

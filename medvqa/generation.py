@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby, islice
 from typing import TYPE_CHECKING, Any
 
 from medvqa.ahead import ahead
@@ -84,24 +84,32 @@ def generate(
     tokenizer = encoder.processor.tokenizer
     texts = [""] * len(examples)
     cut, num_tokens = [False] * len(examples), [0] * len(examples)
+
+    def pictures_of(index: int) -> tuple[str, ...]:
+        return tuple(image.name for image in examples[index].images)
+
     # Pictures first, so that their questions meet in a batch; the most pictures come first, so
     # that a batch that does not fit into memory fails at the start.
     order = sorted(
-        range(len(examples)),
-        key=lambda i: (-len(examples[i].images), _pictures(examples[i]), i),
+        range(len(examples)), key=lambda i: (-len(examples[i].images), pictures_of(i), i)
     )
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     loaded.use_for(training=False)
     threads = ENCODING_THREADS if loaded.device.type == "cuda" else 0
+    # A thread encodes one picture's questions of a batch: each picture is decoded by one thread,
+    # and the first batch, for which the GPU waits, by all of them.
+    pieces = [list(own) for batch in batches for _, own in groupby(batch, key=pictures_of)]
     encoded = ahead(
-        lambda batch: [encoder.encode(examples[i]) for i in batch],
-        batches,
+        lambda piece: [encoder.encode(examples[i]) for i in piece],
+        pieces,
         num_threads=threads,
+        num_waiting=batch_size,
         initializer=encode_alone(),
     )
     with torch.inference_mode(), closing(encoded):
+        every = chain.from_iterable(encoded)
         for indices in track(batches, description=description):
-            samples = next(encoded)
+            samples = list(islice(every, len(indices)))
             new = _within_memory(decode, encoder, samples, max_new_tokens)
             endless = (new != tokenizer.eos_token_id).all(dim=1).tolist()
             ended = _ended(new, tokenizer)
@@ -127,10 +135,6 @@ def chosen_decoding(wanted: Decoding, loaded: LoadedModel) -> Decoding:
             )
         return Decoding.plain
     return Decoding.shared_prefix if wanted is Decoding.auto else wanted
-
-
-def _pictures(example: Example) -> tuple[str, ...]:
-    return tuple(image.name for image in example.images)
 
 
 def _ended(new: "torch.Tensor", tokenizer: Any) -> "list[torch.Tensor]":

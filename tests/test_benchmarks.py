@@ -13,7 +13,8 @@ from benchmarks.engine.__main__ import main
 from benchmarks.engine.records import Records
 from benchmarks.tables import NOTHING, RESULTS, TABLES, rewritten
 
-PARTS = ("training", "curve", "gradients", "answering", "growth", "disk", "startup", "backends")
+SHARING = ("training", "curve", "gradients", "answering", "optimizer", "growth")
+PARTS = (*SHARING, "disk", "startup", "backends")
 ASKED = "plain:plain:1,plain:plain:8,fused:shared_prefix:8,fused:shared_prefix:1:4"
 
 
@@ -51,7 +52,7 @@ def rows(results) -> dict[str, list[dict]]:
 
 def test_every_part_leaves_rows_that_say_when_on_what_and_with_which_code(results):
     records = json.loads(results.read_text())
-    assert list(records) == [f"{part} tiny" for part in ("disk", "startup", "backends", *PARTS[:5])]
+    assert list(records) == [f"{part} tiny" for part in ("disk", "startup", "backends", *SHARING)]
     for record in records.values():
         assert record["rows"]
         assert record["date"] and record["command"] and "commit" in record["git"]
@@ -75,6 +76,13 @@ def test_every_adapter_tensor_has_the_same_gradient(rows):
         assert row["max_relative_error"] < 1e-4 and row["cosine"] > 1 - 1e-9
     # Two micro-batches do round differently: the comparison compares two gradients, not one.
     assert rows["gradients"][1]["max_relative_error"] > 0
+
+
+def test_a_step_over_tensors_that_lie_together_is_that_over_each(rows):
+    assert len(rows["optimizer"]) == 2
+    for row in rows["optimizer"]:
+        assert row["num_equal"] == row["num_tensors"] == 56
+        assert row["num_steps"] == 2 and row["one_by_one_ms"] > 0 < row["together_ms"]
 
 
 def test_answers_are_equal_whatever_the_batch_and_the_decoding(rows):

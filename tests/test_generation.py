@@ -1,11 +1,15 @@
 """Answers: independent of the batch, in the order of the questions, without the prompt."""
 
+import threading
+
 import pytest
 import torch
 
-from medvqa import generation, vision
+from medvqa import collate, generation, vision
+from medvqa.ahead import ahead
 from medvqa.config import Decoding
 from medvqa.generation import generate
+from medvqa.image import load_rgb
 from medvqa.vision import VisionCache
 
 
@@ -33,6 +37,32 @@ def test_a_shared_prefix_changes_no_answer(tiny, encoder, mixed, phantoms):
     shared = answer(tiny, encoder, examples, decoding=Decoding.shared_prefix, batch_size=28)
     assert (shared.texts, shared.num_cut) == (plain.texts, plain.num_cut)
     assert (plain.decoding, shared.decoding) == ("plain", "shared_prefix")
+
+
+def test_threads_decode_each_picture_of_a_batch_once_and_change_no_answer(
+    tiny, encoder, phantoms, monkeypatch
+):
+    """As on a GPU, which would otherwise wait for one thread to encode the first batch."""
+    singles = [e for e in phantoms if len(e.images) == 1]
+    several = [e for e in singles if e.images[0].name == singles[0].images[0].name]
+    examples = [*singles[5:12], *several]
+    expected = answer(tiny, encoder, examples, batch_size=16)
+    decoded = []
+
+    def counted(image):
+        decoded.append((image.name, threading.current_thread()))
+        return load_rgb(image)
+
+    def with_threads(function, pieces, **options):
+        return ahead(function, pieces, **{**options, "num_threads": 4, "initializer": None})
+
+    monkeypatch.setattr(collate, "load_rgb", counted)
+    monkeypatch.setattr(generation, "ahead", with_threads)
+    fresh = collate.Encoder(tiny.processor, max_length_tokens=512)
+    assert answer(tiny, fresh, examples, batch_size=16) == expected
+    names, threads = zip(*decoded, strict=True)
+    assert sorted(names) == sorted({i.name for e in examples for i in e.images})
+    assert len(set(threads)) > 1 and threading.current_thread() not in threads
 
 
 def test_cached_features_change_no_answer(tiny, encoder, mixed, monkeypatch):

@@ -9,13 +9,14 @@
     curve       the loss of each of 40 steps against the plain engine's
     gradients   of every adapter tensor, once, against the plain engine's
     answering   seconds a question, and whose answers are equal
+    optimizer   a step over the adapter's tensors one by one, and laid into one
     growth      cost against images a question, pixels, model, pool (`--axes`, `--rank`)
     profile     where a step and an evaluation spend their time, by kind of kernel (a GPU only)
     startup     from a command's start to the end of its first step (`--model-path`)
     disk        reading the weights' files, by threads: the floor of the start (`--model-path`)
     backends    losses and gradients of transformers and Unsloth from one adapter (`--model-path`)
 
-The first six share one model, made on the device, so that a short visit suffices; `--four-bit`,
+The first seven share one model, made on the device, so that a short visit suffices; `--four-bit`,
 `--checkpointing` and `--backend unsloth` make it another one. The last three start anew. Answers
 of random weights are noise, and are compared with each other only.
 """
@@ -31,7 +32,7 @@ from benchmarks.engine.workload import TINY, Bench, Row, Settings, prepare
 from medvqa.config import Backend, Engine
 
 COMMANDS = {"disk": disk, "startup": startup, "backends": backends}
-SHARING = ("training", "curve", "gradients", "answering", "growth", "profile")
+SHARING = ("training", "curve", "gradients", "answering", "optimizer", "growth", "profile")
 ANSWERING = "plain:plain:1:16,fused:shared_prefix:128,fused:shared_prefix:1:64,fused:plain:128:256"
 
 
@@ -71,9 +72,10 @@ def _functions() -> dict[str, Callable[[Bench, Engine], Iterator[Row]]]:
     from benchmarks.engine.answering import answering
     from benchmarks.engine.growth import growth
     from benchmarks.engine.profile import profile
+    from benchmarks.engine.stepping import optimizer
     from benchmarks.engine.training import curve, gradients, training
 
-    functions = (training, curve, gradients, answering, growth, profile)
+    functions = (training, curve, gradients, answering, optimizer, growth, profile)
     return dict(zip(SHARING, functions, strict=True))
 
 
