@@ -5,9 +5,10 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,15 @@ log = logging.getLogger(__name__)
 EMBEDDED = {"medvqa/tiny": Path(__file__).parent / "weights" / "tiny"}
 LANGUAGE_MODEL, VISION_TOWER = "language_model", "visual"
 USED_FOR = "_medvqa_used_for_training"  # whether; absent until `use_for` has been called
+
+# transformers imports them where they are installed, for assisted decoding and losses of detectors.
+UNUSED = ("sklearn", "scipy")
+
+CheckProcessor = Callable[[Any], object]
+
+
+def accept(processor: Any) -> None:
+    """Stand for no check."""
 
 
 @dataclass(frozen=True)
@@ -142,28 +152,63 @@ def model_source(config: ModelConfig) -> str:
     return str(path)
 
 
+def import_libraries(backend: Backend) -> None:
+    """Import transformers and PEFT for a process that only trains and answers.
+
+    A quarter of the time that this takes is spent on packages that no run uses: they are hidden
+    meanwhile. transformers then believes for good that they are not installed, so a program that
+    has imported it for itself keeps what it has. Unsloth's own import must come first.
+    """
+    if backend is Backend.unsloth or "transformers" in sys.modules:
+        return
+    hidden = [name for name in UNUSED if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: not to be found
+    try:
+        for name in ("peft", "transformers.models.auto.modeling_auto"):
+            import_module(name)
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
 def load_model(
-    config: ModelConfig, lora: LoraConfig, *, gradient_checkpointing: bool, seed: int
+    config: ModelConfig,
+    lora: LoraConfig,
+    *,
+    gradient_checkpointing: bool,
+    seed: int,
+    check: CheckProcessor = accept,
 ) -> LoadedModel:
     """Return the base with a freshly initialised adapter.
+
+    Args:
+        config: Of the base.
+        lora: Of the adapter.
+        gradient_checkpointing: Whether layers' insides are computed again in the backward pass.
+        seed: Of the adapter's first weights.
+        check: Called with the processor before the weights are read, or even downloaded.
 
     Raises:
         UserError: If the base cannot be loaded, or a named LoRA module matches no layer.
     """
     source = model_source(config)
     load = _load_unsloth if config.backend is Backend.unsloth else _load_transformers
-    loaded = load(config, lora, source, gradient_checkpointing=gradient_checkpointing)
+    loaded = load(config, lora, source, check, gradient_checkpointing=gradient_checkpointing)
     reset_adapter(loaded.model, seed=seed)
-    set_pixel_budget(loaded.processor, config)
     return loaded
 
 
 def _load_transformers(
-    config: ModelConfig, lora: LoraConfig, source: str, *, gradient_checkpointing: bool
+    config: ModelConfig,
+    lora: LoraConfig,
+    source: str,
+    check: CheckProcessor,
+    *,
+    gradient_checkpointing: bool,
 ) -> LoadedModel:
     import peft
 
-    loaded = load_base(config, source)
+    loaded = load_base(config, source, check)
     base = loaded.model
     if gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -179,10 +224,10 @@ def _load_transformers(
     return replace(loaded, model=peft.get_peft_model(base, adapter), is_adapted=True)
 
 
-def load_base(config: ModelConfig, source: str) -> LoadedModel:
-    """Return the base alone, frozen, by transformers."""
+def load_base(config: ModelConfig, source: str, check: CheckProcessor = accept) -> LoadedModel:
+    """Return the base alone, frozen, by transformers; see `load_model` for `check`."""
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
     from transformers.utils import logging as transformers_logging
 
     if not sys.stderr.isatty():
@@ -198,11 +243,10 @@ def load_base(config: ModelConfig, source: str) -> LoadedModel:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
+    processor = load_processor(config)
+    check(processor)
     with readable_load_errors(source):
         # Neither pickles nor code that came with the weights: both could do anything.
-        processor = AutoProcessor.from_pretrained(
-            source, revision=config.revision, trust_remote_code=False
-        )
         base = AutoModelForImageTextToText.from_pretrained(
             source,
             revision=config.revision,
@@ -224,8 +268,37 @@ def load_base(config: ModelConfig, source: str) -> LoadedModel:
     )
 
 
+def load_processor(config: ModelConfig, *, local_only: bool = False) -> Any:
+    """Return the base's processor with the run's pixel budget.
+
+    Args:
+        config: Of the model.
+        local_only: Take what is on the disk and do not wait for a hub that cannot be reached.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    from transformers import AutoProcessor
+
+    source = model_source(config)
+    with readable_load_errors(source):
+        processor = AutoProcessor.from_pretrained(
+            source,
+            revision=config.revision,
+            trust_remote_code=False,
+            local_files_only=local_only,
+        )
+    set_pixel_budget(processor, config)
+    return processor
+
+
 def _load_unsloth(
-    config: ModelConfig, lora: LoraConfig, source: str, *, gradient_checkpointing: bool
+    config: ModelConfig,
+    lora: LoraConfig,
+    source: str,
+    check: CheckProcessor,
+    *,
+    gradient_checkpointing: bool,
 ) -> LoadedModel:
     # Unsloth writes its compiled code to the working directory unless told where.
     os.environ.setdefault(
@@ -243,6 +316,7 @@ def _load_unsloth(
         ) from error
     import torch
 
+    check(load_processor(config))
     device = torch.device("cuda", torch.cuda.current_device())
     dtype = _dtype(config.dtype, "cuda")
     checkpointing: Any = "unsloth" if gradient_checkpointing else False
@@ -265,6 +339,7 @@ def _load_unsloth(
         finetune_vision_layers=lora.vision_layers,
         use_gradient_checkpointing=checkpointing,
     )
+    set_pixel_budget(processor, config)
     quantized = bool(getattr(base, "is_loaded_in_4bit", False))
     return LoadedModel(model, processor, device, dtype, config.backend, source, quantized)
 

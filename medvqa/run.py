@@ -20,7 +20,13 @@ from medvqa.distributed import ALONE, Ranks
 from medvqa.evaluation import Evaluation, Evaluator, read_evaluations
 from medvqa.example import Example
 from medvqa.generation import chosen_decoding
-from medvqa.model import LoadedModel, load_model, model_source, save_adapter
+from medvqa.model import (
+    LoadedModel,
+    import_libraries,
+    load_model,
+    model_source,
+    save_adapter,
+)
 from medvqa.pictures import draw_pictures
 from medvqa.predictions import check_place
 from medvqa.results import final_values, headline, show_results, write_results
@@ -58,8 +64,8 @@ def run(
         Overall exact match on the first evaluation set, for sweepers; None without a set.
 
     Raises:
-        UserError: On a mistake in the input, before a model is loaded; on what only the model can
-            tell, such as too long a sample, before the first step.
+        UserError: On a mistake in the input, before the model's weights are read; on what only
+            they can tell, such as too little memory, before the first step.
     """
     with record.directory_lock(directory, patience_s=LOCK_PATIENCE_S):
         if config.fresh:
@@ -261,23 +267,29 @@ def train_and_evaluate(
     """Load, train and evaluate; from here on the heavy libraries are imported."""
     from medvqa.training import Trainer
 
+    limit = config.model.max_length_tokens
+
+    def check_lengths(processor: Any) -> None:
+        Encoder(processor, max_length_tokens=limit).check_lengths(prepared.used())
+
     with keeper.phase("load"):
+        import_libraries(config.model.backend)
         loaded = load(
             config.model,
             config.lora,
             gradient_checkpointing=config.training.gradient_checkpointing,
             seed=config.seed,
+            check=check_lengths,
         )
     keeper.update(model=loaded.describe())
     plan, sets = prepared.plan, prepared.sets
     encoder = Encoder(
         loaded.processor,
-        max_length_tokens=config.model.max_length_tokens,
+        max_length_tokens=limit,
         patches=patches,
         pixel_dtype=loaded.dtype,
     )
     by_id = {example.id: example for example in prepared.pool}
-    encoder.check_lengths(prepared.used())
     first = preview(encoder, encoder.encode(by_id[plan.order[0]]))
     (directory / "preview.txt").write_text(first + "\n", encoding="utf-8")
     log.info("first sample; the loss is on [[...]] only:\n%s\n", first)

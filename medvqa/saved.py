@@ -1,7 +1,6 @@
 """Weights and processors on the disk -> models; safetensors only, no code from elsewhere."""
 
 from pathlib import Path
-from typing import Any
 
 from medvqa.config import ModelConfig
 from medvqa.example import UserError
@@ -10,7 +9,6 @@ from medvqa.model import (
     load_base,
     model_source,
     readable_load_errors,
-    set_pixel_budget,
 )
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -49,33 +47,7 @@ def load_merged(config: ModelConfig) -> LoadedModel:
     Raises:
         UserError: If it cannot be loaded.
     """
-    loaded = load_base(config, model_source(config))
-    set_pixel_budget(loaded.processor, config)
-    return loaded
-
-
-def load_processor(config: ModelConfig, *, local_only: bool = False) -> Any:
-    """Return the base's processor with the run's pixel budget.
-
-    Args:
-        config: Of the model.
-        local_only: Take what is on the disk and do not wait for a hub that cannot be reached.
-
-    Raises:
-        UserError: If it cannot be loaded.
-    """
-    from transformers import AutoProcessor
-
-    source = model_source(config)
-    with readable_load_errors(source):
-        processor = AutoProcessor.from_pretrained(
-            source,
-            revision=config.revision,
-            trust_remote_code=False,
-            local_files_only=local_only,
-        )
-    set_pixel_budget(processor, config)
-    return processor
+    return load_base(config, model_source(config))
 
 
 def is_stored_in_4bit(config: ModelConfig) -> bool:

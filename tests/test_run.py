@@ -1,6 +1,7 @@
 """The command itself, as a process: records, repetition, SIGKILL, real images, mistakes."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from medvqa.curriculum import order_sha256
+from medvqa.model import EMBEDDED
 from medvqa.record import read_lines
-from tests.conftest import SMOKE, call, command, environment
+from tests.conftest import SMOKE, TINY, call, command, environment
 
 
 def run_json(directory):
@@ -204,8 +206,11 @@ def test_a_mistake_in_the_data_is_one_line_and_exit_code_2(tmp_path, override, m
     assert "Traceback" not in answer.stderr
 
 
-def test_a_sample_that_is_too_long_is_said_before_the_first_step(tmp_path):
-    answer = call(tmp_path / "run", *SMOKE, "model.max_length_tokens=60")
+def test_a_sample_that_is_too_long_is_said_before_the_weights_are_read(tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(EMBEDDED[TINY.name], base)
+    (base / "model.safetensors").write_bytes(b"not read")
+    answer = call(tmp_path / "run", *SMOKE, f"model.path={base}", "model.max_length_tokens=60")
     assert answer.returncode == 2
     (line,) = [line for line in answer.stderr.splitlines() if line.startswith("medvqa: ")]
     assert "samples are longer than model.max_length_tokens=60, the longest, phantom/" in line

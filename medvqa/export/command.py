@@ -19,9 +19,10 @@ from medvqa.export import outside
 from medvqa.export.atomic import check_target, new_directory
 from medvqa.export.card import model_card
 from medvqa.export.papers import papers
+from medvqa.model import load_processor
 from medvqa.record import write_json, write_text
 from medvqa.run import describe_pool
-from medvqa.saved import ADAPTER_FILE, load_processor
+from medvqa.saved import ADAPTER_FILE
 from medvqa.trained import EXPORT_FILE, Kind, Trained, model_config, read_trained
 
 if TYPE_CHECKING:

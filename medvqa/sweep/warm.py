@@ -8,7 +8,7 @@ from typing import Any
 
 from medvqa.collate import Patches
 from medvqa.config import LoraConfig, ModelConfig
-from medvqa.model import LoadedModel, load_model, reset_adapter
+from medvqa.model import CheckProcessor, LoadedModel, load_model, reset_adapter
 from medvqa.run import DataOnce
 from medvqa.vision import kept_features
 
@@ -52,7 +52,13 @@ class WarmModels:
             features.clear()
 
     def load(
-        self, config: ModelConfig, lora: LoraConfig, *, gradient_checkpointing: bool, seed: int
+        self,
+        config: ModelConfig,
+        lora: LoraConfig,
+        *,
+        gradient_checkpointing: bool,
+        seed: int,
+        check: CheckProcessor,
     ) -> LoadedModel:
         """Return the model with a fresh adapter; see `medvqa.model.load_model`."""
         key = repr((config, lora, gradient_checkpointing))
@@ -63,11 +69,16 @@ class WarmModels:
             gc.collect()
             _give_back_gpu_memory()
             self._loaded = load_model(
-                config, lora, gradient_checkpointing=gradient_checkpointing, seed=seed
+                config,
+                lora,
+                gradient_checkpointing=gradient_checkpointing,
+                seed=seed,
+                check=check,
             )
             self._key, self._resting_gpu_bytes = key, _gpu_bytes(self._loaded)
         else:
             log.info("the base model is loaded already")
+            check(self._loaded.processor)
             reset_adapter(self._loaded.model, seed=seed)
             self._loaded.reset_peak()
         return self._loaded
