@@ -106,7 +106,7 @@ def checkpoints(directory):
 def test_no_process_outlives_a_killed_rank_or_a_killed_command_and_the_run_goes_on(tmp_path):
     directory = tmp_path / "run"
     command = (
-        *SMOKE, f"hydra.run.dir={directory}", "training.max_steps=40", "evaluation.zero_shot=true",
+        *SMOKE, f"hydra.run.dir={directory}", "training.max_steps=24", "evaluation.zero_shot=true",
     )  # fmt: skip
 
     process = start(tmp_path, *command)

@@ -46,6 +46,13 @@ def test_the_adapter_is_that_of_a_fresh_process_whatever_ran_before(models):
     assert load(WarmModels(), seed=1) is not loaded
 
 
+def test_each_job_has_its_lengths_checked_also_where_the_model_is_loaded_already(models):
+    seen = []
+    for seed in (1, 2):
+        loaded = models.load(TINY, LORA, gradient_checkpointing=False, seed=seed, check=seen.append)
+    assert seen == [loaded.processor, loaded.processor]
+
+
 def test_what_a_job_holds_on_to_costs_the_next_one_a_new_process(models, monkeypatch):
     monkeypatch.setattr(warm, "HOST_LEAK_BYTES", 64 * 2**20)
     load(models, seed=1)

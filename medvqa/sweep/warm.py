@@ -8,7 +8,7 @@ from typing import Any
 
 from medvqa.collate import Patches
 from medvqa.config import LoraConfig, ModelConfig
-from medvqa.model import CheckProcessor, LoadedModel, load_model, reset_adapter
+from medvqa.model import CheckProcessor, LoadedModel, accept, load_model, reset_adapter
 from medvqa.run import DataOnce
 from medvqa.vision import kept_features
 
@@ -58,7 +58,7 @@ class WarmModels:
         *,
         gradient_checkpointing: bool,
         seed: int,
-        check: CheckProcessor,
+        check: CheckProcessor = accept,
     ) -> LoadedModel:
         """Return the model with a fresh adapter; see `medvqa.model.load_model`."""
         key = repr((config, lora, gradient_checkpointing))
