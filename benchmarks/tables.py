@@ -38,6 +38,11 @@ def rows_of(records: Records, part: str, **wanted: Any) -> Rows:
     ]
 
 
+def commit(record: Record) -> str:
+    """Return the code that was measured."""
+    return str(record["git"]["commit"] or "unknown")[:7]
+
+
 def table(header: str, lines: Iterable[Sequence[object]], records: Iterable[Record]) -> str:
     """Return a Markdown table with what, when and which code it was measured on."""
     body = ["| " + " | ".join(map(str, line)) + " |" for line in lines]
@@ -46,7 +51,7 @@ def table(header: str, lines: Iterable[Sequence[object]], records: Iterable[Reco
     rule = "|" + "---|" * (header.count("|") - 1)
     sources = dict.fromkeys(
         f"{r['hardware']}, {r['date'][:10]}, torch {r['environment']['packages']['torch']}, "
-        f"commit {(r['git']['commit'] or 'unknown')[:7]}"
+        f"commit {commit(r)}"
         for r in records
     )
     return "\n".join([header, rule, *body, "", "; ".join(sources) + ".", ""])
@@ -210,13 +215,14 @@ def startup(records: Records) -> str:
     """Return seconds to the end of the first step, by phase."""
     rows = [(r, row) for r, row in rows_of(records, "startup") if "failed" not in row]
     lines = (
-        [r["model"], row["backend"], row["attempt"], row["first_step_ended_s"], row["outside_s"],
+        [r["model"], row["backend"], commit(r), row["attempt"],
+         row["first_step_ended_s"], row["outside_s"],
          round(row["phases"]["data"] + row["phases"]["contamination"], 2), row["phases"]["load"],
          row["step_s"]]
         for r, row in rows
     )  # fmt: skip
-    header = ("| model | backend | attempt | first step ended after, s | of it interpreter and "
-              "imports | data and gate | loading | the step |")  # fmt: skip
+    header = ("| model | backend | commit | attempt | first step ended after, s | of it "
+              "interpreter and imports | data and gate | loading | the step |")  # fmt: skip
     return table(header, lines, (record for record, _ in rows))
 
 

@@ -30,14 +30,14 @@ def ahead(
     if num_threads == 0:
         yield from map(function, items)
         return
-    most = num_threads if num_waiting is None else num_waiting
+    num_ahead = num_threads if num_waiting is None else num_waiting
     remaining = iter(items)
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(num_threads, initializer=initializer) as pool:
         try:
             for item in remaining:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > most:
+                if len(waiting) > num_ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -19,7 +19,7 @@ from medvqa.collate import Encoder, Sample
 from medvqa.config import SourceConfig
 from medvqa.data import load_examples
 from medvqa.example import Example, UserError
-from medvqa.model import EMBEDDED
+from medvqa.pretrained import EMBEDDED
 from medvqa.progress import track
 from medvqa.vision import attend_to_all_pictures_at_once
 

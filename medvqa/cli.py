@@ -72,6 +72,7 @@ def train(cfg: DictConfig) -> float | None:
 
 def _run(cfg: DictConfig, *, is_sweep: bool) -> float | None:
     config = checked(cfg)
+    from medvqa.model import load_in_own_process
     from medvqa.run import run
 
     job = HydraConfig.get()
@@ -82,7 +83,8 @@ def _run(cfg: DictConfig, *, is_sweep: bool) -> float | None:
         "run_id": run_id(values),
         "sweep": Path(job.sweep.dir).name if is_sweep else None,
     }
-    return run(config, directory=Path(job.runtime.output_dir), settings=settings)
+    directory = Path(job.runtime.output_dir)
+    return run(config, directory=directory, settings=settings, load=load_in_own_process)
 
 
 def main() -> None:

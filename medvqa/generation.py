@@ -96,14 +96,14 @@ def generate(
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     loaded.use_for(training=False)
     threads = ENCODING_THREADS if loaded.device.type == "cuda" else 0
-    # A thread encodes one picture's questions of a batch: each picture is decoded by one thread,
-    # and the first batch, for which the GPU waits, by all of them.
-    pieces = [list(own) for batch in batches for _, own in groupby(batch, key=pictures_of)]
+    # A thread encodes one picture's questions of a batch: within it each picture is decoded by one
+    # thread, and the first batch, for which the GPU waits, by all of them.
+    pieces = [[list(own) for _, own in groupby(batch, key=pictures_of)] for batch in batches]
     encoded = ahead(
         lambda piece: [encoder.encode(examples[i]) for i in piece],
-        pieces,
+        [*chain.from_iterable(pieces)],
         num_threads=threads,
-        num_waiting=batch_size,
+        num_waiting=max(threads, *map(len, pieces)),
         initializer=encode_alone(),
     )
     with torch.inference_mode(), closing(encoded):

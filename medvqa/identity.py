@@ -26,7 +26,7 @@ BASE = "base"  # what an adapter that changes nothing is called
 # Our own code that computes an answer: after an edit, nothing computed before it counts.
 CODE = (
     *("ahead", "collate", "decoder", "engine", "generation", "image", "kernels", "model"),
-    *("projection", "triton_kernels", "vision"),
+    *("pretrained", "projection", "triton_kernels", "vision"),
 )
 PACKAGES = (
     *("torch", "torchvision", "transformers", "tokenizers", "peft", "bitsandbytes", "unsloth"),

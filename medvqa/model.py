@@ -14,13 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from medvqa.config import Backend, Device, Dtype, LoraConfig, ModelConfig
 from medvqa.example import UserError
+from medvqa.pretrained import (
+    load_processor,
+    model_source,
+    readable_load_errors,
+    set_pixel_budget,
+)
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
 
-EMBEDDED = {"medvqa/tiny": Path(__file__).parent / "weights" / "tiny"}
 LANGUAGE_MODEL, VISION_TOWER = "language_model", "visual"
 USED_FOR = "_medvqa_used_for_training"  # whether; absent until `use_for` has been called
 
@@ -128,38 +133,20 @@ class LoadedModel:
             yield
 
 
-def model_source(config: ModelConfig) -> str:
-    """Return where the base comes from, before anything slow starts.
+def load_in_own_process(config: ModelConfig, lora: LoraConfig, **options: Any) -> LoadedModel:
+    """Do as `load_model`, in a process that only trains and answers.
 
-    Raises:
-        UserError: If the local directory is missing or is no model.
+    A quarter of the time that importing transformers and PEFT takes is spent on packages that no
+    run uses: they are hidden meanwhile. transformers believes for good, then, that they are not
+    installed, so this is for no program that imports it for itself.
     """
-    path = Path(config.path) if config.path else EMBEDDED.get(config.name)
-    if path is None and config.name.startswith("medvqa/"):
-        size = config.name.removeprefix("medvqa/")
-        raise UserError(
-            f"{config.name} comes without weights: build them with `medvqa build-base --size "
-            f"{size} --output DIR`, then give model.path=DIR"
-        )
-    if path is None:
-        return config.name
-    if not (path / "config.json").is_file():
-        raise UserError(
-            f"model.path={path} holds no config.json; give a directory in the hub's layout"
-            if config.path
-            else f"the embedded model is missing at {path}; build it with `medvqa build-base`"
-        )
-    return str(path)
+    if config.backend is Backend.transformers:  # Unsloth must be imported before transformers
+        _import_libraries()
+    return load_model(config, lora, **options)
 
 
-def import_libraries(backend: Backend) -> None:
-    """Import transformers and PEFT for a process that only trains and answers.
-
-    A quarter of the time that this takes is spent on packages that no run uses: they are hidden
-    meanwhile. transformers then believes for good that they are not installed, so a program that
-    has imported it for itself keeps what it has. Unsloth's own import must come first.
-    """
-    if backend is Backend.unsloth or "transformers" in sys.modules:
+def _import_libraries() -> None:
+    if "transformers" in sys.modules:
         return
     hidden = [name for name in UNUSED if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: not to be found
@@ -168,7 +155,7 @@ def import_libraries(backend: Backend) -> None:
             import_module(name)
     finally:
         for name in hidden:
-            del sys.modules[name]
+            sys.modules.pop(name, None)
 
 
 def load_model(
@@ -186,14 +173,14 @@ def load_model(
         lora: Of the adapter.
         gradient_checkpointing: Whether layers' insides are computed again in the backward pass.
         seed: Of the adapter's first weights.
-        check: Called with the processor before the weights are read, or even downloaded.
+        check: Called with the processor before the weights are read, or even downloaded; after
+            it with Unsloth, which chooses both itself.
 
     Raises:
         UserError: If the base cannot be loaded, or a named LoRA module matches no layer.
     """
-    source = model_source(config)
     load = _load_unsloth if config.backend is Backend.unsloth else _load_transformers
-    loaded = load(config, lora, source, check, gradient_checkpointing=gradient_checkpointing)
+    loaded = load(config, lora, check, gradient_checkpointing=gradient_checkpointing)
     reset_adapter(loaded.model, seed=seed)
     return loaded
 
@@ -201,14 +188,13 @@ def load_model(
 def _load_transformers(
     config: ModelConfig,
     lora: LoraConfig,
-    source: str,
     check: CheckProcessor,
     *,
     gradient_checkpointing: bool,
 ) -> LoadedModel:
     import peft
 
-    loaded = load_base(config, source, check)
+    loaded = load_base(config, check)
     base = loaded.model
     if gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -224,7 +210,7 @@ def _load_transformers(
     return replace(loaded, model=peft.get_peft_model(base, adapter), is_adapted=True)
 
 
-def load_base(config: ModelConfig, source: str, check: CheckProcessor = accept) -> LoadedModel:
+def load_base(config: ModelConfig, check: CheckProcessor = accept) -> LoadedModel:
     """Return the base alone, frozen, by transformers; see `load_model` for `check`."""
     import torch
     from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
@@ -243,6 +229,7 @@ def load_base(config: ModelConfig, source: str, check: CheckProcessor = accept) 
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
+    source = model_source(config)
     processor = load_processor(config)
     check(processor)
     with readable_load_errors(source):
@@ -268,34 +255,9 @@ def load_base(config: ModelConfig, source: str, check: CheckProcessor = accept) 
     )
 
 
-def load_processor(config: ModelConfig, *, local_only: bool = False) -> Any:
-    """Return the base's processor with the run's pixel budget.
-
-    Args:
-        config: Of the model.
-        local_only: Take what is on the disk and do not wait for a hub that cannot be reached.
-
-    Raises:
-        UserError: If it cannot be loaded.
-    """
-    from transformers import AutoProcessor
-
-    source = model_source(config)
-    with readable_load_errors(source):
-        processor = AutoProcessor.from_pretrained(
-            source,
-            revision=config.revision,
-            trust_remote_code=False,
-            local_files_only=local_only,
-        )
-    set_pixel_budget(processor, config)
-    return processor
-
-
 def _load_unsloth(
     config: ModelConfig,
     lora: LoraConfig,
-    source: str,
     check: CheckProcessor,
     *,
     gradient_checkpointing: bool,
@@ -316,9 +278,9 @@ def _load_unsloth(
         ) from error
     import torch
 
-    check(load_processor(config))
     device = torch.device("cuda", torch.cuda.current_device())
     dtype = _dtype(config.dtype, "cuda")
+    source = model_source(config)
     checkpointing: Any = "unsloth" if gradient_checkpointing else False
     with readable_load_errors(source):
         base, processor = FastVisionModel.from_pretrained(
@@ -329,6 +291,8 @@ def _load_unsloth(
             load_in_4bit=config.load_in_4bit,
             use_gradient_checkpointing=checkpointing,
         )
+    set_pixel_budget(processor, config)
+    check(processor)
     model = FastVisionModel.get_peft_model(
         base,
         r=lora.rank,
@@ -339,22 +303,8 @@ def _load_unsloth(
         finetune_vision_layers=lora.vision_layers,
         use_gradient_checkpointing=checkpointing,
     )
-    set_pixel_budget(processor, config)
     quantized = bool(getattr(base, "is_loaded_in_4bit", False))
     return LoadedModel(model, processor, device, dtype, config.backend, source, quantized)
-
-
-@contextmanager
-def readable_load_errors(source: str) -> Iterator[None]:
-    """Turn the hub's and the disk's errors into one clear line."""
-    try:
-        yield
-    except OSError as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"cannot load the base model {source}: {first_line} "
-            "(no network? give model.path=, a local copy in the hub's layout)"
-        ) from error
 
 
 def _device(wanted: Device) -> str:
@@ -431,26 +381,6 @@ def reset_adapter(model: Any, *, seed: int) -> None:
                 numbers = buffer[: parameter.numel()].uniform_(generator=generator)
                 parameter.copy_(numbers.view(parameter.shape))
                 parameter.mul_(2 * bound).sub_(bound)
-
-
-def set_pixel_budget(processor: Any, config: ModelConfig) -> None:
-    """Set the pixel budget and prove that it is obeyed.
-
-    `max_pixels` given to `from_pretrained` is ignored by recent processors
-    (transformers issue 41955), so the size is set and a probe image is counted.
-    """
-    import numpy as np
-
-    images = processor.image_processor
-    images.size = type(images.size)(shortest_edge=config.min_pixels, longest_edge=config.max_pixels)
-    probe = np.zeros((2000, 1500, 3), dtype=np.uint8)
-    grid = images(images=[probe], return_tensors="pt")["image_grid_thw"][0]
-    pixels = int(grid.prod()) * images.patch_size**2
-    if pixels > config.max_pixels:
-        raise UserError(
-            f"model.max_pixels={config.max_pixels} is not obeyed: a large image became "
-            f"{pixels} pixels; it must be at least {(images.patch_size * images.merge_size) ** 2}"
-        )
 
 
 def save_adapter(loaded: LoadedModel, directory: Path) -> None:

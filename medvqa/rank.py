@@ -23,6 +23,7 @@ from medvqa.composition import typed
 from medvqa.distributed import join, leave
 from medvqa.example import UserError
 from medvqa.leaving import leave_at_once
+from medvqa.model import load_in_own_process
 from medvqa.run import run_rank
 
 GRACE_S = 5.0  # to leave in order after SIGTERM
@@ -56,7 +57,7 @@ def main() -> None:
 def _run(directory: Path, settings: Mapping[str, Any]) -> None:
     config = typed(settings["config"])
     ranks = join(config.model.device)
-    run_rank(config, directory=directory, settings=settings, ranks=ranks)
+    run_rank(config, directory=directory, settings=settings, load=load_in_own_process, ranks=ranks)
     leave()
 
 

@@ -20,15 +20,10 @@ from medvqa.distributed import ALONE, Ranks
 from medvqa.evaluation import Evaluation, Evaluator, read_evaluations
 from medvqa.example import Example
 from medvqa.generation import chosen_decoding
-from medvqa.model import (
-    LoadedModel,
-    import_libraries,
-    load_model,
-    model_source,
-    save_adapter,
-)
+from medvqa.model import LoadedModel, load_model, save_adapter
 from medvqa.pictures import draw_pictures
 from medvqa.predictions import check_place
+from medvqa.pretrained import model_source
 from medvqa.results import final_values, headline, show_results, write_results
 from medvqa.torchrun import run_ranks
 from medvqa.tracking import Tracker, tracker
@@ -65,7 +60,8 @@ def run(
 
     Raises:
         UserError: On a mistake in the input, before the model's weights are read; on what only
-            they can tell, such as too little memory, before the first step.
+            they can tell, such as a layer that is not there, before the first step; on too little
+            memory, in the step that lacks it.
     """
     with record.directory_lock(directory, patience_s=LOCK_PATIENCE_S):
         if config.fresh:
@@ -267,13 +263,12 @@ def train_and_evaluate(
     """Load, train and evaluate; from here on the heavy libraries are imported."""
     from medvqa.training import Trainer
 
-    limit = config.model.max_length_tokens
+    max_length_tokens = config.model.max_length_tokens
 
     def check_lengths(processor: Any) -> None:
-        Encoder(processor, max_length_tokens=limit).check_lengths(prepared.used())
+        Encoder(processor, max_length_tokens=max_length_tokens).check_lengths(prepared.used())
 
     with keeper.phase("load"):
-        import_libraries(config.model.backend)
         loaded = load(
             config.model,
             config.lora,
@@ -285,7 +280,7 @@ def train_and_evaluate(
     plan, sets = prepared.plan, prepared.sets
     encoder = Encoder(
         loaded.processor,
-        max_length_tokens=limit,
+        max_length_tokens=max_length_tokens,
         patches=patches,
         pixel_dtype=loaded.dtype,
     )

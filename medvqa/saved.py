@@ -1,15 +1,11 @@
-"""Weights and processors on the disk -> models; safetensors only, no code from elsewhere."""
+"""Weights on the disk -> models; safetensors only, no code from elsewhere."""
 
 from pathlib import Path
 
 from medvqa.config import ModelConfig
 from medvqa.example import UserError
-from medvqa.model import (
-    LoadedModel,
-    load_base,
-    model_source,
-    readable_load_errors,
-)
+from medvqa.model import LoadedModel, load_base
+from medvqa.pretrained import model_source, readable_load_errors
 
 ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -47,7 +43,7 @@ def load_merged(config: ModelConfig) -> LoadedModel:
     Raises:
         UserError: If it cannot be loaded.
     """
-    return load_base(config, model_source(config))
+    return load_base(config)
 
 
 def is_stored_in_4bit(config: ModelConfig) -> bool:

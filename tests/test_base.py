@@ -9,7 +9,7 @@ from medvqa.config import ModelConfig, SourceConfig
 from medvqa.data import load_examples
 from medvqa.data.phantom import pretraining_examples, vocabulary_texts
 from medvqa.example import UserError
-from medvqa.model import EMBEDDED, model_source
+from medvqa.pretrained import EMBEDDED, model_source
 
 TINY = EMBEDDED["medvqa/tiny"]
 

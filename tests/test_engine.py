@@ -12,7 +12,7 @@ from medvqa import engine, projection, vision
 from medvqa.collate import Encoder
 from medvqa.config import Decoding, LoraConfig
 from medvqa.generation import generate
-from medvqa.model import load_base, load_model, model_source, target_pattern
+from medvqa.model import load_base, load_model, target_pattern
 from tests.conftest import TINY, PngImage
 
 TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -38,7 +38,7 @@ def trained():
 def qwen2(tmp_path_factory):
     """A random Qwen2-VL of a few layers: biases in attention, no norm of heads, another tower."""
     place = tmp_path_factory.mktemp("qwen2")
-    base = load_base(TINY, model_source(TINY))
+    base = load_base(TINY)
     tokenizer, images = base.processor.tokenizer, base.processor.image_processor
     ids = {name: getattr(base.model.config, name) for name in TOKEN_IDS}
     config = transformers.Qwen2VLConfig(
@@ -279,7 +279,7 @@ def test_four_bits_are_unpacked_as_the_library_does(encoder, samples):
     bitsandbytes = pytest.importorskip("bitsandbytes", reason="NF4 is NOT checked: no bitsandbytes")
     from benchmarks.engine.workload import quantize
 
-    base = load_base(TINY, model_source(TINY))
+    base = load_base(TINY)
     quantize(base.model)
     adapter = peft.LoraConfig(r=4, target_modules=target_pattern(base.model, LoraConfig()))
     trained = with_adapter(

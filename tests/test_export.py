@@ -22,7 +22,7 @@ from medvqa.export.atomic import new_directory
 from medvqa.export.card import DISCLAIMER
 from medvqa.export.command import Wanted, export, main_export
 from medvqa.export.merging import MergeCheck
-from medvqa.model import EMBEDDED
+from medvqa.pretrained import EMBEDDED
 from medvqa.trained import Kind, load_trained, read_trained
 from medvqa.vllm import max_lora_rank, vllm_command
 from tests.conftest import ROOT

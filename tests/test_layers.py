@@ -42,7 +42,7 @@ HEAVY = {
 ON_DEMAND = {"triton_kernels", "projection", "decoder"}
 RECORDS = {"example", "config"}
 RANKS = {"distributed"}
-SAMPLES = {*RECORDS, "image", "prompt", "hardware", "progress"}
+SAMPLES = {*RECORDS, "image", "prompt", "hardware", "progress", "pretrained"}
 MODELS = {*SAMPLES, "model", "collate", "decoder", "vision", "engine", "ahead", "generation"}
 SCORES = {*RECORDS, "metrics", "bertscore", "statistics", "scoring"}
 # What a module may import; `data` holds its own files too. A new module needs a line here.
@@ -54,6 +54,7 @@ MAY_IMPORT = {
     "places": set(),
     "progress": set(),
     "image": RECORDS,
+    "pretrained": RECORDS,
     "prompt": RECORDS,
     "curriculum": RECORDS,
     "metrics": RECORDS,
@@ -112,7 +113,7 @@ MAY_IMPORT = {
     },
     "leaving": set(),
     "plugins": {"sweep"},
-    "rank": {*RECORDS, *RANKS, "record", "composition", "run", "leaving"},
+    "rank": {*RECORDS, *RANKS, "record", "composition", "run", "leaving", "model"},
 }
 # Those that see everything below them.
 MAY_IMPORT["run"] = set(MAY_IMPORT) - {

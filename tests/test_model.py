@@ -2,8 +2,6 @@
 
 import hashlib
 import re
-import subprocess
-import sys
 
 import peft
 import pytest
@@ -12,14 +10,9 @@ from transformers import AutoModelForImageTextToText
 
 from medvqa.config import LoraConfig, ModelConfig
 from medvqa.example import UserError
-from medvqa.model import (
-    load_model,
-    model_source,
-    reset_adapter,
-    save_adapter,
-    target_pattern,
-)
-from tests.conftest import ROOT, TINY, environment
+from medvqa.model import load_model, reset_adapter, save_adapter, target_pattern
+from medvqa.pretrained import model_source
+from tests.conftest import TINY
 
 
 def logits(model, encoder, examples):
@@ -143,22 +136,3 @@ def test_every_module_is_switched_however_the_model_was_left():
     loaded.model.eval()
     loaded.use_for(training=True)
     assert all(module.training for module in loaded.model.modules())
-
-
-def test_a_run_imports_nothing_that_it_does_not_use_and_hides_it_from_nobody():
-    """In a process of its own: this one has imported all of it already."""
-    code = (
-        "import sys; from medvqa.config import Backend; from medvqa.model import import_libraries\n"
-        "import_libraries(Backend.transformers)\n"
-        "print({'peft', 'transformers.modeling_utils'} <= sys.modules.keys())\n"
-        "print(any(name.split('.')[0] in ('sklearn', 'scipy') for name in sys.modules))\n"
-        "import scipy.optimize; print(scipy.optimize is sys.modules['scipy.optimize'])"
-    )
-    answer = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment(PYTHONPATH=str(ROOT)),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert answer.stdout.split() == ["True", "False", "True"]

@@ -20,8 +20,9 @@ from medvqa.evaluation import Evaluator, without_images
 from medvqa.example import UserError
 from medvqa.identity import BASE, adapter_digest, digest_tensors, question_keys
 from medvqa.image import load_rgb
-from medvqa.model import load_model, set_pixel_budget
+from medvqa.model import load_model
 from medvqa.predictions import FILE, Answer, PredictionCache, check_place
+from medvqa.pretrained import set_pixel_budget
 from tests.conftest import TINY, PngImage
 from tests.test_layers import imported
 from tests.test_several_gpus import in_ranks

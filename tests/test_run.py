@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from medvqa.curriculum import order_sha256
-from medvqa.model import EMBEDDED
+from medvqa.pretrained import EMBEDDED
 from medvqa.record import read_lines
-from tests.conftest import SMOKE, TINY, call, command, environment
+from tests.conftest import ROOT, SMOKE, TINY, call, command, environment
 
 
 def run_json(directory):
@@ -215,3 +215,25 @@ def test_a_sample_that_is_too_long_is_said_before_the_weights_are_read(tmp_path)
     (line,) = [line for line in answer.stderr.splitlines() if line.startswith("medvqa: ")]
     assert "samples are longer than model.max_length_tokens=60, the longest, phantom/" in line
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_run_imports_none_of_the_packages_that_transformers_would_take_along(finished, tmp_path):
+    """After another one, which has hashed the pictures: that takes SciPy."""
+    code = (
+        "import atexit, sys; from medvqa.cli import main\n"
+        "found = lambda: {name.partition('.')[0] for name in sys.modules}\n"
+        "atexit.register(lambda: print(sorted(found() & {'transformers', 'scipy', 'sklearn'})))\n"
+        "sys.argv[0] = 'train.py'\n"
+        "main()"
+    )
+    overrides = (*SMOKE, "evaluation.zero_shot=false", "evaluation.after_each_stage=false")
+    answer = subprocess.run(
+        [sys.executable, "-c", code, f"hydra.run.dir={tmp_path / 'run'}", *overrides],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run_json(tmp_path / "run")["state"] == "finished"
+    assert answer.stdout.splitlines()[-1] == "['transformers']"

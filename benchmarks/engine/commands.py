@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engine.workload import TINY, Row, Settings
-from medvqa.model import model_source
+from medvqa.pretrained import model_source
 from medvqa.record import read_json, read_lines
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,8 @@ from medvqa.config import Backend, LoraConfig, ModelConfig, SourceConfig
 from medvqa.data import load_examples
 from medvqa.example import Example
 from medvqa.image import ImageBytes
-from medvqa.model import LoadedModel, load_model, reset_adapter, set_pixel_budget, target_pattern
+from medvqa.model import LoadedModel, load_model, reset_adapter, target_pattern
+from medvqa.pretrained import set_pixel_budget
 
 if TYPE_CHECKING:
     import torch

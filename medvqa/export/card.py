@@ -10,7 +10,7 @@ from typing import Any
 
 from medvqa.evaluation import Evaluation
 from medvqa.export.merging import MERGED, MergeCheck
-from medvqa.model import EMBEDDED
+from medvqa.pretrained import EMBEDDED
 from medvqa.prompt import INSTRUCTION
 from medvqa.score import SHOWN, cell
 from medvqa.trained import Trained
@@ -236,7 +236,7 @@ def _snippet(trained: Trained, place: str) -> list[str]:
         lines.insert(0, "from peft import PeftModel")
         base = repr(model.name)
         if model.name in EMBEDDED:
-            lines.insert(0, "from medvqa.model import EMBEDDED")
+            lines.insert(0, "from medvqa.pretrained import EMBEDDED")
             base = f"EMBEDDED[{base}]"
         revision = f", revision={trained.revision!r}" if trained.revision else ""
         lines += [

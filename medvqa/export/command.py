@@ -19,7 +19,7 @@ from medvqa.export import outside
 from medvqa.export.atomic import check_target, new_directory
 from medvqa.export.card import model_card
 from medvqa.export.papers import papers
-from medvqa.model import load_processor
+from medvqa.pretrained import load_processor
 from medvqa.record import write_json, write_text
 from medvqa.run import describe_pool
 from medvqa.saved import ADAPTER_FILE

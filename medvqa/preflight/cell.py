@@ -14,7 +14,6 @@ from medvqa.contamination.overlap import Overlap
 from medvqa.curriculum import Plan
 from medvqa.example import Example, UserError
 from medvqa.hardware import num_cuda_devices
-from medvqa.model import load_processor
 from medvqa.power import minimal_detectable_effect
 from medvqa.preflight.downloads import (
     Download,
@@ -32,6 +31,7 @@ from medvqa.preflight.memory import (
 )
 from medvqa.preflight.probe import Probe, run_probe, total_seconds
 from medvqa.preflight.tokens import Estimator, TokenReport, count_tokens
+from medvqa.pretrained import load_processor
 from medvqa.run import Data, DataOnce, check, pass_gate, prepare
 
 OUTPUT_DIRECTORY = Path("outputs")

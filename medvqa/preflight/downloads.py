@@ -9,7 +9,7 @@ from typing import Any
 
 from medvqa.config import Config, RowsConfig, SourceConfig
 from medvqa.data import DATASETS
-from medvqa.model import EMBEDDED
+from medvqa.pretrained import EMBEDDED
 
 CHECKPOINTS_KEPT = 2
 HUB_PATIENCE_S = 5.0

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from medvqa.config import Backend, Config, Dtype, Engine, Optimizer
 from medvqa.example import UserError
-from medvqa.model import LANGUAGE_MODEL, model_source, target_pattern
+from medvqa.model import LANGUAGE_MODEL, target_pattern
 from medvqa.preflight.downloads import hub_answers
+from medvqa.pretrained import model_source
 
 if TYPE_CHECKING:
     import torch

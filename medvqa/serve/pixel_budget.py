@@ -5,7 +5,7 @@ from typing import Any
 
 from medvqa.config import ModelConfig
 from medvqa.image import ImageBytes, load_rgb
-from medvqa.model import load_processor
+from medvqa.pretrained import load_processor
 
 
 class PixelBudget:

@@ -8,7 +8,7 @@ from typing import Any
 
 from medvqa.collate import Patches
 from medvqa.config import LoraConfig, ModelConfig
-from medvqa.model import CheckProcessor, LoadedModel, accept, load_model, reset_adapter
+from medvqa.model import CheckProcessor, LoadedModel, accept, load_in_own_process, reset_adapter
 from medvqa.run import DataOnce
 from medvqa.vision import kept_features
 
@@ -68,7 +68,7 @@ class WarmModels:
             gc.unfreeze()
             gc.collect()
             _give_back_gpu_memory()
-            self._loaded = load_model(
+            self._loaded = load_in_own_process(
                 config,
                 lora,
                 gradient_checkpointing=gradient_checkpointing,
