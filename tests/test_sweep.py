@@ -198,7 +198,7 @@ def damage(run):
 def test_a_killed_job_and_a_killed_launcher_go_on_from_their_checkpoints(tmp_path):
     long = (*SMOKE, "training.max_steps=24", "evaluation.zero_shot=false", "seed=1,2")
     launcher = start(tmp_path, *long)
-    wait_for(lambda: (tmp_path / "multirun").is_dir())
+    wait_for(lambda: [*tmp_path.glob("multirun/*")])
     sweep = sweep_of(tmp_path)
 
     def checkpoint(number):
