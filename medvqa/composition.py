@@ -137,7 +137,11 @@ def config_directory() -> str:
 
 def register() -> None:
     """Make schema, resolvers and launcher known to Hydra."""
-    ConfigStore.instance().store(name="schema", node=Config)
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    # Hydra copies it whole for each group that it lists and each cell that it composes, and copies
+    # again what it reads from it: two seconds of `--help` on a slow core.
+    vars(store)["__deepcopy__"] = lambda memo: store
     OmegaConf.register_new_resolver("medvqa.run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("medvqa.sweep_name", sweep_name, replace=True)
     if PLUGINS not in sys.path:

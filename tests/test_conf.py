@@ -1,9 +1,11 @@
 """Every file under conf/ is valid, and the published numbers are in it exactly."""
 
+import copy
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from medvqa.cli import register
@@ -136,3 +138,11 @@ def test_the_smoke_experiment_asks_few_questions_of_any_data_set():
         config = config_of("experiment=smoke", f"data={data}")
         assert config.data.evaluation_limit == 40
         assert config.data.evaluation == config_of(f"data={data}").data.evaluation
+
+
+def test_the_schemas_are_not_copied_for_each_cell_and_no_cell_changes_them():
+    plain = composed()
+    store = ConfigStore.instance()
+    assert copy.deepcopy(store) is store
+    assert composed("seed=7", "lora.rank=3", "data.evaluation.test.limit=3") != plain
+    assert composed() == plain
