@@ -43,8 +43,10 @@ def commit(record: Record) -> str:
     return str(record["git"]["commit"] or "unknown")[:7]
 
 
-def table(header: str, lines: Iterable[Sequence[object]], records: Iterable[Record]) -> str:
-    """Return a Markdown table with what, when and which code it was measured on."""
+def table(
+    header: str, lines: Iterable[Sequence[object]], rows: Iterable[tuple[Record, object]]
+) -> str:
+    """Return a Markdown table with what, when and which code its rows' records are of."""
     body = ["| " + " | ".join(map(str, line)) + " |" for line in lines]
     if not body:
         return NOTHING
@@ -52,7 +54,7 @@ def table(header: str, lines: Iterable[Sequence[object]], records: Iterable[Reco
     sources = dict.fromkeys(
         f"{r['hardware']}, {r['date'][:10]}, torch {r['environment']['packages']['torch']}, "
         f"commit {commit(r)}"
-        for r in records
+        for r, _ in rows
     )
     return "\n".join([header, rule, *body, "", "; ".join(sources) + ".", ""])
 
@@ -113,7 +115,7 @@ def training(records: Records, *, four_bit: bool) -> str:
 
     header = ("| model | engine, step | pictures | samples/s | against the baseline | ms a step | "
               "peak GB | first, last loss |")  # fmt: skip
-    return table(header, (line(*pair) for pair in rows), (record for record, _ in rows))
+    return table(header, (line(*pair) for pair in rows), rows)
 
 
 def answering(records: Records) -> str:
@@ -137,7 +139,7 @@ def answering(records: Records) -> str:
 
     header = ("| model | how | questions | seconds a question | against one by one | peak GB | "
               "equal answers |")  # fmt: skip
-    return table(header, (line(*pair) for pair in rows), (record for record, _ in rows))
+    return table(header, (line(*pair) for pair in rows), rows)
 
 
 def answering_baseline(rows: Rows, record: Record) -> float | None:
@@ -160,7 +162,7 @@ def curve(records: Records) -> str:
         for r, row in rows
     )  # fmt: skip
     header = "| model | engine, step | steps | largest difference | mean | first, last loss |"
-    return table(header, lines, (record for record, _ in rows))
+    return table(header, lines, rows)
 
 
 def gradients(records: Records) -> str:
@@ -173,7 +175,7 @@ def gradients(records: Records) -> str:
         for r, row in rows
     )  # fmt: skip
     header = "| model | engine, step | tensors | median relative error | largest | cosine |"
-    return table(header, lines, (record for record, _ in rows))
+    return table(header, lines, rows)
 
 
 def optimizer(records: Records) -> str:
@@ -187,7 +189,7 @@ def optimizer(records: Records) -> str:
     )  # fmt: skip
     header = ("| model | optimiser | one by one, ms | together, ms | times as fast | "
               "tensors with the same bits |")  # fmt: skip
-    return table(header, lines, (record for record, _ in rows))
+    return table(header, lines, rows)
 
 
 def growth(records: Records) -> str:
@@ -200,7 +202,7 @@ def growth(records: Records) -> str:
     )  # fmt: skip
     header = ("| model | rank | what grows | value | samples/s | ms a step | peak GB | "
               "seconds a question |")  # fmt: skip
-    return table(header, lines, (record for record, _ in rows))
+    return table(header, lines, rows)
 
 
 def pool(records: Records) -> str:
@@ -208,7 +210,7 @@ def pool(records: Records) -> str:
     rows = [(r, row) for r, row in rows_of(records, "growth") if row["axis"] == "pool"]
     lines = ([f"{row['value']:,}", row["plan_s"], row["first_batch_s"]] for _, row in rows)
     header = "| examples | planning, s | first batch, s |"
-    return table(header, lines, (record for record, _ in rows))
+    return table(header, lines, rows)
 
 
 def startup(records: Records) -> str:
@@ -223,7 +225,7 @@ def startup(records: Records) -> str:
     )  # fmt: skip
     header = ("| model | backend | commit | attempt | first step ended after, s | of it "
               "interpreter and imports | data and gate | loading | the step |")  # fmt: skip
-    return table(header, lines, (record for record, _ in rows))
+    return table(header, lines, rows)
 
 
 def backends(records: Records) -> str:
@@ -239,7 +241,7 @@ def backends(records: Records) -> str:
     )  # fmt: skip
     header = ("| model | backend | trainable | loss of a batch | by micro-batches | uncounted | "
               "loss of steps 1, 8 | gradient norm | the batch's loss then |")  # fmt: skip
-    return table(header, lines, (record for record, _ in rows))
+    return table(header, lines, rows)
 
 
 def headline(records: Records) -> str:
@@ -249,7 +251,7 @@ def headline(records: Records) -> str:
     found += [_best_startup(eight), _best_answering(eight)]
     kept = [pair for pair in found if pair is not None]
     header = "| | baseline | now | | peak GB |"
-    return table(header, (line for _, line in kept), (record for record, _ in kept))
+    return table(header, (line for _, line in kept), kept)
 
 
 def _best_training(records: Records, name: str, four_bit: bool, kind: str) -> "Headline | None":

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from medvqa.config import Backend, Device, Dtype, LoraConfig, ModelConfig
 from medvqa.example import UserError
 from medvqa.pretrained import (
+    from_pretrained,
     load_processor,
     model_source,
     readable_load_errors,
@@ -229,18 +230,10 @@ def load_base(config: ModelConfig, check: CheckProcessor = accept) -> LoadedMode
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    source = model_source(config)
     processor = load_processor(config)
     check(processor)
-    with readable_load_errors(source):
-        # Neither pickles nor code that came with the weights: both could do anything.
-        base = AutoModelForImageTextToText.from_pretrained(
-            source,
-            revision=config.revision,
-            trust_remote_code=False,
-            use_safetensors=True,
-            **options,
-        )
+    # Safetensors, since a pickle could do anything.
+    base = from_pretrained(AutoModelForImageTextToText, config, use_safetensors=True, **options)
     base.requires_grad_(False)
     quantized = bool(getattr(base, "is_loaded_in_4bit", False))
     return LoadedModel(
@@ -249,7 +242,7 @@ def load_base(config: ModelConfig, check: CheckProcessor = accept) -> LoadedMode
         torch.device(device),
         dtype,
         config.backend,
-        source,
+        model_source(config),
         quantized,
         is_adapted=False,
     )

@@ -47,16 +47,24 @@ def load_processor(config: ModelConfig, *, local_only: bool = False) -> Any:
     """
     from transformers import AutoProcessor
 
-    source = model_source(config)
-    with readable_load_errors(source):
-        processor = AutoProcessor.from_pretrained(
-            source,
-            revision=config.revision,
-            trust_remote_code=False,
-            local_files_only=local_only,
-        )
+    processor = from_pretrained(AutoProcessor, config, local_files_only=local_only)
     set_pixel_budget(processor, config)
     return processor
+
+
+def from_pretrained(kind: Any, config: ModelConfig, **options: Any) -> Any:
+    """Return what one of transformers' `Auto` classes makes of the base's files.
+
+    No code that came with them: it could do anything.
+
+    Raises:
+        UserError: If they cannot be loaded.
+    """
+    source = model_source(config)
+    with readable_load_errors(source):
+        return kind.from_pretrained(
+            source, revision=config.revision, trust_remote_code=False, **options
+        )
 
 
 @contextmanager

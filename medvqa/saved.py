@@ -4,8 +4,8 @@ from pathlib import Path
 
 from medvqa.config import ModelConfig
 from medvqa.example import UserError
-from medvqa.model import LoadedModel, load_base
-from medvqa.pretrained import model_source, readable_load_errors
+from medvqa.model import LoadedModel
+from medvqa.pretrained import from_pretrained
 
 ADAPTER_FILE = "adapter_model.safetensors"
 
@@ -37,22 +37,9 @@ def load_adapter(loaded: LoadedModel, directory: Path) -> None:
         parameter.data = saved[name].to(loaded.device)
 
 
-def load_merged(config: ModelConfig) -> LoadedModel:
-    """Return a model that needs no adapter, ready to generate.
-
-    Raises:
-        UserError: If it cannot be loaded.
-    """
-    return load_base(config)
-
-
 def is_stored_in_4bit(config: ModelConfig) -> bool:
     """Return whether the base's own files are quantised, whatever `load_in_4bit` says."""
     from transformers import AutoConfig
 
-    source = model_source(config)
-    with readable_load_errors(source):
-        found = AutoConfig.from_pretrained(
-            source, revision=config.revision, trust_remote_code=False
-        )
+    found = from_pretrained(AutoConfig, config)
     return "quantization_config" in found.to_dict()

@@ -14,9 +14,9 @@ from medvqa.config import Backend, Device, Engine, EvaluationConfig, LoraConfig,
 from medvqa.evaluation import Evaluation, read_evaluations
 from medvqa.example import UserError
 from medvqa.hardware import num_cuda_devices
-from medvqa.model import LoadedModel, load_model
+from medvqa.model import LoadedModel, load_base, load_model
 from medvqa.record import FINISHED, read_json
-from medvqa.saved import ADAPTER_FILE, load_adapter, load_merged
+from medvqa.saved import ADAPTER_FILE, load_adapter
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def load_trained(
     """
     config = model_config(trained, device=device, base=base)
     if trained.adapter is None:
-        return load_merged(config)
+        return load_base(config)
     return load_with_adapter(trained, config)
 
 

@@ -12,9 +12,9 @@ from medvqa.collate import Encoder
 from medvqa.config import Backend, Config, Dtype, ModelConfig
 from medvqa.evaluation import Evaluator
 from medvqa.example import Example, UserError
-from medvqa.model import LoadedModel
+from medvqa.model import LoadedModel, load_base
 from medvqa.record import read_lines
-from medvqa.saved import is_stored_in_4bit, load_merged
+from medvqa.saved import is_stored_in_4bit
 from medvqa.trained import Trained, load_with_adapter
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def merge(
 
 def load_saved(config: ModelConfig, directory: Path) -> LoadedModel:
     """Return the merged model from the disk."""
-    return load_merged(replace(config, path=str(directory), revision=None))
+    return load_base(replace(config, path=str(directory), revision=None))
 
 
 def _logits(loaded: LoadedModel, encoder: Encoder, prompts: Sequence[Example]) -> "torch.Tensor":
