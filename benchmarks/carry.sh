@@ -10,7 +10,7 @@ downloaded=$(mktemp -d)
 trap 'rm -rf "$downloaded"' EXIT
 python3 -m pip download -q --no-deps -d "$downloaded" dashscope
 unzip -q -o -j "$downloaded"/dashscope-*.whl dashscope/resources/qwen.tiktoken -d "$out"
-minilm=$(python3 -c 'from medvqa.bertscore import minilm_directory; print(minilm_directory())')
+minilm=$(python3 -c 'from medvqa.evaluation.bertscore import minilm_directory; print(minilm_directory())')
 for name in config.json tokenizer.json tokenizer_config.json vocab.txt special_tokens_map.json; do
   cp "$minilm/$name" "$out/minilm/"
 done

@@ -21,16 +21,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from medvqa.config import ContaminationConfig, SourceConfig
+from medvqa.config.contamination import ContaminationConfig
+from medvqa.config.data import SourceConfig
 from medvqa.contamination.hash_cache import HashCache
 from medvqa.contamination.near import NearIndex
 from medvqa.contamination.overlap import find_overlap
 from medvqa.contamination.picture_hash import hash_words, perceptual_hashes
-from medvqa.data import load_examples
+from medvqa.data.example import Example
+from medvqa.data.image import ImageFile
+from medvqa.data.pool import load_examples
 from medvqa.data.vqa_rad import IMAGE_FOLDER
-from medvqa.example import Example
-from medvqa.image import ImageFile
-from medvqa.record import provenance, write_json
+from medvqa.tracking.record import provenance, write_json
 
 RESULT = Path(__file__).parent / "results" / "contamination.json"
 BLOCK = 2048

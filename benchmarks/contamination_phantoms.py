@@ -10,12 +10,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from medvqa.config import SourceConfig
+from medvqa.config.data import SourceConfig
 from medvqa.contamination.hash_cache import HashCache
 from medvqa.contamination.near import MAX_DISTANCE
 from medvqa.contamination.overlap import find_overlap
-from medvqa.data import load_examples
-from medvqa.record import provenance, write_json
+from medvqa.data.pool import load_examples
+from medvqa.tracking.record import provenance, write_json
 
 RESULT = Path(__file__).parent / "results" / "contamination_phantoms.json"
 SPLITS = ("test", "validation", "shifted")

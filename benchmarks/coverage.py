@@ -10,8 +10,8 @@ import argparse
 
 import numpy as np
 
-from medvqa.comparison import arm_mean, compare_arms
-from medvqa.statistics import mcnemar, paired_permutation
+from medvqa.evaluation.comparison import arm_mean, compare_arms
+from medvqa.evaluation.statistics import mcnemar, paired_permutation
 
 NAMES = [str(i // 4) for i in range(240)]
 

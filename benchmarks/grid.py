@@ -27,7 +27,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from medvqa.record import environment, git_state, read_json, read_lines, write_json
+from medvqa.tracking.record import (
+    environment,
+    git_state,
+    read_json,
+    read_lines,
+    write_json,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 CURRICULA = ("mixed", "open_first", "closed_first", "interleaved")
@@ -39,7 +45,6 @@ COMMON = (
     "training.micro_batch_size=2",
     "training.accumulation_steps=4",
     "evaluation.zero_shot=false",
-    "evaluation.cache=null",
     "evaluation.after_each_stage=false",
     "evaluation.max_new_tokens=8",
     "evaluation.bertscore.enabled=false",

@@ -22,15 +22,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from medvqa.collate import Encoder
-from medvqa.config import LoraConfig, ModelConfig, SourceConfig
-from medvqa.data import load_pool
-from medvqa.data.json_list import row_starts
+from medvqa.config.data import SourceConfig
+from medvqa.config.lora import LoraConfig
+from medvqa.config.model import ModelConfig
+from medvqa.data.example import Example
+from medvqa.data.pool import load_pool
+from medvqa.data.storage.json_list import row_starts
 from medvqa.data.verification import check_images
-from medvqa.example import Example
-from medvqa.model import load_model
-from medvqa.prompt import user_message
-from medvqa.record import environment, git_state, write_json
+from medvqa.models.encode import Encoder
+from medvqa.models.load import load_model
+from medvqa.models.prompt import user_message
+from medvqa.tracking.record import environment, git_state, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 # Pixels an image, and rows: `map` keeps the patches of all rows, 6 MB each at 512 x 512.

@@ -24,14 +24,14 @@ import numpy as np
 import torch
 import transformers
 
-from medvqa import metrics, statistics
-from medvqa.bertscore import MINILM_LAYERS, bert_scores, minilm_directory
-from medvqa.config import BertScoreConfig, EvaluationConfig, SourceConfig
-from medvqa.data import load_examples
-from medvqa.evaluation import to_predictions
-from medvqa.example import Prediction
-from medvqa.record import provenance, write_json
-from medvqa.scoring import METRICS, Scored, score_predictions
+from medvqa.config.data import SourceConfig
+from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig
+from medvqa.data.example import Prediction
+from medvqa.data.pool import load_examples
+from medvqa.evaluation.bertscore import MINILM_LAYERS, bert_scores, minilm_directory
+from medvqa.evaluation.evaluate import metrics, statistics, to_predictions
+from medvqa.evaluation.scoring import METRICS, Scored, score_predictions
+from medvqa.tracking.record import provenance, write_json
 
 TARGET_S = 0.008  # a question, of the evaluation that scoring is part of
 Means = dict[str, dict[str, tuple[float, float, float]]]

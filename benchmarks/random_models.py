@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from medvqa.base import CHAT_TEMPLATE
+from tools.build_base import CHAT_TEMPLATE
 
 SPECIAL_TOKENS = [
     "<|endoftext|>",

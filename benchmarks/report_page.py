@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.synthetic_grid import guesser, write_cell
-from medvqa.config import SourceConfig
-from medvqa.data import load_examples
+from medvqa.config.data import SourceConfig
+from medvqa.data.pool import load_examples
 from medvqa.report.command import main_report
 
 MODELS = {"qwen3_vl_8b": 0.4, "qwen3_vl_2b": 0.0, "qwen2_vl_7b": 0.2, "qwen2_vl_2b_4bit": -0.5}

@@ -24,9 +24,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from medvqa.config import SourceConfig
-from medvqa.data import load_examples
-from medvqa.example import Example, ImageSource
+from medvqa.config.data import SourceConfig
+from medvqa.data.example import Example, ImageSource
+from medvqa.data.pool import load_examples
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS = 16

@@ -27,13 +27,13 @@ from benchmarks.serving import (
     request_body,
     running_server,
 )
-from medvqa.config import SourceConfig
-from medvqa.data import load_examples
-from medvqa.example import Example
-from medvqa.record import read_lines
+from medvqa.config.data import SourceConfig
+from medvqa.data.example import Example
+from medvqa.data.pool import load_examples
 from medvqa.serve.answering import Answerer, Question
 from medvqa.serve.tool import DISCLAIMER, EMPTY, build
 from medvqa.serve.tool_config import Service, ToolConfig
+from medvqa.tracking.record import read_lines
 
 # Enough to change nearly every answer, too little for the same answer to all questions.
 STEPS, LEARNING_RATE = 30, 3e-4

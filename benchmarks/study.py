@@ -15,12 +15,12 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from medvqa.comparison import ArmMean, arm_mean, compare_arms
-from medvqa.config import Normalizer
-from medvqa.metrics import normalize
-from medvqa.power import detectable_difference, minimal_detectable_effect
-from medvqa.record import read_json, read_lines, write_json
-from medvqa.statistics import holm
+from medvqa.config.evaluation import Normalizer
+from medvqa.evaluation.comparison import ArmMean, arm_mean, compare_arms
+from medvqa.evaluation.metrics import normalize
+from medvqa.evaluation.power import detectable_difference, minimal_detectable_effect
+from medvqa.evaluation.statistics import holm
+from medvqa.tracking.record import read_json, read_lines, write_json
 
 REFERENCE = "mixed"
 CONTROL = "closed_only"

@@ -14,15 +14,16 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from medvqa.cli import register
-from medvqa.composition import resolved
-from medvqa.config import Config
+from medvqa.config.compose import resolved
+from medvqa.config.identity import run_id
+from medvqa.config.schema import Config
 from medvqa.curriculum import plan_curriculum
-from medvqa.data import Pool
-from medvqa.evaluation import Evaluation, to_predictions
-from medvqa.example import Example
-from medvqa.record import JsonLines, run_id, write_json
+from medvqa.data.example import Example
+from medvqa.data.pool import Pool
+from medvqa.evaluation.evaluate import Evaluation, to_predictions
+from medvqa.evaluation.scoring import score_predictions, write_predictions
 from medvqa.run import describe_plan, describe_pool
-from medvqa.scoring import score_predictions, write_predictions
+from medvqa.tracking.record import JsonLines, write_json
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 Answer = Callable[[Example, str], str]  # of a question in a phase

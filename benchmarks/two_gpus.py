@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medvqa import record
+from medvqa.tracking import record
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP_STEPS = 3  # kernels are chosen and memory is found

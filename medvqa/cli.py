@@ -14,10 +14,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from medvqa.composition import checked, config_directory, register, resolved
-from medvqa.errors import MISTAKES, Refused, explain
-from medvqa.leaving import leave_at_once
-from medvqa.record import run_id
+from medvqa.config.compose import checked, config_directory, register, resolved
+from medvqa.config.errors import MISTAKES, Refused, explain
+from medvqa.config.fast_exit import leave_at_once
+from medvqa.config.identity import run_id
 from medvqa.sweep.launcher import SweepError
 
 log = logging.getLogger("medvqa")
@@ -34,22 +34,18 @@ COMMANDS = {
     "demo": "a page to ask a trained model about images",
     "mcp": "serve the agent's tool to MCP clients",
     "dashboard": "make a W&B workspace for a project's runs",
-    "sync": "upload offline W&B runs, after a dry run",
-    "build-base": "build a small base model from scratch, such as the embedded one",
 }
 HANDLERS = {
-    "preflight": "medvqa.preflight:main_preflight",
+    "preflight": "medvqa.preflight.command:main_preflight",
     "status": "medvqa.sweep.commands:main_status",
     "resume": "medvqa.sweep.commands:main_resume",
     "report": "medvqa.report.command:main_report",
-    "score": "medvqa.score:main_score",
+    "score": "medvqa.evaluation.score:main_score",
     "export": "medvqa.export.command:main_export",
     "serve": "medvqa.serve.command:main_serve",
     "demo": "medvqa.serve.demo:main_demo",
     "mcp": "medvqa.serve.mcp_server:main_mcp",
-    "dashboard": "medvqa.dashboard:main_dashboard",
-    "sync": "medvqa.sync:main_sync",
-    "build-base": "medvqa.base:main_build",
+    "dashboard": "medvqa.tracking.dashboard:main_dashboard",
 }
 
 
@@ -72,7 +68,7 @@ def train(cfg: DictConfig) -> float | None:
 
 def _run(cfg: DictConfig, *, is_sweep: bool) -> float | None:
     config = checked(cfg)
-    from medvqa.model import load_in_own_process
+    from medvqa.models.load import load_in_own_process
     from medvqa.run import run
 
     job = HydraConfig.get()

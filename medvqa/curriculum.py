@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
-from medvqa.config import (
+from medvqa.config.curriculum import (
     CurriculumConfig,
     Filter,
     LearningRatePolicy,
     Merge,
     OptimizerPolicy,
     Order,
-    Schedule,
     StageConfig,
 )
-from medvqa.example import Example, UserError
+from medvqa.config.errors import UserError
+from medvqa.config.training import Schedule
+from medvqa.data.example import Example
 
 
 @dataclass(frozen=True, kw_only=True)

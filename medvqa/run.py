@@ -8,25 +8,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medvqa import contamination, record
-from medvqa.bertscore import check_encoder
-from medvqa.collate import Encoder, Patches, preview
-from medvqa.config import Config, DataConfig
+from medvqa.config.data import DataConfig
+from medvqa.config.schema import Config
+from medvqa.contamination import gate as contamination
 from medvqa.contamination.overlap import Overlap
 from medvqa.curriculum import Plan, PlannedStage, plan_curriculum
-from medvqa.data import Pool, load_pool, load_sets, rows_sha256
+from medvqa.data.example import Example
+from medvqa.data.pool import Pool, load_pool, load_sets, rows_sha256
 from medvqa.data.verification import check_images
-from medvqa.distributed import ALONE, Ranks
-from medvqa.evaluation import Evaluation, Evaluator, read_evaluations
-from medvqa.example import Example
-from medvqa.generation import chosen_decoding
-from medvqa.model import LoadedModel, load_model, save_adapter
-from medvqa.pictures import draw_pictures
-from medvqa.predictions import check_place
-from medvqa.pretrained import model_source
-from medvqa.results import final_values, headline, show_results, write_results
-from medvqa.torchrun import run_ranks
-from medvqa.tracking import Tracker, tracker
+from medvqa.evaluation.bertscore import check_encoder
+from medvqa.evaluation.evaluate import Evaluation, Evaluator, read_evaluations
+from medvqa.evaluation.generate import chosen_decoding
+from medvqa.evaluation.plots import draw_pictures
+from medvqa.evaluation.results import final_values, headline, show_results, write_results
+from medvqa.models.adapter import save_adapter
+from medvqa.models.encode import Encoder, Patches, preview
+from medvqa.models.load import LoadedModel, load_model
+from medvqa.models.source import model_source
+from medvqa.tracking import record
+from medvqa.tracking.wandb_mirror import Tracker, tracker
+from medvqa.training.ranks import ALONE, Ranks
+from medvqa.training.torchrun import run_ranks
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +182,6 @@ def check(config: Config, data: Data) -> Plan:
     )
     model_source(config.model)
     check_encoder(config.evaluation.bertscore)
-    check_place(config.evaluation.cache)
     return plan
 
 
@@ -216,7 +217,8 @@ def run_rank(
 ) -> None:
     """Do one process's part of a run; see `run` for the arguments.
 
-    Every rank writes its records below its directory; `medvqa.rank` keeps the first rank's only.
+    Every rank writes its records below its directory; `medvqa.sweep.rank_worker` keeps only
+    those of the first rank.
     """
     keeper = record.RunRecord(directory / "run.json", settings)
     once = data or DataOnce(show=False)
@@ -261,7 +263,7 @@ def train_and_evaluate(
     ranks: Ranks,
 ) -> None:
     """Load, train and evaluate; from here on the heavy libraries are imported."""
-    from medvqa.training import Trainer
+    from medvqa.training.loop import Trainer
 
     max_length_tokens = config.model.max_length_tokens
 
@@ -291,7 +293,6 @@ def train_and_evaluate(
 
     places: dict[str, Any] = {"directory": directory, "seed": config.seed, "ranks": ranks}
     evaluator = Evaluator(sets, config.evaluation, **places)
-    from_cache: dict[str, int] = keeper.values["answers_from_cache"]
     seconds: dict[str, float] = keeper.values["evaluation_seconds"]
 
     def evaluate(phase: str, step: int, *, show_images: bool = True) -> list[Evaluation]:
@@ -304,7 +305,6 @@ def train_and_evaluate(
         seconds.setdefault(phase, round(time.monotonic() - started, 3))
         for result in results:
             run_tracker.log(result.flat(), step=step)
-            from_cache[f"{phase}/{result.set_name}"] = result.num_cached_answers
         keeper.update()
         return results
 

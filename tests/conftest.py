@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medvqa.collate import Encoder
-from medvqa.config import LoraConfig, ModelConfig, SourceConfig
-from medvqa.data import load_examples
+from medvqa.config.data import SourceConfig
+from medvqa.config.lora import LoraConfig
+from medvqa.config.model import ModelConfig
+from medvqa.data.pool import load_examples
 from medvqa.export.command import Wanted, export
-from medvqa.model import LoadedModel, load_model
+from medvqa.models.encode import Encoder
+from medvqa.models.load import LoadedModel, load_model
 
 # As many processes as cores run tests; more threads than cores only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -54,7 +56,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def tiny() -> LoadedModel:
-    return load_model(TINY, LoraConfig(rank=4, alpha=8), gradient_checkpointing=False, seed=0)
+    return load_model(TINY, LoraConfig(r=4, alpha=8), gradient_checkpointing=False, seed=0)
 
 
 @pytest.fixture

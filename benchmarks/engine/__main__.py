@@ -29,7 +29,8 @@ from pathlib import Path
 from benchmarks.engine.commands import backends, disk, startup
 from benchmarks.engine.records import Records
 from benchmarks.engine.workload import TINY, Bench, Row, Settings, prepare
-from medvqa.config import Backend, Engine
+from medvqa.config.model import Backend
+from medvqa.config.training import Engine
 
 COMMANDS = {"disk": disk, "startup": startup, "backends": backends}
 SHARING = ("training", "curve", "gradients", "answering", "optimizer", "growth", "profile")

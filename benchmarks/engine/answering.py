@@ -8,12 +8,13 @@ from pathlib import Path
 
 from benchmarks.engine.training import Case, config_of, forget_features, train
 from benchmarks.engine.workload import Bench, Row
-from medvqa.collate import Encoder
-from medvqa.config import Decoding, Engine
-from medvqa.example import Example
-from medvqa.generation import generate
-from medvqa.model import reset_adapter
-from medvqa.training import Trainer
+from medvqa.config.evaluation import Decoding
+from medvqa.config.training import Engine
+from medvqa.data.example import Example
+from medvqa.evaluation.generate import generate
+from medvqa.models.adapter import reset_adapter
+from medvqa.models.encode import Encoder
+from medvqa.training.loop import Trainer
 
 
 @dataclass(frozen=True)

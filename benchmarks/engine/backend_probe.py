@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engine.workload import BATCH_SIZE, Bench, Settings, prepare
-from medvqa.collate import IGNORED, Encoder, Sample
-from medvqa.config import Backend, Engine
-from medvqa.record import write_json
+from medvqa.config.model import Backend
+from medvqa.config.training import Engine
+from medvqa.models.encode import IGNORED, Encoder, Sample
+from medvqa.tracking.record import write_json
 
 NUM_STEPS = 8
 MICRO_BATCH_SIZE = 2
@@ -130,7 +131,7 @@ def loss_from_logits(bench: Bench) -> float:
 def steps(bench: Bench) -> list[dict[str, Any]]:
     """Return eight steps' loss, gradient norm and learning rate, by our own loop for both."""
     from benchmarks.engine.training import Case, config_of, nothing, plan_of
-    from medvqa.training import Trainer
+    from medvqa.training.loop import Trainer
 
     rows: list[dict[str, Any]] = []
     kept = ("step", "loss", "grad_norm", "learning_rate", "num_answer_tokens", "num_tokens")

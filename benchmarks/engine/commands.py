@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engine.workload import TINY, Row, Settings
-from medvqa.pretrained import model_source
-from medvqa.record import read_json, read_lines
+from medvqa.models.source import model_source
+from medvqa.tracking.record import read_json, read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.005

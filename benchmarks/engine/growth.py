@@ -7,8 +7,10 @@ from dataclasses import replace
 from benchmarks.engine.answering import Asked, ask, use_kernels
 from benchmarks.engine.training import Case, forget_features, plan_of, rate, train
 from benchmarks.engine.workload import BATCH_SIZE, Bench, Row, with_images_each
-from medvqa.config import Decoding, Engine, ModelConfig
-from medvqa.pretrained import set_pixel_budget
+from medvqa.config.evaluation import Decoding
+from medvqa.config.model import ModelConfig
+from medvqa.config.training import Engine
+from medvqa.models.source import set_pixel_budget
 
 IMAGES = (1, 2, 4, 8)
 SIDES = (0.5, 1.0, 1.5)  # of the settings' side

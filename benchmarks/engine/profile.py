@@ -13,11 +13,12 @@ import torch
 
 from benchmarks.engine.training import forget_features
 from benchmarks.engine.workload import BATCH_SIZE, Bench, Row
-from medvqa import generation
-from medvqa.collate import Sample
-from medvqa.config import Decoding, Engine, Optimizer, TrainingConfig
-from medvqa.engine import PackedModel
-from medvqa.optimizer import AdapterOptimizer
+from medvqa.config.evaluation import Decoding
+from medvqa.config.training import Engine, Optimizer, TrainingConfig
+from medvqa.evaluation.evaluate import generate as generation
+from medvqa.fast.engine import PackedModel
+from medvqa.models.encode import Sample
+from medvqa.training.optimizer import AdapterOptimizer
 
 KINDS = (
     ("attention", r"flash|fmha|attention"),

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.engine.workload import Bench, Row
-from medvqa.config import Engine, Optimizer, TrainingConfig
-from medvqa.model import LoadedModel, reset_adapter
-from medvqa.optimizer import AdapterOptimizer
+from medvqa.config.training import Engine, Optimizer, TrainingConfig
+from medvqa.models.adapter import reset_adapter
+from medvqa.models.load import LoadedModel
+from medvqa.training.optimizer import AdapterOptimizer
 
 if TYPE_CHECKING:
     import torch

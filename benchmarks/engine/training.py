@@ -7,20 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.engine.workload import BATCH_SIZE, Bench, Row, with_pictures
-from medvqa.collate import Encoder
-from medvqa.config import (
-    CurriculumConfig,
-    Engine,
-    Filter,
-    Optimizer,
-    StageConfig,
-    TrainingConfig,
-)
+from medvqa.config.curriculum import CurriculumConfig, Filter, StageConfig
+from medvqa.config.training import Engine, Optimizer, TrainingConfig
 from medvqa.curriculum import Plan, plan_curriculum
-from medvqa.example import Example
-from medvqa.model import LoadedModel, reset_adapter
-from medvqa.training import Trainer
-from medvqa.vision import kept_features
+from medvqa.data.example import Example
+from medvqa.fast.vision import kept_features
+from medvqa.models.adapter import reset_adapter
+from medvqa.models.encode import Encoder
+from medvqa.models.load import LoadedModel
+from medvqa.training.loop import Trainer
 
 if TYPE_CHECKING:
     import torch

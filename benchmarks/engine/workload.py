@@ -6,13 +6,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medvqa.collate import Encoder
-from medvqa.config import Backend, LoraConfig, ModelConfig, SourceConfig
-from medvqa.data import load_examples
-from medvqa.example import Example
-from medvqa.image import ImageBytes
-from medvqa.model import LoadedModel, load_model, reset_adapter, target_pattern
-from medvqa.pretrained import set_pixel_budget
+from medvqa.config.data import SourceConfig
+from medvqa.config.lora import LoraConfig
+from medvqa.config.model import Backend, ModelConfig
+from medvqa.data.example import Example
+from medvqa.data.image import ImageBytes
+from medvqa.data.pool import load_examples
+from medvqa.models.adapter import reset_adapter, target_pattern
+from medvqa.models.encode import Encoder
+from medvqa.models.load import LoadedModel, load_model
+from medvqa.models.source import set_pixel_budget
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +126,7 @@ def _vqa_rad(settings: Settings, split: str) -> list[Example]:
 
 def build(settings: Settings) -> LoadedModel:
     """Return the model with a fresh adapter, on the GPU where there is one."""
-    lora = LoraConfig(rank=settings.rank, alpha=2.0 * settings.rank)
+    lora = LoraConfig(r=settings.rank, alpha=2.0 * settings.rank)
     if settings.model_path or settings.model == TINY:
         return load_model(
             settings.model_config, lora, gradient_checkpointing=settings.checkpointing, seed=0
@@ -150,7 +153,7 @@ def _made_on_device(settings: Settings, lora: LoraConfig) -> LoadedModel:
         base.gradient_checkpointing_enable({"use_reentrant": False})
         base.enable_input_require_grads()
     adapter = peft.LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, task_type="CAUSAL_LM", target_modules=pattern
+        r=lora.r, lora_alpha=lora.alpha, task_type="CAUSAL_LM", target_modules=pattern
     )
     model = peft.get_peft_model(base, adapter)
     reset_adapter(model, seed=0)

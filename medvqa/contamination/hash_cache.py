@@ -7,8 +7,8 @@ import threading
 from pathlib import Path
 from typing import Self
 
+from medvqa.config.machine import cache_directory
 from medvqa.contamination.picture_hash import VERSION
-from medvqa.places import cache_directory
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from medvqa.config.errors import UserError
 from medvqa.contamination.hash_cache import HashCache
 from medvqa.contamination.picture_hash import perceptual_hashes
-from medvqa.example import Fingerprinted, ImageSource, UserError
+from medvqa.data.example import Fingerprinted, ImageSource
 
 
 @dataclass(frozen=True)

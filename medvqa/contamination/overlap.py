@@ -5,10 +5,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from medvqa.config import Normalizer
+from medvqa.config.evaluation import Normalizer
 from medvqa.contamination.hash_cache import HashCache
 from medvqa.contamination.hashing import hash_pictures
-from medvqa.contamination.pictures import (
+from medvqa.contamination.image_matches import (
     EvaluationPictures,
     Key,
     Match,
@@ -17,9 +17,9 @@ from medvqa.contamination.pictures import (
     hash_evaluation,
     keys_of,
 )
-from medvqa.example import Example
-from medvqa.metrics import normalize
-from medvqa.progress import track
+from medvqa.data.example import Example
+from medvqa.evaluation.metrics import normalize
+from medvqa.tracking.progress import track
 
 BLOCK = 2048  # training pictures whose hashes are held at once
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from medvqa.image import ImageBytes, load_rgb
+from medvqa.data.image import ImageBytes, load_rgb
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from medvqa.example import UserError
+from medvqa.config.errors import UserError
 
 
 @dataclass

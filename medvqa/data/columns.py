@@ -3,10 +3,10 @@
 from typing import Any
 
 from medvqa.data.bad_rows import BadRows
-from medvqa.data.hub import RowImage
+from medvqa.data.example import Example
+from medvqa.data.image import image_id
 from medvqa.data.rows import row_texts, yes_no_type
-from medvqa.example import Example
-from medvqa.image import image_id
+from medvqa.data.storage.hub import RowImage
 
 COLUMNS = ("image", "question", "answer")
 

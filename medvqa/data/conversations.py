@@ -5,8 +5,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from medvqa.config.errors import UserError
 from medvqa.data.rows import without_markers
-from medvqa.example import UserError
 
 ASKS = ("human", "user")
 ANSWERS = ("gpt", "assistant")

@@ -8,14 +8,15 @@ Answers of yes or no count as closed.
 from pathlib import Path
 from typing import Any
 
-from medvqa.config import RowsConfig
+from medvqa.config.data import RowsConfig
+from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.columns import COLUMNS, column_examples
 from medvqa.data.conversations import turns
-from medvqa.data.hub import RowImage, load_rows
+from medvqa.data.example import Example
+from medvqa.data.image import image_id
 from medvqa.data.rows import yes_no_type
-from medvqa.example import Example, UserError
-from medvqa.image import image_id
+from medvqa.data.storage.hub import RowImage, load_rows
 
 HUB_NAME = "alvinl29/medical-imaging-combined"
 

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medvqa.config import RowsConfig
+from medvqa.config.data import RowsConfig
+from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
-from medvqa.data.files import file_text
+from medvqa.data.example import AnswerType, Example
+from medvqa.data.image import ImageFile, image_id
 from medvqa.data.rows import without_markers, yes_no_type
-from medvqa.example import AnswerType, Example, UserError
-from medvqa.image import ImageFile, image_id
+from medvqa.data.storage.files import file_text
 
 Row = tuple[int, Mapping[str, Any]]  # with its line number
 KEYS = (

@@ -5,11 +5,12 @@ It states no answer types, so answers of yes or no count as closed: about half o
 
 from pathlib import Path
 
-from medvqa.config import RowsConfig
+from medvqa.config.data import RowsConfig
+from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.columns import COLUMNS, column_examples
-from medvqa.data.hub import load_rows
-from medvqa.example import Example, UserError
+from medvqa.data.example import Example
+from medvqa.data.storage.hub import load_rows
 
 HUB_NAME = "flaviagiammarino/path-vqa"
 SPLITS = ("train", "validation", "test")

@@ -8,16 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from medvqa.config import RowsConfig
+from medvqa.config.data import RowsConfig
+from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
-from medvqa.data.phantom_drawing import (
-    MODALITIES,
-    ORGANS,
-    SHIFTED_MODALITY,
-    PhantomImage,
-    Scene,
-)
-from medvqa.example import AnswerType, Example, UserError
+from medvqa.data.example import AnswerType, Example
+from medvqa.data.phantom_drawing import MODALITIES, ORGANS, SHIFTED_MODALITY, PhantomImage, Scene
 
 if TYPE_CHECKING:
     import numpy as np

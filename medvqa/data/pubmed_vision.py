@@ -17,18 +17,19 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
-from medvqa.config import RowsConfig
-from medvqa.data.archive import safe_name
-from medvqa.data.archive_set import ArchiveSet, local_archives
+from medvqa.config.data import RowsConfig
+from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.conversations import turns
-from medvqa.data.hub import hub_file, load_rows
-from medvqa.data.hub_archive import hub_archives
-from medvqa.data.json_list import JsonList
+from medvqa.data.example import Example, ImageSource
+from medvqa.data.image import ImageFile
 from medvqa.data.rows import Drawn, yes_no_type
+from medvqa.data.storage.archive import safe_name
+from medvqa.data.storage.archive_set import ArchiveSet, local_archives
+from medvqa.data.storage.hub import hub_file, load_rows
+from medvqa.data.storage.hub_archive import hub_archives
+from medvqa.data.storage.json_list import JsonList
 from medvqa.data.verification import usable
-from medvqa.example import Example, ImageSource, UserError
-from medvqa.image import ImageFile
 
 HUB_NAME = "FreedomIntelligence/PubMedVision"
 CONFIGURATIONS = {

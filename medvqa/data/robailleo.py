@@ -10,11 +10,12 @@ ROCO row asks for a caption, so it is open. Training on this set is training on 
 
 from pathlib import Path
 
-from medvqa.config import RowsConfig
+from medvqa.config.data import RowsConfig
+from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.columns import COLUMNS, column_examples
-from medvqa.data.hub import load_rows
-from medvqa.example import Example, UserError
+from medvqa.data.example import Example
+from medvqa.data.storage.hub import load_rows
 
 HUB_NAME = "robailleo/medical-vision-llm-dataset"
 ID_COLUMN = "sample_id"

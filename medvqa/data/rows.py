@@ -12,7 +12,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from medvqa.example import AnswerType, Example, UserError
+from medvqa.config.errors import UserError
+from medvqa.data.example import AnswerType, Example
 
 MARKER = re.compile(r"[ \t]*<image>")
 

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medvqa.config import RowsConfig
-from medvqa.data.archive import safe_name
+from medvqa.config.data import RowsConfig
+from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
-from medvqa.data.files import file_text, named_images
-from medvqa.data.hub import hub_file
+from medvqa.data.example import Example, ImageSource
 from medvqa.data.rows import row_texts
-from medvqa.example import Example, ImageSource, UserError
+from medvqa.data.storage.archive import safe_name
+from medvqa.data.storage.files import file_text, named_images
+from medvqa.data.storage.hub import hub_file
 
 HUB_NAME = "BoKelvin/SLAKE"
 # The authors' own archive calls the second file otherwise than the hub does.

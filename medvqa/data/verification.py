@@ -5,12 +5,13 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-from medvqa.ahead import ahead
-from medvqa.data.archive import ZipImage
+from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
-from medvqa.data.hub import RowImage
-from medvqa.example import Example, UserError
-from medvqa.image import ImageBytes, ImageFile, check_decodes
+from medvqa.data.example import Example
+from medvqa.data.image import ImageBytes, ImageFile, check_decodes
+from medvqa.data.prefetch import ahead
+from medvqa.data.storage.archive import ZipImage
+from medvqa.data.storage.hub import RowImage
 
 # A tokenizer reads these as its own; in a question they would open a turn or stand for an image.
 CHAT_TOKEN = re.compile(r"<\|[a-z_]+\|>")

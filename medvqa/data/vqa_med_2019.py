@@ -18,11 +18,12 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from medvqa.config import RowsConfig
+from medvqa.config.data import RowsConfig
+from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
-from medvqa.data.files import file_text, named_images
+from medvqa.data.example import Example, ImageSource
 from medvqa.data.rows import offered_type, row_texts
-from medvqa.example import Example, ImageSource, UserError
+from medvqa.data.storage.files import file_text, named_images
 
 CATEGORIES = ("modality", "plane", "organ", "abnormality")
 OPTIONAL_PART = re.compile(r"\s*\([^()]*\)")

@@ -13,13 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medvqa.config import RowsConfig
+from medvqa.config.data import RowsConfig
+from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.columns import COLUMNS, column_examples
-from medvqa.data.files import file_text
-from medvqa.data.hub import load_rows
-from medvqa.example import Example, UserError
-from medvqa.image import ImageFile
+from medvqa.data.example import Example
+from medvqa.data.image import ImageFile
+from medvqa.data.storage.files import file_text
+from medvqa.data.storage.hub import load_rows
 
 HUB_NAME = "flaviagiammarino/vqa-rad"
 JSON_NAME = "VQA_RAD Dataset Public.json"

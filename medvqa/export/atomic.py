@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from medvqa.example import UserError
-from medvqa.record import directory_lock
-from medvqa.trained import EXPORT_FILE
+from medvqa.config.errors import UserError
+from medvqa.models.trained import EXPORT_FILE
+from medvqa.tracking.record import directory_lock
 
 
 @contextmanager

@@ -8,13 +8,13 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from medvqa.evaluation import Evaluation
+from medvqa.evaluation.evaluate import Evaluation
+from medvqa.evaluation.score import SHOWN, cell
 from medvqa.export.merging import MERGED, MergeCheck
-from medvqa.pretrained import EMBEDDED
-from medvqa.prompt import INSTRUCTION
-from medvqa.score import SHOWN, cell
-from medvqa.trained import Trained
-from medvqa.vllm import vllm_command
+from medvqa.export.vllm import vllm_command
+from medvqa.models.prompt import INSTRUCTION
+from medvqa.models.source import EMBEDDED
+from medvqa.models.trained import Trained
 
 DISCLAIMER = (
     "For research only. This model is not a medical device, was not validated on patients, and "
@@ -236,7 +236,7 @@ def _snippet(trained: Trained, place: str) -> list[str]:
         lines.insert(0, "from peft import PeftModel")
         base = repr(model.name)
         if model.name in EMBEDDED:
-            lines.insert(0, "from medvqa.pretrained import EMBEDDED")
+            lines.insert(0, "from medvqa.models.source import EMBEDDED")
             base = f"EMBEDDED[{base}]"
         revision = f", revision={trained.revision!r}" if trained.revision else ""
         lines += [

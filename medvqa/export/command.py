@@ -10,20 +10,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medvqa.composition import typed_anywhere
-from medvqa.config import Config, Device, Dtype
-from medvqa.data import load_pool, load_sets
-from medvqa.evaluation import Evaluation, read_evaluations
-from medvqa.example import Example, UserError
+from medvqa.config.compose import typed_anywhere
+from medvqa.config.errors import UserError
+from medvqa.config.model import Device, Dtype
+from medvqa.config.schema import Config
+from medvqa.data.example import Example
+from medvqa.data.pool import load_pool, load_sets
+from medvqa.evaluation.evaluate import Evaluation, read_evaluations
 from medvqa.export import outside
 from medvqa.export.atomic import check_target, new_directory
 from medvqa.export.card import model_card
 from medvqa.export.papers import papers
-from medvqa.pretrained import load_processor
-from medvqa.record import write_json, write_text
+from medvqa.models.adapter import ADAPTER_FILE
+from medvqa.models.source import load_processor
+from medvqa.models.trained import EXPORT_FILE, Kind, Trained, model_config, read_trained
 from medvqa.run import describe_pool
-from medvqa.saved import ADAPTER_FILE
-from medvqa.trained import EXPORT_FILE, Kind, Trained, model_config, read_trained
+from medvqa.tracking.record import write_json, write_text
 
 if TYPE_CHECKING:
     from medvqa.export.merging import MergeCheck
@@ -132,7 +134,7 @@ def _evaluation_sets(config: Config, recorded: Mapping[str, Any]) -> dict[str, S
 
 
 def _phantoms() -> Sequence[Example]:
-    from medvqa.config import SourceConfig
+    from medvqa.config.data import SourceConfig
 
     source = SourceConfig(name="phantom", split="test", limit=PROMPTS_WITHOUT_A_SET)
     return load_pool(source, seed=0).examples

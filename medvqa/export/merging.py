@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medvqa.collate import Encoder
-from medvqa.config import Backend, Config, Dtype, ModelConfig
-from medvqa.evaluation import Evaluator
-from medvqa.example import Example, UserError
-from medvqa.model import LoadedModel, load_base
-from medvqa.record import read_lines
-from medvqa.saved import is_stored_in_4bit
-from medvqa.trained import Trained, load_with_adapter
+from medvqa.config.errors import UserError
+from medvqa.config.model import Backend, Dtype, ModelConfig
+from medvqa.config.schema import Config
+from medvqa.data.example import Example
+from medvqa.evaluation.evaluate import Evaluator
+from medvqa.models.encode import Encoder
+from medvqa.models.load import LoadedModel, load_base
+from medvqa.models.source import is_stored_in_4bit
+from medvqa.models.trained import Trained, load_with_adapter
+from medvqa.tracking.record import read_lines
 
 if TYPE_CHECKING:
     import torch
@@ -159,8 +161,7 @@ def reevaluate(
     """Evaluate the merged model as the run was evaluated; its files go below the run."""
     place = trained.directory / PLACE
     shutil.rmtree(place, ignore_errors=True)
-    computed = replace(config.evaluation, cache=None)  # a proof is not looked up
-    evaluator = Evaluator(sets, computed, directory=place, seed=config.seed)
+    evaluator = Evaluator(sets, config.evaluation, directory=place, seed=config.seed)
     encoder = Encoder(loaded.processor, max_length_tokens=config.model.max_length_tokens)
     steps = int(trained.values["training"]["num_steps"])
     evaluator.model(loaded, encoder, phase=MERGED, step=steps)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from medvqa.example import UserError
+from medvqa.config.errors import UserError
 
 # Of llama.cpp's convert_hf_to_gguf.py, which is not shipped here.
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto")

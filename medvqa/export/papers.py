@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import medvqa
-from medvqa.evaluation import Evaluation
-from medvqa.trained import Kind, Trained
+from medvqa.evaluation.evaluate import Evaluation
+from medvqa.models.trained import Kind, Trained
 
 SCORED = {"final": "adapter", "merged": "merged"}
 

@@ -7,14 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medvqa import contamination
-from medvqa.collate import Encoder
-from medvqa.config import Backend, Config, Device
+from medvqa.config.errors import UserError
+from medvqa.config.machine import num_cuda_devices
+from medvqa.config.model import Backend, Device
+from medvqa.config.schema import Config
+from medvqa.contamination import gate as contamination
 from medvqa.contamination.overlap import Overlap
 from medvqa.curriculum import Plan
-from medvqa.example import Example, UserError
-from medvqa.hardware import num_cuda_devices
-from medvqa.power import minimal_detectable_effect
+from medvqa.data.example import Example
+from medvqa.evaluation.power import minimal_detectable_effect
+from medvqa.models.encode import Encoder
+from medvqa.models.source import load_processor
 from medvqa.preflight.downloads import (
     Download,
     free_bytes,
@@ -22,16 +25,9 @@ from medvqa.preflight.downloads import (
     needed_downloads,
     written_bytes,
 )
-from medvqa.preflight.memory import (
-    PUBLISHED,
-    MemoryEstimate,
-    Shapes,
-    estimate_memory,
-    model_shapes,
-)
+from medvqa.preflight.memory import PUBLISHED, MemoryEstimate, Shapes, estimate_memory, model_shapes
 from medvqa.preflight.probe import Probe, run_probe, total_seconds
 from medvqa.preflight.tokens import Estimator, TokenReport, count_tokens
-from medvqa.pretrained import load_processor
 from medvqa.run import Data, DataOnce, check, pass_gate, prepare
 
 OUTPUT_DIRECTORY = Path("outputs")

@@ -7,9 +7,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from medvqa.config import Config, RowsConfig, SourceConfig
-from medvqa.data import DATASETS
-from medvqa.pretrained import EMBEDDED
+from medvqa.config.data import RowsConfig, SourceConfig
+from medvqa.config.schema import Config
+from medvqa.data.pool import DATASETS
+from medvqa.models.source import EMBEDDED
 
 CHECKPOINTS_KEPT = 2
 HUB_PATIENCE_S = 5.0

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medvqa.config import Backend, Config, Dtype, Engine, Optimizer
-from medvqa.example import UserError
-from medvqa.model import LANGUAGE_MODEL, target_pattern
+from medvqa.config.errors import UserError
+from medvqa.config.model import Backend, Dtype
+from medvqa.config.schema import Config
+from medvqa.config.training import Engine, Optimizer
+from medvqa.models.adapter import LANGUAGE_MODEL, target_pattern
+from medvqa.models.source import model_source
 from medvqa.preflight.downloads import hub_answers
-from medvqa.pretrained import model_source
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +138,7 @@ def count_shapes(model: "torch.nn.Module", config: Config) -> Shapes:
     return Shapes(
         num_parameters=sum(p.numel() for p in model.parameters()),
         num_linear=sum(m.weight.numel() for n, m in linear.items() if "lm_head" not in n),
-        num_adapter=sum(config.lora.rank * (m.in_features + m.out_features) for m in adapted),
+        num_adapter=sum(config.lora.r * (m.in_features + m.out_features) for m in adapted),
         hidden=text.hidden_size,
         num_layers=text.num_hidden_layers,
         query_width=first["q_proj"][1],

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from medvqa.collate import Encoder
-from medvqa.config import Config
+from medvqa.config.schema import Config
 from medvqa.curriculum import Plan
-from medvqa.example import Example
-from medvqa.generation import generate
-from medvqa.model import LoadedModel, load_model
-from medvqa.record import read_lines
-from medvqa.training import Trainer
+from medvqa.data.example import Example
+from medvqa.evaluation.generate import generate
+from medvqa.models.encode import Encoder
+from medvqa.models.load import LoadedModel, load_model
+from medvqa.tracking.record import read_lines
+from medvqa.training.loop import Trainer
 
 NUM_STEPS = 4
 NUM_QUESTIONS = 32

@@ -5,12 +5,12 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from medvqa.collate import Encoder, TokenCount
-from medvqa.config import ModelConfig
-from medvqa.example import Example, ImageSource
-from medvqa.image import image_size
-from medvqa.progress import track
-from medvqa.prompt import INSTRUCTION
+from medvqa.config.model import ModelConfig
+from medvqa.data.example import Example, ImageSource
+from medvqa.data.image import image_size
+from medvqa.models.encode import Encoder, TokenCount
+from medvqa.models.prompt import INSTRUCTION
+from medvqa.tracking.progress import track
 
 QUANTILES = (0.0, 0.5, 0.95, 0.99, 1.0)
 SHOWN_IDS = 5

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from medvqa.evaluation.score import SHOWN
 from medvqa.report.arms import Arm
 from medvqa.report.runs import Answers, Question, Run
-from medvqa.score import SHOWN
 
 # The baselines that every run of a model repeats are one column.
 SHARED_PHASES = ("majority", "zero_shot")

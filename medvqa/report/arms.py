@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medvqa.record import NOT_RESULTS
+from medvqa.config.identity import NOT_RESULTS
 from medvqa.report.runs import Run
 
 # Same base: only arms that agree in these are ever compared.

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from medvqa.record import write_text
 from medvqa.report.page import write_page
 from medvqa.report.pairs import Settings
-from medvqa.report.pictures import NONE, read_pictures
 from medvqa.report.plots import write_figures
 from medvqa.report.rows import write_rows
 from medvqa.report.study import Study, read_study
 from medvqa.report.tables import latex, markdown, rich_table, tables
+from medvqa.report.thumbnails import NONE, read_pictures
+from medvqa.tracking.record import write_text
 
 
 def main_report(argv: Sequence[str]) -> None:

@@ -6,13 +6,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from medvqa.record import write_text
+from medvqa.evaluation.score import SHOWN
 from medvqa.report import plots
 from medvqa.report.answers import Texts, encode
-from medvqa.report.pictures import Pictures
 from medvqa.report.rows import comparison_row, result_rows, run_rows, unequal_arms
 from medvqa.report.study import Study, phases_in_order
-from medvqa.score import SHOWN
+from medvqa.report.thumbnails import Pictures
+from medvqa.tracking.record import write_text
 
 ASSETS = Path(__file__).parent
 

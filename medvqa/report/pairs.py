@@ -5,14 +5,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from medvqa.comparison import ArmComparison, compare_arms
-from medvqa.example import UserError
-from medvqa.power import detectable_difference
-from medvqa.report.arms import MODEL_KEYS, Arm, subtree
-from medvqa.report.protocol import unequal
-from medvqa.report.runs import Answers, Question
-from medvqa.score import SHOWN
-from medvqa.statistics import (
+from medvqa.config.errors import UserError
+from medvqa.evaluation.comparison import ArmComparison, compare_arms
+from medvqa.evaluation.power import detectable_difference
+from medvqa.evaluation.score import SHOWN
+from medvqa.evaluation.statistics import (
     McNemarTest,
     PairedEffect,
     PermutationTest,
@@ -21,6 +18,9 @@ from medvqa.statistics import (
     paired_effect,
     paired_permutation,
 )
+from medvqa.report.arms import MODEL_KEYS, Arm, subtree
+from medvqa.report.protocol import unequal
+from medvqa.report.runs import Answers, Question
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,11 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medvqa.record import read_lines
+from medvqa.evaluation.score import SHOWN
 from medvqa.report.arms import Arm
 from medvqa.report.runs import PHASE_RANK, Run
 from medvqa.report.study import Study
-from medvqa.score import SHOWN
+from medvqa.tracking.record import read_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,9 +5,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from medvqa import record
 from medvqa.report.arms import Arm
 from medvqa.report.runs import Run
+from medvqa.tracking import record
 
 
 def unequal(a: Arm, b: Arm, set_name: str) -> tuple[str, ...]:

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from medvqa.record import write_json, write_text
 from medvqa.report.arms import Arm
 from medvqa.report.pairs import Comparison
 from medvqa.report.runs import Run
 from medvqa.report.study import Result, Study
+from medvqa.tracking.record import write_json, write_text
 
 Row = dict[str, Any]
 

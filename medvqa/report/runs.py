@@ -7,10 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medvqa import record
-from medvqa.example import UserError
-from medvqa.score import SHOWN
+from medvqa.config.errors import UserError
+from medvqa.evaluation.score import SHOWN
 from medvqa.sweep.job import State, read_status
+from medvqa.tracking import record
 
 if TYPE_CHECKING:
     import numpy as np

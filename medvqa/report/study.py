@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medvqa.comparison import ArmMean, arm_mean
+from medvqa.evaluation.comparison import ArmMean, arm_mean
+from medvqa.evaluation.score import SHOWN
 from medvqa.report.arms import Arm, read_arms
 from medvqa.report.pairs import GROUPS, Comparison, Settings, aligned, arm_pairs, compare_on
 from medvqa.report.runs import AFTER_STAGE_RANK, PHASE_RANK, Run, read_runs
-from medvqa.score import SHOWN
 
 RESCALABLE, UNBOUNDED = "bertscore_f1", (-math.inf, math.inf)  # rescaled, it can be below 0
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
-from medvqa.example import Score
-from medvqa.published import NOT_STATED, SOURCE, differences, row_of
+from medvqa.data.example import Score
+from medvqa.evaluation.score import SHOWN
 from medvqa.report.pairs import Comparison
+from medvqa.report.published import NOT_STATED, SOURCE, differences, row_of
 from medvqa.report.rows import unequal_arms
 from medvqa.report.study import Result, Study
-from medvqa.score import SHOWN
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

@@ -8,13 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from medvqa.collate import Encoder
-from medvqa.config import Device, EvaluationConfig
-from medvqa.example import Example, ImageSource, UserError
-from medvqa.generation import generate
-from medvqa.image import ImageBytes
-from medvqa.model import LoadedModel
-from medvqa.trained import Trained, load_trained, read_trained
+from medvqa.config.errors import UserError
+from medvqa.config.evaluation import EvaluationConfig
+from medvqa.config.model import Device
+from medvqa.data.example import Example, ImageSource
+from medvqa.data.image import ImageBytes
+from medvqa.evaluation.evaluate import read_evaluations
+from medvqa.evaluation.generate import generate
+from medvqa.models.encode import Encoder
+from medvqa.models.load import LoadedModel
+from medvqa.models.trained import Trained, load_trained, read_trained
 
 CACHED_IMAGES = 64  # a client asks several questions about one picture; a server has many clients
 
@@ -120,7 +123,7 @@ class Answerer:
                 evaluation.set_name: {
                     metric: asdict(score) for metric, score in evaluation.summary["overall"].items()
                 }
-                for evaluation in self.trained.evaluations()
+                for evaluation in read_evaluations(self.trained.directory)
                 if evaluation.phase in ("final", "merged")
             },
         }

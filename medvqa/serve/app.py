@@ -4,7 +4,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from medvqa.example import UserError
+from medvqa.config.errors import UserError
 from medvqa.serve.batching import OverloadedError
 from medvqa.serve.engines import Engine
 from medvqa.serve.intake import Intake

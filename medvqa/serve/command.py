@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from medvqa.config import Device
-from medvqa.example import UserError
+from medvqa.config.errors import UserError
+from medvqa.config.model import Device
+from medvqa.models.trained import Trained, load_trained, read_trained
 from medvqa.serve.answering import Answerer
 from medvqa.serve.app import build_app
 from medvqa.serve.engines import LOOPBACK, Engine, OwnEngine, start_transformers, start_vllm
 from medvqa.serve.extra import require
 from medvqa.serve.intake import Intake, Limits
-from medvqa.trained import Trained, load_trained, read_trained
 
 log = logging.getLogger(__name__)
 

@@ -10,15 +10,15 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medvqa.config import Device
-from medvqa.evaluation import Evaluation
-from medvqa.example import UserError
-from medvqa.score import SHOWN, cell
+from medvqa.config.errors import UserError
+from medvqa.config.model import Device
+from medvqa.evaluation.evaluate import Evaluation, read_evaluations
+from medvqa.evaluation.score import SHOWN, cell
+from medvqa.models.trained import Trained
 from medvqa.serve.answering import Answerer
 from medvqa.serve.extra import require
 from medvqa.serve.intake import Intake, Limits
 from medvqa.serve.tool import InProcess, Specialist
-from medvqa.trained import Trained
 
 if TYPE_CHECKING:
     import gradio
@@ -112,7 +112,7 @@ def page(trained: Trained, specialist: Specialist) -> "gradio.Blocks":
                 answer = gradio.Textbox(label="Answer", lines=5, interactive=False)
         gradio.HTML(
             "<h2>How well it answers</h2><p>Mean [95 % interval over images] n = questions</p>"
-            + metrics_html(trained.evaluations())
+            + metrics_html(read_evaluations(trained.directory))
         )
         for trigger in (button.click, query.submit):
             trigger(ask, [query, images], answer, concurrency_limit=1, api_visibility="private")

@@ -1,17 +1,17 @@
 """A question answered by an endpoint that speaks OpenAI's chat completions, and by no other.
 
-It gets what the evaluator's model gets: the user message of `medvqa.prompt`, the images first, and
-greedy decoding; the answer is stripped as the evaluator strips it.
+It gets what the evaluator's model gets: the user message of `medvqa.models.prompt`, the images
+first, and greedy decoding; the answer is stripped as the evaluator strips it.
 """
 
 import base64
 import json
 from typing import Any
 
-from medvqa.prompt import user_message
-from medvqa.record import masked
+from medvqa.models.prompt import user_message
 from medvqa.serve.answering import Answer, Question
 from medvqa.serve.tool_error import ErrorKind, ToolError
+from medvqa.tracking.record import masked
 
 MAX_BODY_BYTES = 4_000_000  # an answer is a short phrase
 MAX_REASON_CHARS = 200

@@ -10,12 +10,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from medvqa.example import UserError
+from medvqa.config.errors import UserError
+from medvqa.export.vllm import vllm_command
+from medvqa.models.trained import Kind, Trained
 from medvqa.serve.answering import Answer, Answerer, Question
 from medvqa.serve.batching import Batcher
 from medvqa.serve.endpoint import Endpoint
-from medvqa.trained import Kind, Trained
-from medvqa.vllm import vllm_command
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from importlib import util
 
-from medvqa.example import UserError
+from medvqa.config.errors import UserError
 
 
 def require(*packages: str) -> None:

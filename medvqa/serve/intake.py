@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medvqa.example import UserError
-from medvqa.image import ImageBytes, ImageTooLargeError, load_rgb
+from medvqa.config.errors import UserError
+from medvqa.data.image import ImageBytes, ImageTooLargeError, load_rgb
 from medvqa.serve.local_file import read_below
 from medvqa.serve.references import Images, references, scheme_of, shown
 from medvqa.serve.remote import Fetcher

@@ -3,9 +3,9 @@
 import io
 from typing import Any
 
-from medvqa.config import ModelConfig
-from medvqa.image import ImageBytes, load_rgb
-from medvqa.pretrained import load_processor
+from medvqa.config.model import ModelConfig
+from medvqa.data.image import ImageBytes, load_rgb
+from medvqa.models.source import load_processor
 
 
 class PixelBudget:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medvqa.prompt import question_of
+from medvqa.models.prompt import question_of
 from medvqa.serve.answering import Answer, Question
 from medvqa.serve.intake import Intake
 from medvqa.serve.tool_error import ToolError

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from medvqa.errors import MISTAKES, explain
-from medvqa.example import UserError
+from medvqa.config.errors import MISTAKES, UserError, explain
+from medvqa.models.trained import Trained, read_trained
 from medvqa.serve.answering import Answer, Answerer, Question
 from medvqa.serve.endpoint import Endpoint
 from medvqa.serve.intake import Accepted, Intake
@@ -18,7 +18,6 @@ from medvqa.serve.references import Images
 from medvqa.serve.remote import Fetcher
 from medvqa.serve.tool_config import Resize, Service, ToolConfig, config_place, read_tool_config
 from medvqa.serve.tool_error import ErrorKind, ToolError
-from medvqa.trained import Trained, read_trained
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from medvqa.config import Device
-from medvqa.example import UserError
+from medvqa.config.errors import UserError
+from medvqa.config.model import Device
 from medvqa.serve.intake import Limits
 
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from medvqa import record
 from medvqa.sweep.status import counts, read_rows, sweep_json, table, write_summary
+from medvqa.tracking import record
 
 
 def main_status(argv: Sequence[str]) -> None:

@@ -5,8 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from medvqa.example import UserError
-from medvqa.hardware import num_cuda_devices
+from medvqa.config.errors import UserError
+from medvqa.config.machine import num_cuda_devices
 from medvqa.sweep.job import Job, Status
 from medvqa.sweep.launcher import GridLauncher, ShowChange, mark_waiting
 from medvqa.sweep.scheduler import Scheduler

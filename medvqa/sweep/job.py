@@ -6,8 +6,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from medvqa import record
-from medvqa.example import UserError
+from medvqa.config.errors import UserError
+from medvqa.config.identity import run_id
+from medvqa.tracking import record
 
 CONSOLE = "console.log"
 
@@ -52,7 +53,7 @@ class Job:
         training = self.config["training"]
         # An engine's kernels stay in the model: a job of another one would compute with them.
         settings = {name: training[name] for name in ("gradient_checkpointing", "engine")}
-        return record.run_id(
+        return run_id(
             {"model": self.config["model"], "lora": self.config["lora"], "training": settings}
         )
 

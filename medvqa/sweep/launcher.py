@@ -15,12 +15,13 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from medvqa import record
-from medvqa.composition import resolved, swept_keys, typed
-from medvqa.example import UserError
+from medvqa.config.compose import resolved, swept_keys, typed
+from medvqa.config.errors import UserError
+from medvqa.config.identity import run_id
 from medvqa.sweep.display import live_table, show_failures, show_table
 from medvqa.sweep.job import Job, State, Status, run_json
 from medvqa.sweep.status import read_rows, write_summary
+from medvqa.tracking import record
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class GridLauncher(Launcher):
             directory=sweep / str(config.hydra.sweep.subdir),
             # Starting over is done here, once: a job that is interrupted goes on.
             config=values | {"fresh": False},
-            run_id=record.run_id(values),
+            run_id=run_id(values),
             sweep=sweep.name,
         )
         return job, config

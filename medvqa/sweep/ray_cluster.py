@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from medvqa.example import UserError
+from medvqa.config.errors import UserError
 from medvqa.sweep.job import Job, State, Status, read_status
 from medvqa.sweep.launcher import GridLauncher, ShowChange, mark_waiting
 from medvqa.sweep.node import last_status, run_on_node

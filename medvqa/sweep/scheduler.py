@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medvqa.example import UserError
+from medvqa.config.errors import UserError
 from medvqa.sweep.job import CONSOLE, Job, State, Status
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from medvqa import record
-from medvqa.composition import CLUSTERS, checked
-from medvqa.errors import MISTAKES, explain
-from medvqa.example import UserError
+from medvqa.config.compose import CLUSTERS, checked
+from medvqa.config.errors import MISTAKES, UserError, explain
 from medvqa.sweep.job import State, read_status, run_json
 from medvqa.sweep.launcher import PATIENCE_S, SweepError, terminated_like_ctrl_c
 from medvqa.sweep.space import Space, checked_space, distributions, extremes, override
@@ -31,6 +29,7 @@ from medvqa.sweep.trials import (
     tell,
     write_trials,
 )
+from medvqa.tracking import record
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -18,12 +18,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from medvqa import record
-from medvqa.example import UserError
+from medvqa.config.errors import UserError
 from medvqa.sweep.job import Job, State, Status, read_status
 from medvqa.sweep.launcher import GridLauncher, ShowChange, mark_waiting
 from medvqa.sweep.node import last_status, run_on_node
 from medvqa.sweep.scheduler import python_path
+from medvqa.tracking import record
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from medvqa.example import UserError
+from medvqa.config.errors import UserError
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medvqa import record
-from medvqa.example import UserError
+from medvqa.config.errors import UserError
 from medvqa.sweep.job import State, read_status, run_json, tail
+from medvqa.tracking import record
 
 if TYPE_CHECKING:
     from rich.table import Table

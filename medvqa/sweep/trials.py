@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medvqa import record
-from medvqa.example import UserError
+from medvqa.config.errors import UserError
 from medvqa.sweep.space import Space
+from medvqa.tracking import record
 
 if TYPE_CHECKING:
     from optuna import Study

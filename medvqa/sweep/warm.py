@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from medvqa.collate import Patches
-from medvqa.config import LoraConfig, ModelConfig
-from medvqa.model import CheckProcessor, LoadedModel, accept, load_in_own_process, reset_adapter
+from medvqa.config.lora import LoraConfig
+from medvqa.config.model import ModelConfig
+from medvqa.fast.vision import kept_features
+from medvqa.models.adapter import reset_adapter
+from medvqa.models.encode import Patches
+from medvqa.models.load import CheckProcessor, LoadedModel, accept, load_in_own_process
 from medvqa.run import DataOnce
-from medvqa.vision import kept_features
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ class WarmModels:
         seed: int,
         check: CheckProcessor = accept,
     ) -> LoadedModel:
-        """Return the model with a fresh adapter; see `medvqa.model.load_model`."""
+        """Return the model with a fresh adapter; see `medvqa.models.load.load_model`."""
         key = repr((config, lora, gradient_checkpointing))
         if self._loaded is None or key != self._key:
             self._forget_pictures()

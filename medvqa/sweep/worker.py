@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from medvqa.composition import typed
-from medvqa.example import UserError
-from medvqa.leaving import leave_at_once
+from medvqa.config.compose import typed
+from medvqa.config.errors import UserError
+from medvqa.config.fast_exit import leave_at_once
 from medvqa.sweep.job import CONSOLE, Job, State, read_job
 
 log = logging.getLogger("medvqa")

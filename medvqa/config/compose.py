@@ -1,0 +1,241 @@
+"""Hydra's composed config -> the typed one, checked before a directory is made or a job starts."""
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from medvqa.config.errors import MISTAKES, Refused, UserError, explain
+from medvqa.config.identity import run_id
+from medvqa.config.machine import num_cuda_devices
+from medvqa.config.model import Backend, Device
+from medvqa.config.schema import Config
+
+Group = TypeVar("Group")
+# Hydra scans `hydra_plugins` on Python's path for launchers.
+PLUGINS = str(Path(__file__).resolve().parents[1] / "plugins")
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+# Launchers whose jobs run on other machines: a login node may have no GPU.
+CLUSTERS = ("slurm", "ray")
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """Return the config as plain values without Hydra's own node."""
+    values = OmegaConf.to_container(_without_hydra(cfg), resolve=True, enum_to_str=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _without_hydra(cfg: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
+def run_name(*, _root_: DictConfig) -> str:
+    """Return the run's directory name: the same resolved config gives the same name."""
+    choices = _root_.hydra.runtime.choices
+    parts = [str(choices.get(group, group)) for group in ("model", "data", "curriculum")]
+    return "-".join([*parts, f"s{_root_.seed}", run_id(resolved(_root_))[:8]])
+
+
+def sweep_name(*, _root_: DictConfig) -> str:
+    """Return the grid's directory name: the same command gives the same name."""
+    said = [*_root_.hydra.overrides.task]
+    for varied in ("params", "space"):  # of a grid, of a search
+        values = _root_.hydra.sweeper.get(varied) or {}
+        said += [f"{key}={value}" for key, value in values.items()]
+    said = [text for text in said if not text.startswith("fresh=")]  # starts over in its place
+    swept = [text.partition("=")[0] for text in said if "," in text or "(" in text]
+    keys = "+".join(re.sub(r"[^A-Za-z0-9_.]", "", key) for key in swept)[:60]
+    digest = hashlib.sha256(json.dumps(sorted(said)).encode()).hexdigest()
+    return f"{keys or 'sweep'}-{digest[:8]}"
+
+
+def checked(cfg: DictConfig, *, runs_here: bool = True) -> Config:
+    """Return the typed config.
+
+    Args:
+        cfg: As composed.
+        runs_here: Whether this machine must have what the config asks for.
+
+    Raises:
+        UserError: If a value is missing, out of range, contradicts another, or asks for a GPU
+            that is not there.
+        OmegaConfBaseException: If a key is unknown (`+typo=1` slips through composition), or an
+            interpolation leads nowhere.
+    """
+    missing = sorted(OmegaConf.missing_keys(_without_hydra(cfg)))
+    if missing:
+        raise UserError(f"missing value: give {' '.join(f'{key}=...' for key in missing)}")
+    return typed(resolved(cfg), runs_here=runs_here)
+
+
+def typed(values: Mapping[str, Any], *, runs_here: bool = True) -> Config:
+    """Return the typed config of plain, resolved values; see `checked` for what it raises."""
+    config = typed_anywhere(values)
+    if runs_here:
+        check_hardware(config)
+    return config
+
+
+def typed_anywhere(values: Mapping[str, Any]) -> Config:
+    """Return the typed config of a run that may have been trained on another machine."""
+    return typed_group(Config, values)
+
+
+def typed_group(schema: type[Group], values: Mapping[str, Any]) -> Group:
+    """Return one dataclass of the schema, or the whole, from plain, resolved values."""
+    merged = OmegaConf.merge(OmegaConf.structured(schema), dict(values))
+    try:
+        group = OmegaConf.to_object(merged)
+    except OmegaConfBaseException:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    assert isinstance(group, schema)
+    return group
+
+
+def check_hardware(config: Config) -> None:
+    """Raise a `UserError` if the config asks for more GPUs than there are."""
+    model, num_gpus = config.model, config.training.gpus
+    settings = {
+        "model.backend=unsloth": model.backend is Backend.unsloth,
+        "model.load_in_4bit=true": model.load_in_4bit,
+        "model.device=cuda": model.device is Device.cuda,
+    }
+    asked = [setting for setting, is_asked in settings.items() if is_asked]
+    if asked and num_cuda_devices(os.environ) == 0:
+        raise UserError(
+            f"no CUDA GPU is visible here, but the config says {' and '.join(asked)}; on a CPU "
+            "use model=tiny, or model.backend=transformers model.load_in_4bit=false"
+        )
+    visible = num_cuda_devices(os.environ) if num_gpus > 1 else num_gpus
+    if model.device is not Device.cpu and num_gpus > visible:
+        raise UserError(
+            f"training.gpus={num_gpus}, but {visible} CUDA GPU(s) are visible here; use "
+            f"training.gpus={max(1, visible)} (model.device=cpu runs any number of processes)"
+        )
+
+
+def config_directory() -> str:
+    """Return the checkout's `conf`, or the one that an installed wheel carries."""
+    checkout = Path(__file__).resolve().parents[2] / "conf"
+    return str(checkout) if (checkout / "config.yaml").is_file() else "pkg://medvqa.conf"
+
+
+def register() -> None:
+    """Make schema, resolvers and launcher known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    # Hydra copies it whole for each group that it lists and each cell that it composes, and copies
+    # again what it reads from it: two seconds of `--help` on a slow core.
+    vars(store)["__deepcopy__"] = lambda memo: store
+    OmegaConf.register_new_resolver("medvqa.run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("medvqa.sweep_name", sweep_name, replace=True)
+    if PLUGINS not in sys.path:
+        sys.path.append(PLUGINS)
+
+
+def compose_cells(
+    overrides: Sequence[str], *, is_sweep: bool
+) -> list[tuple[list[str], DictConfig]]:
+    """Return what `train.py` would run with these overrides: the swept part and config of each.
+
+    Raises:
+        UserError: If a sweeper that searches decides on its cells as it goes.
+    """
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+
+    register()
+    GlobalHydra.instance().clear()
+    search_path = create_config_search_path(config_directory())
+    hydra = Hydra.create_main_hydra2(task_name="medvqa", config_search_path=search_path)
+    try:
+        config = hydra.compose_config(
+            config_name="config",
+            overrides=list(overrides),
+            run_mode=RunMode.MULTIRUN if is_sweep else RunMode.RUN,
+            with_log_configuration=False,
+        )
+        if not is_sweep:
+            return [([], config)]
+        found = [
+            (swept, hydra.config_loader.load_sweep_config(config, job))
+            for swept, job in cells(config)
+        ]
+    finally:
+        GlobalHydra.instance().clear()
+    if not found:
+        raise UserError("this sweeper chooses its cells as it goes; check one cell without -m")
+    return found
+
+
+class CheckFirst(Callback):
+    """Refuses a mistake before Hydra makes a directory, and in a sweep before the first job.
+
+    Hydra itself only composes the jobs of a sweep up front: a value out of range in the last cell
+    would come to light after hours of training the others.
+    """
+
+    def on_run_start(self, config: DictConfig, **_: object) -> None:
+        """Check the one config."""
+        try:
+            checked(config)
+        except MISTAKES as error:
+            raise Refused from error
+
+    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
+        """Check each cell, name the one that is refused, and settle the grid's directory.
+
+        Each cell is composed anew and would otherwise name the directory by its own overrides.
+        """
+        with open_dict(config):
+            directory = str(config.hydra.sweep.dir)
+            config.hydra.sweep.dir = directory
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{directory}'")
+        loader = GlobalHydra.instance().config_loader()
+        here = config.hydra.runtime.choices["hydra/launcher"] not in CLUSTERS
+        for swept, overrides in cells(config):
+            try:
+                checked(loader.load_sweep_config(config, overrides), runs_here=here)
+            except MISTAKES as error:
+                raise Refused from UserError(f"job {' '.join(swept)}: {explain(error)}")
+
+
+def swept_keys(config: DictConfig) -> set[str]:
+    """Return the keys that a sweep varies, whichever sweeper chooses their values."""
+    parser = OverridesParser.create()
+    said = parser.parse_overrides(list(config.hydra.overrides.task))
+    keys = {override.get_key_element() for override in said if override.is_sweep_override()}
+    for chosen in ("params", "space"):  # of a grid, of a search
+        keys |= set(config.hydra.sweeper.get(chosen) or {})
+    return {key.lstrip("+") for key in keys}
+
+
+def cells(config: DictConfig) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield the swept part and all overrides of each job; none for a sweeper that searches."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    sweeper = config.hydra.sweeper
+    if sweeper._target_ != BASIC_SWEEPER:
+        return
+    arguments = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    arguments += config.hydra.overrides.task
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
+    constant = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
+    for job in jobs:
+        yield [override for override in job if override not in constant], job

@@ -1,0 +1,43 @@
+"""The config group `contamination`: the gate before training."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from medvqa.config.bounds import check
+
+
+class Contamination(Enum):
+    """What happens when evaluation pictures or questions are found in the training pool."""
+
+    refuse = "refuse"
+    report = "report"
+    drop = "drop"
+
+
+@dataclass(kw_only=True)
+class ContaminationConfig:
+    """The gate before training; see docs/contamination.md.
+
+    Attributes:
+        action: `refuse` above the bounds, `report` only, or `drop` the training rows concerned.
+        max_image_overlap: Share of an evaluation set's pictures that may occur in training.
+        max_item_overlap: Share of an evaluation set's questions that may occur in training with
+            the same picture.
+        max_distance: Bits of 256 in which two perceptual hashes may differ and still be one
+            picture; docs/contamination.md has the table that the default was chosen from.
+    """
+
+    action: Contamination = Contamination.refuse
+    max_image_overlap: float = 0.0
+    max_item_overlap: float = 0.0
+    max_distance: int = 24
+
+    def __post_init__(self) -> None:
+        """Check bounds."""
+        for name in ("max_image_overlap", "max_item_overlap"):
+            value = getattr(self, name)
+            check(0 <= value <= 1, f"contamination.{name} must be in [0, 1], got {value}")
+        check(
+            0 <= self.max_distance < 32,
+            f"contamination.max_distance must be in [0, 32), got {self.max_distance}",
+        )

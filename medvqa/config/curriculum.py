@@ -1,0 +1,109 @@
+"""The config group `curriculum`: stages, their order and how they merge."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from omegaconf import MISSING
+
+from medvqa.config.bounds import check, positive
+
+
+class Filter(Enum):
+    """Which examples a stage draws from."""
+
+    open = "open"
+    closed = "closed"
+    all = "all"
+
+
+class Order(Enum):
+    """Order in a stage; `easy_first` sorts by answer length, ties stay shuffled."""
+
+    shuffle = "shuffle"
+    dataset = "dataset"
+    easy_first = "easy_first"
+
+
+class Merge(Enum):
+    """What becomes of the stages: kept in sequence, or one stage: shuffled, alternated, sorted."""
+
+    sequence = "sequence"
+    shuffle = "shuffle"
+    interleave = "interleave"
+    easy_first = "easy_first"
+
+
+# Functional syntax because `continue` is a keyword of Python but the right word for the user.
+LearningRatePolicy = Enum("LearningRatePolicy", ["continue", "rewarm", "restart"])
+
+
+class OptimizerPolicy(Enum):
+    """What happens to the optimiser's moments at the start of a stage."""
+
+    keep = "keep"
+    reset = "reset"
+
+
+@dataclass(kw_only=True)
+class StageConfig:
+    """One stage: what it draws, how long it lasts, what happens at its start.
+
+    Attributes:
+        quota: At most so many different examples (a seeded choice); all that match if null.
+        share: Part of `training.max_steps`, in (0, 1]. Give exactly one of share, steps, epochs.
+        epochs: Passes over the stage's examples.
+        learning_rate: `continue` the one schedule, `rewarm` to it over the warm-up steps, or
+            `restart` a schedule of the stage's own.
+    """
+
+    name: str = MISSING
+    filter: Filter = Filter.all
+    quota: int | None = None
+    order: Order = Order.shuffle
+    share: float | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    learning_rate: LearningRatePolicy = LearningRatePolicy["continue"]
+    optimizer: OptimizerPolicy = OptimizerPolicy.keep
+
+    def __post_init__(self) -> None:
+        """Check bounds and that the length is given once."""
+        prefix = f"curriculum stage {self.name!r}"
+        positive(prefix, self, "quota", "share", "steps", "epochs")
+        lengths = [self.share, self.steps, self.epochs]
+        check(
+            sum(length is not None for length in lengths) == 1,
+            f"{prefix}: give exactly one of share, steps, epochs",
+        )
+        check(
+            self.share is None or self.share <= 1,
+            f"{prefix}: share must be in (0, 1], got {self.share}",
+        )
+
+
+@dataclass(kw_only=True)
+class CurriculumConfig:
+    """Stages, and whether their examples stay in sequence.
+
+    With `merge: shuffle` the result is one stage that holds exactly the multiset of examples
+    that the same stages in sequence consume: the control for the question "does order matter?".
+    """
+
+    name: str = MISSING
+    stages: list[StageConfig] = field(default_factory=list)
+    merge: Merge = Merge.sequence
+
+    def __post_init__(self) -> None:
+        """Check that shares make a whole."""
+        check(len(self.stages) > 0, f"curriculum {self.name!r} has no stages")
+        names = [stage.name for stage in self.stages]
+        check(len(set(names)) == len(names), f"curriculum stages need different names, got {names}")
+        shares = [stage.share for stage in self.stages if stage.share is not None]
+        check(
+            not shares or len(shares) < len(names) or abs(sum(shares) - 1) < 1e-6,
+            f"curriculum {self.name!r}: the shares of its stages sum to {sum(shares):g}, not 1",
+        )
+        check(
+            len(shares) in (0, len(names)),
+            f"curriculum {self.name!r}: give a share for every stage or for none",
+        )

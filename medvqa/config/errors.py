@@ -1,0 +1,102 @@
+"""A mistake -> one clear line in the user's words, with what to do about it."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+
+import yaml
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from medvqa.config.schema import Config
+
+
+class UserError(ValueError):
+    """A mistake in the user's input; the command line prints it as one line and exits with 2."""
+
+
+# What is the user's to mend; any other exception is ours.
+MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.MarkedYAMLError)
+
+
+SLURM_EXTRA = "pip install 'medvqa[slurm]'"
+
+
+class Refused(BaseException):
+    """Carries a mistake, its cause, past Hydra, which turns an `Exception` into its own message."""
+
+
+def explain(error: BaseException) -> str:
+    """Return what went wrong; a second line holds the choices where there are some."""
+    if isinstance(error, UserError):
+        return str(error)
+    # omegaconf's own path is short by the part above a dictionary's entry; Hydra's text has it all.
+    merging = re.match(r"Error merging override \+*(\S+)", str(error))
+    file = re.match(r"In '(\S+)': \w+ raised while composing", str(error))
+    for link in _chain(error):
+        text = _explain_one(link, merging[1] if merging else None)
+        if text is not None:
+            return f"{file[1]}.yaml: {text}" if file else text
+    return _first_line(error)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _explain_one(error: BaseException, override: str | None) -> str | None:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _unknown_option(*error.missing_cfg_file.rpartition("/")[::2], error.options or [])
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return _unknown_key(error)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override {error.override!r}; write key=value, or key='a=b'"
+    if isinstance(error, ValidationError):
+        hint = "; for no value write null" if "'none'" in str(error).lower() else ""
+        return f"{override or error.full_key}: {_first_line(error)}{hint}"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"{mark.name}, line {mark.line + 1}: {error.problem}"
+    return _first_line(error) if isinstance(error, OmegaConfBaseException) else None
+
+
+def _unknown_option(group: str, wanted: str, known: Sequence[str]) -> str:
+    if not group:
+        return f"unknown config {wanted!r}"
+    if wanted == "submitit_slurm":  # what our launcher's file builds on
+        return f"hydra/launcher=slurm needs Hydra's submitit launcher: {SLURM_EXTRA}"
+    what = f"option {wanted!r} in config group {group!r}"
+    text = _unknown(what, wanted, known, prefix=f"{group}=")
+    # Who adds a model meets this for a group that the command line does not mention.
+    follows = "; training follows the model's name unless chosen: training=default"
+    return text + follows if group == "training" else text
+
+
+def _unknown_key(error: ConfigKeyError | ConfigAttributeError) -> str:
+    full_key = str(error.full_key or error.key)
+    holder = error.object_type if dataclasses.is_dataclass(error.object_type) else Config
+    known = [field.name for field in dataclasses.fields(holder)]
+    prefix = full_key[: -len(str(error.key))] if full_key.endswith(str(error.key)) else ""
+    return _unknown(f"key {full_key!r}", str(error.key), known, prefix=prefix)
+
+
+def _unknown(what: str, wanted: str, known: Sequence[str], *, prefix: str) -> str:
+    near = difflib.get_close_matches(wanted, known, 3, 0.5)
+    suffix = "" if prefix.endswith("=") else "="
+    hint = f"; did you mean {' or '.join(f'{prefix}{n}{suffix}' for n in near)}?" if near else ""
+    return f"unknown {what}{hint}" + (f"\n  known: {', '.join(known)}" if known else "")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    is_sweep = text.startswith("Ambiguous value for argument")
+    return f"{text}; a sweep over several values needs -m" if is_sweep else text

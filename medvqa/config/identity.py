@@ -1,0 +1,23 @@
+"""What makes two runs the same run: the settings that change results."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+# What cannot change a result, so a run is the same run with or without it.
+NOT_RESULTS = ("tracking", "fresh", "training.gpus")
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """Return 12 hexadecimal digits that name the resolved config, as far as it changes results."""
+    kept = _results_only(config)
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _results_only(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    return {
+        name: _results_only(value, f"{prefix}{name}.") if isinstance(value, Mapping) else value
+        for name, value in config.items()
+        if f"{prefix}{name}" not in NOT_RESULTS
+    }

@@ -1,0 +1,73 @@
+"""The config group `model`: base model, backend, precision and pixel budget."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from omegaconf import MISSING
+
+from medvqa.config.bounds import check, positive
+
+
+class Backend(Enum):
+    """Library that loads the model and attaches the adapter."""
+
+    transformers = "transformers"
+    unsloth = "unsloth"
+
+
+class Device(Enum):
+    """Where the model runs; `auto` is CUDA where there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Dtype(Enum):
+    """Compute type; `auto` is bfloat16 on CUDA and float32 on a CPU."""
+
+    auto = "auto"
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """Base model.
+
+    Attributes:
+        name: Hub id, or `medvqa/tiny` for the embedded one.
+        path: Local directory in the hub's layout, used in place of the hub.
+        min_pixels: Pixel budget of an image, lower end; smaller ones are scaled up.
+        max_pixels: Pixel budget of an image, upper end; larger ones are scaled down.
+        max_length_tokens: A longer sample is an error, never cut: cutting drops image tokens.
+    """
+
+    name: str = MISSING
+    path: str | None = None
+    revision: str | None = None
+    backend: Backend = Backend.transformers
+    device: Device = Device.auto
+    dtype: Dtype = Dtype.auto
+    load_in_4bit: bool = False
+    min_pixels: int = 4096
+    max_pixels: int = 262144
+    max_length_tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        """Check bounds and contradictions."""
+        positive("model", self, "min_pixels", "max_pixels", "max_length_tokens")
+        check(
+            self.min_pixels <= self.max_pixels,
+            f"model.min_pixels={self.min_pixels} is above model.max_pixels={self.max_pixels}",
+        )
+        check(
+            not (self.device is Device.cpu and self.backend is Backend.unsloth),
+            "model.backend=unsloth needs a GPU but model.device=cpu; "
+            "use model.backend=transformers",
+        )
+        check(
+            not (self.device is Device.cpu and self.load_in_4bit),
+            "model.load_in_4bit=true needs a GPU but model.device=cpu; "
+            "use model.load_in_4bit=false",
+        )

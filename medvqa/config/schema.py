@@ -1,0 +1,88 @@
+"""The schema of a whole run: one dataclass per config group, and the rules that join two groups."""
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from medvqa.config.bounds import check
+from medvqa.config.contamination import ContaminationConfig
+from medvqa.config.curriculum import CurriculumConfig
+from medvqa.config.data import DataConfig
+from medvqa.config.evaluation import Decoding, EvaluationConfig
+from medvqa.config.lora import LoraConfig
+from medvqa.config.model import Backend, ModelConfig
+from medvqa.config.tracking import TrackingConfig
+from medvqa.config.training import Engine, TrainingConfig
+
+
+@dataclass(kw_only=True)
+class Config:
+    """A whole run.
+
+    Attributes:
+        seed: Adapter initialisation, order of examples, dropout.
+        fresh: Start over although this very run is finished or begun; the old one is kept aside.
+    """
+
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    contamination: ContaminationConfig = MISSING
+    curriculum: CurriculumConfig = MISSING
+    lora: LoraConfig = MISSING
+    training: TrainingConfig = MISSING
+    evaluation: EvaluationConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    seed: int = 0
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what joins two groups."""
+        check(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")
+        evaluation_is_not_training(self.data)
+        if self.model.backend is Backend.unsloth:
+            ours = {
+                "training.engine=fused": self.training.engine is Engine.fused,
+                "evaluation.decoding=shared_prefix": (
+                    self.evaluation.decoding is Decoding.shared_prefix
+                ),
+            }
+            for setting, is_asked in ours.items():
+                check(
+                    not is_asked,
+                    f"{setting} computes on transformers' own layers, and model.backend=unsloth "
+                    f"replaces them; say {setting.partition('=')[0]}=auto or "
+                    "model.backend=transformers",
+                )
+
+
+def evaluation_is_not_training(data: DataConfig) -> None:
+    """Raise if an evaluation set shares a split with the training pool and nobody asked for it.
+
+    What the names of the splits do not tell, the contamination gate finds in the rows.
+    """
+    trained = [data, *data.parts.values()]
+    for name, source in data.evaluation.items():
+        for rows in (source, *source.parts.values()):
+            shared = [
+                part.split
+                for part in trained
+                if (part.name, part.path) == (rows.name, rows.path)
+                and rows.name != "mixture"
+                and splits_overlap(part.split, rows.split)
+            ]
+            check(
+                not shared or data.allow_training_rows,
+                f"data.evaluation.{name}.split={rows.split} contains training rows "
+                f"(data.split={', '.join(shared)}); choose another split or say "
+                "data.allow_training_rows=true",
+            )
+
+
+def splits_overlap(one: str, other: str) -> bool:
+    """Return whether two splits of a set share rows: `test` and `test_en` do, and `all` with any.
+
+    An image-disjoint split divides the rows anew, so both its sides hold rows of each standard one.
+    """
+    if "all" in (one, other) or one.endswith("_disjoint") != other.endswith("_disjoint"):
+        return True
+    return one == other or one.startswith(f"{other}_") or other.startswith(f"{one}_")

@@ -1,0 +1,36 @@
+"""The config group `tracking`: Weights & Biases."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from medvqa.config.bounds import check
+
+
+class TrackingMode(Enum):
+    """`auto` is online where a key is found, else offline."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+@dataclass(kw_only=True)
+class TrackingConfig:
+    """Weights & Biases; it mirrors the run's files.
+
+    Attributes:
+        group: Joins the runs of one study; a sweep's directory name if null.
+        table_rows: Predictions with images in the table, so that a log stays small.
+    """
+
+    mode: TrackingMode = TrackingMode.auto
+    project: str = "medvqa"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    table_rows: int = 64
+
+    def __post_init__(self) -> None:
+        """Check bounds."""
+        check(self.table_rows >= 0, f"tracking.table_rows must be 0 or more, got {self.table_rows}")

@@ -1,0 +1,95 @@
+"""The config group `training`: batch, steps, learning rate, optimizer and engine."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from medvqa.config.bounds import check, positive
+
+
+class Optimizer(Enum):
+    """`adamw_8bit` is bitsandbytes' and needs CUDA; elsewhere plain AdamW serves, said aloud."""
+
+    adamw_8bit = "adamw_8bit"
+    adamw = "adamw"
+
+
+class Engine(Enum):
+    """How a step is computed; see `medvqa.fast.engine`.
+
+    `auto` is `fused` on a GPU with the transformers backend, else `plain`.
+    """
+
+    auto = "auto"
+    plain = "plain"
+    fused = "fused"
+
+
+class Schedule(Enum):
+    """Shape of the learning rate after the warm-up."""
+
+    linear = "linear"
+    cosine = "cosine"
+    constant = "constant"
+
+
+@dataclass(kw_only=True)
+class TrainingConfig:
+    """Optimisation. Effective batch = micro_batch_size x accumulation_steps, on all GPUs together.
+
+    Attributes:
+        gpus: Processes that share each effective batch, a GPU each; see docs/several_gpus.md.
+            With model.device=cpu they share the processor.
+        max_steps: Optimiser steps that the stages' shares divide.
+        checkpoint_every: Steps between checkpoints; a killed run goes on from the last one.
+        gradient_checkpointing: Recompute activations; slower, for when memory is short.
+        fit_micro_batch: On a GPU, compute as much of the effective batch at once as its memory
+            holds, whatever micro_batch_size says; the step stays the same.
+    """
+
+    max_steps: int = 40
+    micro_batch_size: int = 2
+    accumulation_steps: int = 4
+    learning_rate: float = 2e-4
+    warmup_steps: int = 5
+    schedule: Schedule = Schedule.linear
+    optimizer: Optimizer = Optimizer.adamw_8bit
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    checkpoint_every: int = 50
+    gradient_checkpointing: bool = False
+    engine: Engine = Engine.auto
+    fit_micro_batch: bool = True
+    gpus: int = 1
+
+    def __post_init__(self) -> None:
+        """Check bounds."""
+        positive(
+            "training",
+            self,
+            "max_steps",
+            "micro_batch_size",
+            "accumulation_steps",
+            "learning_rate",
+            "max_grad_norm",
+            "checkpoint_every",
+            "gpus",
+        )
+        batch_size = self.micro_batch_size * self.accumulation_steps
+        check(
+            self.gpus <= batch_size,
+            f"training.gpus={self.gpus} is above the effective batch of {batch_size} examples "
+            "(micro_batch_size x accumulation_steps): some would have nothing to do",
+        )
+        check(
+            self.warmup_steps >= 0,
+            f"training.warmup_steps must be 0 or more, got {self.warmup_steps}",
+        )
+        check(
+            self.weight_decay >= 0,
+            f"training.weight_decay must be 0 or more, got {self.weight_decay}",
+        )
+        check(
+            self.warmup_steps <= self.max_steps,
+            f"training.warmup_steps={self.warmup_steps} is above "
+            f"training.max_steps={self.max_steps}",
+        )

@@ -1,0 +1,185 @@
+"""The gate before training: evaluation pictures and questions in the training pool."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from medvqa.config.contamination import Contamination, ContaminationConfig
+from medvqa.config.errors import UserError
+from medvqa.contamination.hash_cache import open_cache
+from medvqa.contamination.overlap import Overlap, SetOverlap, find_overlap
+from medvqa.data.example import Example
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+log = logging.getLogger(__name__)
+
+SHOWN_MATCHES = 1000  # pairs in contamination.json; the counts are complete
+
+
+def measure(
+    config: ContaminationConfig, training: Sequence[Example], sets: Mapping[str, Sequence[Example]]
+) -> Overlap:
+    """Return the overlap of the pool and every evaluation set, with this user's cache of hashes."""
+    with open_cache() as cache:
+        return find_overlap(training, sets, cache, max_distance=config.max_distance)
+
+
+def refusal(config: ContaminationConfig, overlap: Overlap) -> str | None:
+    """Return in one line why the gate ends the run under `refuse`; None if it does not."""
+    above = [reason for found in overlap.sets for reason in _above(config, found)]
+    if not above:
+        return None
+    rows = f"{len(overlap.training_rows):,} of {overlap.num_training_rows:,} training rows"
+    return (
+        f"contamination: {'; '.join(above)}. Say contamination=drop to train without the {rows} "
+        "concerned, contamination=report to go on, or choose another split or pool"
+    )
+
+
+def _above(config: ContaminationConfig, found: SetOverlap) -> list[str]:
+    where = f"data.evaluation.{found.name}"
+    reasons = []
+    if found.image_overlap > config.max_image_overlap:
+        reasons.append(
+            f"{found.num_shared:,} of {found.num_pictures:,} pictures of {where} occur in training "
+            f"(contamination.max_image_overlap={config.max_image_overlap:g})"
+        )
+    if found.item_overlap > config.max_item_overlap:
+        reasons.append(
+            f"{found.num_items:,} of {found.num_questions:,} questions of {where} occur in "
+            "training with the same answer and picture "
+            f"(contamination.max_item_overlap={config.max_item_overlap:g})"
+        )
+    return reasons
+
+
+def kept_rows(
+    config: ContaminationConfig,
+    training: Sequence[Example],
+    overlap: Overlap,
+    *,
+    expected: bool,
+) -> list[Example]:
+    """Return the rows to train on.
+
+    Args:
+        config: What to do about an overlap.
+        training: The pool.
+        overlap: What `measure` found.
+        expected: The user has said that evaluation sets hold training rows, so nothing is refused.
+
+    Raises:
+        UserError: If the gate refuses, a picture cannot be read, or no row would be left.
+    """
+    if overlap.unreadable and config.action is not Contamination.report:
+        raise UserError(
+            f"{overlap.unreadable[0]} ({len(overlap.unreadable)} such picture(s)); mend it, or say "
+            "contamination=report to go on without comparing it"
+        )
+    reason = refusal(config, overlap)
+    if reason is not None and config.action is Contamination.refuse:
+        if not expected:
+            raise UserError(reason)
+        log.warning("not refused, because of data.allow_training_rows=true: %s", reason)
+    if config.action is not Contamination.drop:
+        return list(training)
+    kept = [example for example in training if example.id not in overlap.training_rows]
+    if not kept:
+        raise UserError("contamination=drop leaves no training row; choose another data=")
+    log.info("contamination=drop: %s training rows left out", f"{len(training) - len(kept):,}")
+    return kept
+
+
+def headline(config: ContaminationConfig, overlap: Overlap) -> dict[str, Any]:
+    """Return what run.json keeps; contamination.json has the rest."""
+    dropped = config.action is Contamination.drop
+    return {
+        "action": config.action.value,
+        "num_training_rows_concerned": len(overlap.training_rows),
+        "num_dropped": len(overlap.training_rows) if dropped else 0,
+        "sets": {
+            found.name: {
+                "image_overlap": found.image_overlap,
+                "item_overlap": found.item_overlap,
+                "num_shared_pictures": found.num_shared,
+                "num_items": found.num_items,
+            }
+            for found in overlap.sets
+        },
+    }
+
+
+def flat(overlap: Overlap) -> dict[str, float]:
+    """Return `contamination/<set>/<share>` -> value, for a tracker."""
+    shares = {}
+    for found in overlap.sets:
+        shares[f"contamination/{found.name}/image_overlap"] = found.image_overlap
+        shares[f"contamination/{found.name}/item_overlap"] = found.item_overlap
+    return shares
+
+
+def as_json(config: ContaminationConfig, overlap: Overlap) -> dict[str, Any]:
+    """Return what contamination.json holds."""
+    values = asdict(overlap)
+    return {
+        **headline(config, overlap),
+        "max_distance": overlap.max_distance,
+        "max_image_overlap": config.max_image_overlap,
+        "max_item_overlap": config.max_item_overlap,
+        "refusal": refusal(config, overlap),
+        "sets": {
+            found.name: {
+                **asdict(found),
+                "image_overlap": found.image_overlap,
+                "item_overlap": found.item_overlap,
+            }
+            for found in overlap.sets
+        },
+        "num_training_rows": overlap.num_training_rows,
+        "num_training_pictures": overlap.num_training_pictures,
+        "num_blank": overlap.num_blank,
+        "num_unreadable": len(overlap.unreadable),
+        "unreadable": list(overlap.unreadable[:SHOWN_MATCHES]),
+        "num_matches": len(overlap.matches),
+        "matches": values["matches"][:SHOWN_MATCHES],
+        "training_rows": sorted(overlap.training_rows),
+        "seconds": round(overlap.seconds, 3),
+    }
+
+
+def overlap_table(overlap: Overlap) -> "Table":
+    """Return a row an evaluation set."""
+    from rich.table import Table
+
+    table = Table(
+        *("evaluation set", "pictures in training", "same file", "look-alike", "mirrored"),
+        *("questions on them", "same question, answer and picture", "same text, other picture"),
+        title=(
+            f"contamination: {overlap.num_training_rows:,} training rows on "
+            f"{overlap.num_training_pictures:,} pictures against every evaluation set "
+            f"(hashes within {overlap.max_distance} of 256 bits, {overlap.seconds:.1f} s)"
+        ),
+        title_justify="left",
+    )
+    for found in overlap.sets:
+        shared = f"{found.num_shared:,} of {found.num_pictures:,} ({found.image_overlap:.0%})"
+        counts = (found.num_same_file, found.num_alike, found.num_mirrored)
+        asked = f"{found.num_questions_on_shared:,} of {found.num_questions:,}"
+        text = (found.num_items, found.num_text_repeats)
+        table.add_row(found.name, shared, *map(str, counts), asked, *map(str, text))
+    return table
+
+
+def show_overlap(overlap: Overlap) -> None:
+    """Print the table on stderr, where the log goes."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        console = Console(stderr=True, width=160)
+    console.print(overlap_table(overlap))
+    if overlap.unreadable:
+        console.print(f"{len(overlap.unreadable)} pictures cannot be read", highlight=False)

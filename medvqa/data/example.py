@@ -1,0 +1,80 @@
+"""The records that pass between modules: images, examples, predictions, scores."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+AnswerType = Literal["open", "closed"]
+TypeOrigin = Literal["official", "rule"]
+
+
+class ImageSource(Protocol):
+    """An image that is read when it is needed, so that a pool of 650,000 rows stays small."""
+
+    @property
+    def name(self) -> str:
+        """What an error message calls this image: a path, or a row of a data set."""
+
+    def read(self) -> bytes:
+        """Return the encoded file (JPEG, PNG, ...); raise `UserError` if it is missing."""
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """An image that can tell without being read whether it is still the same."""
+
+    def fingerprint(self) -> str | None:
+        """Return a text that changes whenever the bytes may have; None if only reading tells."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One question about one or more images, whatever data set it comes from.
+
+    Attributes:
+        id: Unique in its data set and stable between runs.
+        images: At least one in a data set, in the order in which the question speaks of them;
+            none where a model is asked blind.
+        answers: At least one; the first is trained on, all count as right in scoring.
+        type_origin: Whether the data set states `answer_type`, or a rule of ours derived it.
+        source: Name of the data set.
+        split: Split of the data set that the row belongs to, also where a set joins several.
+        image_ids: One an image; equal ids mean the same picture (clusters in statistics).
+    """
+
+    id: str
+    images: tuple[ImageSource, ...]
+    question: str
+    answers: tuple[str, ...]
+    answer_type: AnswerType
+    type_origin: TypeOrigin
+    source: str
+    split: str
+    image_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """A model's answer to one example, with all that scoring needs.
+
+    Attributes:
+        cluster: Identity of the picture(s); questions of one cluster are not independent.
+    """
+
+    id: str
+    question: str
+    references: tuple[str, ...]
+    prediction: str
+    answer_type: AnswerType
+    source: str
+    split: str
+    cluster: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A mean with its count and 95 % interval; `low` and `high` are in the metric's unit."""
+
+    mean: float
+    low: float
+    high: float
+    num_examples: int

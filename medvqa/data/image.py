@@ -1,0 +1,196 @@
+"""Image sources, and how any of them becomes an RGB picture."""
+
+import hashlib
+import io
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medvqa.config.errors import UserError
+from medvqa.data.example import ImageSource
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_PIXELS = 50_000_000  # three times a large mammogram; decoded it takes 150 MB
+SETTLED_S = 2.0  # a file system's clock may be that coarse
+# Modes with more than eight bits; Pillow would cut them off instead of scaling them.
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
+
+
+class ImageTooLargeError(UserError):
+    """More pixels than may be decoded: a bomb, or simply too much."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image in a file of its own."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    def read(self) -> bytes:
+        """Return the file's bytes."""
+        try:
+            return self.path.read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+            reason = getattr(error, "strerror", None) or str(error)
+            raise UserError(f"cannot read image {self.path}: {reason}") from error
+
+    def fingerprint(self) -> str | None:
+        """Return what changes with the file; see `file_fingerprint`."""
+        return file_fingerprint(self.path)
+
+
+@dataclass(frozen=True)
+class ImageBytes:
+    """An image that a data set keeps inside its rows."""
+
+    name: str
+    data: bytes = field(repr=False)
+
+    def read(self) -> bytes:
+        """Return the encoded image."""
+        return self.data
+
+
+def image_id(source: ImageSource) -> str:
+    """Return the start of the SHA-256 of the encoded image: equal ids mean equal files."""
+    return hashlib.sha256(source.read()).hexdigest()[:16]
+
+
+def file_fingerprint(path: Path) -> str | None:
+    """Return place, size, inode and times; the change time moves with every write.
+
+    None if the file is absent, or so new that a second write could leave the same times.
+    """
+    try:
+        state = path.stat()
+    except (OSError, ValueError):
+        return None
+    if time.time() - state.st_ctime < SETTLED_S:
+        return None
+    times = f"{state.st_mtime_ns}:{state.st_ctime_ns}"
+    return f"{path.absolute()}:{state.st_dev}:{state.st_ino}:{state.st_size}:{times}"
+
+
+def load_rgb(
+    source: ImageSource,
+    *,
+    formats: tuple[str, ...] | None = None,
+    max_pixels: int | None = None,
+    enough_px: int | None = None,
+) -> "Image.Image":
+    """Decode to 8-bit RGB, upright.
+
+    More than eight bits are scaled from their own minimum and maximum; transparency falls on
+    black, as the background of most radiographs is.
+
+    Args:
+        source: Encoded picture.
+        formats: Pillow's names of the decoders that may be tried; all if None.
+        max_pixels: Above it, the picture is refused by its header, before it is decoded;
+            `MAX_PIXELS` if None.
+        enough_px: A JPEG may come out smaller, both sides at least this; that decodes faster.
+
+    Raises:
+        ImageTooLargeError: Naming the image, if it has more pixels.
+        UserError: Naming the image, if it is missing, broken or animated.
+    """
+    with _opened(source, formats, max_pixels) as image:
+        if enough_px is not None:
+            image.draft("RGB", (enough_px, enough_px))
+        return _decoded(image)
+
+
+def check_decodes(source: ImageSource) -> None:
+    """Raise the `UserError` that `load_rgb` would, if the picture is missing or damaged.
+
+    A JPEG is read to its end but not computed at full size, in a quarter of the time.
+    """
+    with _opened(source) as image:
+        image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+        _decoded(image)
+
+
+@contextmanager
+def _opened(
+    source: ImageSource, formats: tuple[str, ...] | None = None, max_pixels: int | None = None
+) -> "Iterator[Image.Image]":
+    """Open the picture, checked; whatever fails while it is open names it."""
+    from PIL import Image, UnidentifiedImageError
+
+    data = source.read()
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    try:
+        with warnings.catch_warnings():
+            # Our own limit speaks below.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=formats) as image:
+                _check(image, limit)
+                yield image
+    except UserError as error:
+        raise type(error)(f"image {source.name} {error}") from None
+    except Image.DecompressionBombError:  # Pillow refuses some before we can count
+        raise ImageTooLargeError(
+            f"image {source.name} has too many pixels; the limit is {limit:,}"
+        ) from None
+    except UnidentifiedImageError as error:  # its own text is a memory address
+        raise UserError(f"image {source.name} is broken or no image: unknown format") from error
+    except Exception as error:  # decoders of broken files raise a dozen unrelated types
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"image {source.name} is broken or no image: {reason}") from error
+
+
+def image_size(source: ImageSource) -> tuple[int, int]:
+    """Return (width, height) of the upright picture from the file's head alone.
+
+    Raises:
+        UserError: As `load_rgb`, but for what only decoding brings to light.
+    """
+    from PIL import ExifTags
+
+    with _opened(source) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (image.height, image.width) if turned else image.size
+
+
+def _decoded(image: "Image.Image") -> "Image.Image":
+    from PIL import ImageOps
+
+    image.load()
+    return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _check(image: "Image.Image", max_pixels: int) -> None:
+    num_pixels = image.width * image.height
+    if num_pixels > max_pixels:
+        raise ImageTooLargeError(f"has {num_pixels:,} pixels; the limit is {max_pixels:,}")
+    num_frames = getattr(image, "n_frames", 1)
+    if num_frames > 1:
+        raise UserError(f"has {num_frames} frames; save the frame that the question is about")
+
+
+def _to_rgb(image: "Image.Image") -> "Image.Image":
+    import numpy as np
+    from PIL import Image
+
+    if image.mode in DEEP_MODES:
+        values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise UserError("has pixels that are NaN or infinite; replace them")
+        span = values.max() - values.min()
+        scaled = (values - values.min()) / (span or 1.0) * 255
+        return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer).convert("RGB")
+    return image.convert("RGB")

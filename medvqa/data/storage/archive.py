@@ -1,0 +1,78 @@
+"""Images by name: in a folder, or inside a ZIP file that is never unpacked."""
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+from medvqa.config.errors import UserError
+from medvqa.data.image import file_fingerprint
+
+
+def safe_name(name: str) -> str:
+    """Return the name if it stays inside its folder.
+
+    Raises:
+        UserError: If it is absolute or climbs out with `..`.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
+        raise UserError(f"image name {name!r} leads out of the data set's folder")
+    return str(path)
+
+
+@dataclass(frozen=True)
+class ZipImage:
+    """One member of a ZIP file, read when it is needed."""
+
+    archive: Path
+    member: str
+
+    @property
+    def name(self) -> str:
+        """Archive and member."""
+        return f"{self.archive}:{self.member}"
+
+    def read(self) -> bytes:
+        """Return the member's bytes."""
+        try:
+            return open_archive(self.archive).read(self.member)
+        except KeyError as error:
+            raise UserError(f"{self.archive} has no member {self.member}") from error
+        except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise UserError(f"cannot read image {self.name}: {error}") from error
+
+    def fingerprint(self) -> str | None:
+        """Return what changes with the archive, and the member."""
+        archive = file_fingerprint(self.archive)
+        return None if archive is None else f"{archive}:{self.member}"
+
+
+@lru_cache(maxsize=32)
+def open_archive(path: Path) -> zipfile.ZipFile:
+    """Return the archive, which stays open; see `checked_archive`."""
+    return checked_archive(path)
+
+
+def checked_archive(path: Path) -> zipfile.ZipFile:
+    """Open an archive and check its members' names.
+
+    Raises:
+        UserError: If it is cut off, no ZIP file, or a member's name leads out of the folder.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is no complete ZIP file ({error}); fetch it again") from error
+    check_names(archive, str(path))
+    return archive
+
+
+def check_names(archive: zipfile.ZipFile, label: str) -> None:
+    """Raise a `UserError` with the archive's label if a member's name leads out of the folder."""
+    for name in archive.namelist():
+        try:
+            safe_name(name)
+        except UserError as error:
+            raise UserError(f"{label}: {error}") from error

@@ -1,0 +1,43 @@
+"""Texts, and images by name, of a data set that comes as files."""
+
+from pathlib import Path
+
+from medvqa.config.errors import UserError
+from medvqa.data.example import ImageSource
+from medvqa.data.image import ImageFile
+from medvqa.data.storage.archive import ZipImage, open_archive, safe_name
+
+
+def file_text(path: Path) -> str:
+    """Return the text of a UTF-8 file, with or without a byte order mark.
+
+    Raises:
+        UserError: If it cannot be read, or is in another encoding.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from error
+
+
+def named_images(folder: Path) -> dict[str, ImageSource]:
+    """Return the files below a folder by their path in it; nothing is read yet.
+
+    Where the folder is absent, the members of the ZIP file of its name, which may begin with the
+    folder's name or not.
+
+    Raises:
+        UserError: If neither is there, or the ZIP file is broken or leads out of its folder.
+    """
+    if folder.is_dir():
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): ImageFile(path) for path in files}
+    archive = folder.with_name(f"{folder.name}.zip")
+    if not archive.is_file():
+        raise UserError(f"there is neither {folder} nor {archive.name}; both hold the images")
+    members = [name for name in open_archive(archive).namelist() if not name.endswith("/")]
+    return {
+        safe_name(name).removeprefix(f"{folder.name}/"): ZipImage(archive, name) for name in members
+    }

@@ -1,0 +1,1 @@
+"""A model and questions in; predictions, scores and intervals out."""

@@ -1,0 +1,273 @@
+"""The pictures that a run ends with: loss.png, metrics.png, samples.png."""
+
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medvqa.data.example import Example
+from medvqa.evaluation.contact_sheet import DPI, draw_samples
+from medvqa.evaluation.evaluate import Evaluation
+from medvqa.evaluation.score import SHOWN
+from medvqa.tracking.record import read_lines
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+
+# Okabe and Ito's colours, which stay apart for every kind of colour vision; markers differ, too.
+COLOURS = {
+    "exact_match": "#0072B2",
+    "f1": "#D55E00",
+    "closed_accuracy": "#CC79A7",
+    "bertscore_f1": "#009E73",
+}
+MARKERS = {"exact_match": "o", "f1": "s", "closed_accuracy": "D", "bertscore_f1": "^"}
+GROUPS = ("overall", "open", "closed")
+GREY, SHADE = "#666666", "#F0F0F0"
+
+
+def draw_pictures(
+    directory: Path,
+    evaluations: Sequence[Evaluation],
+    sets: Mapping[str, Sequence[Example]],
+    *,
+    seed: int,
+) -> dict[str, Path]:
+    """Draw what the run's files show; return the pictures by name.
+
+    A picture that cannot be drawn costs an error in the log, not the hours behind it. Without an
+    evaluation set there is only the loss.
+
+    Args:
+        directory: Run directory, with metrics.jsonl and the final predictions.
+        evaluations: All of the run, in the order of `read_evaluations`.
+        sets: Evaluation examples by set; samples are of the first.
+        seed: Chooses the samples.
+    """
+    plans: dict[str, Callable[[], Figure]] = {
+        "loss": lambda: draw_loss(read_lines(directory / "metrics.jsonl"))
+    }
+    if sets:
+        name, examples = next(iter(sets.items()))
+        rows = read_lines(directory / "evaluation" / "final" / name / "predictions.jsonl")
+        plans["metrics"] = lambda: draw_metrics(evaluations)
+        plans["samples"] = lambda: draw_samples(rows, examples, set_name=name, seed=seed)
+    drawn = {}
+    for picture, draw in plans.items():
+        path = directory / f"{picture}.png"
+        try:
+            with _few_words(path.name):
+                save(draw(), path)
+        except Exception:
+            log.exception("%s could not be drawn; the run's numbers are not concerned", path.name)
+        else:
+            drawn[picture] = path
+    return drawn
+
+
+@contextmanager
+def _few_words(picture: str) -> Iterator[None]:
+    """Say once that glyphs are missing, where matplotlib warns of each; other warnings go on."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    texts = {str(warning.message) for warning in caught}
+    missing = {text for text in texts if "missing from font" in text}
+    if missing:
+        log.info(
+            "%s shows %d different characters as boxes, which no font here has; install one "
+            "(Chinese: fonts-noto-cjk)",
+            *(picture, len(missing)),
+        )
+    for text in texts - missing:
+        log.warning("%s: %s", picture, text)
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    partial = path.with_name(f".{path.name}")
+    figure.savefig(partial, format="png", dpi=DPI, pil_kwargs={"compress_level": 3})
+    partial.replace(path)
+
+
+def draw_loss(rows: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Draw loss and learning rate over the optimiser steps, stages shaded in turn.
+
+    Args:
+        rows: Lines of metrics.jsonl.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    steps = [int(row["step"]) for row in rows]
+    losses = [float(row["loss"]) for row in rows]
+    window = smoothing_window(len(rows))
+    colour = COLOURS["exact_match"]
+    top.plot(steps, losses, color=colour, alpha=0.3, linewidth=1, label="each step")
+    label = f"running mean of {window} steps"
+    top.plot(steps, smoothed(losses, window), color=colour, linewidth=2, label=label)
+    top.set_ylabel("loss per answer token (nats)")
+    top.set_ylim(bottom=0)
+    figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=9)
+    rates = [float(row["learning_rate"]) for row in rows]
+    bottom.plot(steps, rates, color=COLOURS["f1"], linewidth=1.5)
+    bottom.set_ylabel("learning rate")
+    bottom.set_ylim(bottom=0)
+    bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
+    bottom.set_xlabel("optimiser step")
+    bottom.xaxis.get_major_locator().set_params(integer=True)
+    for axes in (top, bottom):
+        _clean(axes)
+        axes.set_xlim(steps[0] - 0.5, steps[-1] + 0.5)
+    _shade_stages(top, bottom, rows)
+    return figure
+
+
+def _shade_stages(top: "Axes", bottom: "Axes", rows: Sequence[Mapping[str, Any]]) -> None:
+    """Shade every other stage and write each one's name above the span that it takes."""
+    spans = [
+        (name, [int(row["step"]) for row in members])
+        for name, members in groupby(rows, key=lambda row: row["stage"])
+    ]
+    num_steps = len(rows)
+    # A name of so many characters fits above its span; a narrower one is turned.
+    crowded = any(len(f"{name} ({len(s)})") * num_steps > 110 * len(s) for name, s in spans)
+    for number, (name, steps) in enumerate(spans):
+        first, last = steps[0] - 0.5, steps[-1] + 0.5
+        for axes in (top, bottom):
+            if number % 2:
+                axes.axvspan(first, last, color=SHADE, zorder=0, linewidth=0)
+            if number:
+                axes.axvline(first, color=GREY, linewidth=0.8, linestyle=":")
+        top.annotate(
+            f"{name} ({len(steps)})" if crowded else f"{name} ({len(steps)} steps)",
+            ((first + last) / 2, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="left" if crowded else "center",
+            va="bottom",
+            rotation=35 if crowded else 0,
+            fontsize=9,
+            parse_math=False,
+        )
+
+
+def smoothing_window(num_steps: int) -> int:
+    """Return a twentieth of the run in steps, at least 3: short runs keep their shape."""
+    return max(3, num_steps // 20)
+
+
+def smoothed(values: Sequence[float], window: int) -> list[float]:
+    """Return the mean of the last `window` values at each one, of fewer at the start.
+
+    A value that is not finite leaves a gap at its own step and is left out of the means.
+    """
+    means = []
+    for end, value in enumerate(values, start=1):
+        kept = [v for v in values[max(0, end - window) : end] if math.isfinite(v)]
+        means.append(math.fsum(kept) / len(kept) if kept and math.isfinite(value) else math.nan)
+    return means
+
+
+def draw_metrics(evaluations: Sequence[Evaluation]) -> "Figure":
+    """Draw a row of panels a set, a panel a question type, a line a phase: mean, 95 % interval."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(e.set_name for e in evaluations))
+    by_set = {name: [e for e in evaluations if e.set_name == name] for name in names}
+    heights = [1.1 + 0.62 * len(members) for members in by_set.values()]
+    figure = Figure(figsize=(12, sum(heights) + 0.5), layout="constrained")
+    grid = figure.subplots(
+        len(names), len(GROUPS), squeeze=False, sharex=True, height_ratios=heights
+    )
+    for panels, (name, members) in zip(grid, by_set.items(), strict=True):
+        for axes, group in zip(panels, GROUPS, strict=True):
+            _draw_group(axes, group, members)
+        panels[0].set_ylabel(name, fontsize=11, parse_math=False)
+        panels[0].set_yticks(range(len(members)), [phase_name(e.phase) for e in members])
+    for axes in grid[-1]:
+        axes.set_xlabel("score (0 to 1)")
+    handles: dict[str, Any] = {}
+    for axes in grid.flat:
+        handles |= {str(h.get_label()): h for h in axes.get_legend_handles_labels()[0]}
+    shown = [handles[label] for label in SHOWN.values() if label in handles]
+    figure.legend(handles=shown, loc="outside lower center", ncols=len(shown), frameon=False)
+    figure.suptitle("mean with 95 % interval (bootstrap over images)", fontsize=10, color=GREY)
+    return figure
+
+
+def _draw_group(axes: "Axes", group: str, members: Sequence[Evaluation]) -> None:
+    """Draw one panel; the last phase comes with its numbers."""
+    shown = [
+        metric
+        for metric in SHOWN
+        if metric in COLOURS
+        and any(metric in e.summary.get(group, {}) for e in members)
+        and (metric != "closed_accuracy" or group == "closed")  # elsewhere of other questions
+    ]
+    _clean(axes)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(len(members) - 0.5, -0.5)
+    axes.set_yticks([])
+    axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+    counts = {s.num_examples for e in members for m, s in e.summary.get(group, {}).items()
+              if m == "exact_match"}  # fmt: skip
+    if not counts:
+        axes.set_title(f"{group}: no such question", fontsize=10, color=GREY)
+        return
+    axes.set_title(f"{group} (n = {' or '.join(map(str, sorted(counts)))})", fontsize=10)
+    for row, evaluation in enumerate(members):
+        if evaluation.phase == "final":
+            axes.axhspan(row - 0.5, row + 0.5, color=SHADE, zorder=0, linewidth=0)
+        for position, metric in enumerate(shown):
+            score = evaluation.summary.get(group, {}).get(metric)
+            if score is None:
+                continue
+            y = row + (position - (len(shown) - 1) / 2) * 0.8 / max(len(shown), 1)
+            axes.errorbar(
+                score.mean,
+                y,
+                # A bootstrap interval need not hold the mean; an error bar cannot be negative.
+                xerr=[[max(0.0, score.mean - score.low)], [max(0.0, score.high - score.mean)]],
+                fmt=MARKERS[metric],
+                color=COLOURS[metric],
+                markersize=4.5,
+                linewidth=1.4,
+                label=SHOWN[metric] if row == 0 else None,
+            )
+            if evaluation.phase == "final":
+                _write_beside(axes, f"{score.mean:.3f}", score.low, score.high, y)
+
+
+def _write_beside(axes: "Axes", text: str, low: float, high: float, y: float) -> None:
+    """Write right of the interval, or left of one that reaches the right edge."""
+    fits = high < 0.85
+    axes.annotate(
+        text,
+        (high if fits else low, y),
+        xytext=(4 if fits else -4, 0),
+        textcoords="offset points",
+        ha="left" if fits else "right",
+        va="center",
+        fontsize=7.5,
+    )
+
+
+def phase_name(phase: str) -> str:
+    """Return a phase as an axis shows it: `after_open` -> `after open`, long ones shortened."""
+    name = phase.replace("_", " ")
+    return name if len(name) <= 24 else f"{name[:23]}…"
+
+
+def _clean(axes: "Axes") -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9)

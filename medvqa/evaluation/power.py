@@ -1,0 +1,193 @@
+"""What a study can detect: before it runs, from a plan; afterwards, from its own precision.
+
+A difference is `a` minus `b`, and a cluster is a picture with all of its questions.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from medvqa.config.errors import UserError
+from medvqa.evaluation.statistics import cluster_sums, score_matrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clustering:
+    """How much questions about one picture repeat each other; `design_effect` multiplies variance.
+
+    Attributes:
+        intra_cluster_correlation: As estimated, so below 0 at times.
+        design_effect: At least 1: planning does not count on negative correlation.
+    """
+
+    intra_cluster_correlation: float
+    design_effect: float
+    num_clusters: int
+    num_questions: int
+
+
+def estimate_clustering(values: Sequence[float], clusters: Sequence[str]) -> Clustering:
+    """Return the intra-cluster correlation (ANOVA estimator) and the design effect of the mean.
+
+    For a paired comparison give the differences a minus b: pictures are often hard for both, so
+    the scores of one arm correlate more. Sources: Donner, A review of inference procedures for the
+    intraclass correlation coefficient, 1986; for unequal sizes the design effect takes the
+    size-weighted mean size, sum m^2 / sum m (Kerry and Bland, Unequal cluster sizes for trials
+    in English and Welsh general practice, 2001). Where all clusters hold one question, 0 and 1.
+
+    Raises:
+        UserError: If there are fewer than two clusters, a value is not finite, or lengths differ.
+    """
+    array = score_matrix([values], len(clusters))[0]
+    sums, sizes = cluster_sums(array, clusters)
+    num_clusters, num_questions = len(sums), len(array)
+    if num_clusters < 2:
+        raise UserError("one picture alone says nothing about correlation within pictures")
+    correlation = 0.0
+    if num_questions > num_clusters:
+        squares_between = (sizes * (sums / sizes - array.mean()) ** 2).sum()
+        squares_within = ((array - array.mean()) ** 2).sum() - squares_between
+        between = squares_between / (num_clusters - 1)
+        within = max(squares_within, 0.0) / (num_questions - num_clusters)
+        typical_size = (num_questions - (sizes**2).sum() / num_questions) / (num_clusters - 1)
+        total = between + (typical_size - 1) * within
+        correlation = float((between - within) / total) if total else 0.0
+    weighted_size = float((sizes**2).sum() / num_questions)
+    return Clustering(
+        intra_cluster_correlation=correlation,
+        design_effect=max(1.0, 1 + (weighted_size - 1) * correlation),
+        num_clusters=num_clusters,
+        num_questions=num_questions,
+    )
+
+
+def mcnemar_power(
+    effect: float,
+    num_questions: int,
+    discordant_fraction: float,
+    *,
+    alpha: float = 0.05,
+    design_effect: float = 1.0,
+    num_seeds: int = 1,
+    seed_sd: float = 0.0,
+) -> float:
+    """Return the chance that a two-sided test finds a true difference of two arms in accuracy.
+
+    Per question the difference has the variance D without and D - effect^2 with the effect
+    (Connor, Sample size for testing differences in proportions for the paired-sample design, 1987).
+    Seeds add 2 seed_sd^2 / num_seeds, and t quantiles as their number is small (Bloom, Minimum
+    detectable effects, 1995). The part of D by which runs of one arm differ among themselves
+    averages out over seeds; it is kept here, so that with several seeds the true power is higher.
+
+    Args:
+        effect: True difference, a fraction of all questions.
+        num_questions: That both arms answer.
+        discordant_fraction: D, the share of questions that exactly one of two runs has right.
+        alpha: Level; for a family of k comparisons give alpha / k, Holm's first step.
+        design_effect: Of the differences; see `estimate_clustering`.
+        num_seeds: Runs an arm.
+        seed_sd: Standard deviation of one arm's accuracy over seeds on the same questions.
+
+    Raises:
+        UserError: If a number is out of its range, or one seed is to show how seeds vary.
+    """
+    from scipy import stats
+
+    _check_plan(num_questions, discordant_fraction, alpha, design_effect, num_seeds, seed_sd)
+    if not abs(effect) <= discordant_fraction:
+        raise UserError(
+            f"an effect of {effect} needs more discordant answers than {discordant_fraction}"
+        )
+    per_question = design_effect / num_questions
+    over_seeds = 2 * seed_sd**2 / num_seeds
+    without = discordant_fraction * per_question + over_seeds
+    freedom = 2 * (num_seeds - 1) * (without / over_seeds) ** 2 if over_seeds else math.inf
+    threshold = stats.t.ppf(1 - alpha / 2, freedom) * math.sqrt(without)
+    spread = math.sqrt(max(without - effect**2 * per_question, 1e-300))
+    return float(
+        sum(stats.t.cdf((shift - threshold) / spread, freedom) for shift in (effect, -effect))
+    )
+
+
+def minimal_detectable_effect(
+    num_questions: int,
+    discordant_fraction: float,
+    *,
+    power: float = 0.8,
+    alpha: float = 0.05,
+    design_effect: float = 1.0,
+    num_seeds: int = 1,
+    seed_sd: float = 0.0,
+) -> float | None:
+    """Return the smallest true difference that is found with probability `power`.
+
+    Everything else is as in `mcnemar_power`. The result is None where not even a difference as
+    large as `discordant_fraction` is found so often.
+
+    Raises:
+        UserError: If a number is out of its range, or one seed is to show how seeds vary.
+    """
+    _check_power(alpha, power)
+
+    def reached(effect: float) -> float:
+        return mcnemar_power(
+            effect,
+            num_questions,
+            discordant_fraction,
+            alpha=alpha,
+            design_effect=design_effect,
+            num_seeds=num_seeds,
+            seed_sd=seed_sd,
+        )
+
+    low, high = 0.0, discordant_fraction
+    if reached(high) < power:
+        return None
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if reached(middle) >= power else (middle, high)
+    return high
+
+
+def _check_plan(
+    num_questions: int,
+    discordant_fraction: float,
+    alpha: float,
+    design_effect: float,
+    num_seeds: int,
+    seed_sd: float,
+) -> None:
+    for holds, message in (
+        (num_questions > 0, f"num_questions must be positive, not {num_questions}"),
+        (0 < discordant_fraction <= 1, f"discordant_fraction {discordant_fraction} not in (0, 1]"),
+        (0 < alpha < 1, f"alpha must lie between 0 and 1, not at {alpha}"),
+        (0 < design_effect < math.inf, f"design_effect must be positive, not {design_effect}"),
+        (num_seeds > 0, f"num_seeds must be positive, not {num_seeds}"),
+        (0 <= seed_sd < math.inf, f"seed_sd must be 0 or more, not {seed_sd}"),
+        (num_seeds > 1 or seed_sd == 0, "one seed shows no seed variance; plan num_seeds >= 2"),
+    ):
+        if not holds:
+            raise UserError(message)
+
+
+def detectable_difference(
+    standard_error: float, degrees_of_freedom: float, *, power: float = 0.8, alpha: float = 0.05
+) -> float:
+    """Return the true difference that a comparison as precise as this one finds so often.
+
+    (t(1 - alpha/2) + t(power)) standard errors, for scores of any kind (Bloom, Minimum detectable
+    effects, 1995). It describes the design; it is no excuse for a result that was not found.
+
+    Raises:
+        UserError: If power does not lie between alpha and 1.
+    """
+    from scipy import stats
+
+    _check_power(alpha, power)
+    quantiles = (stats.t.ppf(p, degrees_of_freedom) for p in (1 - alpha / 2, power))
+    return float(sum(quantiles)) * standard_error
+
+
+def _check_power(alpha: float, power: float) -> None:
+    if not alpha < power < 1:
+        raise UserError(f"power must lie between alpha ({alpha}) and 1, not at {power}")

@@ -1,0 +1,137 @@
+"""What a run ends with: the table, and results.json, the file that people quote."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from medvqa.evaluation.evaluate import Evaluation
+from medvqa.evaluation.score import SHOWN, cell
+from medvqa.tracking.record import read_json, write_json
+
+SCHEMA_VERSION = 1  # of results.json; a change that breaks a reader raises it
+INTERVAL = "95 %, bootstrap over clusters of questions about the same picture(s)"
+PROTOCOL = ("normalizer", "numeric_tolerance", "max_new_tokens", "bertscore")
+
+
+def show_results(evaluations: Sequence[Evaluation], directory: Path) -> None:
+    """Print a table a set: a row a phase and question type, each number with interval and n."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if Console().is_terminal else 180)
+    for name in dict.fromkeys(e.set_name for e in evaluations):
+        table = Table(
+            "", "questions", *SHOWN.values(), title=f"{name}: mean [95 % interval]",
+            title_justify="left",
+        )  # fmt: skip
+        for evaluation in (e for e in evaluations if e.set_name == name):
+            table.add_section()
+            for position, (group, scores) in enumerate(evaluation.summary.items()):
+                phase = evaluation.phase if position == 0 else ""
+                table.add_row(phase, group, *(cell(scores.get(metric)) for metric in SHOWN))
+        console.print(table)
+    console.print(f"everything is in {directory}", soft_wrap=True, highlight=False)
+
+
+def headline(evaluations: Sequence[Evaluation], sets: Iterable[str]) -> float | None:
+    """Return the final overall exact match on the first set; None where there is no set."""
+    first = next(iter(sets), None)
+    for evaluation in evaluations:
+        if evaluation.phase == "final" and evaluation.set_name == first:
+            return evaluation.summary["overall"]["exact_match"].mean
+    return None
+
+
+def write_results(
+    directory: Path, evaluations: Sequence[Evaluation], values: Mapping[str, Any]
+) -> None:
+    """Write results.json: every mean with interval and n, and what makes them comparable.
+
+    Args:
+        directory: Run directory.
+        evaluations: All of the run.
+        values: What run.json holds so far.
+    """
+    write_json(directory / "results.json", results(directory, evaluations, values))
+
+
+def results(
+    directory: Path, evaluations: Sequence[Evaluation], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what results.json holds; see docs/tracking.md for its fields."""
+    config, plan = values["config"], values["plan"]
+    training = config["training"]
+    sets = dict.fromkeys(evaluation.set_name for evaluation in evaluations)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": values["run_id"],
+        "run": directory.name,
+        "choices": {
+            "model": config["model"]["name"],
+            "load_in_4bit": config["model"]["load_in_4bit"],
+            "max_pixels": config["model"]["max_pixels"],
+            "data": config["data"]["name"],
+            "data_seed": config["data"]["seed"],
+            "curriculum": config["curriculum"]["name"],
+            "lora": config["lora"],
+            "training": training,
+        },
+        "overrides": values["overrides"],
+        "seed": config["seed"],
+        "budget": {
+            "num_steps": plan["num_steps"],
+            "batch_size": training["micro_batch_size"] * training["accumulation_steps"],
+            "num_examples": sum(stage["num_examples"] for stage in plan["stages"]),
+            "stages": plan["stages"],
+        },
+        "order_sha256": plan["order_sha256"],
+        "data": {
+            name: {key: pool[key] for key in ("num_examples", "num_images", "sha256")}
+            for name, pool in values["data"].items()
+        },
+        "contamination": values.get("contamination"),
+        "code": values["git"],
+        "packages": values["environment"]["packages"],
+        "loss": {
+            "final": values["training"]["final_loss"],
+            "average": values["training"]["average_loss"],
+        },
+        "protocol": {name: _protocol(directory, name) for name in sets},
+        "headline": values.get("headline"),
+        "interval": INTERVAL,
+        "scores": [
+            {
+                "set": evaluation.set_name,
+                "phase": evaluation.phase,
+                "step": evaluation.step,
+                "group": group,
+                "metric": metric,
+                **asdict(score),
+            }
+            for evaluation in evaluations
+            for group, scores in evaluation.summary.items()
+            for metric, score in scores.items()
+        ],
+    }
+
+
+def _protocol(directory: Path, set_name: str) -> dict[str, Any]:
+    stored = read_json(directory / "evaluation" / "final" / set_name / "metrics.json")
+    return {name: stored[name] for name in PROTOCOL}
+
+
+def final_values(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+    """Return `final/<set>/<group>/<metric>` with `_low`, `_high` and `_n`, for a tracker."""
+    values: dict[str, float] = {}
+    for evaluation in (e for e in evaluations if e.phase == "final"):
+        for group, scores in evaluation.summary.items():
+            for metric, score in scores.items():
+                name = f"final/{evaluation.set_name}/{group}/{metric}"
+                values |= {
+                    name: score.mean,
+                    f"{name}_low": score.low,
+                    f"{name}_high": score.high,
+                    f"{name}_n": score.num_examples,
+                }
+    return values

@@ -1,0 +1,314 @@
+"""Error bars, paired tests and effect sizes of scores on the same questions.
+
+Everywhere a difference is `a` minus `b`, and a cluster is a picture with all of its questions.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from medvqa.config.errors import UserError
+from medvqa.data.example import Score
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# Sign patterns are drawn in blocks of this many signs, so that any data set fits into memory.
+SIGNS_PER_BLOCK = 4_000_000
+MOST_KEPT_COUNTS = 2_000_000  # of one set of resamples, two bytes each
+
+
+@dataclass(frozen=True, kw_only=True)
+class PermutationTest:
+    """A sign-flip test; `is_exact` says that every flip was counted and none was drawn."""
+
+    difference: float
+    p_value: float
+    num_clusters: int
+    is_exact: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class McNemarTest:
+    """Questions that only one of the two has right, and what a fair coin would make of them.
+
+    Attributes:
+        p_value: Exact conditional; never above its level, often far below.
+        mid_p_value: Closer to its level, without the guarantee.
+    """
+
+    num_questions: int
+    only_a: int
+    only_b: int
+    p_value: float
+    mid_p_value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedEffect:
+    """How far `a` lies above `b` on the same questions.
+
+    Attributes:
+        difference: Of the means; where scores are 0 or 1, the risk difference.
+        cohens_dz: Mean over standard deviation of the differences; None if all are equal.
+        cohens_h: Difference of arcsine-transformed proportions; None unless scores are 0 or 1.
+        odds_ratio: Questions right in `a` only over those right in `b` only; infinite without the
+            latter, None without either or unless scores are 0 or 1.
+    """
+
+    difference: Score
+    cohens_dz: float | None
+    cohens_h: float | None
+    odds_ratio: float | None
+
+
+def clustered_bootstrap(
+    values: Sequence[float], clusters: Sequence[str], *, num_samples: int, seed: int
+) -> Score:
+    """Return the mean with its 95 % percentile interval over resampled clusters.
+
+    Questions on one picture are not independent, so whole pictures are drawn with replacement
+    (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8).
+    A single cluster has no spread to resample: its interval is the mean itself.
+
+    Args:
+        values: One a question, in any unit.
+        clusters: The picture of each question.
+        num_samples: Bootstrap resamples.
+        seed: Of the resampling.
+
+    Raises:
+        UserError: If there is nothing to average, a value is not finite, or the lengths differ.
+    """
+    import numpy as np
+
+    array = score_matrix([values], len(clusters))[0]
+    sums, sizes = cluster_sums(array, clusters)
+    means = _resampled_means(sums, sizes, num_samples=num_samples, seed=seed)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Score(
+        mean=float(array.mean()), low=float(low), high=float(high), num_examples=len(values)
+    )
+
+
+def paired_permutation(
+    a: Sequence[float],
+    b: Sequence[float],
+    clusters: Sequence[str] | None = None,
+    *,
+    num_samples: int,
+    seed: int,
+) -> PermutationTest:
+    """Return the two-sided sign-flip test of no difference on the same questions.
+
+    If the two were alike, their names could be swapped on any picture, which flips the sign of all
+    of its differences. Up to `num_samples` flips are enumerated; beyond that many are drawn and
+    p is (b + 1) / (m + 1), which is never 0 (Phipson and Smyth, Permutation p-values should never
+    be zero, 2010). Pictures whose differences cancel change nothing and are not flipped.
+
+    Args:
+        a: One score a question, in any unit.
+        b: The same questions in the same order.
+        clusters: The picture of each question; None treats questions as independent.
+        num_samples: Most sign patterns to look at.
+        seed: Of the drawing.
+
+    Raises:
+        UserError: If there are no scores, one is not finite, or the lengths differ.
+    """
+    import numpy as np
+
+    names = [str(i) for i in range(len(a))] if clusters is None else clusters
+    columns = score_matrix([a, b], len(names))
+    sums, _ = cluster_sums(columns[0] - columns[1], names)
+    flippable = sums[sums != 0]
+    # Sums in another order differ in their last digits; such a tie must count as a tie.
+    threshold = abs(sums.sum()) - 1e-10 * abs(sums).sum()
+    is_exact = len(flippable) <= math.log2(max(num_samples, 1))
+    if is_exact:
+        patterns = np.arange(2 ** len(flippable))[:, None] >> np.arange(len(flippable)) & 1
+        p_value = float(np.mean(abs(sums.sum() - 2 * (patterns @ flippable)) >= threshold))
+    else:
+        rng = np.random.default_rng(seed)
+        num_extreme = 0
+        block = max(1, SIGNS_PER_BLOCK // len(flippable))
+        for start in range(0, num_samples, block):
+            shape = (min(block, num_samples - start), len(flippable))
+            flipped = rng.integers(0, 2, size=shape, dtype=np.int8) @ flippable
+            num_extreme += int(np.sum(abs(sums.sum() - 2 * flipped) >= threshold))
+        p_value = (num_extreme + 1) / (num_samples + 1)
+    return PermutationTest(
+        difference=float(sums.sum() / len(a)),
+        p_value=p_value,
+        num_clusters=len(sums),
+        is_exact=is_exact,
+    )
+
+
+def mcnemar(a_correct: Sequence[bool], b_correct: Sequence[bool]) -> McNemarTest:
+    """Return McNemar's exact conditional test and its mid-p variant, both two-sided.
+
+    Given the discordant questions, `only_a` is binomial with probability 1/2. The mid-p counts
+    outcomes as extreme as the observed by half (Fagerland, Lydersen and Laake, The McNemar test
+    for binary matched-pairs data, 2013). Both treat questions as independent: where pictures
+    carry several questions and the differences agree within a picture, both reject too often,
+    and `paired_permutation` with `clusters` is the test to report.
+
+    Raises:
+        UserError: If there are no answers, the lengths differ, or a value is neither 0 nor 1.
+    """
+    from scipy import stats
+
+    columns = score_matrix([a_correct, b_correct])
+    if not _is_binary(columns):
+        raise UserError("McNemar's test needs answers that are right (1) or wrong (0)")
+    only_a, only_b = (
+        int((d > 0).sum()) for d in (columns[0] - columns[1], columns[1] - columns[0])
+    )
+    num_discordant = only_a + only_b
+    if num_discordant:
+        p_value = float(stats.binomtest(only_a, num_discordant).pvalue)
+        # Half of what is exactly as extreme: one of two equal tails, or half of the middle.
+        as_extreme = float(stats.binom.pmf(only_a, num_discordant, 0.5))
+        mid_p_value = p_value - as_extreme * (0.5 if only_a == only_b else 1.0)
+    else:
+        p_value = mid_p_value = 1.0
+    return McNemarTest(
+        num_questions=len(a_correct),
+        only_a=only_a,
+        only_b=only_b,
+        p_value=p_value,
+        mid_p_value=mid_p_value,
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for the size of their family, in the input's order.
+
+    Compare each with the level itself; the chance of one or more false positives in the family
+    then stays below it (Holm, A simple sequentially rejective multiple test procedure, 1979).
+
+    Raises:
+        UserError: If there is none, or one is no probability.
+    """
+    if not p_values:
+        raise UserError("no p-values to adjust")
+    if wrong := [p for p in p_values if not 0 <= p <= 1]:
+        raise UserError(f"a p-value lies between 0 and 1, not {wrong[0]}")
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def paired_effect(
+    a: Sequence[float],
+    b: Sequence[float],
+    clusters: Sequence[str],
+    *,
+    num_samples: int,
+    seed: int,
+) -> PairedEffect:
+    """Return effect sizes of `a` over `b` on the same questions.
+
+    Sources: Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988 (h: section 6.2;
+    d_z: 2.3.5); the odds ratio is the conditional estimate of McNemar's pairs (Agresti, Categorical
+    Data Analysis, 2013, section 11.2). The interval is `clustered_bootstrap`'s.
+
+    Raises:
+        UserError: If there are no scores, one is not finite, or the lengths differ.
+    """
+    columns = score_matrix([a, b], len(clusters))
+    differences = columns[0] - columns[1]
+    spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    cohens_h = odds_ratio = None
+    if _is_binary(columns):
+        angles = [2 * math.asin(math.sqrt(column.mean())) for column in columns]
+        cohens_h = angles[0] - angles[1]
+        only_a, only_b = int((differences > 0).sum()), int((differences < 0).sum())
+        if only_a or only_b:
+            odds_ratio = only_a / only_b if only_b else math.inf
+    return PairedEffect(
+        difference=clustered_bootstrap(
+            differences.tolist(), clusters, num_samples=num_samples, seed=seed
+        ),
+        cohens_dz=float(differences.mean()) / spread if spread else None,
+        cohens_h=cohens_h,
+        odds_ratio=odds_ratio,
+    )
+
+
+def score_matrix(
+    rows: "Sequence[Sequence[float]] | NDArray[np.float64]", num_questions: int | None = None
+) -> "NDArray[np.float64]":
+    """Return scores as (rows, questions).
+
+    Args:
+        rows: Scores of the same questions in the same order.
+        num_questions: How many pictures were named for them, if any were.
+
+    Raises:
+        UserError: If there are none, one is not finite, or the lengths differ.
+    """
+    import numpy as np
+
+    if not len(rows) or not len(rows[0]):
+        raise UserError("no values to average; is the split or the filter empty?")
+    if len(lengths := {len(row) for row in rows}) > 1:
+        raise UserError(f"scores of different questions: {sorted(lengths)} values to be paired")
+    if num_questions is not None and len(rows[0]) != num_questions:
+        raise UserError(f"{len(rows[0])} values but {num_questions} clusters")
+    matrix = np.asarray(rows, dtype=np.float64)
+    if num_wrong := int((~np.isfinite(matrix)).sum()):
+        raise UserError(f"{num_wrong} of {matrix.size} scores are NaN or infinite")
+    return matrix
+
+
+def cluster_sums(
+    values: "NDArray[np.float64]", clusters: Sequence[str]
+) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
+    """Return each cluster's sum and size, clusters in alphabetical order.
+
+    Args:
+        values: (questions,) or (runs, questions); sums then are (clusters,) or (runs, clusters).
+        clusters: The picture of each question.
+    """
+    import numpy as np
+
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.apply_along_axis(lambda row: np.bincount(index, weights=row), -1, values)
+    return sums.astype(np.float64), np.bincount(index).astype(np.float64)
+
+
+def _is_binary(matrix: "NDArray[np.float64]") -> bool:
+    return bool(((matrix == 0) | (matrix == 1)).all())
+
+
+def _resampled_means(
+    sums: "NDArray[np.float64]", sizes: "NDArray[np.float64]", *, num_samples: int, seed: int
+) -> "NDArray[np.float64]":
+    """Return the mean of each resample: drawing clusters is drawing their multiplicities."""
+    import numpy as np
+
+    is_small = len(sums) * num_samples <= MOST_KEPT_COUNTS
+    draw = _kept_multiplicities if is_small else _multiplicities
+    counts = draw(len(sums), num_samples, seed).astype(np.float64)
+    return np.asarray((counts @ sums) / (counts @ sizes))
+
+
+def _multiplicities(num_clusters: int, num_samples: int, seed: int) -> "NDArray[np.integer[Any]]":
+    """Return how often each resample holds each cluster: (samples, clusters)."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), num_samples)
+    return counts.astype(np.min_scalar_type(num_clusters))
+
+
+# They depend on no score: every metric of a set, and every evaluation of it, needs the same ones.
+_kept_multiplicities = functools.lru_cache(maxsize=32)(_multiplicities)

@@ -1,0 +1,105 @@
+"""LoRA adapters: which layers they adapt, their first weights, and their files."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medvqa.config.errors import UserError
+from medvqa.config.lora import LoraConfig
+
+if TYPE_CHECKING:
+    from medvqa.models.load import LoadedModel
+
+ADAPTER_FILE = "adapter_model.safetensors"
+LANGUAGE_MODEL, VISION_TOWER = "language_model", "visual"
+
+
+def load_adapter(loaded: "LoadedModel", directory: Path) -> None:
+    """Put a saved adapter into the model's own, in the type in which it was saved.
+
+    Raises:
+        UserError: If there is none, or it was made for other layers or another rank.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = directory / ADAPTER_FILE
+    try:
+        saved = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the adapter {path}: {error}") from error
+    wanted = {name.replace(".default.", "."): p for name, p in loaded.trainable}
+    differing = wanted.keys() ^ saved.keys() or {
+        name for name, parameter in wanted.items() if parameter.shape != saved[name].shape
+    }
+    if differing:
+        raise UserError(
+            f"{path} does not fit {loaded.source}: {len(differing)} of {len(wanted)} "
+            f"layers differ, first {min(differing)}"
+        )
+    for name, parameter in wanted.items():
+        parameter.data = saved[name].to(loaded.device)
+
+
+def target_pattern(base: Any, lora: LoraConfig) -> str:
+    """Return a regular expression that matches exactly the layers to adapt.
+
+    `q_proj` alone would also match vision towers that use the same names, hence the prefix.
+
+    Raises:
+        UserError: If a name in `lora.target_modules` matches no layer: training would silently
+            adapt less than asked.
+    """
+    import torch
+
+    linear = [n for n, module in base.named_modules() if isinstance(module, torch.nn.Linear)]
+    text = [name for name in linear if f"{LANGUAGE_MODEL}." in name]
+    unmatched = [m for m in lora.target_modules if not any(n.endswith(f".{m}") for n in text)]
+    if unmatched:
+        known = sorted({name.rsplit(".", 1)[-1] for name in text})
+        raise UserError(
+            f"lora.target_modules: {', '.join(unmatched)} match no layer of the language model; "
+            f"it has {', '.join(known)}"
+        )
+    names = "|".join(map(re.escape, lora.target_modules))
+    pattern = rf".*\b{LANGUAGE_MODEL}\..*\.({names})"
+    if not lora.vision_layers:
+        return pattern
+    vision = sorted(
+        {n.rsplit(".", 1)[-1] for n in linear if re.search(rf"\b{VISION_TOWER}\.blocks\.", n)}
+    )
+    return rf"{pattern}|.*\b{VISION_TOWER}\.blocks\..*\.({'|'.join(map(re.escape, vision))})"
+
+
+def reset_adapter(model: Any, *, seed: int) -> None:
+    """Initialise every adapter matrix from the seed and its name alone.
+
+    A as `kaiming_uniform_(a=sqrt(5))`, B zero (Hu et al., LoRA, 2021; PEFT's default). Neither
+    backend, load order nor what ran before matters, so two backends start from the same adapter
+    and a process can serve one run after another.
+    """
+    import torch
+
+    adapter = [(name, p) for name, p in model.named_parameters() if "lora_" in name]
+    # The numbers are the CPU's, the same for every device. One buffer serves all, and the
+    # arithmetic is the device's: hundreds of short-lived arrays cost more than what is in them.
+    largest = max((parameter.numel() for _, parameter in adapter), default=0)
+    buffer = torch.empty(largest, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in adapter:
+            parameter.data = parameter.data.float()  # the run before may have used bfloat16
+            if "lora_B" in name:
+                parameter.zero_()
+            elif "lora_A" in name:
+                digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+                generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+                bound = parameter.shape[1] ** -0.5
+                numbers = buffer[: parameter.numel()].uniform_(generator=generator)
+                parameter.copy_(numbers.view(parameter.shape))
+                parameter.mul_(2 * bound).sub_(bound)
+
+
+def save_adapter(loaded: "LoadedModel", directory: Path) -> None:
+    """Write the adapter in PEFT's format; `peft.PeftModel.from_pretrained` loads it back."""
+    loaded.model.save_pretrained(str(directory), safe_serialization=True)

@@ -1,0 +1,108 @@
+"""Where a base comes from, and its processor: all of it that is known without its weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medvqa.config.errors import UserError
+from medvqa.config.model import ModelConfig
+
+EMBEDDED = {"medvqa/tiny": Path(__file__).parents[1] / "weights" / "tiny"}
+
+
+def model_source(config: ModelConfig) -> str:
+    """Return where the base comes from, before anything slow starts.
+
+    Raises:
+        UserError: If the local directory is missing or is no model.
+    """
+    path = Path(config.path) if config.path else EMBEDDED.get(config.name)
+    if path is None and config.name.startswith("medvqa/"):
+        size = config.name.removeprefix("medvqa/")
+        raise UserError(
+            f"{config.name} comes without weights: build them with `medvqa build-base --size "
+            f"{size} --output DIR`, then give model.path=DIR"
+        )
+    if path is None:
+        return config.name
+    if not (path / "config.json").is_file():
+        raise UserError(
+            f"model.path={path} holds no config.json; give a directory in the hub's layout"
+            if config.path
+            else f"the embedded model is missing at {path}; build it with `medvqa build-base`"
+        )
+    return str(path)
+
+
+def load_processor(config: ModelConfig, *, local_only: bool = False) -> Any:
+    """Return the base's processor with the run's pixel budget.
+
+    Args:
+        config: Of the model.
+        local_only: Take what is on the disk and do not wait for a hub that cannot be reached.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    from transformers import AutoProcessor
+
+    processor = from_pretrained(AutoProcessor, config, local_files_only=local_only)
+    set_pixel_budget(processor, config)
+    return processor
+
+
+def from_pretrained(kind: Any, config: ModelConfig, **options: Any) -> Any:
+    """Return what one of transformers' `Auto` classes makes of the base's files.
+
+    No code that came with them: it could do anything.
+
+    Raises:
+        UserError: If they cannot be loaded.
+    """
+    source = model_source(config)
+    with readable_load_errors(source):
+        return kind.from_pretrained(
+            source, revision=config.revision, trust_remote_code=False, **options
+        )
+
+
+@contextmanager
+def readable_load_errors(source: str) -> Iterator[None]:
+    """Turn the hub's and the disk's errors into one clear line."""
+    try:
+        yield
+    except OSError as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot load the base model {source}: {first_line} "
+            "(no network? give model.path=, a local copy in the hub's layout)"
+        ) from error
+
+
+def set_pixel_budget(processor: Any, config: ModelConfig) -> None:
+    """Set the pixel budget and prove that it is obeyed.
+
+    `max_pixels` given to `from_pretrained` is ignored by recent processors
+    (transformers issue 41955), so the size is set and a probe image is counted.
+    """
+    import numpy as np
+
+    images = processor.image_processor
+    images.size = type(images.size)(shortest_edge=config.min_pixels, longest_edge=config.max_pixels)
+    probe = np.zeros((2000, 1500, 3), dtype=np.uint8)
+    grid = images(images=[probe], return_tensors="pt")["image_grid_thw"][0]
+    pixels = int(grid.prod()) * images.patch_size**2
+    if pixels > config.max_pixels:
+        raise UserError(
+            f"model.max_pixels={config.max_pixels} is not obeyed: a large image became "
+            f"{pixels} pixels; it must be at least {(images.patch_size * images.merge_size) ** 2}"
+        )
+
+
+def is_stored_in_4bit(config: ModelConfig) -> bool:
+    """Return whether the base's own files are quantised, whatever `load_in_4bit` says."""
+    from transformers import AutoConfig
+
+    found = from_pretrained(AutoConfig, config)
+    return "quantization_config" in found.to_dict()

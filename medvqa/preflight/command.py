@@ -1,0 +1,107 @@
+"""`medvqa preflight`: what a run or a grid will do, need and fail at, before it costs GPU hours."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medvqa.config.compose import checked, compose_cells
+from medvqa.config.errors import MISTAKES, UserError, explain
+from medvqa.tracking.record import write_json
+
+if TYPE_CHECKING:
+    from medvqa.preflight.cell import Assumptions, CellReport
+
+WOULD_FAIL = 1
+
+
+def main_preflight(argv: Sequence[str]) -> None:
+    """Check data, tokens, memory, leaks and power of a run; leave with 1 if a cell would fail."""
+    parser = argparse.ArgumentParser("medvqa preflight", description=main_preflight.__doc__)
+    parser.add_argument("overrides", nargs="*", help="as for train.py: model=... data=... seed=1,2")
+    parser.add_argument("-m", "--multirun", action="store_true", help="check every cell of a grid")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    parser.add_argument(
+        "--sample", type=int, default=20_000, metavar="N",
+        help="count the tokens of at most N training samples (default 20,000), drawn by data.seed",
+    )  # fmt: skip
+    parser.add_argument(
+        "--probe", action=argparse.BooleanOptionalAction, default=None,
+        help="load the model and time a few steps (default: where there is a GPU)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--discordant", type=float, default=0.2, metavar="SHARE",
+        help="questions that exactly one of two runs has right, for the detectable effect",
+    )  # fmt: skip
+    parser.add_argument(
+        "--design-effect", type=float, default=1.5, metavar="FACTOR",
+        help="by which questions on one picture repeat each other",
+    )  # fmt: skip
+    options = parser.parse_intermixed_args(argv)
+    if options.sample < 1:
+        raise UserError(f"--sample must be 1 or more, got {options.sample}")
+    from medvqa.preflight.cell import Assumptions
+
+    assumptions = Assumptions(
+        at_most=options.sample,
+        probe=options.probe,
+        discordant_fraction=options.discordant,
+        design_effect=options.design_effect,
+    )
+    reports = inspect_cells(options.overrides, assumptions, is_sweep=options.multirun)
+    show(reports, assumptions)
+    if options.json is not None:
+        cells = [report.as_json() for report in reports]
+        write_json(options.json, {"overrides": list(options.overrides), "cells": cells})
+    if any(report.problems for report in reports):
+        sys.exit(WOULD_FAIL)
+
+
+def inspect_cells(
+    overrides: Sequence[str], assumptions: "Assumptions", *, is_sweep: bool
+) -> list["CellReport"]:
+    """Return a report a cell.
+
+    Raises:
+        UserError: On a mistake in the command or the data; in a grid it names the cell.
+    """
+    composed = compose_cells(overrides, is_sweep=is_sweep)
+    # Every config is checked before any data is read.
+    configs = []
+    for swept, cfg in composed:
+        try:
+            configs.append((swept, checked(cfg, runs_here=False)))
+        except MISTAKES as error:
+            raise UserError(_named(swept, explain(error))) from error
+    from medvqa.preflight.cell import Inspector
+
+    inspector = Inspector(assumptions)
+    reports = []
+    for swept, config in configs:
+        try:
+            reports.append(inspector.inspect(config, swept))
+        except UserError as error:
+            raise UserError(_named(swept, str(error))) from error
+    return reports
+
+
+def _named(swept: Sequence[str], text: str) -> str:
+    return f"job {' '.join(swept)}: {text}" if swept else text
+
+
+def show(reports: Sequence["CellReport"], assumptions: "Assumptions") -> None:
+    """Print the tables on stdout, then each note and problem once."""
+    from rich.console import Console
+
+    from medvqa.preflight.tables import cell_table, grid_table
+
+    console = Console(width=None if Console().is_terminal else 180)
+    table = grid_table(reports) if len(reports) > 1 else cell_table(reports[0], assumptions)
+    console.print(table)
+    for note in dict.fromkeys(note for report in reports for note in report.notes):
+        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+    for report in reports:
+        for problem in report.problems:
+            text = f"would fail: {_named(report.swept, problem)}"
+            console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,1 @@
+"""Records on disk and their mirror in Weights & Biases; may import config and data."""

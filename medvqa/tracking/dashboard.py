@@ -1,0 +1,225 @@
+"""`medvqa dashboard`: a W&B workspace whose panels name what our runs log."""
+
+import argparse
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from medvqa.config.errors import UserError
+from medvqa.tracking.record import read_json, write_json
+from medvqa.tracking.wandb_mirror import has_key
+
+NAME = "medvqa: data and order"
+STEP = "train/global_step"
+MODEL, CURRICULUM = "medvqa.model.name", "medvqa.curriculum.name"
+METRICS = {"exact_match": "exact match", "f1": "token F1", "bertscore_f1": "BERTScore F1"}
+GROUPS = ("overall", "open", "closed")
+
+
+@dataclass(frozen=True)
+class Logged:
+    """What the runs have evaluated; panels name nothing else.
+
+    Attributes:
+        sets: Evaluation sets.
+        stages: Stages of all curricula, in the order in which they are met.
+        phases: Evaluations of the model, `zero_shot`, `after_<stage>`, ..., `final` last.
+        metrics: Of METRICS.
+    """
+
+    sets: tuple[str, ...] = ("test",)
+    stages: tuple[str, ...] = ("mixed",)
+    phases: tuple[str, ...] = ("zero_shot", "final")
+    metrics: tuple[str, ...] = tuple(METRICS)
+
+
+def read_logged(directories: Sequence[Path]) -> Logged:
+    """Return what the runs at or below the directories have logged.
+
+    Raises:
+        UserError: If there is no finished run.
+    """
+    found = [
+        path
+        for directory in directories
+        for path in sorted(directory.rglob("results.json"))
+        if not any(part.startswith("previous-") for part in path.parts)
+    ]
+    if not found:
+        places = ", ".join(map(str, directories))
+        raise UserError(f"{places}: no finished run (results.json) there; give runs or sweeps")
+    results = [read_json(path) for path in found]
+    scores = [score for result in results for score in result["scores"]]
+    # The majority baseline is no model's, so a run does not log it.
+    phases = _distinct(s["phase"] for s in scores if s["phase"] not in ("majority", "final"))
+    return Logged(
+        sets=_distinct(score["set"] for score in scores),
+        stages=_distinct(s["name"] for result in results for s in result["budget"]["stages"]),
+        phases=(*sorted(phases, key=lambda phase: phase.startswith("after_")), "final"),
+        metrics=_distinct(s["metric"] for s in scores if s["metric"] in METRICS),
+    )
+
+
+def _distinct(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+def workspace(project: str, entity: str, logged: Logged) -> Any:
+    """Return the workspace; needs neither key nor network.
+
+    Raises:
+        UserError: If wandb-workspaces is not installed.
+    """
+    ws, wr, expr = _libraries()
+    first = logged.sets[0]
+    columns = [f"summary:eval/{first}/final/overall/{metric}" for metric in logged.metrics]
+    return ws.Workspace(
+        name=NAME,
+        entity=entity,
+        project=project,
+        sections=[
+            ws.Section(name=name, panels=panels, is_open=number == 0)
+            for number, (name, panels) in enumerate(_sections(wr, logged).items())
+        ],
+        settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=100),
+        runset_settings=ws.RunsetSettings(
+            # Model x curriculum; the runs of a group differ in their seeds.
+            groupby=[expr.Config(MODEL), expr.Config(CURRICULUM)],
+            pinned_columns=columns,
+        ),
+    )
+
+
+def _sections(wr: ModuleType, logged: Logged) -> dict[str, list[Any]]:
+    by_curriculum: dict[str, Any] = {
+        "groupby": wr.Config(CURRICULUM),
+        "groupby_aggfunc": "mean",
+        "groupby_rangefunc": "stderr",
+    }
+
+    def bars(title: str, names: list[str], **options: Any) -> Any:
+        return wr.BarPlot(title=title, metrics=names, range_x=(0, 1), **options)
+
+    def curve(title: str, names: list[str], **options: Any) -> Any:
+        return wr.LinePlot(title=title, x=STEP, y=names, title_x="optimiser step", **options)
+
+    return {
+        "Grid": [
+            bars(
+                f"{name}: {METRICS[metric]}, final, by curriculum",
+                [f"eval/{name}/final/overall/{metric}"],
+                **by_curriculum,
+            )
+            for name in logged.sets
+            for metric in logged.metrics
+        ],
+        "Curves by stage": [
+            curve("loss", ["train/loss"], smoothing_type="average", smoothing_factor=0.5),
+            *[curve(f"loss in stage {s}", [f"train/loss_{s}"]) for s in logged.stages],
+            curve("learning rate", ["train/learning_rate"]),
+            curve("gradient norm", ["train/grad_norm"]),
+        ],
+        "Metrics by type": [
+            bars(
+                f"{name}, {group}: {METRICS[metric]}, from zero-shot to final",
+                [f"eval/{name}/{phase}/{group}/{metric}" for phase in logged.phases],
+            )
+            for name in logged.sets
+            for metric in logged.metrics
+            for group in GROUPS
+        ],
+        "Predictions": [
+            *[wr.WeavePanelSummaryTable(table_name=f"predictions/{name}") for name in logged.sets],
+            wr.MediaBrowser(
+                title="pictures of each run",
+                media_keys=[f"pictures/{name}" for name in ("loss", "metrics", "samples")],
+                num_columns=3,
+            ),
+        ],
+        "Settings": [wr.RunComparer(diff_only="split")],
+    }
+
+
+def specification(made: Any) -> dict[str, Any]:
+    """Return the workspace as W&B stores it."""
+    # The library has no public way to see a workspace without saving it.
+    model = made._to_model()
+    dumped: dict[str, Any] = model.model_dump(mode="json", by_alias=True)
+    return dumped
+
+
+def named(node: Any) -> set[str]:
+    """Return all names of logged values that a specification's panels and columns hold."""
+    names: set[str] = set()
+    if isinstance(node, Mapping):
+        for value in node.values():
+            names |= named(value)
+    elif isinstance(node, list):
+        for value in node:
+            names |= named(value)
+    elif isinstance(node, str):
+        name = node.removeprefix("summary:")
+        if name.startswith(("train/", "eval/", "predictions/", "pictures/")):
+            names.add(name)
+    return names
+
+
+def _libraries() -> tuple[ModuleType, ModuleType, ModuleType]:
+    try:
+        import wandb_workspaces.expr as expr
+        import wandb_workspaces.reports.v2 as wr
+        import wandb_workspaces.workspaces as ws
+    except ImportError as error:
+        raise UserError(
+            "medvqa dashboard needs wandb-workspaces: pip install 'medvqa[dashboard]'"
+        ) from error
+    return ws, wr, expr
+
+
+def main_dashboard(argv: Sequence[str]) -> None:
+    """Make a W&B workspace: the grid, curves by stage, metrics by type, predictions."""
+    parser = argparse.ArgumentParser("medvqa dashboard", description=main_dashboard.__doc__)
+    parser.add_argument(
+        "runs", nargs="*", type=Path, help="runs or sweeps whose sets and stages it shall show"
+    )
+    parser.add_argument("--project", default="medvqa", help="as tracking.project")
+    parser.add_argument("--entity", help="user or team; WANDB_ENTITY or the key's own if not given")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the specification there")
+    parser.add_argument("--save", action="store_true", help="save it at W&B: needs key and network")
+    options = parser.parse_args(argv)
+    if options.save and not has_key(os.environ):
+        raise UserError(
+            "--save needs a W&B key: run `wandb login` or set WANDB_API_KEY; --json FILE needs none"
+        )
+    logged = read_logged(options.runs) if options.runs else Logged()
+    entity = options.entity or os.environ.get("WANDB_ENTITY") or ""
+    made = workspace(options.project, entity, logged)
+    content = specification(made)
+    if options.json:
+        write_json(options.json, content)
+    _show(made, options.json)
+    if options.save:
+        _save(made)
+
+
+def _show(made: Any, path: Path | None) -> None:
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False)
+    for section in made.sections:
+        console.print(f"{section.name}: {len(section.panels)} panels")
+    console.print(f"written to {path}" if path else "--json FILE writes it, --save puts it online")
+
+
+def _save(made: Any) -> None:
+    import wandb
+
+    try:
+        made.entity = made.entity or wandb.Api().default_entity
+        made.save()
+    except Exception as error:  # W&B's client raises many types of its own and of its libraries
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"W&B did not take the workspace: {reason}") from error

@@ -1,0 +1,319 @@
+"""What a run leaves on disk: run.json, append-only logs, a lock; atomic and free of secrets."""
+
+import fcntl
+import functools
+import json
+import math
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any, Self
+
+from medvqa.config.errors import UserError
+
+RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
+PACKAGES = (
+    *("medvqa", "hydra-core", "omegaconf", "unsloth", "unsloth_zoo", "transformers", "trl", "peft"),
+    *("bitsandbytes", "datasets", "torch", "torchvision", "wandb", "bert-score", "accelerate"),
+    *("tokenizers", "numpy", "pillow"),
+)
+# What follows such a name is nobody's business. Whole words: max_new_tokens is no secret.
+SECRET = re.compile(
+    r"""(?i)((?:^|[^a-z])(?:api)?(?:key|token|secret|password)["']?\s*[=:]\s*)"""
+    r"""('[^']*'|"[^"]*"|[^,&}\s]+)"""
+)
+# The user and password of an address.
+CREDENTIALS = re.compile(r"(://)[^/@\s]+@")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write an object, whole or not at all.
+
+    Not-a-number and infinity, which JSON lacks, become strings that `float()` reads back.
+    """
+    text = json.dumps(_finite(values), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(float(value))
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the file's object, or an empty one where there is no file.
+
+    Raises:
+        UserError: If the file is truncated or no JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); say fresh=true to start over") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged: no JSON object; say fresh=true to start over")
+    return values
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write so that the file is never seen half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def masked(overrides: Sequence[str]) -> list[str]:
+    """Return the texts without the values of keys, tokens, secrets and passwords."""
+    return [CREDENTIALS.sub(r"\1***@", SECRET.sub(r"\1***", override)) for override in overrides]
+
+
+def environment() -> dict[str, Any]:
+    """Return machine and versions; packages are not imported for it."""
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "num_cpus": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": list(_gpus()),
+        "packages": versions,
+    }
+
+
+@functools.cache  # a process serves many runs, and the driver's answer takes a second
+def _gpus() -> tuple[str, ...]:
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:  # a driver that hangs must not hang the run
+        answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=10)
+    except subprocess.TimeoutExpired:
+        return ()
+    return tuple(answer.stdout.strip().splitlines()) if answer.returncode == 0 else ()
+
+
+def provenance() -> dict[str, Any]:
+    """Return what a measurement's file says of when, how, on what and with which code."""
+    return {
+        "date": _now(),
+        "command": " ".join(["python", *masked(sys.argv)]),
+        "git": git_state(Path(__file__).parent),
+        "environment": environment(),
+    }
+
+
+def git_state(directory: Path) -> dict[str, Any]:
+    """Return commit and dirtiness of the code; nulls for an installed package.
+
+    An untracked file counts as dirt: a module that was never committed changes results too.
+    """
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(directory), *arguments]
+        try:
+            answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return None
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    # An environment inside some checkout is not that checkout's code.
+    is_ours = git("ls-files", "--error-unmatch", ".") is not None
+    commit = git("rev-parse", "HEAD") if is_ours else None
+    status = git("status", "--porcelain") if commit else None
+    return {"commit": commit, "dirty": None if status is None else bool(status)}
+
+
+@contextmanager
+def directory_lock(directory: Path, *, patience_s: float = 0.0) -> Iterator[None]:
+    """Hold the directory for this process; the system lets go of it even after SIGKILL.
+
+    Args:
+        directory: Made if it is not there.
+        patience_s: How long to wait for a process that is about to leave.
+
+    Raises:
+        UserError: If another process is writing there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience_s
+    with (directory / ".lock").open("a+") as file:
+        while not _try_lock(file):
+            if time.monotonic() > deadline:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise UserError(f"{directory} is being written by process {owner}; wait for it")
+            time.sleep(0.1)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def is_locked(directory: Path) -> bool:
+    """Return whether a process is writing there now."""
+    try:
+        with (directory / ".lock").open("r+") as file:
+            return not _try_lock(file)
+    except FileNotFoundError:
+        return False
+
+
+def set_aside(directory: Path) -> Path | None:
+    """Move an earlier run's files to `previous-N/` below the directory; nothing is deleted."""
+    names = [
+        p for p in directory.iterdir() if not re.match(r"previous-|\.lock|\.hydra|.*\.log", p.name)
+    ]
+    if not names:
+        return None
+    number = 1 + len(list(directory.glob("previous-*")))
+    target = directory / f"previous-{number}"
+    target.mkdir()
+    for path in names:
+        path.rename(target / path.name)
+    return target
+
+
+class JsonLines:
+    """An append-only log with one JSON object a line, each on the disk before the next step.
+
+    A resumed run keeps the lines up to the step of its checkpoint; what was written after it, a
+    half-written last line included, is done and written again.
+    """
+
+    def __init__(self, path: Path, *, keep_up_to_step: int) -> None:
+        kept = [row for row in read_lines(path) if row["step"] <= keep_up_to_step]
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        partial.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append one row, which has a `step`; see `write_json` for not-a-number."""
+        self._file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Wait until all rows are on the disk, so that not even a power cut loses them."""
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a log; a last line that a kill cut off is left out."""
+    if not path.is_file():
+        return []
+    # Not splitlines(), which also splits at U+2028 and the like inside an answer.
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise UserError(f"{path}, line {number} is damaged; say fresh=true") from error
+    return rows
+
+
+class RunRecord:
+    """run.json while the run goes on: each update is on the disk at once."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        before = read_json(path)
+        self._path = path
+        self.values: dict[str, Any] = {
+            "state": RUNNING,
+            "run_id": settings["run_id"],
+            "config": settings["config"],
+            "overrides": masked(settings["overrides"]),
+            "command": masked(sys.argv),
+            "started": before.get("started", _now()),
+            "num_starts": before.get("num_starts", 0) + 1,
+            "git": git_state(Path(__file__).parent),
+            "environment": environment(),
+            # Wall seconds of each phase, all starts of a resumed run together.
+            "seconds": before.get("seconds", {}),
+            "evaluation_seconds": before.get("evaluation_seconds", {}),
+        }
+
+    def update(self, **values: Any) -> None:
+        """Add or replace top-level entries."""
+        self.values.update(values)
+        write_json(self._path, self.values)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the wall time of the block to the phase; nested phases count for themselves too."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = self.values["seconds"]
+            seconds[name] = round(seconds.get(name, 0.0) + time.monotonic() - started, 3)
+            self.update()
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Keep the state right however the block ends."""
+        self.update()
+        try:
+            yield
+        except BaseException as error:
+            state = INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
+            (text,) = masked([f"{type(error).__name__}: {error}"])
+            self.update(state=state, error=text, ended=_now())
+            raise
+
+    def finish(self, **values: Any) -> None:
+        """Write the last entries and the state that makes the same command only show results."""
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
+        self.values.pop("error", None)
+        self.update(state=FINISHED, ended=_now(), peak_memory_bytes=peak_bytes, **values)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,156 @@
+"""Checkpoints that a killed run goes on from: written whole or not at all."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from medvqa.config.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after `step` optimiser steps."""
+
+    step: int
+    adapter: "dict[str, torch.Tensor]"
+    optimizer: dict[str, Any]
+
+
+def save_checkpoint(checkpoint: Checkpoint, directory: Path, *, order_sha256: str) -> None:
+    """Write `step-XXXXXX/` below the directory and then remove the older ones.
+
+    The new one is renamed into place only when all of it is on the disk, so a kill, a crash or a
+    full disk leaves the previous one usable.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    target = directory / f"step-{checkpoint.step:06d}"
+    partial = directory / f".partial-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        save_file(checkpoint.adapter, partial / "adapter.safetensors")
+        with (partial / "optimizer.pt").open("wb") as file:
+            torch.save(checkpoint.optimizer, file)
+        state = {"step": checkpoint.step, "order_sha256": order_sha256}
+        (partial / "state.json").write_text(json.dumps(state))
+        for path in partial.iterdir():
+            with path.open("rb") as written:
+                os.fsync(written.fileno())
+    except BaseException as error:
+        # On a full disk it would take the room in which run.json says what happened.
+        shutil.rmtree(partial, ignore_errors=True)
+        if _disk_is_full(error):
+            raise UserError(
+                f"the disk is full: no room for a checkpoint in {directory}; make room, and the "
+                "same command goes on from the previous one"
+            ) from error
+        raise
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    for other in _saved(directory):
+        if other != target:
+            shutil.rmtree(other)
+
+
+class CheckpointWriter:
+    """Writes checkpoints while the next steps compute, one at a time.
+
+    An 8B model's adapter with its moments is half a gigabyte, and waiting until that is on the
+    disk would take as long as several steps.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def start(self, checkpoint: Checkpoint, *, order_sha256: str) -> None:
+        """Write the checkpoint, whose tensors nobody may change, after the one before it."""
+        self.settle()
+        self._writing = self._thread.submit(
+            save_checkpoint, checkpoint, self._directory, order_sha256=order_sha256
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait, so that who goes on from here finds the checkpoint whole.
+
+        Where the disk is full, whatever else could not be written is its consequence.
+        """
+        if kind is None:
+            self.settle()
+        elif self._writing is not None:
+            error = self._writing.exception()
+            if isinstance(error, UserError) and issubclass(kind, OSError):
+                raise error
+
+    def look(self) -> None:
+        """Raise what went wrong so far, without waiting; see `save_checkpoint`."""
+        if self._writing is not None and self._writing.done():
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait until the last one is on the disk, and raise what went wrong."""
+        if self._writing is not None:
+            wait([self._writing])  # interrupted, it is still ours to wait for
+            done, self._writing = self._writing, None
+            done.result()
+
+
+def load_checkpoint(directory: Path, *, order_sha256: str) -> Checkpoint | None:
+    """Return the newest checkpoint, or None where there is none.
+
+    Raises:
+        UserError: If it belongs to another order of examples: going on would mix two runs.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    for leftover in directory.glob(".partial-*"):
+        shutil.rmtree(leftover)
+    saved = _saved(directory)
+    if not saved:
+        return None
+    newest = saved[-1]
+    state: Mapping[str, Any] = json.loads((newest / "state.json").read_text())
+    if state["order_sha256"] != order_sha256:
+        raise UserError(
+            f"{newest} was written for another order of examples; the data or the code has "
+            "changed since. Say fresh=true to start over (the old run is kept aside)"
+        )
+    return Checkpoint(
+        step=int(state["step"]),
+        adapter=load_file(newest / "adapter.safetensors"),
+        optimizer=torch.load(newest / "optimizer.pt", weights_only=True, map_location="cpu"),
+    )
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Return whether that is behind it: PyTorch and safetensors wrap the system's own error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        if any(f"os error {number}" in str(error) for number in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _saved(directory: Path) -> list[Path]:
+    return sorted(directory.glob("step-*"))

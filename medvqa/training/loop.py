@@ -1,0 +1,401 @@
+"""The training loop: a plan's examples in order, answer-only loss, exact continuation.
+
+The loss of a step is the sum over the answer tokens of its whole effective batch divided by their
+number, so 8 x 1, 4 x 2 and 2 x 4 are the same step (transformers issue 34191 tells what goes wrong
+otherwise), and so is 8 shared by several ranks. Shapes: see `medvqa.models.encode`.
+"""
+
+import hashlib
+import logging
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from medvqa.config.curriculum import OptimizerPolicy
+from medvqa.config.errors import UserError
+from medvqa.config.training import Engine, TrainingConfig
+from medvqa.curriculum import Plan, PlannedStage, learning_rate_factor, order_sha256
+from medvqa.data.example import Example
+from medvqa.data.prefetch import ahead
+from medvqa.fast.engine import PackedModel, is_supported
+from medvqa.models.encode import Encoder, Sample, encode_alone
+from medvqa.models.load import LoadedModel
+from medvqa.tracking.progress import track
+from medvqa.tracking.record import JsonLines, read_lines
+from medvqa.training.checkpoint import Checkpoint, CheckpointWriter, load_checkpoint
+from medvqa.training.clock import Arriving, Mark
+from medvqa.training.optimizer import AdapterOptimizer
+from medvqa.training.ranks import ALONE, Ranks
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+ENCODING_THREADS = 4
+
+StepCallback = Callable[[Mapping[str, Any]], None]
+StageCallback = Callable[[PlannedStage, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What the run record keeps of the training.
+
+    Attributes:
+        final_loss: Loss of the last step; `average_loss` is the mean over all steps.
+        consumed_sha256: Hash of the ids in the order in which the model saw them.
+        engine: The one really used; `micro_batch_size` is what was computed at once in the end.
+        resumed_from_step: 0 if the run was not interrupted.
+    """
+
+    num_steps: int
+    final_loss: float
+    average_loss: float
+    optimizer: str
+    engine: str
+    micro_batch_size: int
+    consumed_sha256: str
+    resumed_from_step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimiser step whose numbers may still be on their way from the GPU.
+
+    Attributes:
+        numbers: Loss and gradient norm; their mark is the step's end.
+        begun: Before its first operation.
+    """
+
+    number: int
+    stage: str
+    ids: Sequence[str]
+    numbers: Arriving
+    learning_rate: float
+    num_answer_tokens: int
+    num_tokens: int
+    num_examples: int
+    begun: Mark
+
+    def row(self, *, since: Mark | None) -> dict[str, Any]:
+        """Wait for the numbers and return the line of metrics.jsonl.
+
+        Args:
+            since: The end of the step before; what lay between belongs to this step. Without
+                it, the step counts from its own beginning.
+        """
+        loss, grad_norm = self.numbers.read()
+        names = ("learning_rate", "num_answer_tokens", "num_tokens", "num_examples", "stage")
+        return {
+            "step": self.number,
+            "loss": loss,
+            "grad_norm": grad_norm,
+            **{name: getattr(self, name) for name in names},
+            "seconds": self.numbers.mark.seconds_since(since or self.begun),
+        }
+
+
+class StepLog:
+    """Writes each step to metrics.jsonl and order.jsonl.
+
+    On a GPU, which is behind with its work, a step is written when the next one has been launched.
+    """
+
+    def __init__(
+        self, directory: Path, first_step: int, on_step: StepCallback, *, is_behind: bool
+    ) -> None:
+        self._is_behind = is_behind
+        self._metrics = JsonLines(directory / "metrics.jsonl", keep_up_to_step=first_step)
+        self._order = JsonLines(directory / "order.jsonl", keep_up_to_step=first_step)
+        self._on_step = on_step
+        self._waiting: Step | None = None
+        self._last_end: Mark | None = None
+
+    def add(self, step: Step) -> None:
+        """Take a step; write the one before, or this one where there is nothing to wait for."""
+        self.flush()
+        self._waiting = step
+        if not self._is_behind:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is left."""
+        step, self._waiting = self._waiting, None
+        if step is None:
+            return
+        row = step.row(since=self._last_end)
+        self._last_end = step.numbers.mark
+        self._metrics.write(row)
+        self._order.write({"step": step.number, "stage": step.stage, "ids": list(step.ids)})
+        self._on_step(row)
+
+    def sync(self) -> None:
+        """Bring all steps to the disk, before a checkpoint that goes on behind them."""
+        self.flush()
+        self._last_end = None  # what comes between is no step
+        self._metrics.sync()
+        self._order.sync()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+        self._metrics.close()
+        self._order.close()
+
+
+def chosen_engine(wanted: Engine, loaded: LoadedModel) -> Engine:
+    """Return the engine that `auto` stands for; a backend that brings its own stays as it is.
+
+    Raises:
+        UserError: If the fused one is wanted and does not know the model.
+    """
+    if not is_supported(loaded):
+        if wanted is Engine.fused:
+            raise UserError(
+                f"training.engine=fused cannot compute {loaded.inner.config.model_type} on "
+                f"model.backend={loaded.backend.value}; say training.engine=auto"
+            )
+        return Engine.plain
+    if wanted is Engine.auto:
+        return Engine.fused if loaded.device.type == "cuda" else Engine.plain
+    return wanted
+
+
+class Trainer:
+    """One run's optimisation; `train` may be called on a half-done run directory."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        encoder: Encoder,
+        config: TrainingConfig,
+        *,
+        directory: Path,
+        seed: int,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.loaded = loaded
+        self.encoder = encoder
+        self.config = config
+        self.directory = directory
+        self.seed = seed
+        self.ranks = ranks
+        self.checkpoints = CheckpointWriter(directory / "checkpoints")
+        self.engine = chosen_engine(config.engine, loaded)
+        fused = self.engine is Engine.fused
+        log.info("engine: %s", self.engine.value)
+        self._on_gpu = loaded.device.type == "cuda"
+        self.optimizer = AdapterOptimizer(loaded, config, in_compute_type=fused and self._on_gpu)
+        self._packed = PackedModel(loaded, encoder.image_token_id) if fused else None
+        largest_share = math.ceil(self.batch_size / ranks.size)
+        self._micro_batch_size = min(config.micro_batch_size, largest_share)
+        if self._on_gpu and config.fit_micro_batch:
+            self._micro_batch_size = largest_share
+
+    @property
+    def batch_size(self) -> int:
+        """Effective batch: examples an optimiser step."""
+        return self.config.micro_batch_size * self.config.accumulation_steps
+
+    def train(
+        self,
+        plan: Plan,
+        examples: Mapping[str, Example],
+        *,
+        on_step: StepCallback,
+        on_stage_end: StageCallback,
+        wait: bool = True,
+    ) -> TrainingResult:
+        """Train on the plan and leave a line a step in metrics.jsonl and order.jsonl.
+
+        Args:
+            plan: Whose order is trained on.
+            examples: By id.
+            on_step: Called with each line of metrics.jsonl.
+            on_stage_end: Called with the stage and the number of steps done so far.
+            wait: For the last checkpoint to be on the disk; otherwise `checkpoints.settle` does.
+
+        Raises:
+            UserError: If one sample does not fit into memory, a checkpoint not onto the disk, or
+                if what lies in the directory belongs to another run.
+        """
+        first_step = self._resume(plan)
+        stage_ends = {stage.first_step + stage.num_steps: stage for stage in plan.stages}
+        steps = [
+            plan.order[step * self.batch_size : (step + 1) * self.batch_size]
+            for step in range(first_step, plan.num_steps)
+        ]
+        encoded = self._encoded(steps, examples)
+        step_log = StepLog(self.directory, first_step, on_step, is_behind=self._on_gpu)
+        with self.checkpoints if wait else nullcontext(), step_log, closing(encoded):
+            if first_step in stage_ends:  # killed between a stage's end and its evaluation
+                on_stage_end(stage_ends[first_step], first_step)
+            for number in track(range(first_step, plan.num_steps), description="training"):
+                self._begin_stage(plan.stage_at(number), number)
+                step = self._step(plan, number, steps[number - first_step], next(encoded))
+                step_log.add(step)
+                self.checkpoints.look()
+                done = number + 1
+                if done % self.config.checkpoint_every == 0 or done in stage_ends:
+                    step_log.sync()
+                    self.ranks.first(self._save, plan, done)
+                if done in stage_ends:
+                    on_stage_end(stage_ends[done], done)
+        return self.ranks.first(self._result, plan, first_step)
+
+    def _begin_stage(self, stage: PlannedStage, step: int) -> None:
+        if step == stage.first_step > 0 and stage.optimizer is OptimizerPolicy.reset:
+            self.optimizer.reset()
+
+    def _encoded(
+        self, steps: Sequence[Sequence[str]], examples: Mapping[str, Example]
+    ) -> Generator[list[Sample]]:
+        """Return this rank's samples of each step.
+
+        On a GPU threads make the next ones ready while a step computes.
+        """
+
+        def encode(ids: Sequence[str]) -> list[Sample]:
+            return [self.encoder.encode(examples[name]) for name in self.ranks.share(ids)]
+
+        num_threads = ENCODING_THREADS if self._on_gpu else 0
+        return ahead(encode, steps, num_threads=num_threads, initializer=encode_alone())
+
+    def _step(
+        self, plan: Plan, number: int, ids: Sequence[str], samples: Sequence[Sample]
+    ) -> "Step":
+        begun = Mark(self.loaded.device)
+        num_answer_tokens, num_tokens = self.ranks.total(
+            sum(len(sample.answer_ids) for sample in samples),
+            sum(sample.num_tokens for sample in samples),
+        )
+        factor = learning_rate_factor(
+            plan, number, warmup_steps=self.config.warmup_steps, schedule=self.config.schedule
+        )
+        learning_rate = self.config.learning_rate * factor
+        self.loaded.use_for(training=True)
+        # Dropout depends on step and rank alone, so a continued run draws what the whole one drew.
+        seed = _step_seed(self.seed, number, self.ranks.rank)
+        loss = self._gradients(samples, num_answer_tokens, seed)
+        # One rank without memory makes all of them start over: none waits for another's sum.
+        while self.ranks.any(loss is None):
+            self._shrink()
+            loss = self._gradients(samples, num_answer_tokens, seed)
+        assert loss is not None
+        self.ranks.sum_([loss, *self.optimizer.gradients()])
+        norm = self.optimizer.step(learning_rate, max_grad_norm=self.config.max_grad_norm)
+        return Step(
+            number=number + 1,
+            stage=plan.stage_at(number).name,
+            ids=ids,
+            numbers=Arriving([loss, norm]),
+            learning_rate=learning_rate,
+            num_answer_tokens=num_answer_tokens,
+            num_tokens=num_tokens,
+            num_examples=(number + 1) * len(ids),
+            begun=begun,
+        )
+
+    def _gradients(
+        self, samples: Sequence[Sample], num_answer_tokens: int, seed: int
+    ) -> "torch.Tensor | None":
+        """Leave this rank's gradients; return its part of the loss, or None without memory."""
+        import torch
+
+        torch.manual_seed(seed)
+        loss = torch.zeros((), device=self.loaded.device)
+        try:
+            for start in range(0, len(samples), self._micro_batch_size):
+                micro_batch = samples[start : start + self._micro_batch_size]
+                loss += self._backward(micro_batch, num_answer_tokens)
+        except torch.OutOfMemoryError:
+            return None
+        return loss
+
+    def _shrink(self) -> None:
+        """Halve the micro-batch after running out of memory.
+
+        Raises:
+            UserError: If not even one sample fits.
+        """
+        import torch
+
+        self.optimizer.forget_gradients()
+        torch.cuda.empty_cache()
+        if self._micro_batch_size == 1:
+            raise UserError(
+                "one sample does not fit into the GPU's memory; use "
+                "training.gradient_checkpointing=true, model.load_in_4bit=true or a smaller "
+                "model.max_pixels"
+            )
+        self._micro_batch_size = (self._micro_batch_size + 1) // 2
+        log.warning("out of memory: micro-batches of %d from now on", self._micro_batch_size)
+
+    def _backward(self, samples: Sequence[Sample], num_answer_tokens: int) -> "torch.Tensor":
+        if self._packed is not None:
+            loss = self._packed.loss(samples, num_answer_tokens)
+        else:
+            batch = self.encoder.training_batch(samples)
+            batch = {name: tensor.to(self.loaded.device) for name, tensor in batch.items()}
+            with self.loaded.autocast():
+                loss = self.loaded.model(**batch, num_items_in_batch=num_answer_tokens).loss
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.collect()
+        detached: torch.Tensor = loss.detach()
+        return detached
+
+    def _save(self, plan: Plan, step: int) -> None:
+        state = Checkpoint(step, self.optimizer.weights(), self.optimizer.state_dict())
+        self.checkpoints.start(state, order_sha256=plan.sha256)
+
+    def _resume(self, plan: Plan) -> int:
+        saved = self.ranks.first(
+            load_checkpoint, self.directory / "checkpoints", order_sha256=plan.sha256
+        )
+        if saved is None:
+            return 0
+        recorded = self.ranks.first(recorded_steps, self.directory)
+        if recorded < saved.step:
+            log.warning(
+                "metrics.jsonl or order.jsonl ends at step %d, before the checkpoint of step %d: "
+                "what is lost is trained again, from the beginning",
+                *(recorded, saved.step),
+            )
+            return 0
+        self.optimizer.load(saved.adapter, saved.optimizer)
+        log.info("continuing from step %d of %d", saved.step, plan.num_steps)
+        return saved.step
+
+    def _result(self, plan: Plan, first_step: int) -> TrainingResult:
+        losses = [float(row["loss"]) for row in read_lines(self.directory / "metrics.jsonl")]
+        consumed = [i for row in read_lines(self.directory / "order.jsonl") for i in row["ids"]]
+        digest = order_sha256(consumed)
+        assert digest == plan.sha256, "the model was fed another order than planned"
+        return TrainingResult(
+            num_steps=plan.num_steps,
+            final_loss=losses[-1],
+            average_loss=sum(losses) / len(losses),
+            optimizer=self.optimizer.name,
+            engine=self.engine.value,
+            micro_batch_size=self._micro_batch_size,
+            consumed_sha256=digest,
+            resumed_from_step=first_step,
+        )
+
+
+def recorded_steps(directory: Path) -> int:
+    """Return up to which step both logs go; a crash of the machine may have cut them."""
+    logs = [read_lines(directory / name) for name in ("metrics.jsonl", "order.jsonl")]
+    return min(rows[-1]["step"] if rows else 0 for rows in logs)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    name = f"{seed}:{step}:{rank}" if rank else f"{seed}:{step}"
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

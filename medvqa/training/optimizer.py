@@ -1,0 +1,220 @@
+"""The optimiser over the adapter, with weights in full precision behind those that compute."""
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from medvqa.config.errors import UserError
+from medvqa.config.training import Optimizer, TrainingConfig
+from medvqa.models.load import LoadedModel
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+# bitsandbytes' (Dettmers et al., 8-bit Optimizers via Block-wise Quantization, ICLR 2022):
+BLOCK = 256  # numbers whose moments share a scale
+SMALL = 4096  # moments of smaller tensors are in 32 bits
+
+
+class AdapterOptimizer:
+    """Steps the adapter.
+
+    With `in_compute_type` the adapter computes in the model's type, so that no product needs a
+    cast, while this keeps the weights and sums the gradients in float32: an update far below
+    bfloat16's resolution is not lost (Micikevicius et al., Mixed Precision Training, ICLR 2018).
+
+    Attributes:
+        name: The optimiser really used.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, config: TrainingConfig, *, in_compute_type: bool
+    ) -> None:
+        import torch
+
+        self._names = [name for name, _ in loaded.trainable]
+        self._computing: list[torch.Tensor] = [parameter for _, parameter in loaded.trainable]
+        self._in_compute_type = in_compute_type
+        self._weights = self._stepped = self._computing
+        if in_compute_type:
+            shapes = [parameter.shape for parameter in self._computing]
+            self._together = Together(shapes, self._computing[0].device)
+            self._weights, self._stepped = self._together.parts, self._together.wholes
+            torch._foreach_copy_(self._weights, [p.detach() for p in self._computing])
+            sums = Together(shapes, self._computing[0].device)
+            self._sums, self._has_sums = sums.parts, False
+            for whole, total in zip(self._stepped, sums.wholes, strict=True):
+                whole.grad = total
+            for parameter in self._computing:
+                parameter.data = parameter.data.to(loaded.dtype)
+        self._config = config
+        self._on_gpu = loaded.device.type == "cuda"
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the moments."""
+        self._optimizer, self.name = _build(self._stepped, self._config, on_gpu=self._on_gpu)
+
+    def collect(self) -> None:
+        """Add a micro-batch's gradients; needed after each backward pass."""
+        if not self._in_compute_type:
+            return
+        import torch
+
+        # A call for all of them, not one each: a step would wait for the host otherwise.
+        with torch.no_grad():
+            found = [p.grad for p in self._computing if p.grad is not None]
+            if self._has_sums:
+                torch._foreach_add_(self._sums, [gradient.float() for gradient in found])
+            else:
+                torch._foreach_copy_(self._sums, found)
+        self._has_sums = True
+        for parameter in self._computing:
+            parameter.grad = None
+
+    def forget_gradients(self) -> None:
+        """Drop what a step that ran out of memory has left."""
+        self._has_sums = False
+        for parameter in self._computing:
+            parameter.grad = None
+
+    def gradients(self) -> "list[torch.Tensor]":
+        """Return what the next step goes by, in full precision; to be summed over ranks."""
+        if self._in_compute_type:
+            assert self._has_sums, "nothing has been collected for this step"
+            return self._sums
+        gradients = [parameter.grad for parameter in self._computing]
+        assert all(gradient is not None for gradient in gradients)
+        return [gradient for gradient in gradients if gradient is not None]
+
+    def step(self, learning_rate: float, *, max_grad_norm: float) -> "torch.Tensor":
+        """Clip, step, and return the gradients' norm before clipping, on the device."""
+        import torch
+
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        # A norm of each tensor's norm, also where they lie together: summed otherwise, it differs.
+        norm = torch.nn.utils.get_total_norm(self.gradients())
+        torch.nn.utils.clip_grads_with_norm_(self._stepped, max_grad_norm, norm)
+        self._optimizer.step()
+        self.forget_gradients()
+        self._copy_to_model()
+        return norm
+
+    def _copy_to_model(self) -> None:
+        import torch
+
+        if self._in_compute_type:
+            with torch.no_grad():
+                torch._foreach_copy_(self._computing, self._weights)
+
+    def weights(self) -> "dict[str, torch.Tensor]":
+        """Return the adapter in full precision on the CPU, by name."""
+        copies = (
+            self._together.on_cpu()
+            if self._in_compute_type
+            else [weight.detach().to("cpu", copy=True) for weight in self._weights]
+        )
+        return dict(zip(self._names, copies, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of the moments on the CPU, which later steps do not change."""
+        import torch
+
+        def copied(value: Any) -> Any:
+            if isinstance(value, dict):  # bitsandbytes keeps its moments a level deeper
+                return {name: copied(inner) for name, inner in value.items()}
+            return value.to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
+
+        whole = self._optimizer.state_dict()
+        return {**whole, "state": copied(whole["state"]), "name": self.name}
+
+    def load(self, weights: "dict[str, torch.Tensor]", state: dict[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            UserError: If it is of another adapter or of another optimiser.
+        """
+        import torch
+
+        if self._names != list(weights) and set(self._names) != set(weights):
+            raise UserError(
+                f"the checkpoint holds {len(weights)} adapter tensors, the model has "
+                f"{len(self._names)}: it was written by another model or LoRA configuration; "
+                "say fresh=true to start over"
+            )
+        with torch.no_grad():
+            for name, weight in zip(self._names, self._weights, strict=True):
+                weight.copy_(weights[name])
+        self._copy_to_model()
+        moments = dict(state)
+        try:
+            name = moments.pop("name", self.name)
+            if name != self.name:
+                raise ValueError(f"{name} wrote it, this run has {self.name}")
+            self._optimizer.load_state_dict(moments)
+        except ValueError as error:
+            raise UserError(
+                f"the checkpoint's moments do not fit ({error}): its run had another optimiser, "
+                "engine or device, or was of an earlier version; say fresh=true to start over"
+            ) from error
+
+
+class Together:
+    """Tensors in float32 that lie in one, so that an optimiser steps them by a few kernels.
+
+    bitsandbytes waits for the GPU after each tensor, 504 times for an adapter of an 8B model. Each
+    tensor starts a new block of its moments, and those that it would leave in 32 bits stay apart:
+    the step is the same.
+
+    Attributes:
+        parts: One a shape, in order.
+        wholes: What an optimiser is given.
+    """
+
+    def __init__(self, shapes: "Sequence[torch.Size]", device: "torch.device") -> None:
+        import torch
+
+        self._shapes = shapes
+        sizes = [_padded(shape) for shape in shapes if shape.numel() >= SMALL]
+        whole = torch.zeros(sum(sizes), device=device)
+        pieces = iter(whole.split_with_sizes(sizes))
+        self.parts: list[torch.Tensor] = []
+        self.wholes: list[torch.Tensor] = [whole] if sizes else []
+        for shape in shapes:
+            if shape.numel() >= SMALL:
+                self.parts.append(next(pieces)[: shape.numel()].view(shape))
+            else:
+                self.parts.append(torch.zeros(shape, device=device))
+                self.wholes.append(self.parts[-1])
+
+    def on_cpu(self) -> "list[torch.Tensor]":
+        """Return copies of the parts, none of which shares memory with another."""
+        import torch
+
+        copy = Together(self._shapes, torch.device("cpu"))
+        for target, source in zip(copy.wholes, self.wholes, strict=True):
+            target.copy_(source)
+        return [part.clone() for part in copy.parts]
+
+
+def _padded(shape: "torch.Size") -> int:
+    return -(-shape.numel() // BLOCK) * BLOCK
+
+
+def _build(weights: Any, config: TrainingConfig, *, on_gpu: bool) -> tuple[Any, str]:
+    import torch
+
+    options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer is Optimizer.adamw_8bit and on_gpu:
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError:
+            log.warning("bitsandbytes is not installed: AdamW in 32 bits instead of adamw_8bit")
+        else:
+            return AdamW8bit(weights, **options), "adamw_8bit (bitsandbytes)"
+    elif config.optimizer is Optimizer.adamw_8bit:
+        log.warning("adamw_8bit needs a GPU: AdamW in 32 bits instead")
+    return torch.optim.AdamW(weights, fused=on_gpu, **options), "adamw (torch)"

@@ -1,0 +1,122 @@
+"""The processes of one run on several GPUs, and what they tell each other.
+
+The adapter's gradients are summed once a step, not wrapped in torch's DistributedDataParallel: it
+averages over the ranks what must be a sum over answer tokens, wants each parameter touched in each
+backward pass, and hides the reduction in the last of several. One sum of some million numbers is
+exact, and little beside a forward pass through billions.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from medvqa.config.model import Device
+
+if TYPE_CHECKING:
+    import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+
+# Ranks wait for the first one while it scores; torchrun, not this limit, notices one that died.
+PATIENCE = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process's view of all; alone unless torchrun started several.
+
+    Every method but `share` is a meeting: each rank must call it, in the same order.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return this rank's part; parts differ by one item at most."""
+        return items[self.rank :: self.size]
+
+    def first(
+        self,
+        function: Callable[Arguments, Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """Let the first rank alone call the function, and give its result to all."""
+        if self.size == 1:
+            return function(*args, **kwargs)
+        import torch.distributed as dist
+
+        results: list[Any] = [function(*args, **kwargs) if self.rank == 0 else None]
+        dist.broadcast_object_list(results, src=0)
+        result: Result = results[0]
+        return result
+
+    def gather(self, value: Item) -> list[Item]:
+        """Return every rank's value, in the order of the ranks."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def total(self, *counts: int) -> list[int]:
+        """Return each count summed over the ranks; needs no GPU, so waits for none."""
+        if self.size == 1:
+            return list(counts)
+        import torch
+        import torch.distributed as dist
+
+        sums = torch.tensor(counts, dtype=torch.int64)
+        dist.all_reduce(sums)
+        return [int(number) for number in sums]
+
+    def any(self, value: bool) -> bool:
+        """Return whether it holds on one rank at least."""
+        return self.total(int(value))[0] > 0
+
+    def sum_(self, tensors: "Sequence[torch.Tensor]") -> None:
+        """Sum float32 tensors over the ranks in place; every rank gets the same bits."""
+        if self.size == 1:
+            return
+        import torch
+        import torch.distributed as dist
+
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat)
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+ALONE = Ranks()
+
+
+def join(device: Device) -> Ranks:
+    """Meet the other processes that torchrun started; this one gets the GPU of its number.
+
+    Objects and counts travel between the processors (gloo), tensors between the GPUs (nccl).
+    """
+    import torch
+    import torch.distributed as dist
+
+    on_cpu = device is Device.cpu
+    if not on_cpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("gloo" if on_cpu else "cpu:gloo,cuda:nccl", timeout=PATIENCE)
+    if not on_cpu:
+        # nccl takes its buffers now, before the micro-batch that fits is found.
+        dist.all_reduce(torch.zeros(1, device="cuda"))
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def leave() -> None:
+    """Part from the other processes after the last meeting."""
+    import torch.distributed as dist
+
+    dist.destroy_process_group()

@@ -1,0 +1,166 @@
+"""The engines' benchmark on the tiny model: what it says is right; how fast it is, is not asked."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.engine import growth
+from benchmarks.engine.__main__ import main
+from benchmarks.engine.records import Records
+from benchmarks.tables import NOTHING, RESULTS, TABLES, rewritten
+from tests.conftest import ROOT
+
+SHARING = ("training", "curve", "gradients", "answering", "optimizer", "growth")
+PARTS = (*SHARING, "disk", "startup", "backends")
+ASKED = "plain:plain:1,plain:plain:8,fused:shared_prefix:8,fused:shared_prefix:1:4"
+
+
+@pytest.fixture(scope="module")
+def results(shared, tmp_path_factory) -> Path:
+    """Every part, at its least."""
+    out = tmp_path_factory.mktemp("benchmark") / "engine.json"
+    options = {
+        "--vqa-rad": shared / "data" / "vqa_rad",
+        "--out": out,
+        "--parts": ",".join(PARTS),
+        "--warm-up": 1,
+        "--steps": 1,
+        "--curve-steps": 2,
+        "--training": "plain:2,fused:8",
+        "--curves": "plain:8,plain:2,fused:8",
+        "--answering": ASKED,
+        "--num-questions": 8,
+        "--new-tokens": 4,
+        "--backends": "transformers",
+        "--attempts": 1,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(growth, "IMAGES", (1, 2))
+        patch.setattr(growth, "SIDES", (0.5, 1.0))
+        patch.setattr(growth, "POOLS", (100, 1_000))
+        main(["tiny", *(str(word) for pair in options.items() for word in pair)])
+    return out
+
+
+@pytest.fixture(scope="module")
+def rows(results) -> dict[str, list[dict]]:
+    return {record["part"]: record["rows"] for record in json.loads(results.read_text()).values()}
+
+
+def test_every_part_leaves_rows_that_say_when_on_what_and_with_which_code(results):
+    records = json.loads(results.read_text())
+    assert list(records) == [f"{part} tiny" for part in ("disk", "startup", "backends", *SHARING)]
+    for record in records.values():
+        assert record["rows"]
+        assert record["date"] and record["command"] and "commit" in record["git"]
+        assert record["hardware"] and record["environment"]["packages"]["torch"]
+
+
+def test_engines_and_micro_batches_have_the_same_losses(rows):
+    for kind in ("real", "square"):
+        alike = [row for row in rows["training"] if row["pictures"] == kind]
+        assert {row["engine"] for row in alike} == {"plain", "fused"}
+        for name in ("first_loss", "last_loss"):
+            assert max(r[name] for r in alike) == pytest.approx(min(r[name] for r in alike), 1e-5)
+    assert [row["case"] for row in rows["curve"]] == ["plain 8x1", "plain 2x4", "fused 8x1"]
+    assert all(row["max_difference"] < 1e-4 and row["num_steps"] == 2 for row in rows["curve"])
+    assert rows["curve"][0]["losses"][0] != rows["curve"][0]["losses"][1]
+
+
+def test_every_adapter_tensor_has_the_same_gradient(rows):
+    for row in rows["gradients"]:
+        assert row["num_tensors"] == 56 and row["norm"] > 0
+        assert row["max_relative_error"] < 1e-4 and row["cosine"] > 1 - 1e-9
+    # Two micro-batches do round differently: the comparison compares two gradients, not one.
+    assert rows["gradients"][1]["max_relative_error"] > 0
+
+
+def test_a_step_over_tensors_that_lie_together_is_that_over_each(rows):
+    assert len(rows["optimizer"]) == 2
+    for row in rows["optimizer"]:
+        assert row["num_equal"] == row["num_tensors"] == 56
+        assert row["num_steps"] == 2 and row["one_by_one_ms"] > 0 < row["together_ms"]
+
+
+def test_answers_are_equal_whatever_the_batch_and_the_decoding(rows):
+    assert [row["num_questions"] for row in rows["answering"]] == [8, 8, 8, 8, 4, 4]
+    for row in rows["answering"][1:]:
+        assert row["equal_answers"]
+        assert all(equal["share"] == 1.0 for equal in row["equal_answers"].values())
+
+
+def test_cost_is_measured_along_every_axis(rows):
+    assert {axis: [r["value"] for r in rows["growth"] if r["axis"] == axis]
+            for axis in ("images", "pixels", "pool")} == {
+        "images": [1, 2],
+        "pixels": [64**2, 128**2],
+        "pool": [100, 1_000],
+    }  # fmt: skip
+
+
+def test_a_backends_loss_is_that_of_its_logits_and_of_the_first_step(rows):
+    (row,) = rows["backends"]
+    assert "failed" not in row
+    before, after = row["loss_before"], row["loss_after"]
+    for losses in (before, after):
+        assert list(losses.values()) == [pytest.approx(losses["whole"], 1e-5)] * 4
+    assert row["steps"][0]["loss"] == pytest.approx(before["whole"], 1e-5)
+    assert row["loss_after_from_logits"] == pytest.approx(after["whole"], 1e-5)
+    assert after["whole"] < before["whole"]
+    assert row["adapter"]["abs_sum_b"] == 0 < row["adapter_after"]["abs_sum_b"]
+
+
+def test_the_start_is_measured_up_to_the_first_steps_line(rows):
+    (row,) = rows["startup"]
+    assert "failed" not in row
+    assert row["phases"]["load"] + row["step_s"] < row["first_step_ended_s"]
+    assert row["first_step_ended_s"] < row["whole_command_s"]
+
+
+def test_each_table_can_be_made_from_what_was_measured(results):
+    records = list(json.loads(results.read_text()).values())
+    empty = {name for name, make in TABLES.items() if make(records) == NOTHING}
+    assert empty == {"headline", "training in 4 bits"}
+
+
+def test_a_part_measured_again_replaces_its_record_and_no_other(tmp_path):
+    variant = dict(model="tiny", backend="transformers", four_bit=False, checkpointing=False)
+    for part, values in (("training", (1, 2)), ("answering", (3,)), ("training", (4,))):
+        records = Records(tmp_path / "engine.json", {**variant, "rank": 16})
+        for value in values:
+            records.add(part, {"value": value})
+    kept = json.loads((tmp_path / "engine.json").read_text())
+    assert {name: [row["value"] for row in record["rows"]] for name, record in kept.items()} == {
+        "training tiny": [4],
+        "answering tiny": [3],
+    }
+
+
+def tables(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "tables.py", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_documents_tables_are_those_of_the_kept_results():
+    answer = tables("--check")
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_a_table_that_is_out_of_date_is_named_and_then_rewritten(tmp_path):
+    document = tmp_path / "page.md"
+    text = "before\n<!-- table: training -->\nold\n<!-- end -->\nafter\n"
+    document.write_text(text)
+    answer = tables("--check", "--documents", document)
+    assert answer.returncode == 1 and "page.md" in answer.stderr
+    assert document.read_text() == text
+    assert tables("--documents", document).returncode == 0
+    records = list(json.loads(RESULTS.read_text()).values())
+    assert document.read_text() == rewritten(text, records) != text
+    assert tables("--check", "--documents", document).returncode == 0

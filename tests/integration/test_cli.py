@@ -1,0 +1,232 @@
+"""The command line: each mistake is one line, exit code 2, and costs no heavy import."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hydra.errors import HydraException
+
+from medvqa.cli import COMMANDS, guarded
+from medvqa.config.errors import UserError, explain
+
+ROOT = Path(__file__).parents[2]
+HEAVY = "torch transformers datasets wandb unsloth peft trl bert_score numpy"
+# Runs main as `train.py` or as the console script, then says which heavy libraries were imported.
+PROGRAM = f"""
+import sys
+sys.argv = sys.argv[1:]
+from medvqa.cli import main
+try:
+    main()
+finally:
+    print("HEAVY:", *sorted(set("{HEAVY}".split()) & set(sys.modules)))
+"""
+CRASH = "import medvqa.run\ndef crash(*_, **__): raise RuntimeError('boom')\nmedvqa.run.run = crash"
+
+
+def started(directory, *arguments, program=PROGRAM, environment=()):
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=directory,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "CUDA_VISIBLE_DEVICES": "",
+            "HYDRA_FULL_ERROR": "",
+            **dict(environment),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def assert_one_clear_line(answer, *texts):
+    assert answer.returncode == 2, answer.stderr
+    first, *more = answer.stderr.splitlines()
+    assert first.startswith("medvqa: ")
+    assert len(more) <= 2 and all(line.startswith("  ") for line in more)
+    for text in texts:
+        assert text in answer.stderr
+    assert answer.stdout.splitlines()[-1] == "HEAVY:"
+
+
+MISTAKES = {
+    "option": ("model=tinny", ["option 'tinny' in config group 'model'", "mean model=tiny?"]),
+    "options": ("curriculum=x", ["known: closed_first, closed_only, easy_first, interleaved"]),
+    "group": ("modle=tiny", ["unknown key 'modle'; did you mean model=?"]),
+    "key": ("lora.droput=0.1", ["unknown key 'lora.droput'; did you mean lora.dropout=?"]),
+    "added key": ("+unknown=1", ["unknown key 'unknown'", "known: model, data"]),
+    "added nested key": ("+lora.rr=8", ["unknown key 'lora.rr'", "known: rank, alpha"]),
+    "added group": ("+experiment=smoke", ["experiment"]),
+    "type": ("lora.r=abc", ["lora.r=abc", "could not be converted to Integer"]),
+    "none": ("data.limit=none", ["data.limit=none", "write null"]),
+    "missing value": ("data.split=???", ["missing value: give data.split=..."]),
+    "missing group": ("~lora", ["missing value: give lora=..."]),
+    "range": ("lora.dropout=2", ["lora.dropout must be in [0, 1), got 2.0"]),
+    "override": ("data.name=a=b", ["cannot read the override 'data.name=a=b'"]),
+    "enum": ("evaluation.normalizer=sqad", ["'sqad'", "[squad, vqa, punctuation]"]),
+    "interpolation": ("data.path=${nope}", ["'nope' not found"]),
+    "training split": ("data.split=test", ["contains training rows", "allow_training_rows=true"]),
+    "no GPU": ("model=qwen3_vl_8b", ["no CUDA GPU is visible", "model.backend=unsloth"]),
+    "4-bit": ("model.load_in_4bit=true", ["no CUDA GPU is visible", "model.load_in_4bit=true"]),
+    "several values": ("lora=default,x", ["lora=default,x", "needs -m"]),
+}
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    # Side by side, because each is a process of its own and most of its time is Hydra's import.
+    directories = {name: tmp_path_factory.mktemp("refused") for name in MISTAKES}
+
+    def refusal(name):
+        return started(directories[name], "train.py", MISTAKES[name][0])
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        answers = dict(zip(MISTAKES, pool.map(refusal, MISTAKES), strict=True))
+    return {name: (answers[name], directories[name]) for name in MISTAKES}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(refusals, name):
+    answer, directory = refusals[name]
+    assert_one_clear_line(answer, *MISTAKES[name][1])
+    assert list(directory.iterdir()) == []
+
+
+def test_four_bits_on_a_chosen_cpu_contradict_each_other(tmp_path):
+    answer = started(tmp_path, "train.py", "model.device=cpu", "model.load_in_4bit=true")
+    assert_one_clear_line(answer, "model.load_in_4bit=true needs a GPU but model.device=cpu")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["data.name=phantm"], "unknown data set 'phantm'; did you mean phantom?"),
+        (["data=jsonl", "data.path=nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_a_mistake_in_the_data_is_one_line_too(tmp_path, overrides, text):
+    answer = started(tmp_path, "train.py", *overrides)
+    assert_one_clear_line(answer, text)
+
+
+def test_a_quota_above_the_pool_is_refused_before_the_model_loads(tmp_path):
+    stages = "curriculum.stages=[{name:a,filter:open,steps:3,quota:100000}]"
+    answer = started(tmp_path, "train.py", stages)
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("medvqa: curriculum stage 'a': quota=100000")
+    assert len(answer.stderr.splitlines()) == 1
+    assert "torch" not in answer.stdout.splitlines()[-1]  # numpy draws the phantoms
+
+
+@pytest.mark.parametrize(
+    ("overrides", "texts"),
+    [
+        (["lora.dropout=0,2"], ["job lora.dropout=2: lora.dropout must be in [0, 1)"]),
+        (["model=tiny,qwen3_vl_8b", "seed=1,2"], ["job model=qwen3_vl_8b seed=1: no CUDA GPU"]),
+        (["lora=default,r9"], ["unknown option 'r9' in config group 'lora'"]),
+        (["lora.r=8,x"], ["lora.r=x", "could not be converted to Integer"]),
+    ],
+)
+def test_a_sweep_with_one_bad_cell_starts_no_job(tmp_path, overrides, texts):
+    assert_one_clear_line(started(tmp_path, "train.py", "-m", *overrides), *texts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_with_a_mistake_is_named(tmp_path):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    bad = tmp_path / "conf" / "experiment" / "bad.yaml"
+    bad.write_text("# @package _global_\nlora:\n  rnk: 8\n", encoding="utf-8")
+    arguments = ("train.py", "--config-dir", "conf", "experiment=bad")
+    answer = started(tmp_path, *arguments)
+    assert_one_clear_line(answer, "experiment/bad.yaml: unknown key 'lora.rnk'; did you mean")
+    bad.write_text("lora: - rank\n", encoding="utf-8")
+    assert_one_clear_line(started(tmp_path, *arguments), "bad.yaml, line 1: ")
+
+
+def test_a_traceback_is_shown_to_who_asks_for_it(tmp_path):
+    answer = started(
+        tmp_path, "train.py", "lora.dropout=2", environment={"HYDRA_FULL_ERROR": "1"}.items()
+    )
+    assert answer.returncode == 1
+    assert "Traceback" in answer.stderr
+    assert "UserError: lora.dropout must be in [0, 1), got 2.0" in answer.stderr
+
+
+def test_a_crash_is_no_mistake_and_its_traceback_is_in_the_runs_log(tmp_path):
+    answer = started(tmp_path, "train.py", program=CRASH + PROGRAM)
+    assert answer.returncode == 1
+    assert answer.stderr.count("RuntimeError: boom") == 1
+    (log,) = tmp_path.glob("outputs/*/medvqa.log")
+    assert "RuntimeError: boom" in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("arguments", [["train.py"], ["medvqa", "train"]])
+def test_help_lists_the_groups_without_a_heavy_import(tmp_path, arguments):
+    answer = started(tmp_path, *arguments, "--help")
+    assert answer.returncode == 0, answer.stderr
+    for line in ("model: qwen2_vl_2b_4bit,", "phantom, ", "python train.py -m"):
+        assert line in answer.stdout
+    assert answer.stdout.splitlines()[-1] == "HEAVY:"
+
+
+def test_showing_the_config_runs_nothing(tmp_path):
+    answer = started(tmp_path, "train.py", "--cfg", "job", "lora.r=8")
+    assert answer.returncode == 0, answer.stderr
+    assert "r: 8" in answer.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["medvqa"], ["medvqa", "--help"]])
+def test_the_console_script_lists_its_commands(tmp_path, arguments):
+    answer = started(tmp_path, *arguments)
+    assert answer.returncode == 0
+    commands = [line.split()[0] for line in answer.stdout.splitlines() if line.startswith("  ")]
+    assert commands == list(COMMANDS)
+    assert {"train", "score", "build-base"} <= set(commands)
+
+
+def test_an_unknown_command_is_refused_with_the_nearest_one(tmp_path):
+    answer = started(tmp_path, "medvqa", "scor")
+    assert_one_clear_line(answer, "unknown command 'scor'; did you mean `medvqa score`?")
+
+
+def test_a_mistake_in_another_command_is_one_line(tmp_path):
+    answer = started(tmp_path, "medvqa", "score", "nowhere.jsonl")
+    assert_one_clear_line(answer, "nowhere.jsonl")
+
+
+def test_an_interrupt_exits_with_130_and_says_how_to_go_on(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as left:
+        guarded(interrupted)
+    assert left.value.code == 130
+    assert capsys.readouterr().err == (
+        "medvqa: interrupted; the same command goes on from the last checkpoint\n"
+    )
+
+
+def test_explain_keeps_our_own_words_and_shortens_hydras():
+    assert explain(UserError("row 3: no image")) == "row 3: no image"
+    assert explain(HydraException("first line\nsecond line")) == "first line"
+
+
+@pytest.mark.parametrize("module", ["medvqa.cli", "medvqa.sweep.worker"])
+def test_a_process_ends_without_a_last_walk_through_its_objects(module):
+    code = (
+        "import atexit, gc, importlib, sys; sys.argv = ['medvqa', '--help']\n"
+        "atexit.register(lambda: print('end', gc.isenabled(), gc.get_freeze_count() > 1000))\n"
+        f"importlib.import_module({module!r}).main()"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert answer.stdout.splitlines()[-1] == "end False True"

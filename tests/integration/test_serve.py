@@ -1,0 +1,340 @@
+"""The server: one answer whoever is asked, batches, refusals, and a graceful end."""
+
+import asyncio
+import json
+import signal
+import socket
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import httpx
+import pytest
+
+from benchmarks.serving import batch_sizes, data_url, request_body, running_server
+from benchmarks.serving_parity import asked, by_tool, equal, in_process, of_endpoint, over_http
+from medvqa.config.errors import UserError
+from medvqa.data.image import ImageBytes
+from medvqa.models.trained import read_trained
+from medvqa.serve.answering import Answer, Answerer, Question
+from medvqa.serve.batching import Batcher, OverloadedError
+from medvqa.serve.command import main_serve
+from medvqa.serve.engines import ProgramEngine, free_port
+from medvqa.serve.tool_config import ToolConfig
+
+
+@pytest.fixture(scope="module")
+def of_run(vqa_rad_run, shared):
+    return asked(vqa_rad_run, str(shared / "data" / "vqa_rad"))
+
+
+@pytest.fixture(scope="module")
+def server(vqa_rad_run, tmp_path_factory):
+    with running_server(vqa_rad_run, tmp_path_factory.mktemp("server") / "log") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with httpx.Client(base_url=server.url, timeout=120, trust_env=False) as opened:
+        yield opened
+
+
+@pytest.fixture
+def body(of_run, server):
+    return request_body(of_run.examples[0], server.model)
+
+
+def test_evaluator_process_tool_server_and_merged_model_give_the_same_answers(
+    vqa_rad_run, merged_model, server, of_run
+):
+    examples = of_run.examples
+    ways = {
+        "process": in_process(vqa_rad_run, examples),
+        "merged": in_process(merged_model, examples),
+        "server": over_http(server, examples),
+        "tool": by_tool(ToolConfig(run=str(vqa_rad_run)), examples),
+        "tool over server": by_tool(of_endpoint(server, vqa_rad_run), examples),
+    }
+    assert {name: equal(texts, of_run) for name, texts in ways.items()} == dict.fromkeys(ways, 40)
+    # What is equal is the adapter's doing.
+    assert equal(of_run.zero_shot, of_run) < 40
+    assert len(set(of_run.evaluated)) > 2
+    # And the 16 clients were really answered together.
+    assert max(batch_sizes(server)) > 4
+
+
+def test_an_answer_says_why_it_ended_and_how_many_tokens_it_took(client, body):
+    whole = client.post("/chat/completions", json=body).json()
+    cut = client.post("/chat/completions", json={**body, "max_tokens": 1}).json()
+    assert whole["model"] == cut["model"] == body["model"]
+    assert cut["choices"][0]["finish_reason"] == "length"
+    assert cut["usage"]["completion_tokens"] == 1
+    assert cut["usage"]["prompt_tokens"] == whole["usage"]["prompt_tokens"] > 20
+    text = cut["choices"][0]["message"]["content"]
+    assert whole["choices"][0]["message"]["content"].startswith(text)
+    limit = client.post("/chat/completions", json={**body, "max_tokens": 10_000}).json()
+    assert limit["choices"][0]["message"] == whole["choices"][0]["message"]
+
+
+def test_a_stream_holds_the_same_answer(client, body):
+    whole = client.post("/chat/completions", json=body).json()
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    answer = client.post("/chat/completions", json={**body, **options})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    assert events[-1] == "[DONE]"
+    first, end, usage = map(json.loads, events[:-1])
+    assert first["choices"][0]["delta"]["content"] == whole["choices"][0]["message"]["content"]
+    assert end["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
+    assert usage["usage"] == whole["usage"]
+
+
+def test_the_whole_prompt_and_the_bare_question_are_one_question(client, body):
+    bare = client.post("/chat/completions", json=body).json()
+    content = body["messages"][0]["content"]
+    text = content[-1]["text"] + "\nAnswer with a word or a short phrase."
+    body["messages"][0]["content"] = [*content[:-1], {"type": "text", "text": text}]
+    prompted = client.post("/chat/completions", json=body).json()
+    assert prompted["usage"] == bare["usage"]
+    assert prompted["choices"] == bare["choices"]
+
+
+def test_several_pictures_and_none_are_answered(client, of_run, server):
+    texts = {}
+    for number in (0, 1, 3):
+        urls = [data_url(e.images[0]) for e in of_run.examples[:number]]
+        parts = [{"type": "image_url", "image_url": url} for url in urls]
+        content = [*parts, {"type": "text", "text": "What is this?"}]
+        body = {"model": server.model, "messages": [{"role": "user", "content": content}]}
+        answer = client.post("/chat/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        texts[number] = answer.json()["usage"]["prompt_tokens"]
+    assert texts[0] < texts[1] < texts[3]
+
+
+BROKEN = "data:image/png;base64,iVBORw0KGgo="
+
+
+def user(*parts):
+    return {"messages": [{"role": "user", "content": [*parts, {"type": "text", "text": "Why?"}]}]}
+
+
+def picture(url, **more):
+    return {"type": "image_url", "image_url": {"url": url, **more}}
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code"),
+    [
+        ({"n": 2}, 400, "unsupported_value"),
+        ({"temperature": 0.7}, 400, "unsupported_value"),
+        ({"logprobs": True}, 400, "unsupported_value"),
+        ({"tools": [{"type": "function"}]}, 400, "unsupported_value"),
+        ({"response_format": {"type": "json_object"}}, 400, "unsupported_value"),
+        ({"best_of": 3}, 400, "unsupported_parameter"),
+        ({"max_tokens": 0}, 400, "invalid_value"),
+        ({"max_tokens": "8"}, 400, "invalid_value"),
+        ({"max_tokens": 8, "max_completion_tokens": 8}, 400, "invalid_value"),
+        ({"stream": "yes"}, 400, "invalid_type"),
+        ({"model": "gpt-4"}, 404, "model_not_found"),
+        ({"messages": []}, 400, "unsupported_messages"),
+        ({"messages": [{"role": "system", "content": "x"}]}, 400, "unsupported_messages"),
+        ({"messages": [{"role": "user", "content": " "}]}, 400, "query_empty"),
+        ({"messages": [{"role": "user", "content": "a<|image_pad|>"}]}, 400, "query_not_allowed"),
+        ({"messages": [{"role": "user", "content": "w " * 1500}]}, 400, "invalid_question"),
+        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, 400, None),
+        (user(picture(BROKEN)), 400, "image_unreadable"),
+        (user(picture("data:image/png;base64,%%%")), 400, "image_unreadable"),
+        (user(picture("/etc/passwd")), 400, "image_not_allowed"),
+        (user(picture("http://127.0.0.1/x.png")), 400, "image_not_allowed"),
+        (user(picture(BROKEN, detail="low")), 400, "unsupported_value"),
+        (user(*[picture(BROKEN)] * 99), 400, "too_many_images"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name_and_never_ignored(
+    client, body, change, status, code
+):
+    answer = client.post("/chat/completions", json={**body, **change})
+    error = answer.json()["error"]
+    assert answer.status_code == status, error
+    assert error["code"] == (code or "unsupported_content")
+    assert error["type"] == "invalid_request_error"
+    assert "Traceback" not in answer.text
+
+
+def test_neutral_fields_of_common_clients_are_taken(client, body):
+    more = {
+        **{"n": 1, "top_p": 1, "seed": 3, "user": "x", "stop": None, "logprobs": False},
+        **{"presence_penalty": 0.0, "response_format": {"type": "text"}, "stream": False},
+    }
+    plain = client.post("/chat/completions", json=body).json()["choices"]
+    assert client.post("/chat/completions", json={**body, **more}).json()["choices"] == plain
+
+
+def test_a_body_that_is_no_request_is_an_error_object(client, body, monkeypatch):
+    as_json = {"content-type": "application/json"}
+    for content, headers, status in (
+        (b"{", as_json, 400),
+        (b"[]", as_json, 400),
+        (b"[" * 100_000, as_json, 400),
+        (b"{}", {"content-type": "text/plain"}, 415),
+        (b" " * (65 * 2**20), as_json, 413),
+    ):
+        answer = client.post("/chat/completions", content=content, headers=headers)
+        assert answer.status_code == status
+        assert answer.json()["error"]["message"]
+    assert client.get("/nothing").json()["error"]["code"] == "not_found"
+
+
+def test_models_and_health_tell_what_is_served(client, server, vqa_rad_run):
+    (model,) = client.get("/models").json()["data"]
+    assert model["id"] == server.model == vqa_rad_run.name
+    assert model["medvqa"]["metrics"]["test"]["f1"]["num_examples"] == 40
+    health = httpx.get(server.url.replace("/v1", "/health"), trust_env=False)
+    assert health.json() == {"status": "ok", "model": server.model}
+
+
+def test_neither_questions_nor_answers_are_logged(server, of_run):
+    over_http(server, of_run.examples[:3])
+    log = server.log.read_text()
+    assert "answered" in log
+    assert not any(example.question in log for example in of_run.examples)
+    assert "base64" not in log
+
+
+def test_a_port_that_is_taken_is_one_clear_line_before_the_model_loads(vqa_rad_run, server):
+    port = server.url.split(":")[-1].removesuffix("/v1")
+    with pytest.raises(UserError, match=rf"port {port}: Address already in use; choose another"):
+        main_serve([str(vqa_rad_run), "--port", port])
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ("vllm", "--engine vllm: vllm is not installed; pip install vllm"),
+        ("transformers", "transformers serve cannot load an adapter"),
+    ],
+)
+def test_an_engine_that_is_not_there_is_one_clear_line(
+    vqa_rad_run, monkeypatch, tmp_path, engine, message
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=message):
+        main_serve([str(vqa_rad_run), "--port", "0", "--engine", engine])
+
+
+def test_a_missing_extra_is_one_clear_line(vqa_rad_run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(UserError, match=r"^uvicorn not installed: pip install 'medvqa\[serve\]'"):
+        main_serve([str(vqa_rad_run)])
+
+
+def test_another_program_is_started_forwarded_to_and_ended(merged_model, of_run):
+    trained = read_trained(merged_model)
+    port = free_port()
+    command = [sys.executable, "-m", "medvqa.cli", "serve", str(merged_model), "--port", str(port)]
+    engine = ProgramEngine(trained, command, model=trained.name, port=port)
+    try:
+        assert engine.is_healthy
+        example = of_run.examples[0]
+        question = Question(text=example.question, images=example.images)
+        assert asyncio.run(engine.answer(question)).text == of_run.evaluated[0]
+        assert asyncio.run(engine.answer(replace(question, max_new_tokens=1))).was_cut
+    finally:
+        engine.close()
+    assert not engine.is_healthy
+    with pytest.raises(UserError, match=r"python\S* ended with code 3"):
+        exits = [sys.executable, "-c", "raise SystemExit(3)"]
+        ProgramEngine(trained, exits, model="x", port=port)
+
+
+def test_questions_that_come_together_are_one_batch_and_a_bad_one_is_alone():
+    sizes = []
+
+    def answer_all(questions):
+        sizes.append(len(questions))
+        if any(q.text == "bad" for q in questions):
+            raise UserError("bad")
+        time.sleep(0.05)
+        return [Answer(text=q.text, num_images=0, was_cut=False) for q in questions]
+
+    batcher = Batcher(answer_all, max_batch=4, max_wait_s=0.2, max_waiting=100)
+    texts = ["a", "b", "bad", "c", "d", "e"]
+    futures = [batcher.submit(Question(text=text, images=())) for text in texts]
+    batcher.close()
+    assert [f.exception() or f.result().text for f in futures if f.exception() is None] == [
+        *("a", "b", "c", "d", "e")
+    ]
+    assert isinstance(futures[2].exception(), UserError)
+    assert sizes == [4, 1, 1, 1, 1, 2]
+    with pytest.raises(OverloadedError, match="stopping"):
+        batcher.submit(Question(text="late", images=()))
+
+
+def test_a_full_queue_refuses_and_what_waits_is_answered():
+    gate = threading.Event()
+
+    def answer_all(questions):
+        gate.wait(10)
+        return [Answer(text=q.text, num_images=0, was_cut=False) for q in questions]
+
+    batcher = Batcher(answer_all, max_batch=1, max_wait_s=0, max_waiting=2)
+    first = batcher.submit(Question(text="0", images=()))
+    while not first.running():
+        time.sleep(0.001)
+    kept = [batcher.submit(Question(text=str(n), images=())) for n in (1, 2)]
+    with pytest.raises(OverloadedError, match="2 questions wait already"):
+        batcher.submit(Question(text="3", images=()))
+    gate.set()
+    assert [f.result(10).text for f in (first, *kept)] == ["0", "1", "2"]
+    batcher.close()
+
+
+def test_two_pictures_with_one_name_are_not_confused(vqa_rad_run, of_run):
+    answerer = Answerer.of_run(vqa_rad_run)
+    examples = of_run.examples
+    questions = [
+        Question(text=e.question, images=(ImageBytes("image.jpg", e.images[0].read()),))
+        for e in examples
+    ]
+    answers = [answer.text for answer in answerer.answer(questions)]
+    assert answers == list(of_run.evaluated)
+    # One after the other, and from several threads, too.
+    with ThreadPoolExecutor(4) as pool:
+        alone = list(pool.map(lambda q: answerer.answer([q])[0].text, questions[:8]))
+    assert alone == answers[:8]
+
+
+# The last one: it ends the server.
+def test_a_stop_finishes_what_is_in_flight_and_then_exits_with_0(server, body, of_run):
+    host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
+    data = json.dumps(body).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(data)}\r\nExpect: 100-continue\r\n\r\n"
+    )
+    connections = [socket.create_connection((host, int(port)), timeout=60) for _ in range(8)]
+    for connection in connections:
+        connection.sendall(head.encode())
+        # The server says this when it begins to read the body: the request is in flight.
+        assert connection.recv(1024).startswith(b"HTTP/1.1 100 ")
+    server.process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:  # until nobody new is let in
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+        except OSError:
+            break
+        time.sleep(0.02)
+    for connection in connections:
+        connection.sendall(data)
+    for connection in connections:
+        with connection, connection.makefile("rb") as stream:
+            answer = stream.read()
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        text = json.loads(answer.partition(b"\r\n\r\n")[2])["choices"][0]["message"]["content"]
+        assert text == of_run.evaluated[0]
+    assert server.process.wait(60) == 0

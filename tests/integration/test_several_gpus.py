@@ -1,0 +1,337 @@
+"""Several processes make the run that one makes: steps, answers, files; none is left behind."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+
+from medvqa.config.compose import typed
+from medvqa.config.errors import UserError
+from medvqa.config.lora import LoraConfig
+from medvqa.config.model import Device
+from medvqa.config.training import TrainingConfig
+from medvqa.evaluation.evaluate import shares_by_picture, without_images
+from medvqa.models.load import load_model
+from medvqa.run import run_rank
+from medvqa.tracking.record import read_lines
+from medvqa.training.loop import Trainer, _step_seed
+from medvqa.training.ranks import Ranks, join, leave
+from tests.conftest import PATIENCE_S, TINY, start, wait_for
+from tests.unit.training.test_loop import BASE, STAGES, adapter, make_plan
+
+SMOKE = (
+    "experiment=smoke",
+    "model.device=cpu",
+    "training.gpus=2",
+    "data.evaluation.test.limit=16",
+    "evaluation.bertscore.enabled=false",
+    "evaluation.zero_shot=false",
+)
+# float32 sums in another order; measured 1.3e-7 over six steps.
+TOLERANCE = 1e-4
+
+
+def run_json(directory):
+    return json.loads((directory / "run.json").read_text())
+
+
+def losses(directory):
+    return [row["loss"] for row in read_lines(directory / "metrics.jsonl")]
+
+
+def alone(directory, config):
+    """Make the run of a stored config in this process."""
+    config = {**config, "training": {**config["training"], "gpus": 1}}
+    settings = {"config": config, "overrides": [], "run_id": "-"}
+    run_rank(typed(config), directory=directory, settings=settings)
+
+
+def same_run(one, several):
+    """Assert that two directories hold one run, up to the last bits of float32."""
+    assert losses(several) == pytest.approx(losses(one), rel=TOLERANCE)
+    assert (several / "order.jsonl").read_text() == (one / "order.jsonl").read_text()
+    paths = sorted(path.relative_to(one) for path in one.glob("evaluation/*/*/predictions.jsonl"))
+    assert paths
+    for path in paths:
+        assert (several / path).read_text() == (one / path).read_text(), path
+    hashes = [run_json(run)["training"]["consumed_sha256"] for run in (one, several)]
+    assert hashes[0] == hashes[1]
+
+
+def kept_files(directory):
+    files = {str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file()}
+    return {f for f in files if not f.startswith("wandb")}
+
+
+@pytest.mark.slow
+def test_a_grid_of_runs_on_two_processes_is_that_of_one_process(tmp_path):
+    process = start(
+        tmp_path, "-m", *SMOKE, "curriculum=open_first", "seed=1,2", "tracking.mode=offline",
+        "hydra.launcher.slots=3", "hydra.launcher.warm=true", "evaluation.blind=true",
+    )  # fmt: skip
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "jobs on several GPUs run isolated" in output
+    cells = sorted(path.parent for path in tmp_path.glob("multirun/*/*/run.json"))
+    assert len(cells) == 2
+    for cell in cells:
+        record = run_json(cell)
+        assert (record["state"], record["world_size"]) == ("finished", 2)
+        assert record["num_starts"] == 1
+        # The first rank alone speaks.
+        assert (cell / "console.log").read_text().count("first sample") == 1
+        assert len(list(cell.glob("wandb/offline-run-*"))) == 1
+    config = run_json(cells[0])["config"] | {"tracking": {"mode": "disabled"}}
+    alone(tmp_path / "alone", config)
+    same_run(tmp_path / "alone", cells[0])
+    ours = {"console.log", "job.json", "status.json", ".lock", "checkpoints/.lock"}
+    theirs = {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"}
+    assert kept_files(cells[0]) - ours - theirs == kept_files(tmp_path / "alone")
+
+
+def children(pid):
+    return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def checkpoints(directory):
+    return sorted(path.name for path in directory.glob("checkpoints/step-*"))
+
+
+@pytest.mark.slow
+def test_no_process_outlives_a_killed_rank_or_a_killed_command_and_the_run_goes_on(tmp_path):
+    directory = tmp_path / "run"
+    command = (
+        *SMOKE, f"hydra.run.dir={directory}", "training.max_steps=24", "evaluation.zero_shot=true",
+    )  # fmt: skip
+
+    process = start(tmp_path, *command)
+    wait_for(lambda: checkpoints(directory))
+    (torchrun,) = children(process.pid)
+    ranks = children(torchrun)
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGKILL)
+    # Whoever is left would hold the other end of the pipe, and this would not return.
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1, output
+    assert "rank 1 of 2 was killed by SIGKILL; was the memory full?" in output
+    assert "the same command goes on from its last checkpoint" in output
+    assert run_json(directory)["state"] == "failed"
+    assert "rank 1 of 2 was killed" in run_json(directory)["error"]
+    assert not any(Path(f"/proc/{pid}").exists() for pid in (torchrun, *ranks))
+
+    first = checkpoints(directory)
+    process = start(tmp_path, *command)
+    wait_for(lambda: checkpoints(directory) > first)
+    (torchrun,) = children(process.pid)
+    left = [torchrun, *children(torchrun)]
+    process.kill()
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert "continuing from step" in output
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
+
+    config = run_json(directory)["config"]
+    alone(directory, config)  # the same run, now on one processor
+    record = run_json(directory)
+    assert (record["state"], record["num_starts"], record["world_size"]) == ("finished", 3, 1)
+    assert record["training"]["resumed_from_step"] > 2
+    alone(tmp_path / "whole", config)
+    same_run(tmp_path / "whole", directory)
+
+
+def test_a_mistake_that_a_rank_finds_is_one_line_and_exit_code_2(tmp_path):
+    process = start(tmp_path, *SMOKE, "data.split=tain", f"hydra.run.dir={tmp_path / 'run'}")
+    output, _ = process.communicate()
+    assert process.returncode == 2, output
+    assert output.startswith("medvqa: phantom has no split 'tain'; it has train, validation")
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"training": {"gpus": 0}}, "training.gpus must be above 0, got 0"),
+        ({"training": {"gpus": 9}}, "training.gpus=9 is above the effective batch of 8"),
+        ({"training": {"gpus": 2}}, r"training.gpus=2, but 0 CUDA GPU\(s\) are visible here"),
+    ],
+)
+def test_a_number_of_gpus_that_cannot_be_is_refused(monkeypatch, overrides, message):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    values = {
+        "model": {"name": "medvqa/tiny"},
+        "data": {"name": "phantom", "split": "train"},
+        "curriculum": {"name": "mixed", "stages": [{"name": "all", "share": 1.0}]},
+        **{name: {} for name in ("contamination", "lora", "evaluation", "tracking")},
+    }
+    with pytest.raises(UserError, match=message):
+        typed(values | overrides)
+
+
+# Below, processes are forked from this one: what costs seconds, the imports, is done already.
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def in_ranks(size, function):
+    """Call `function(ranks)` in so many processes that have met; assert that all succeed."""
+    port = free_port()
+
+    def child(rank):
+        os.environ |= {
+            **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)},
+            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        }
+        torch.set_num_threads(1)  # the parent's threads are not here
+        try:
+            function(join(Device.cpu))
+            leave()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=child, args=(rank,)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(PATIENCE_S)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0] * size
+
+
+def train(ranks, tiny, encoder, examples, directory, *, config=BASE, plan=None, stop_at=None,
+          trainer=Trainer):  # fmt: skip
+    """Train; the first rank writes into the directory, each leaves its adapter beside it."""
+    place = directory if ranks.rank == 0 else directory / f"rank-{ranks.rank}"
+    place.mkdir(parents=True, exist_ok=True)
+
+    def on_step(row):
+        if row["step"] == stop_at:
+            raise KeyboardInterrupt
+
+    try:
+        result = trainer(tiny, encoder, config, directory=place, seed=0, ranks=ranks).train(
+            plan or make_plan(examples, config),
+            {example.id: example for example in examples},
+            on_step=on_step,
+            on_stage_end=lambda stage, step: None,
+        )
+    except KeyboardInterrupt:
+        return
+    (directory / f"result-{ranks.rank}.json").write_text(json.dumps(dataclasses.asdict(result)))
+    torch.save(adapter(tiny), directory / f"adapter-{ranks.rank}.pt")
+
+
+class ForgetfulTrainer(Trainer):
+    """The second rank has memory for one sample at a time."""
+
+    def _backward(self, samples, num_answer_tokens):
+        if self.ranks.rank == 1 and len(samples) > 1:
+            raise torch.OutOfMemoryError("pretended")
+        return super()._backward(samples, num_answer_tokens)
+
+
+def test_three_ranks_share_eight_examples_and_one_without_memory_stops_no_other(
+    tiny, encoder, phantoms, tmp_path
+):
+    examples = phantoms[:48]
+    in_ranks(1, lambda ranks: train(ranks, tiny, encoder, examples, tmp_path / "one"))
+    in_ranks(
+        3,
+        lambda ranks: train(
+            ranks, tiny, encoder, examples, tmp_path / "three", trainer=ForgetfulTrainer
+        ),
+    )
+    assert losses(tmp_path / "three") == pytest.approx(losses(tmp_path / "one"), rel=TOLERANCE)
+    for name in ("num_answer_tokens", "num_tokens", "num_examples", "learning_rate"):
+        rows = [read_lines(tmp_path / run / "metrics.jsonl") for run in ("one", "three")]
+        assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]]
+    order = [(tmp_path / run / "order.jsonl").read_text() for run in ("one", "three")]
+    assert order[0] == order[1]
+    results = [json.loads((tmp_path / "three" / f"result-{r}.json").read_text()) for r in range(3)]
+    assert results[0] == results[1] == results[2]
+    assert results[0]["micro_batch_size"] == 1
+    assert not (tmp_path / "three" / "rank-1" / "checkpoints").exists()
+    # All ranks have taken the same steps, to the last bit.
+    weights = [torch.load(tmp_path / "three" / f"adapter-{r}.pt") for r in range(3)]
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name
+        assert torch.equal(weight, weights[2][name]), name
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_run_goes_on_with_another_number_of_ranks(
+    tiny, encoder, phantoms, tmp_path, before, after
+):
+    plan = make_plan(phantoms, curriculum=STAGES)
+
+    def part(size, name, stop_at=None):
+        in_ranks(
+            size,
+            lambda ranks: train(
+                ranks, tiny, encoder, phantoms, tmp_path / name, plan=plan, stop_at=stop_at
+            ),
+        )
+
+    part(1, "whole")
+    part(before, "cut", stop_at=5)  # after the checkpoint of step 4
+    part(after, "cut")
+    assert json.loads((tmp_path / "cut" / "result-0.json").read_text())["resumed_from_step"] == 4
+    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), rel=TOLERANCE)
+    order = [(tmp_path / run / "order.jsonl").read_text() for run in ("whole", "cut")]
+    assert order[0] == order[1]
+
+
+def test_dropout_differs_between_ranks_and_a_continued_run_draws_what_the_whole_one_drew(
+    encoder, phantoms, tmp_path
+):
+    lora = LoraConfig(r=4, alpha=8, dropout=0.2)
+    tiny = load_model(TINY, lora, gradient_checkpointing=False, seed=0)
+    config = dataclasses.replace(BASE, max_steps=3, checkpoint_every=1)
+
+    def part(name, examples, stop_at=None):
+        in_ranks(
+            2,
+            lambda ranks: train(
+                ranks, tiny, encoder, examples, tmp_path / name, config=config, stop_at=stop_at
+            ),
+        )
+
+    part("whole", phantoms[:24])
+    part("cut", phantoms[:24], stop_at=2)
+    part("cut", phantoms[:24])
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    seeds = [_step_seed(0, 3, rank) for rank in range(3)]
+    assert len(set(seeds)) == 3
+
+
+def test_questions_about_one_picture_stay_together_and_shares_are_even(phantoms):
+    shares = shares_by_picture(phantoms, 3)
+    assert sorted(index for share in shares for index in share) == list(range(len(phantoms)))
+    pictures = [{phantoms[index].image_ids for index in share} for share in shares]
+    assert not pictures[0] & pictures[1] | pictures[0] & pictures[2] | pictures[1] & pictures[2]
+    assert max(map(len, shares)) - min(map(len, shares)) <= max(
+        sum(other.image_ids == example.image_ids for other in phantoms) for example in phantoms[:9]
+    )
+    assert shares_by_picture(phantoms[:1], 2) == [[0], []]
+    assert shares_by_picture([without_images(e) for e in phantoms[:4]], 2) == [[0, 2], [1, 3]]
+
+
+def test_one_process_needs_nobody():
+    ranks = Ranks()
+    assert ranks.first(max, 1, 2) == 2
+    assert ranks.gather("a") == ["a"]
+    assert ranks.total(3, 4) == [3, 4]
+    assert ranks.share([1, 2, 3]) == [1, 2, 3]
+    assert TrainingConfig().gpus == 1

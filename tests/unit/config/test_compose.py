@@ -1,0 +1,150 @@
+"""Every file under conf/ is valid, and the published numbers are in it exactly."""
+
+import copy
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from medvqa.cli import register
+from medvqa.config.model import Backend, Dtype
+from medvqa.config.schema import Config
+from medvqa.config.training import Optimizer, Schedule
+
+CONF = Path(__file__).parents[3] / "conf"
+FILES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "hydra")
+MODELS = ("qwen3_vl_8b", "qwen3_vl_2b", "qwen2_vl_7b", "qwen2_vl_2b_4bit")
+
+
+def composed(*overrides: str, hydra: bool = False) -> DictConfig:
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return compose("config", overrides=list(overrides), return_hydra_config=hydra)
+
+
+def config_of(*overrides: str) -> Config:
+    config = OmegaConf.to_object(composed(*overrides))
+    assert isinstance(config, Config)
+    return config
+
+
+def run_directory(*overrides: str) -> str:
+    return str(composed(*overrides, hydra=True).hydra.run.dir)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_file_composes_and_passes_every_check(path):
+    config_of(f"{path.parent.name}={path.stem}")
+
+
+def test_the_default_is_the_embedded_run():
+    config = config_of()
+    assert (config.model.name, config.data.name, config.curriculum.name) == (
+        "medvqa/tiny",
+        "phantom",
+        "mixed",
+    )
+    assert config.training == config_of("training=tiny").training
+    assert config.model.max_pixels == 128 * 128
+
+
+@pytest.mark.parametrize(
+    ("option", "hub_id", "steps", "is_4bit"),
+    [
+        ("qwen3_vl_8b", "Qwen/Qwen3-VL-8B-Instruct", 40, False),
+        ("qwen3_vl_2b", "Qwen/Qwen3-VL-2B-Instruct", 40, False),
+        ("qwen2_vl_7b", "Qwen/Qwen2-VL-7B-Instruct", 50, False),
+        ("qwen2_vl_2b_4bit", "unsloth/Qwen2-VL-2B-Instruct-bnb-4bit", 60, True),
+    ],
+)
+def test_choosing_a_published_model_alone_brings_its_numbers(option, hub_id, steps, is_4bit):
+    config = config_of(f"model={option}")
+    assert config.model.name == hub_id
+    assert config.model.load_in_4bit is is_4bit
+    assert config.model.backend is Backend.unsloth
+    assert config.model.dtype is Dtype.auto
+    assert config.model.max_pixels == 512 * 512
+    training, lora = config.training, config.lora
+    assert training.max_steps == steps
+    assert (training.micro_batch_size, training.accumulation_steps) == (2, 4)
+    assert (training.learning_rate, training.warmup_steps) == (2e-4, 5)
+    assert (training.optimizer, training.schedule) == (Optimizer.adamw_8bit, Schedule.linear)
+    assert training.weight_decay == 0.01
+    assert (lora.r, lora.alpha, lora.dropout, lora.vision_layers) == (16, 32.0, 0.0, False)
+    expected = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"
+    assert lora.target_modules == expected.split()
+
+
+def test_every_model_has_a_training_file_so_that_none_trains_as_another_does():
+    models = {path.stem for path in CONF.glob("model/*.yaml")}
+    assert models == {*MODELS, "tiny", "small"}
+    assert models <= {path.stem for path in CONF.glob("training/*.yaml")}
+
+
+def test_a_chosen_training_file_wins_over_the_models_own():
+    assert config_of("model=tiny", "training=qwen2_vl_7b").training.max_steps == 50
+
+
+def test_published_scoring_uses_bert_scores_english_encoder():
+    assert config_of("evaluation=published").evaluation.bertscore.model == "roberta-large"
+
+
+def test_all_of_vqa_rad_says_that_it_holds_training_rows():
+    data = config_of("data=vqa_rad_all").data
+    assert (data.split, data.allow_training_rows) == ("train", True)
+    assert [source.split for source in data.evaluation.values()] == ["all"]
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("experiment/*.yaml")), ids=lambda path: path.stem)
+def test_an_experiment_is_a_delta_that_opens_with_its_command(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# @package _global_"
+    assert lines[1].startswith(f"# python train.py experiment={path.stem}")
+
+
+def test_the_same_config_lands_in_the_same_directory():
+    assert run_directory("seed=3", "lora.r=8") == run_directory("lora.r=8", "seed=3")
+
+
+@pytest.mark.parametrize(
+    "same",
+    ["tracking=disabled", "tracking.project=other", "fresh=true"],
+)
+def test_what_cannot_change_a_result_does_not_change_the_directory(same):
+    assert run_directory(same) == run_directory()
+
+
+@pytest.mark.parametrize("other", ["seed=1", "lora.r=8", "evaluation.max_new_tokens=8"])
+def test_what_can_change_a_result_changes_the_directory(other):
+    assert run_directory(other) != run_directory()
+
+
+def test_a_directory_is_named_by_what_was_chosen():
+    name = run_directory("data=vqa_rad", "curriculum=mixed", "seed=2")
+    assert name.startswith("outputs/tiny-vqa_rad-mixed-s2-")
+    assert len(name.rpartition("-")[2]) == 8
+
+
+@pytest.mark.parametrize("setting", ["training.engine=fused", "evaluation.decoding=shared_prefix"])
+def test_our_kernels_on_unsloth_s_layers_are_refused(setting):
+    name = setting.partition("=")[0]
+    with pytest.raises(ValueError, match=f"^{setting} computes on .*; say {name}=auto or model"):
+        config_of("model=qwen3_vl_8b", setting)
+    config_of("model=qwen3_vl_8b", "model.backend=transformers", setting)
+
+
+def test_the_smoke_experiment_asks_few_questions_of_any_data_set():
+    for data in ("phantom", "vqa_rad", "vqa_rad_all", "closed_mix", "phantom_study"):
+        config = config_of("experiment=smoke", f"data={data}")
+        assert config.data.evaluation_limit == 40
+        assert config.data.evaluation == config_of(f"data={data}").data.evaluation
+
+
+def test_the_schemas_are_not_copied_for_each_cell_and_no_cell_changes_them():
+    plain = composed()
+    store = ConfigStore.instance()
+    assert copy.deepcopy(store) is store
+    assert composed("seed=7", "lora.r=3", "data.evaluation.test.limit=3") != plain
+    assert composed() == plain

@@ -1,0 +1,107 @@
+"""Answers: independent of the batch, in the order of the questions, without the prompt."""
+
+import threading
+
+import pytest
+import torch
+
+from medvqa.config.evaluation import Decoding
+from medvqa.data.image import load_rgb
+from medvqa.data.prefetch import ahead
+from medvqa.evaluation import generate as generation
+from medvqa.evaluation.generate import generate
+from medvqa.fast import vision
+from medvqa.fast.vision import VisionCache
+from medvqa.models import encode as collate
+
+
+@pytest.fixture
+def mixed(phantoms):
+    pairs = [example for example in phantoms if len(example.images) == 2]
+    return [*phantoms[:20], *pairs[:4]]
+
+
+def answer(tiny, encoder, examples, **options):
+    return generate(tiny, encoder, examples, **{"max_new_tokens": 24, "batch_size": 8, **options})
+
+
+def test_the_batch_size_changes_no_answer(tiny, encoder, mixed):
+    alone = answer(tiny, encoder, mixed, batch_size=1)
+    assert len(set(alone.texts)) > 3  # the base says something, and not always the same
+    for batch_size in (3, 24):
+        assert answer(tiny, encoder, mixed, batch_size=batch_size) == alone
+
+
+def test_a_shared_prefix_changes_no_answer(tiny, encoder, mixed, phantoms):
+    several = [e for e in phantoms if e.images[0].name == phantoms[0].images[0].name]
+    examples = [*mixed, *several]
+    plain = answer(tiny, encoder, examples, decoding=Decoding.plain)
+    shared = answer(tiny, encoder, examples, decoding=Decoding.shared_prefix, batch_size=28)
+    assert (shared.texts, shared.num_cut) == (plain.texts, plain.num_cut)
+    assert (plain.decoding, shared.decoding) == ("plain", "shared_prefix")
+
+
+def test_threads_decode_each_picture_of_a_batch_once_and_change_no_answer(
+    tiny, encoder, phantoms, monkeypatch
+):
+    """As on a GPU, which would otherwise wait for one thread to encode the first batch."""
+    singles = [e for e in phantoms if len(e.images) == 1]
+    several = [e for e in singles if e.images[0].name == singles[0].images[0].name]
+    examples = [*singles[5:12], *several]
+    expected = answer(tiny, encoder, examples, batch_size=16)
+    decoded = []
+
+    def counted(image):
+        decoded.append((image.name, threading.current_thread()))
+        return load_rgb(image)
+
+    def with_threads(function, pieces, **options):
+        return ahead(function, pieces, **{**options, "num_threads": 4, "initializer": None})
+
+    monkeypatch.setattr(collate, "load_rgb", counted)
+    monkeypatch.setattr(generation, "ahead", with_threads)
+    fresh = collate.Encoder(tiny.processor, max_length_tokens=512)
+    assert answer(tiny, fresh, examples, batch_size=16) == expected
+    names, threads = zip(*decoded, strict=True)
+    assert sorted(names) == sorted({i.name for e in examples for i in e.images})
+    assert len(set(threads)) > 1 and threading.current_thread() not in threads
+
+
+def test_cached_features_change_no_answer(tiny, encoder, mixed, monkeypatch):
+    expected = answer(tiny, encoder, mixed)
+    cache = VisionCache(max_bytes=10**8)
+    monkeypatch.setattr(vision, "shared_features", lambda loaded: cache)
+    assert answer(tiny, encoder, mixed) == expected
+    num_computed = cache.num_computed
+    assert answer(tiny, encoder, mixed) == expected
+    assert cache.num_computed == num_computed == len({i.name for e in mixed for i in e.images})
+
+
+def test_a_batch_that_does_not_fit_is_halved(tiny, encoder, mixed, monkeypatch, caplog):
+    expected = answer(tiny, encoder, mixed)
+    real = generation.shared_prefix
+
+    def small(model, encoder, samples, max_new_tokens):
+        if len(samples) > 5:
+            raise torch.OutOfMemoryError("the GPU is small")
+        return real(model, encoder, samples, max_new_tokens)
+
+    monkeypatch.setattr(generation, "shared_prefix", small)
+    assert answer(tiny, encoder, mixed, batch_size=24) == expected
+    assert "out of memory with 24 questions at once: half of them" in caplog.text
+
+
+def test_answers_come_in_the_order_of_the_questions(tiny, encoder, mixed):
+    forward = answer(tiny, encoder, mixed).texts
+    assert answer(tiny, encoder, mixed[::-1]).texts == forward[::-1]
+
+
+def test_neither_prompt_nor_special_tokens_leak_into_the_answer(tiny, encoder, mixed):
+    for text in answer(tiny, encoder, mixed).texts:
+        assert "Answer with" not in text
+        assert "<|" not in text
+        assert "assistant" not in text
+
+
+def test_answers_that_hit_the_limit_are_counted(tiny, encoder, mixed):
+    assert answer(tiny, encoder, mixed, max_new_tokens=1).num_cut == len(mixed)

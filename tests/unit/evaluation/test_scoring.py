@@ -1,0 +1,125 @@
+"""Groups and means, the majority answer, and `medvqa score` on others' files."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from medvqa.config.errors import UserError
+from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig
+from medvqa.data.example import Prediction
+from medvqa.evaluation.score import read_predictions
+from medvqa.evaluation.scoring import (
+    majority_baseline,
+    score_predictions,
+    write_predictions,
+)
+
+CONFIG = EvaluationConfig(bootstrap_samples=50, bertscore=BertScoreConfig(enabled=False))
+
+
+def prediction(number, said, wanted, kind="closed", **others):
+    fields = {"source": "s", "split": "test", "cluster": f"image {number // 2}", **others}
+    return Prediction(
+        id=str(number),
+        question="q?",
+        references=(wanted,),
+        prediction=said,
+        answer_type=kind,
+        **fields,
+    )
+
+
+FOUR = [
+    prediction(0, "yes", "yes"),
+    prediction(1, "perhaps", "no"),
+    prediction(2, "3 cm", "3 cm", "open"),
+    prediction(3, "lung", "left lung", "open"),
+]
+
+
+def test_means_are_given_by_type_with_their_own_n():
+    summary = score_predictions(FOUR, CONFIG, device="cpu").summary
+    assert set(summary) == {"overall", "open", "closed"}
+    assert summary["overall"]["exact_match"].mean == 0.5
+    assert summary["open"]["f1"].mean == pytest.approx((1 + 2 / 3) / 2)
+    assert summary["closed"]["closed_accuracy"].mean == 0.5
+    assert summary["closed"]["unparsable"].mean == 0.5
+    assert summary["overall"]["numeric_exact_match"].num_examples == 1
+    assert "closed_accuracy" not in summary["open"]
+
+
+def test_splits_are_shown_apart_where_there_are_several():
+    rows = [*FOUR, prediction(4, "no", "yes", split="train")]
+    summary = score_predictions(rows, CONFIG, device="cpu").summary
+    assert summary["split:train"]["exact_match"].mean == 0
+    assert summary["split:test"]["exact_match"].num_examples == 4
+
+
+def test_the_majority_answer_is_taken_by_type_with_alphabetical_ties():
+    training = [("closed", "yes"), ("closed", "No"), ("closed", "no"), ("open", "ct")]
+    training += [("open", "axial")]
+    answers = [p.prediction for p in majority_baseline(training, FOUR)]
+    assert answers == ["no", "no", "axial", "axial"]
+
+
+def test_written_predictions_read_back(tmp_path):
+    scored = score_predictions(FOUR, CONFIG, device="cpu")
+    write_predictions(tmp_path / "p.jsonl", FOUR, scored.items)
+    again, notes = read_predictions(tmp_path / "p.jsonl")
+    assert again == FOUR
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds no predictions"),
+        ('{"prediction": "a"}', r"line 1 has none of references, .*it has prediction"),
+        ('{"answer": "a", "prediction": "a"}\n{"answer": "b", "pre', "line 2 is no JSON"),
+        ('{"answer": [], "prediction": "a"}', "line 1 has an empty list of references"),
+        ('{"answer": "a", "prediction": "a", "qtype": "x"}', "neither open nor closed"),
+    ],
+)
+def test_a_bad_file_names_the_line(tmp_path, content, message):
+    (tmp_path / "p.jsonl").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_predictions(tmp_path / "p.jsonl")
+
+
+def test_what_a_file_leaves_open_is_noted(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"answer": "Yes", "pred": "no"}\n{"label": 3, "pred": 3}\n')
+    rows, notes = read_predictions(tmp_path / "p.jsonl")
+    assert [row.answer_type for row in rows] == ["closed", "open"]
+    assert len(notes) == 2
+
+
+def score_command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "medvqa.cli", "score", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_published_values_of_a_real_model_are_reproduced(shared, tmp_path):
+    place = shared / "reference" / "vqa_rad_qwen2_vl_2b"
+    answer = score_command(place / "predictions.jsonl", "--json", tmp_path / "out.json")
+    assert answer.returncode == 0, answer.stderr
+    got = json.loads((tmp_path / "out.json").read_text())["summary"]
+    published = json.loads((place / "metrics.json").read_text())
+    close = {"abs": 1e-6}
+    assert got["closed"]["exact_match"]["mean"] == pytest.approx(0.565737, **close)
+    assert got["overall"]["exact_match"]["mean"] == pytest.approx(0.379157, **close)
+    assert got["open"]["f1"]["mean"] == pytest.approx(0.200833, **close)
+    assert got["open"]["f1"]["num_examples"] == published["open"]["n"]
+    assert "0.566" in answer.stdout
+
+
+def test_a_missing_file_is_one_line_and_exit_code_2(tmp_path):
+    answer = score_command(tmp_path / "none.jsonl")
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("medvqa: cannot read")
+    assert len(answer.stderr.splitlines()) == 1

@@ -1,0 +1,108 @@
+"""The GPU's kernels compute what PyTorch's own operations do.
+
+Without a GPU they run in Triton's interpreter, which is what a CPU can check of them.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from medvqa.fast import kernels
+
+# Ragged on purpose: 12 query heads and 2 key heads fill no whole program, 1100 no whole block.
+CHECK = """
+import torch
+from medvqa.fast import kernels, triton_kernels as fused
+
+torch.manual_seed(0)
+device = "cuda" if torch.cuda.is_available() else "cpu"
+make = lambda *shape: torch.randn(*shape, device=device)
+reference = {name: getattr(kernels, name) for name in dir(kernels)}
+
+def equal(found, expected):
+    torch.testing.assert_close(found, expected.to(found), rtol=1e-4, atol=1e-5)
+
+x, grad, residual, weight = make(5, 300), make(5, 300), make(5, 300), make(300)
+equal(fused.rms_norm_backward(x, weight, 1e-6, grad, residual),
+      kernels.rms_norm_backward(*(t.cpu() for t in (x, weight)), 1e-6, grad.cpu(), residual.cpu()))
+
+num_q, num_k, width = 12, 2, 16
+row = make(5, (num_q + 2 * num_k) * width)
+qk = row.view(5, -1, width)[:, : num_q + num_k]
+cos, sin = make(5, width // 2), make(5, width // 2)
+for norms in ((make(width), make(width)), (None, None)):
+    on_cpu = [None if n is None else n.cpu() for n in norms]
+    equal(fused.norm_rope(qk, *norms, 1e-6, cos, sin, num_q),
+          kernels.norm_rope(qk.cpu(), *on_cpu, 1e-6, cos.cpu(), sin.cpu(), num_q))
+    q_grad, k_grad = make(5, num_q, width), make(5, num_k, width)
+    outs = []
+    for on, arguments in ((device, (qk, *norms, 1e-6, cos, sin, q_grad, k_grad)),
+                          ("cpu", (qk.cpu(), *on_cpu, 1e-6, cos.cpu(), sin.cpu(), q_grad.cpu(),
+                                   k_grad.cpu()))):
+        whole = torch.zeros(5, num_q + 2 * num_k, width, device=on)
+        (fused if on == device and len(outs) == 0 else kernels).norm_rope_backward(
+            *arguments, whole[:, : num_q + num_k])
+        outs.append(whole)
+    equal(*outs)
+
+gate_up, active_grad = make(5, 2200), make(5, 1100)
+equal(fused.swiglu(gate_up), kernels.swiglu(gate_up.cpu()))
+copies = gate_up.clone(), gate_up.cpu().clone()
+equal(fused.swiglu_backward(copies[0], active_grad),
+      kernels.swiglu_backward(copies[1], active_grad.cpu()))
+equal(*copies)
+"""
+
+
+def test_the_fused_kernels_equal_pytorch_s_operations():
+    environment = dict(os.environ)
+    if not torch.cuda.is_available():
+        pytest.importorskip("triton", reason="triton is not installed: its kernels are NOT checked")
+        environment["TRITON_INTERPRET"] = "1"
+    answer = subprocess.run(
+        [sys.executable, "-c", CHECK], capture_output=True, text=True, env=environment, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+
+
+def gradient(function, *tensors, of):
+    tensors = [tensor.clone().requires_grad_() for tensor in tensors]
+    (result,) = torch.autograd.grad(function(*tensors), tensors[0], of)
+    return result
+
+
+def test_backward_formulas_are_the_derivatives():
+    torch.manual_seed(0)
+    double = {"dtype": torch.float64}
+    x, weight, grad = (
+        torch.randn(3, 10, **double),
+        torch.randn(10, **double),
+        torch.randn(3, 10, **double),
+    )
+    found = kernels.rms_norm_backward(x, weight, 1e-6, grad, torch.ones_like(x))
+    expected = gradient(lambda x: kernels.rms_norm(x, weight, 1e-6), x, of=grad)
+    assert torch.allclose(found, expected + 1)
+
+    qk, cos, sin = (
+        torch.randn(3, 5, 8, **double),
+        torch.randn(3, 4, **double),
+        torch.randn(3, 4, **double),
+    )
+    norms = torch.randn(8, **double), torch.randn(8, **double)
+    turned = torch.randn(3, 5, 8, **double)
+    for pair in (norms, (None, None)):
+        found = torch.empty_like(qk)
+        kernels.norm_rope_backward(qk, *pair, 1e-6, cos, sin, turned[:, :4], turned[:, 4:], found)
+        expected = gradient(
+            lambda qk, pair=pair: kernels.norm_rope(qk, *pair, 1e-6, cos, sin, 4), qk, of=turned
+        )
+        assert torch.allclose(found, expected)
+
+    gate_up, active = torch.randn(3, 12, **double), torch.randn(3, 6, **double)
+    expected = gradient(kernels.swiglu, gate_up, of=active)
+    product = kernels.swiglu(gate_up)
+    assert torch.allclose(kernels.swiglu_backward(gate_up, active), product)
+    assert torch.allclose(gate_up, expected)

@@ -1,0 +1,266 @@
+import functools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medvqa.config.errors import UserError
+from medvqa.tracking import record
+from medvqa.tracking.record import (
+    JsonLines,
+    RunRecord,
+    directory_lock,
+    masked,
+    read_json,
+    read_lines,
+)
+
+SETTINGS = {"run_id": "abc", "config": {"seed": 1}, "overrides": ["seed=1"]}
+HOLD = """
+import sys, time
+from pathlib import Path
+from medvqa.tracking.record import directory_lock
+with directory_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_failing_write_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    record.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        record.write_json(path, {"a": 2, "b": object()})
+    assert read_json(path) == {"a": 1}
+
+
+def test_not_a_number_survives_as_valid_json(tmp_path: Path) -> None:
+    values = {"deep": [{"loss": math.nan, "low": -math.inf}], "fine": 0.5}
+    record.write_json(tmp_path / "a.json", values)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    read = json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse)
+    assert read == {"deep": [{"loss": "NaN", "low": "-Infinity"}], "fine": 0.5}
+    assert float(read["deep"][0]["low"]) == -math.inf
+
+
+def test_a_missing_file_is_empty_and_a_damaged_one_an_error(tmp_path: Path) -> None:
+    assert read_json(tmp_path / "run.json") == {}
+    (tmp_path / "run.json").write_text('{"a": ')
+    with pytest.raises(UserError, match=r"run\.json is damaged.*fresh=true"):
+        read_json(tmp_path / "run.json")
+
+
+def test_run_id_ignores_order_and_what_cannot_change_a_result() -> None:
+    config = {"seed": 1, "lora": {"r": 16, "alpha": 32.0}, "fresh": False}
+    same = {"fresh": True, "tracking": {"mode": "offline"}, "lora": {"alpha": 32.0, "rank": 16}}
+    assert record.run_id(config) == record.run_id({**same, "seed": 1})
+    assert record.run_id(config) != record.run_id({**config, "seed": 2})
+    trained = [record.run_id({**config, "training": {"steps": s, "gpus": s}}) for s in (4, 8)]
+    assert record.run_id({**config, "training": {"steps": 4}}) == trained[0] != trained[1]
+    assert re.fullmatch("[0-9a-f]{12}", record.run_id(config))
+
+
+@pytest.mark.parametrize(
+    ("override", "kept"),
+    [
+        ("tracking.api_key=abc", "tracking.api_key=***"),
+        ("+hub.token='a b'", "+hub.token=***"),
+        ("data.path=https://x.org/d?token=abc&v=1", "data.path=https://x.org/d?token=***&v=1"),
+        ("data.path=https://me:abc@x.org/d", "data.path=https://***@x.org/d"),
+        ("data.path=/a/me@x.org/d", "data.path=/a/me@x.org/d"),
+        ("+x={password: abc, seed: 1}", "+x={password: ***, seed: 1}"),
+        ("WANDB_API_KEY=abc", "WANDB_API_KEY=***"),
+        ("evaluation.max_new_tokens=32", "evaluation.max_new_tokens=32"),
+        ("model.max_length_tokens=2048", "model.max_length_tokens=2048"),
+        ("data=monkey", "data=monkey"),
+    ],
+)
+def test_secrets_are_masked_and_nothing_else_is(override: str, kept: str) -> None:
+    assert masked([override]) == [kept]
+
+
+def test_environment_names_versions_without_importing_them() -> None:
+    code = (
+        "import json, sys; from medvqa.tracking.record import environment; e = environment();"
+        "print(json.dumps([e, sorted({'torch', 'transformers', 'wandb'} & set(sys.modules))]))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    found, imported = json.loads(answer.stdout)
+    assert imported == []
+    assert found["packages"]["torch"].startswith("2.")
+    assert found["num_cpus"] == os.cpu_count()
+    assert found["memory_bytes"] > 100e6
+
+
+def fake_nvidia_smi(directory: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = directory / "nvidia-smi"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    monkeypatch.setattr(record, "_gpus", functools.cache(record._gpus.__wrapped__))
+
+
+def test_gpus_are_listed_with_their_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "NVIDIA H100 80GB HBM3, 580.105.08, 81559 MiB"
+    fake_nvidia_smi(tmp_path, f"echo '{line}'", monkeypatch)
+    assert record.environment()["gpus"] == [line]
+
+
+def test_a_driver_that_does_not_answer_counts_as_no_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_nvidia_smi(tmp_path, "echo 'NVIDIA-SMI has failed'; exit 9", monkeypatch)
+    assert record.environment()["gpus"] == []
+
+
+def git(directory: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+    command = ["git", "-C", str(directory), *identity, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_git_state_knows_commit_and_dirt(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    (tmp_path / "a.py").write_text("")
+    (tmp_path / ".gitignore").write_text(".venv\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "a")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert record.git_state(tmp_path) == {"commit": commit, "dirty": False}
+    (tmp_path / "never_added.py").write_text("")
+    assert record.git_state(tmp_path) == {"commit": commit, "dirty": True}
+
+
+def test_an_environment_inside_a_checkout_is_not_that_commit(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    (tmp_path / "a.py").write_text("")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "a")
+    installed = tmp_path / ".venv" / "medvqa"
+    installed.mkdir(parents=True)
+    assert record.git_state(installed) == {"commit": None, "dirty": None}
+
+
+def test_git_state_is_null_outside_a_checkout(tmp_path: Path) -> None:
+    assert record.git_state(tmp_path) == {"commit": None, "dirty": None}
+
+
+def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(UserError, match=f"is being written by process {holder.pid};"),
+            directory_lock(tmp_path),
+        ):
+            pass
+        holder.kill()
+        holder.wait()
+        with directory_lock(tmp_path):  # the kill has let go of it
+            assert (tmp_path / ".lock").read_text() == str(os.getpid())
+
+
+def test_set_aside_keeps_every_file_but_those_of_the_new_run(tmp_path: Path) -> None:
+    for name in ("run.json", "train.log", ".lock"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / "adapter").mkdir()
+    assert record.set_aside(tmp_path) == tmp_path / "previous-1"
+    assert sorted(p.name for p in (tmp_path / "previous-1").iterdir()) == ["adapter", "run.json"]
+    assert record.set_aside(tmp_path) is None
+    (tmp_path / "run.json").write_text("newer")
+    assert record.set_aside(tmp_path) == tmp_path / "previous-2"
+    assert (tmp_path / "previous-1" / "run.json").read_text() == "run.json"
+
+
+def test_each_line_is_readable_before_the_log_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with JsonLines(path, keep_up_to_step=0) as log:
+        log.write({"step": 1, "loss": math.nan})
+        assert path.read_text() == '{"step": 1, "loss": "NaN"}\n'
+
+
+def test_a_resumed_log_drops_the_steps_that_are_done_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3)]
+    path.write_text("\n".join(lines) + '\n{"step": 4, "lo')
+    with JsonLines(path, keep_up_to_step=2) as log:
+        log.write({"step": 3, "loss": 0.5})
+    assert [(row["step"], row["loss"]) for row in read_lines(path)] == [
+        (1, 1.0),
+        (2, 1.0),
+        (3, 0.5),
+    ]
+
+
+def test_damage_before_the_last_line_is_an_error_naming_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is damaged"):
+        read_lines(path)
+
+
+def test_a_line_separator_inside_an_answer_ends_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    rows = [{"step": 1, "prediction": "left\u2028lung\x85"}, {"step": 2, "prediction": "b"}]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    assert read_lines(path) == rows
+
+
+def test_an_empty_log_has_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert read_lines(tmp_path / "metrics.jsonl") == []
+    assert read_lines(tmp_path / "none.jsonl") == []
+
+
+def test_phases_add_up_over_starts(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    for start in (1, 2):
+        keeper = RunRecord(path, SETTINGS)
+        with keeper.phase("train"):
+            time.sleep(0.05)
+        assert read_json(path)["num_starts"] == start
+    assert 0.1 <= read_json(path)["seconds"]["train"] < 1
+
+
+def test_a_failed_run_says_why_and_a_finished_one_that_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    with pytest.raises(RuntimeError, match="boom"), RunRecord(path, SETTINGS).recording():
+        assert read_json(path)["state"] == "running"
+        raise RuntimeError("boom")
+    failed = read_json(path)
+    assert (failed["state"], failed["error"]) == ("failed", "RuntimeError: boom")
+    again = RunRecord(path, SETTINGS)
+    with again.recording():
+        again.finish(num_steps=3)
+    finished = read_json(path)
+    assert (finished["state"], finished["num_steps"]) == ("finished", 3)
+    assert "error" not in finished
+    assert finished["peak_memory_bytes"] > 10e6
+
+
+def test_the_record_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "hub.token=s3cret"])
+    monkeypatch.setenv("HF_TOKEN", "s3cret")
+    settings = {**SETTINGS, "overrides": ["seed=1", "hub.token=s3cret"]}
+    RunRecord(tmp_path / "run.json", settings).update()
+    assert "s3cret" not in (tmp_path / "run.json").read_text()
+    assert read_json(tmp_path / "run.json")["overrides"] == ["seed=1", "hub.token=***"]
+
+
+def test_an_error_that_repeats_a_secret_is_kept_without_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    message = "401 for https://me:s3cret@x.org/d?token=s3cret"
+    with pytest.raises(RuntimeError), RunRecord(path, SETTINGS).recording():
+        raise RuntimeError(message)
+    assert read_json(path)["error"] == "RuntimeError: 401 for https://***@x.org/d?token=***"

@@ -1,0 +1,95 @@
+"""Checkpoints on a disk that fills up, and logs that a crash of the machine has cut."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from medvqa.config.errors import UserError
+from medvqa.training.checkpoint import (
+    Checkpoint,
+    CheckpointWriter,
+    load_checkpoint,
+    save_checkpoint,
+)
+from medvqa.training.loop import recorded_steps
+
+
+def checkpoint(step):
+    weights = torch.full((256, 256), float(step))
+    return Checkpoint(step, {"lora_A": weights}, {"state": {0: {"exp_avg": weights.clone()}}})
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of two megabytes."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("a full disk is not tested: mounting one needs root")
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)]
+    answer = subprocess.run(mounted, capture_output=True, text=True, check=False)
+    if answer.returncode != 0:
+        pytest.skip(f"a full disk is not tested: {answer.stderr.strip()}")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize("room", [100_000, 450_000], ids=["for no tensor", "for the adapter only"])
+def test_a_full_disk_leaves_the_previous_checkpoint_and_room_to_say_so(small_disk, room):
+    place = small_disk / "checkpoints"
+    save_checkpoint(checkpoint(1), place, order_sha256="a")
+    (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - room))
+    with pytest.raises(UserError, match="the disk is full: no room for a checkpoint in"):
+        save_checkpoint(checkpoint(2), place, order_sha256="a")
+    assert [path.name for path in place.iterdir()] == ["step-000001"]
+    (small_disk / "run.json").write_text(json.dumps({"state": "failed"}))
+    saved = load_checkpoint(place, order_sha256="a")
+    assert saved is not None
+    assert saved.step == 1
+    assert torch.equal(saved.adapter["lora_A"], checkpoint(1).adapter["lora_A"])
+
+    (small_disk / "ballast").unlink()
+    save_checkpoint(checkpoint(2), place, order_sha256="a")
+    assert [path.name for path in place.iterdir()] == ["step-000002"]
+
+
+def test_a_full_disk_is_said_by_the_writer_that_works_behind_the_training(small_disk):
+    writer = CheckpointWriter(small_disk / "checkpoints")
+    with writer:
+        writer.start(checkpoint(1), order_sha256="a")
+    (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - 100_000))
+    writer.start(checkpoint(2), order_sha256="a")
+    with pytest.raises(UserError, match="the disk is full"):
+        writer.start(checkpoint(3), order_sha256="a")
+    with pytest.raises(UserError, match="the disk is full"), writer:
+        writer.start(checkpoint(3), order_sha256="a")
+        raise OSError(errno.ENOSPC, "a line of the log had no room either")
+    writer = CheckpointWriter(small_disk / "checkpoints")
+    (small_disk / "ballast").unlink()
+    with writer:
+        writer.start(checkpoint(4), order_sha256="a")
+    saved = load_checkpoint(small_disk / "checkpoints", order_sha256="a")
+    assert saved is not None
+    assert saved.step == 4
+
+
+def test_what_ends_in_an_error_leaves_its_checkpoint_whole(tmp_path):
+    writer = CheckpointWriter(tmp_path)
+    with pytest.raises(KeyboardInterrupt), writer:
+        writer.start(checkpoint(1), order_sha256="a")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+def test_logs_are_whole_up_to_the_last_line_that_both_have(tmp_path):
+    assert recorded_steps(tmp_path) == 0
+    for name, last in (("metrics.jsonl", 4), ("order.jsonl", 6)):
+        lines = [json.dumps({"step": step}) for step in range(1, last + 1)]
+        (tmp_path / name).write_text("\n".join(lines))
+    assert recorded_steps(tmp_path) == 4
+    text = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(text[:-3])
+    assert recorded_steps(tmp_path) == 3
