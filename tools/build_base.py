@@ -1,4 +1,4 @@
-"""Small bases from scratch: a real Qwen3-VL architecture, pre-trained by `medvqa build-base`.
+"""Small bases from scratch: Qwen3-VL's architecture, pre-trained on descriptions of pictures.
 
 A base learns to describe pictures in words; the question-and-answer form is left to fine-tuning.
 `tiny` is embedded in the package; `small` serves the study on real pictures.
@@ -8,6 +8,7 @@ import argparse
 import logging
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -317,7 +318,7 @@ def spoken_rows(examples: Sequence[Example]) -> Iterator[Example]:
 
 def main_build(argv: Sequence[str]) -> int:
     """Build a small base: tokenizer, architecture, pre-training, weights in bfloat16."""
-    parser = argparse.ArgumentParser("medvqa build-base", description=main_build.__doc__)
+    parser = argparse.ArgumentParser("python -m tools.build_base", description=main_build.__doc__)
     parser.add_argument("--size", choices=SHAPES, default="tiny")
     parser.add_argument("--output", type=Path, help="the embedded place for tiny")
     parser.add_argument("--steps", type=int, default=3500)
@@ -368,3 +369,7 @@ def main_build(argv: Sequence[str]) -> int:
     model.to(torch.bfloat16).save_pretrained(output)
     log.info("loss of the last steps %.3f; wrote %s", loss, output)
     return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main_build(sys.argv[1:]))

@@ -3,22 +3,18 @@
     python -m benchmarks.engine qwen3_vl_8b --vqa-rad DIR --tokenizer PATH/qwen.tiktoken --out FILE
     python -m benchmarks.engine tiny --vqa-rad DIR --out FILE     # a CPU, for correctness
 
-`--parts` chooses the tables; `benchmarks/tables.py` makes them from the file:
+`--parts` chooses what is measured:
 
     training    samples/s of engines and micro-batches, pictures real and square, new and repeated
     curve       the loss of each of 40 steps against the plain engine's
     gradients   of every adapter tensor, once, against the plain engine's
     answering   seconds a question, and whose answers are equal
-    optimizer   a step over the adapter's tensors one by one, and laid into one
-    growth      cost against images a question, pixels, model, pool (`--axes`, `--rank`)
     profile     where a step and an evaluation spend their time, by kind of kernel (a GPU only)
     startup     from a command's start to the end of its first step (`--model-path`)
-    disk        reading the weights' files, by threads: the floor of the start (`--model-path`)
-    backends    losses and gradients of transformers and Unsloth from one adapter (`--model-path`)
 
-The first seven share one model, made on the device, so that a short visit suffices; `--four-bit`,
-`--checkpointing` and `--backend unsloth` make it another one. The last three start anew. Answers
-of random weights are noise, and are compared with each other only.
+All but `startup` share one model, made on the device; `--four-bit` and `--checkpointing` change
+that model. Answers of random weights are noise and are compared with each other only. How other
+libraries compare is measured by `benchmarks.peers`.
 """
 
 import argparse
@@ -26,14 +22,14 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.engine.commands import backends, disk, startup
 from benchmarks.engine.records import Records
+from benchmarks.engine.startup import startup
 from benchmarks.engine.workload import TINY, Bench, Row, Settings, prepare
 from medvqa.config.model import Backend
 from medvqa.config.training import Engine
 
-COMMANDS = {"disk": disk, "startup": startup, "backends": backends}
-SHARING = ("training", "curve", "gradients", "answering", "optimizer", "growth", "profile")
+COMMANDS = {"startup": startup}
+SHARING = ("training", "curve", "gradients", "answering", "profile")
 ANSWERING = "plain:plain:1:16,fused:shared_prefix:128,fused:shared_prefix:1:64,fused:plain:128:256"
 
 
@@ -71,12 +67,10 @@ def measure(settings: Settings, records: Records, parts: Sequence[str]) -> None:
 
 def _functions() -> dict[str, Callable[[Bench, Engine], Iterator[Row]]]:
     from benchmarks.engine.answering import answering
-    from benchmarks.engine.growth import growth
     from benchmarks.engine.profile import profile
-    from benchmarks.engine.stepping import optimizer
     from benchmarks.engine.training import curve, gradients, training
 
-    functions = (training, curve, gradients, answering, optimizer, growth, profile)
+    functions = (training, curve, gradients, answering, profile)
     return dict(zip(SHARING, functions, strict=True))
 
 
@@ -121,7 +115,6 @@ def _parser() -> argparse.ArgumentParser:
         help="of `curve` and `gradients`; the first is the reference")  # fmt: skip
     add("--answering", type=_words, default=_words(ANSWERING),
         help="kernels:decoding:batch[:limit]")  # fmt: skip
-    add("--axes", type=_words, default=_words("images,pixels,model,pool"))
     add("--backends", type=_words, default=_words("transformers,unsloth"))
     return parser
 

@@ -54,7 +54,6 @@ class Settings:
     training: tuple[str, ...]
     curves: tuple[str, ...]
     answering: tuple[str, ...]
-    axes: tuple[str, ...]
     backends: tuple[str, ...]
 
     @property
@@ -214,16 +213,6 @@ def with_pictures(examples: Sequence[Example], *, kind: str, side: int) -> list[
         replace(example, images=(picture,), image_ids=(picture.name,))
         for example, picture in zip(examples, noise(side), strict=False)
     ]
-
-
-def with_images_each(examples: Sequence[Example], *, num_images: int, side: int) -> list[Example]:
-    """Return the examples with several square pictures a question, all of them different."""
-    source = noise(side)
-    found = []
-    for example in examples:
-        pictures = tuple(next(source) for _ in range(num_images))
-        found.append(replace(example, images=pictures, image_ids=tuple(p.name for p in pictures)))
-    return found
 
 
 def noise(side: int) -> Iterator[ImageBytes]:

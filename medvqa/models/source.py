@@ -21,8 +21,8 @@ def model_source(config: ModelConfig) -> str:
     if path is None and config.name.startswith("medvqa/"):
         size = config.name.removeprefix("medvqa/")
         raise UserError(
-            f"{config.name} comes without weights: build them with `medvqa build-base --size "
-            f"{size} --output DIR`, then give model.path=DIR"
+            f"{config.name} comes without weights: in a checkout, build them with "
+            f"`python -m tools.build_base --size {size} --output DIR`, then give model.path=DIR"
         )
     if path is None:
         return config.name
@@ -30,7 +30,7 @@ def model_source(config: ModelConfig) -> str:
         raise UserError(
             f"model.path={path} holds no config.json; give a directory in the hub's layout"
             if config.path
-            else f"the embedded model is missing at {path}; build it with `medvqa build-base`"
+            else f"the embedded model is missing at {path}; run python -m tools.build_base"
         )
     return str(path)
 

@@ -1,20 +1,15 @@
 """The engines' benchmark on the tiny model: what it says is right; how fast it is, is not asked."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.engine import growth
 from benchmarks.engine.__main__ import main
 from benchmarks.engine.records import Records
-from benchmarks.tables import NOTHING, RESULTS, TABLES, rewritten
-from tests.conftest import ROOT
 
-SHARING = ("training", "curve", "gradients", "answering", "optimizer", "growth")
-PARTS = (*SHARING, "disk", "startup", "backends")
+SHARING = ("training", "curve", "gradients", "answering")
+PARTS = (*SHARING, "startup")
 ASKED = "plain:plain:1,plain:plain:8,fused:shared_prefix:8,fused:shared_prefix:1:4"
 
 
@@ -37,11 +32,7 @@ def results(shared, tmp_path_factory) -> Path:
         "--backends": "transformers",
         "--attempts": 1,
     }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(growth, "IMAGES", (1, 2))
-        patch.setattr(growth, "SIDES", (0.5, 1.0))
-        patch.setattr(growth, "POOLS", (100, 1_000))
-        main(["tiny", *(str(word) for pair in options.items() for word in pair)])
+    main(["tiny", *(str(word) for pair in options.items() for word in pair)])
     return out
 
 
@@ -52,7 +43,7 @@ def rows(results) -> dict[str, list[dict]]:
 
 def test_every_part_leaves_rows_that_say_when_on_what_and_with_which_code(results):
     records = json.loads(results.read_text())
-    assert list(records) == [f"{part} tiny" for part in ("disk", "startup", "backends", *SHARING)]
+    assert list(records) == [f"{part} tiny" for part in ("startup", *SHARING)]
     for record in records.values():
         assert record["rows"]
         assert record["date"] and record["command"] and "commit" in record["git"]
@@ -78,13 +69,6 @@ def test_every_adapter_tensor_has_the_same_gradient(rows):
     assert rows["gradients"][1]["max_relative_error"] > 0
 
 
-def test_a_step_over_tensors_that_lie_together_is_that_over_each(rows):
-    assert len(rows["optimizer"]) == 2
-    for row in rows["optimizer"]:
-        assert row["num_equal"] == row["num_tensors"] == 56
-        assert row["num_steps"] == 2 and row["one_by_one_ms"] > 0 < row["together_ms"]
-
-
 def test_answers_are_equal_whatever_the_batch_and_the_decoding(rows):
     assert [row["num_questions"] for row in rows["answering"]] == [8, 8, 8, 8, 4, 4]
     for row in rows["answering"][1:]:
@@ -92,38 +76,11 @@ def test_answers_are_equal_whatever_the_batch_and_the_decoding(rows):
         assert all(equal["share"] == 1.0 for equal in row["equal_answers"].values())
 
 
-def test_cost_is_measured_along_every_axis(rows):
-    assert {axis: [r["value"] for r in rows["growth"] if r["axis"] == axis]
-            for axis in ("images", "pixels", "pool")} == {
-        "images": [1, 2],
-        "pixels": [64**2, 128**2],
-        "pool": [100, 1_000],
-    }  # fmt: skip
-
-
-def test_a_backends_loss_is_that_of_its_logits_and_of_the_first_step(rows):
-    (row,) = rows["backends"]
-    assert "failed" not in row
-    before, after = row["loss_before"], row["loss_after"]
-    for losses in (before, after):
-        assert list(losses.values()) == [pytest.approx(losses["whole"], 1e-5)] * 4
-    assert row["steps"][0]["loss"] == pytest.approx(before["whole"], 1e-5)
-    assert row["loss_after_from_logits"] == pytest.approx(after["whole"], 1e-5)
-    assert after["whole"] < before["whole"]
-    assert row["adapter"]["abs_sum_b"] == 0 < row["adapter_after"]["abs_sum_b"]
-
-
 def test_the_start_is_measured_up_to_the_first_steps_line(rows):
     (row,) = rows["startup"]
     assert "failed" not in row
     assert row["phases"]["load"] + row["step_s"] < row["first_step_ended_s"]
     assert row["first_step_ended_s"] < row["whole_command_s"]
-
-
-def test_each_table_can_be_made_from_what_was_measured(results):
-    records = list(json.loads(results.read_text()).values())
-    empty = {name for name, make in TABLES.items() if make(records) == NOTHING}
-    assert empty == {"headline", "training in 4 bits"}
 
 
 def test_a_part_measured_again_replaces_its_record_and_no_other(tmp_path):
@@ -137,30 +94,3 @@ def test_a_part_measured_again_replaces_its_record_and_no_other(tmp_path):
         "training tiny": [4],
         "answering tiny": [3],
     }
-
-
-def tables(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "tables.py", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_the_documents_tables_are_those_of_the_kept_results():
-    answer = tables("--check")
-    assert answer.returncode == 0, answer.stderr
-
-
-def test_a_table_that_is_out_of_date_is_named_and_then_rewritten(tmp_path):
-    document = tmp_path / "page.md"
-    text = "before\n<!-- table: training -->\nold\n<!-- end -->\nafter\n"
-    document.write_text(text)
-    answer = tables("--check", "--documents", document)
-    assert answer.returncode == 1 and "page.md" in answer.stderr
-    assert document.read_text() == text
-    assert tables("--documents", document).returncode == 0
-    records = list(json.loads(RESULTS.read_text()).values())
-    assert document.read_text() == rewritten(text, records) != text
-    assert tables("--check", "--documents", document).returncode == 0

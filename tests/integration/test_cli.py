@@ -188,7 +188,7 @@ def test_the_console_script_lists_its_commands(tmp_path, arguments):
     assert answer.returncode == 0
     commands = [line.split()[0] for line in answer.stdout.splitlines() if line.startswith("  ")]
     assert commands == list(COMMANDS)
-    assert {"train", "score", "build-base"} <= set(commands)
+    assert {"train", "score", "serve"} <= set(commands)
 
 
 def test_an_unknown_command_is_refused_with_the_nearest_one(tmp_path):

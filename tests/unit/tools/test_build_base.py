@@ -47,7 +47,7 @@ def test_real_pretraining_text_shows_training_pictures_only(shared):
 
 
 def test_a_base_without_weights_says_how_to_build_them():
-    with pytest.raises(UserError, match=r"build-base --size small --output DIR.*model.path=DIR"):
+    with pytest.raises(UserError, match=r"build_base --size small --output DIR.*model.path=DIR"):
         model_source(ModelConfig(name="medvqa/small"))
 
 

@@ -1,26 +1,18 @@
-"""What is measured on processes of its own: a command's start, and the two backends."""
+"""Seconds from the start of `train.py` to the end of its first step."""
 
-import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from benchmarks.engine.workload import TINY, Row, Settings
-from medvqa.models.source import model_source
 from medvqa.tracking.record import read_json, read_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.005
-PIECE_BYTES = 64 * 2**20
-READERS = (1, 4, 16)  # threads; transformers takes 4
 TAIL = 2_000  # characters of a failed process's output that its row keeps
 
 
@@ -101,54 +93,3 @@ def _has_line(path: Path) -> bool:
 
 def _importable(names: Sequence[str]) -> list[str]:
     return [name for name in names if name == "transformers" or find_spec(name)]
-
-
-def disk(settings: Settings) -> Iterator[Row]:
-    """Yield how long reading the weights' files alone takes: the floor of `startup`'s loading."""
-    files = sorted(Path(model_source(settings.model_config)).glob("*.safetensors"))
-    pieces = [
-        (path, start) for path in files for start in range(0, path.stat().st_size, PIECE_BYTES)
-    ]
-    for num_threads in READERS:
-        started = time.perf_counter()
-        with ThreadPoolExecutor(num_threads) as pool:
-            num_bytes = sum(pool.map(_read, pieces))
-        seconds = time.perf_counter() - started
-        yield {
-            "threads": num_threads,
-            "gigabytes": round(num_bytes / 1e9, 3),
-            "seconds": round(seconds, 3),
-            "gigabytes_per_second": round(num_bytes / 1e9 / seconds, 3),
-        }
-
-
-def _read(piece: tuple[Path, int]) -> int:
-    path, start = piece
-    with path.open("rb", buffering=0) as file:
-        file.seek(start)
-        return len(file.read(PIECE_BYTES))
-
-
-def backends(settings: Settings) -> Iterator[Row]:
-    """Yield what each backend computes from the same weights, adapter and batches.
-
-    A process each, because Unsloth changes transformers when it is imported.
-    """
-    for backend in _importable(settings.backends):
-        with tempfile.TemporaryDirectory() as directory:
-            out, log = Path(directory) / "probe.json", Path(directory) / "probe.log"
-            wanted = {**asdict(settings), "backend": backend}
-            with log.open("wb") as output:
-                code = subprocess.run(
-                    [sys.executable, "-m", "benchmarks.engine.backend_probe",
-                     json.dumps(wanted, default=str), str(out)],
-                    stdout=output,
-                    stderr=output,
-                    cwd=ROOT,
-                    env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
-                    check=False,
-                ).returncode  # fmt: skip
-            row: dict[str, Any] = {"backend": backend, **read_json(out)}
-            if code != 0:
-                row["failed"] = log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
-            yield row
