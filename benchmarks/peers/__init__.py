@@ -1,0 +1,1 @@
+"""Training and answering rates beside those of other libraries; `python -m benchmarks.peers -h`."""

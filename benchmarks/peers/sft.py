@@ -1,0 +1,209 @@
+"""Fine-tune with TRL's SFTTrainer, as a user of Unsloth or of TRL with PEFT would write it.
+
+    python benchmarks/peers/sft.py unsloth MODEL QUESTIONS.jsonl --out FILE [options]
+
+This script imports nothing of medvqa. A line of QUESTIONS.jsonl holds `image` (a path relative to
+the file), `question` and `answer`. FILE receives the rate of the steps after the warm-up.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def load_unsloth(options):
+    """Return Unsloth's model, processor and collator, as in its vision notebooks."""
+    from unsloth import FastVisionModel  # before trl, transformers and peft
+    from unsloth.trainer import UnslothVisionDataCollator
+
+    checkpointing = "unsloth" if options.checkpointing else False
+    model, processor = FastVisionModel.from_pretrained(
+        str(options.model),
+        load_in_4bit=options.four_bit,
+        use_gradient_checkpointing=checkpointing,
+        max_seq_length=2048,
+    )
+    model = FastVisionModel.get_peft_model(
+        model,
+        finetune_vision_layers=False,
+        r=16,
+        lora_alpha=32,
+        lora_dropout=0,
+        bias="none",
+        use_gradient_checkpointing=checkpointing,
+    )
+    FastVisionModel.for_training(model)
+    collator = UnslothVisionDataCollator(model, processor, resize="max")
+    return model, processor, collator, None
+
+
+def load_trl(options):
+    """Return the base by transformers; SFTTrainer adds the adapter and the collator."""
+    import torch
+    from peft import LoraConfig
+    from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+
+    has_gpu = torch.cuda.is_available()
+    quantization = None
+    if options.four_bit:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    model = AutoModelForImageTextToText.from_pretrained(
+        options.model,
+        dtype=torch.bfloat16 if has_gpu else torch.float32,
+        device_map={"": 0} if has_gpu else None,
+        quantization_config=quantization,
+    )
+    processor = AutoProcessor.from_pretrained(options.model)
+    names = "|".join(TARGETS)
+    adapter = LoraConfig(
+        r=16, lora_alpha=32, task_type="CAUSAL_LM", target_modules=rf".*language_model.*\.({names})"
+    )
+    return model, processor, None, adapter
+
+
+def read_rows(path, number):
+    """Return conversations with opened pictures, in the file's order."""
+    from PIL import Image
+
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines()[:number]:
+        row = json.loads(line)
+        image = Image.open(path.parent / row["image"]).convert("RGB")
+        rows.append((image, row["question"], row["answer"]))
+    return rows
+
+
+def conversations(library, rows):
+    """Return the rows in the form that each library's collator documents."""
+    if library == "unsloth":
+        return [
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "image", "image": image},
+                            {"type": "text", "text": question},
+                        ],
+                    },
+                    {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+                ]
+            }
+            for image, question, answer in rows
+        ]
+    from datasets import Dataset
+
+    return Dataset.from_dict(
+        {
+            "images": [[image] for image, _, _ in rows],
+            "prompt": [[{"role": "user", "content": question}] for _, question, _ in rows],
+            "completion": [[{"role": "assistant", "content": answer}] for *_, answer in rows],
+        }
+    )
+
+
+def step_clock():
+    """Return a callback that notes when each step has ended on the device."""
+    import torch
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def __init__(self):
+            self.ends = []
+
+        def on_step_end(self, *_, **__):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.ends.append(time.perf_counter())
+
+    return Clock()
+
+
+def counted(collator, counts):
+    """Return the collator, which notes the tokens of each batch."""
+
+    def collate(examples):
+        batch = collator(examples)
+        counts.append(int(batch["attention_mask"].sum()))
+        return batch
+
+    return collate
+
+
+def main():
+    """Train and write the rate."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("library", choices=("unsloth", "trl"))
+    parser.add_argument("model", type=Path)
+    parser.add_argument("questions", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--micro-batch", type=int, default=8)
+    parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--warm-up", type=int, default=10)
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--four-bit", action="store_true")
+    parser.add_argument("--optimizer", default="adamw_8bit")
+    options = parser.parse_args()
+    load = load_unsloth if options.library == "unsloth" else load_trl
+    model, processor, collator, adapter = load(options)
+    import torch
+    from trl import SFTConfig, SFTTrainer
+
+    num_steps = options.warm_up + options.steps
+    batch_size = options.micro_batch * options.accumulation
+    data = conversations(options.library, read_rows(options.questions, num_steps * batch_size))
+    has_gpu = torch.cuda.is_available()
+    clock, token_counts = step_clock(), []
+    trainer = SFTTrainer(
+        model=model,
+        processing_class=processor,
+        data_collator=collator,
+        train_dataset=data,
+        peft_config=adapter,
+        callbacks=[clock],
+        args=SFTConfig(
+            output_dir="/tmp/peer-output",
+            per_device_train_batch_size=options.micro_batch,
+            gradient_accumulation_steps=options.accumulation,
+            max_steps=num_steps,
+            learning_rate=2e-4,
+            warmup_steps=0,
+            optim=options.optimizer,
+            bf16=has_gpu,
+            use_cpu=not has_gpu,
+            loss_type="nll",
+            gradient_checkpointing=options.checkpointing,
+            logging_steps=num_steps,
+            save_strategy="no",
+            report_to="none",
+            max_length=None,
+            remove_unused_columns=False,
+            dataset_kwargs={"skip_prepare_dataset": True} if collator else None,
+            dataloader_num_workers=0 if collator else 4 * has_gpu,
+        ),
+    )
+    trainer.data_collator = counted(trainer.data_collator, token_counts)
+    trainer.train()
+    seconds = clock.ends[-1] - clock.ends[options.warm_up - 1]
+    tokens = sum(token_counts) / len(token_counts) / options.micro_batch if token_counts else None
+    result = {
+        "samples_per_second": round(options.steps * batch_size / seconds, 2),
+        "tokens_per_sample": tokens and round(tokens, 1),
+        "num_steps": options.steps,
+        "peak_gpu_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1) if has_gpu else None,
+        "num_trainable": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+    }
+    options.out.write_text(json.dumps(result) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
