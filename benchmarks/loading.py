@@ -31,6 +31,7 @@ from medvqa.data.storage.json_list import row_starts
 from medvqa.data.verification import check_images
 from medvqa.models.encode import Encoder
 from medvqa.models.load import load_model
+from medvqa.models.patches import Patches
 from medvqa.models.prompt import user_message
 from medvqa.tracking.record import environment, git_state, write_json
 
@@ -118,7 +119,7 @@ def throughput(directory: Path, repeats: int) -> list[dict[str, Any]]:
             "datasets.map": partial(plain_map, directory, names, processor),
             "ours": partial(ours, config, encoder),
             "ours, every picture anew": partial(
-                ours, config, partial(encoder, max_cached_images=0)
+                ours, config, partial(encoder, patches=Patches(max_images=0))
             ),
         }
         times: dict[str, list[dict[str, float]]] = {name: [] for name in sides}

@@ -22,8 +22,11 @@ from medvqa.evaluation.generate import chosen_decoding
 from medvqa.evaluation.plots import draw_pictures
 from medvqa.evaluation.results import final_values, headline, show_results, write_results
 from medvqa.models.adapter import save_adapter
-from medvqa.models.encode import Encoder, Patches, preview
-from medvqa.models.load import LoadedModel, load_model
+from medvqa.models.encode import Encoder
+from medvqa.models.load import load_model
+from medvqa.models.loaded import LoadedModel
+from medvqa.models.patches import Patches
+from medvqa.models.sample import preview
 from medvqa.models.source import model_source
 from medvqa.tracking import record
 from medvqa.tracking.wandb_mirror import Tracker, tracker

@@ -21,7 +21,8 @@ from medvqa.config.model import ModelConfig
 from medvqa.data.pool import load_examples
 from medvqa.export.command import Wanted, export
 from medvqa.models.encode import Encoder
-from medvqa.models.load import LoadedModel, load_model
+from medvqa.models.load import load_model
+from medvqa.models.loaded import LoadedModel
 
 # As many processes as cores run tests; more threads than cores only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

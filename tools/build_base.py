@@ -21,7 +21,9 @@ from medvqa.data.example import Example
 from medvqa.data.pool import load_examples
 from medvqa.data.prefetch import ahead
 from medvqa.fast.vision import attend_to_all_pictures_at_once
-from medvqa.models.encode import Encoder, Sample
+from medvqa.models.encode import Encoder
+from medvqa.models.patches import Patches
+from medvqa.models.sample import Sample
 from medvqa.models.source import EMBEDDED
 from medvqa.tracking.progress import track
 
@@ -356,7 +358,7 @@ def main_build(argv: Sequence[str]) -> int:
     log.info("%d texts, %d of them about real pictures", len(texts), len(real))
     loss = pretrain(
         model,
-        Encoder(processor, max_length_tokens=1024, max_cached_images=50_000),
+        Encoder(processor, max_length_tokens=1024, patches=Patches(max_images=50_000)),
         texts,
         num_steps=options.steps,
         batch_size=options.batch_size,

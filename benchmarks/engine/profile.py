@@ -17,7 +17,7 @@ from medvqa.config.evaluation import Decoding
 from medvqa.config.training import Engine, Optimizer, TrainingConfig
 from medvqa.evaluation.evaluate import generate as generation
 from medvqa.fast.engine import PackedModel
-from medvqa.models.encode import Sample
+from medvqa.models.sample import Sample
 from medvqa.training.optimizer import AdapterOptimizer
 
 KINDS = (

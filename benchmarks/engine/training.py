@@ -14,7 +14,7 @@ from medvqa.data.example import Example
 from medvqa.fast.vision import kept_features
 from medvqa.models.adapter import reset_adapter
 from medvqa.models.encode import Encoder
-from medvqa.models.load import LoadedModel
+from medvqa.models.loaded import LoadedModel
 from medvqa.training.loop import Trainer
 
 if TYPE_CHECKING:

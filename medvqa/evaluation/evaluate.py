@@ -18,7 +18,7 @@ from medvqa.evaluation.scoring import (
     write_predictions,
 )
 from medvqa.models.encode import Encoder
-from medvqa.models.load import LoadedModel
+from medvqa.models.loaded import LoadedModel
 from medvqa.tracking.record import read_json, read_lines, write_json
 from medvqa.training.ranks import ALONE, Ranks
 

@@ -13,8 +13,9 @@ from medvqa.config.evaluation import Decoding
 from medvqa.data.example import Example
 from medvqa.data.prefetch import ahead
 from medvqa.fast.engine import PackedModel, is_supported
-from medvqa.models.encode import Encoder, Sample, encode_alone
-from medvqa.models.load import LoadedModel
+from medvqa.models.encode import Encoder, encode_alone
+from medvqa.models.loaded import LoadedModel
+from medvqa.models.sample import Sample
 from medvqa.tracking.progress import track
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from medvqa.config.schema import Config
 from medvqa.data.example import Example
 from medvqa.evaluation.evaluate import Evaluator
 from medvqa.models.encode import Encoder
-from medvqa.models.load import LoadedModel, load_base
+from medvqa.models.load import load_base
+from medvqa.models.loaded import LoadedModel
 from medvqa.models.source import is_stored_in_4bit
 from medvqa.models.trained import Trained, load_with_adapter
 from medvqa.tracking.record import read_lines

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from medvqa.fast import kernels
 from medvqa.fast.projection import Group, Kept
-from medvqa.models.load import LoadedModel
+from medvqa.models.loaded import LoadedModel
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from medvqa.config.model import Backend
 from medvqa.fast.vision import Pictures, sent
-from medvqa.models.encode import Sample
-from medvqa.models.load import LoadedModel
+from medvqa.models.loaded import LoadedModel
+from medvqa.models.sample import Sample
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from medvqa.models.adapter import VISION_TOWER
-from medvqa.models.encode import Sample
-from medvqa.models.load import LoadedModel
+from medvqa.models.loaded import LoadedModel
+from medvqa.models.sample import Sample
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from medvqa.config.errors import UserError
 from medvqa.config.lora import LoraConfig
 
 if TYPE_CHECKING:
-    from medvqa.models.load import LoadedModel
+    from medvqa.models.loaded import LoadedModel
 
 ADAPTER_FILE = "adapter_model.safetensors"
 LANGUAGE_MODEL, VISION_TOWER = "language_model", "visual"
@@ -26,20 +26,20 @@ def load_adapter(loaded: "LoadedModel", directory: Path) -> None:
 
     path = directory / ADAPTER_FILE
     try:
-        saved = load_file(path)
+        weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read the adapter {path}: {error}") from error
-    wanted = {name.replace(".default.", "."): p for name, p in loaded.trainable}
-    differing = wanted.keys() ^ saved.keys() or {
-        name for name, parameter in wanted.items() if parameter.shape != saved[name].shape
+    own = {name.replace(".default.", "."): p for name, p in loaded.trainable}
+    differing = own.keys() ^ weights.keys() or {
+        name for name, parameter in own.items() if parameter.shape != weights[name].shape
     }
     if differing:
         raise UserError(
-            f"{path} does not fit {loaded.source}: {len(differing)} of {len(wanted)} "
+            f"{path} does not fit {loaded.source}: {len(differing)} of {len(own)} "
             f"layers differ, first {min(differing)}"
         )
-    for name, parameter in wanted.items():
-        parameter.data = saved[name].to(loaded.device)
+    for name, parameter in own.items():
+        parameter.data = weights[name].to(loaded.device)
 
 
 def target_pattern(base: Any, lora: LoraConfig) -> str:
@@ -75,9 +75,8 @@ def target_pattern(base: Any, lora: LoraConfig) -> str:
 def reset_adapter(model: Any, *, seed: int) -> None:
     """Initialise every adapter matrix from the seed and its name alone.
 
-    A as `kaiming_uniform_(a=sqrt(5))`, B zero (Hu et al., LoRA, 2021; PEFT's default). Neither
-    backend, load order nor what ran before matters, so two backends start from the same adapter
-    and a process can serve one run after another.
+    A as `kaiming_uniform_(a=sqrt(5))`, B zero (Hu et al., LoRA, 2021; PEFT's default). So two
+    backends start from the same adapter, and a process can serve one run after another.
     """
     import torch
 

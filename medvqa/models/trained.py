@@ -15,9 +15,9 @@ from medvqa.config.evaluation import EvaluationConfig
 from medvqa.config.lora import LoraConfig
 from medvqa.config.machine import num_cuda_devices
 from medvqa.config.model import Backend, Device, ModelConfig
-from medvqa.config.training import Engine
 from medvqa.models.adapter import ADAPTER_FILE, load_adapter
-from medvqa.models.load import LoadedModel, load_base, load_model
+from medvqa.models.load import load_base, load_model
+from medvqa.models.loaded import LoadedModel
 from medvqa.tracking.record import FINISHED, read_json
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Kind(Enum):
     merged = "merged"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Trained:
     """A trained model on the disk, not loaded.
 
@@ -53,19 +53,14 @@ class Trained:
     @property
     def adapter(self) -> Path | None:
         """The adapter's directory; None for a merged model."""
-        places = {Kind.run: self.directory / "adapter", Kind.adapter: self.directory}
-        return places.get(self.kind)
-
-    @property
-    def engine(self) -> Engine:
-        """How the run computed, which its answers may depend on in the last bit."""
-        return Engine(self.values["training"]["engine"])
+        directories = {Kind.run: self.directory / "adapter", Kind.adapter: self.directory}
+        return directories.get(self.kind)
 
     @property
     def revision(self) -> str | None:
         """The base's commit, as configured or as the hub's cache named it; None if local."""
-        found = self.model.revision or self.values["model"].get("commit")
-        return None if found is None else str(found)
+        revision = self.model.revision or self.values["model"].get("commit")
+        return None if revision is None else str(revision)
 
     def adapter_sha256(self) -> str:
         """Return the hash of the adapter's weights; for a merged model, of what was merged."""
@@ -78,18 +73,21 @@ def read_trained(directory: Path) -> Trained:
     """Return what the directory holds; reads only small files.
 
     Raises:
-        UserError: If it is neither a finished run nor an export.
+        UserError: If it is neither a finished run nor an export, or lacks weights.
     """
-    for name, read in (("run.json", _finished_run), (EXPORT_FILE, _export)):
+    for name, read in (("run.json", _run), (EXPORT_FILE, _export)):
         if (directory / name).is_file():
             trained = read(directory.resolve(), read_json(directory / name))
-            _check_whole(trained)
+            adapter = trained.adapter
+            file = trained.directory / "config.json" if adapter is None else adapter / ADAPTER_FILE
+            if not file.is_file():
+                raise UserError(f"{trained.directory} is incomplete: no {file.name}")
             return trained
-    what = "no run.json and no export.json" if directory.is_dir() else "no such directory"
-    raise UserError(f"{directory} is neither a run nor an export: {what}")
+    reason = "no run.json and no export.json" if directory.is_dir() else "no such directory"
+    raise UserError(f"{directory} is neither a run nor an export: {reason}")
 
 
-def _finished_run(directory: Path, values: Mapping[str, Any]) -> Trained:
+def _run(directory: Path, values: Mapping[str, Any]) -> Trained:
     state = values.get("state")
     if state != FINISHED:
         reason = f" ({values['error']})" if values.get("error") else ""
@@ -98,35 +96,17 @@ def _finished_run(directory: Path, values: Mapping[str, Any]) -> Trained:
             "its own command goes on from the last checkpoint"
         )
     config = typed_anywhere(values["config"])
-    return Trained(
-        directory=directory,
-        kind=Kind.run,
-        name=directory.name,
-        model=config.model,
-        lora=config.lora,
-        evaluation=config.evaluation,
-        values=values,
-    )
+    groups = config.model, config.lora, config.evaluation
+    return Trained(directory, Kind.run, directory.name, *groups, values)
 
 
 def _export(directory: Path, values: Mapping[str, Any]) -> Trained:
     config = values["config"]
-    return Trained(
-        directory=directory,
-        kind=Kind(values["kind"]),
-        name=str(values["name"]),
-        model=typed_group(ModelConfig, config["model"]),
-        lora=typed_group(LoraConfig, config["lora"]),
-        evaluation=typed_group(EvaluationConfig, config["evaluation"]),
-        values=values,
-    )
-
-
-def _check_whole(trained: Trained) -> None:
-    adapter = trained.adapter
-    needed = trained.directory / "config.json" if adapter is None else adapter / ADAPTER_FILE
-    if not needed.is_file():
-        raise UserError(f"{trained.directory} is incomplete: no {needed.name}")
+    model = typed_group(ModelConfig, config["model"])
+    lora = typed_group(LoraConfig, config["lora"])
+    evaluation = typed_group(EvaluationConfig, config["evaluation"])
+    name, kind = str(values["name"]), Kind(values["kind"])
+    return Trained(directory, kind, name, model, lora, evaluation, values)
 
 
 def load_trained(
@@ -143,22 +123,19 @@ def load_trained(
         UserError: If the base cannot be loaded, or needs a GPU that is not there.
     """
     config = model_config(trained, device=device, base=base)
-    if trained.adapter is None:
-        return load_base(config)
-    return load_with_adapter(trained, config)
+    return load_base(config) if trained.adapter is None else load_with_adapter(trained, config)
 
 
 def load_with_adapter(trained: Trained, config: ModelConfig) -> LoadedModel:
     """Return the configured base with the trained adapter on it."""
-    adapter = trained.adapter
-    assert adapter is not None
+    assert trained.adapter is not None
     loaded = load_model(config, trained.lora, gradient_checkpointing=False, seed=0)
-    load_adapter(loaded, adapter)
+    load_adapter(loaded, trained.adapter)
     return loaded
 
 
 def model_config(trained: Trained, *, device: Device, base: str | None = None) -> ModelConfig:
-    """Return the run's model settings, with what another machine must change, said aloud.
+    """Return the run's model settings, changed for this machine where needed, and logged.
 
     Raises:
         UserError: If the base is in 4 bits and there is no GPU.

@@ -12,7 +12,8 @@ from medvqa.curriculum import Plan
 from medvqa.data.example import Example
 from medvqa.evaluation.generate import generate
 from medvqa.models.encode import Encoder
-from medvqa.models.load import LoadedModel, load_model
+from medvqa.models.load import load_model
+from medvqa.models.loaded import LoadedModel
 from medvqa.tracking.record import read_lines
 from medvqa.training.loop import Trainer
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from medvqa.config.model import ModelConfig
 from medvqa.data.example import Example, ImageSource
 from medvqa.data.image import image_size
-from medvqa.models.encode import Encoder, TokenCount
+from medvqa.models.encode import Encoder
 from medvqa.models.prompt import INSTRUCTION
+from medvqa.models.sample import TokenCount
 from medvqa.tracking.progress import track
 
 QUANTILES = (0.0, 0.5, 0.95, 0.99, 1.0)

@@ -16,7 +16,8 @@ from medvqa.data.image import ImageBytes
 from medvqa.evaluation.evaluate import read_evaluations
 from medvqa.evaluation.generate import generate
 from medvqa.models.encode import Encoder
-from medvqa.models.load import LoadedModel
+from medvqa.models.loaded import LoadedModel
+from medvqa.models.patches import Patches
 from medvqa.models.trained import Trained, load_trained, read_trained
 
 CACHED_IMAGES = 64  # a client asks several questions about one picture; a server has many clients
@@ -65,7 +66,7 @@ class Answerer:
         self._encoder = Encoder(
             loaded.processor,
             max_length_tokens=trained.model.max_length_tokens,
-            max_cached_images=CACHED_IMAGES,
+            patches=Patches(max_images=CACHED_IMAGES),
             pixel_dtype=loaded.dtype,
         )
         vocabulary = loaded.processor.tokenizer.get_added_vocab()

@@ -10,8 +10,9 @@ from medvqa.config.lora import LoraConfig
 from medvqa.config.model import ModelConfig
 from medvqa.fast.vision import kept_features
 from medvqa.models.adapter import reset_adapter
-from medvqa.models.encode import Patches
-from medvqa.models.load import CheckProcessor, LoadedModel, accept, load_in_own_process
+from medvqa.models.load import CheckProcessor, accept, load_in_own_process
+from medvqa.models.loaded import LoadedModel
+from medvqa.models.patches import Patches
 from medvqa.run import DataOnce
 
 log = logging.getLogger(__name__)

@@ -21,8 +21,9 @@ from medvqa.curriculum import Plan, PlannedStage, learning_rate_factor, order_sh
 from medvqa.data.example import Example
 from medvqa.data.prefetch import ahead
 from medvqa.fast.engine import PackedModel, is_supported
-from medvqa.models.encode import Encoder, Sample, encode_alone
-from medvqa.models.load import LoadedModel
+from medvqa.models.encode import Encoder, encode_alone
+from medvqa.models.loaded import LoadedModel
+from medvqa.models.sample import Sample
 from medvqa.tracking.progress import track
 from medvqa.tracking.record import JsonLines, read_lines
 from medvqa.training.checkpoint import Checkpoint, CheckpointWriter, load_checkpoint

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from medvqa.config.errors import UserError
 from medvqa.config.training import Optimizer, TrainingConfig
-from medvqa.models.load import LoadedModel
+from medvqa.models.loaded import LoadedModel
 
 if TYPE_CHECKING:
     import torch

@@ -141,7 +141,7 @@ def plain(model, embedded):
 def packed(model, embedded):
     from medvqa.config.model import Backend
     from medvqa.fast.decoder import Decoder, Packed
-    from medvqa.models.load import LoadedModel
+    from medvqa.models.loaded import LoadedModel
 
     cpu = torch.device("cpu")
     loaded = LoadedModel(model, None, cpu, torch.bfloat16, Backend.transformers, "", False)

@@ -1,0 +1,56 @@
+"""One encoded example: token ids and image patches, not yet padded."""
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+    from medvqa.models.encode import Encoder
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One encoded example.
+
+    Attributes:
+        prompt_ids: Token ids up to and with the header of the assistant's turn.
+        answer_ids: Token ids of the answer and the end of the turn.
+        pixel_values: (P, D) patches of all images in order.
+        image_grid_thw: (images, 3) patches in time, height, width.
+        image_keys: One key per image; equal keys mean equal patches.
+    """
+
+    prompt_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    pixel_values: "torch.Tensor | None"
+    image_grid_thw: "torch.Tensor | None"
+    image_keys: tuple[str, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and answer, image tokens included."""
+        return len(self.prompt_ids) + len(self.answer_ids)
+
+
+class TokenCount(NamedTuple):
+    """Tokens of one sample: those of prompt and answer, and those of its images."""
+
+    text: int
+    image: int
+
+    @property
+    def total(self) -> int:
+        """What `model.max_length_tokens` limits."""
+        return self.text + self.image
+
+
+def preview(encoder: "Encoder", sample: Sample) -> str:
+    """Return one sample as text: image tokens counted, the supervised answer between [[ and ]]."""
+    decode = encoder.processor.tokenizer.decode
+    parts = []
+    for is_image, group in groupby(sample.prompt_ids, encoder.image_token_id.__eq__):
+        tokens = list(group)
+        parts.append(f"<{len(tokens)} image tokens>" if is_image else decode(tokens))
+    return f"{''.join(parts)}[[{decode(list(sample.answer_ids))}]]"

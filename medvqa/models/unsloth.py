@@ -1,0 +1,70 @@
+"""Base model + LoRA by Unsloth, with its own kernels; the only importer of unsloth."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from medvqa.config.errors import UserError
+from medvqa.config.lora import LoraConfig
+from medvqa.config.model import Dtype, ModelConfig
+from medvqa.models.adapter import target_pattern
+from medvqa.models.loaded import LoadedModel
+from medvqa.models.source import model_source, readable_load_errors, set_pixel_budget
+
+
+def load_unsloth(
+    config: ModelConfig,
+    lora: LoraConfig,
+    check: Callable[[Any], object],
+    *,
+    gradient_checkpointing: bool,
+) -> LoadedModel:
+    """Return the base with an adapter; see `medvqa.models.load.load_model`.
+
+    Raises:
+        UserError: If Unsloth cannot be imported, or the base cannot be loaded.
+    """
+    # Unsloth writes its compiled code to the working directory unless told where.
+    os.environ.setdefault(
+        "UNSLOTH_COMPILE_LOCATION", str(Path.home() / ".cache" / "medvqa" / "unsloth")
+    )
+    # It would compile every decoder layer anew for each shape of batch: minutes, where images
+    # differ in size, for a run of 40 steps.
+    os.environ.setdefault("UNSLOTH_BLOCK_COMPILE", "0")
+    try:
+        from unsloth import FastVisionModel  # first: it patches transformers and peft
+    except ImportError as error:
+        raise UserError(
+            f"model.backend=unsloth, but unsloth does not import ({error}); "
+            "pip install 'medvqa[gpu]' or say model.backend=transformers"
+        ) from error
+    import torch
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    dtype = torch.float32 if config.dtype is Dtype.float32 else torch.bfloat16
+    source = model_source(config)
+    checkpointing: Any = "unsloth" if gradient_checkpointing else False
+    with readable_load_errors(source):
+        base, processor = FastVisionModel.from_pretrained(
+            source,
+            revision=config.revision,
+            max_seq_length=config.max_length_tokens,
+            dtype=dtype,
+            load_in_4bit=config.load_in_4bit,
+            use_gradient_checkpointing=checkpointing,
+        )
+    set_pixel_budget(processor, config)
+    check(processor)
+    model = FastVisionModel.get_peft_model(
+        base,
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        bias="none",
+        target_modules=target_pattern(base, lora),
+        finetune_vision_layers=lora.vision_layers,
+        use_gradient_checkpointing=checkpointing,
+    )
+    quantized = bool(getattr(base, "is_loaded_in_4bit", False))
+    return LoadedModel(model, processor, device, dtype, config.backend, source, quantized)
