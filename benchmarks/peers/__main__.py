@@ -26,9 +26,13 @@ PEERS = ROOT / "benchmarks" / "peers"
 BATCH_SIZE = 8
 QUESTIONS_PER_PICTURE = 7  # as in VQA-RAD; of the questions that are answered
 TRAINING = {
-    "ours": ["model.load_in_4bit=false"],
-    "ours 4 bits": ["model.load_in_4bit=true"],
-    "ours 4 bits, lean": ["model.load_in_4bit=true", "training.gradient_checkpointing=true"],
+    "ours": ["model.load_in_4bit=false", "model.backend=transformers"],
+    "ours 4 bits": ["model.load_in_4bit=true", "model.backend=transformers"],
+    "ours 4 bits, lean": [
+        "model.load_in_4bit=true",
+        "model.backend=transformers",
+        "training.gradient_checkpointing=true",
+    ],
     "ours through TRL": ["model.load_in_4bit=false", "training.trainer=trl"],
     "unsloth 2 x 4, its checkpointing": ["unsloth", "2", "4", "--checkpointing"],
     "unsloth 8 x 1": ["unsloth", "8", "1"],
@@ -85,7 +89,8 @@ def ours_training(options: argparse.Namespace, questions: Path, extra: list[str]
 def ours_answering(options: argparse.Namespace, questions: Path) -> dict[str, Any]:
     """Run `train.py` for one step; return the seconds per question of its two evaluations."""
     directory = options.work / f"run-{time.time_ns()}"
-    extra = ["training.max_steps=1", "evaluation.zero_shot=true", "evaluation.batch_size=128"]
+    extra = ["training.max_steps=1", "training.warmup_steps=0", "evaluation.zero_shot=true"]
+    extra += ["evaluation.batch_size=128", "model.backend=transformers", "model.load_in_4bit=false"]
     run_train(options, questions, directory, extra, num_questions=options.num_questions)
     record = read_json(directory / "run.json")
     answers = read_lines(directory / "evaluation" / "final" / "test" / "predictions.jsonl")
