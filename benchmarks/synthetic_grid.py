@@ -21,7 +21,7 @@ from medvqa.curriculum import plan_curriculum
 from medvqa.data.example import Example
 from medvqa.data.pool import Pool
 from medvqa.evaluation.evaluate import Evaluation, to_predictions
-from medvqa.evaluation.scoring import score_predictions, write_predictions
+from medvqa.evaluation.score import score_predictions, write_predictions
 from medvqa.run import describe_plan, describe_pool
 from medvqa.tracking.record import JsonLines, write_json
 

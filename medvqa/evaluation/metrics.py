@@ -11,26 +11,8 @@ from medvqa.config.evaluation import Normalizer
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-NUMBER_WORDS = {
-    word: str(number)
-    for number, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-        ]
-    )
-}
+WORDS = "zero one two three four five six seven eight nine ten eleven twelve"
+NUMBER_WORDS = {word: str(number) for number, word in enumerate(WORDS.split())}
 # VQA v2 writes apostrophes back into contractions; these stems and endings generate its list.
 CONTRACTIONS = {
     f"{stem}{ending.replace(chr(39), '')}": f"{stem}{ending}"
@@ -66,21 +48,20 @@ def normalize(text: str, normalizer: Normalizer) -> str:
     return NORMALIZERS[normalizer](plain) or plain
 
 
+def _punctuation(text: str) -> str:
+    return " ".join(text.translate(PUNCTUATION).split())
+
+
 def _squad(text: str) -> str:
-    return " ".join(ARTICLES.sub(" ", text.translate(PUNCTUATION)).split())
+    return " ".join(ARTICLES.sub(" ", _punctuation(text)).split())
 
 
 def _vqa(text: str) -> str:
-    words = []
-    for word in VQA_PUNCTUATION.sub(" ", text).split():
-        if word not in ("a", "an", "the"):
-            digit = NUMBER_WORDS.get(word, word)
-            words.append(CONTRACTIONS.get(digit, digit))
-    return " ".join(words)
-
-
-def _punctuation(text: str) -> str:
-    return " ".join(text.translate(PUNCTUATION).split())
+    words = [
+        word for word in VQA_PUNCTUATION.sub(" ", text).split() if not ARTICLES.fullmatch(word)
+    ]
+    digits = [NUMBER_WORDS.get(word, word) for word in words]
+    return " ".join(CONTRACTIONS.get(word, word) for word in digits)
 
 
 NORMALIZERS = {
@@ -123,17 +104,16 @@ def _overlap(said: Sequence[str], wanted: Sequence[str]) -> tuple[float, float]:
     return 2 * shared / (len(said) + len(wanted)), shared / len(wanted)
 
 
-def numbers(text: str) -> list[tuple[float, bool]]:
-    """Return the text's numbers, lengths in millimetres, and whether each is a length.
+def numbers(text: str) -> list[tuple[float, float | None]]:
+    """Return the text's numbers as written, each with its unit in millimetres if it has one.
 
     Number words up to twelve count, "L4" or "T2" do not.
     """
     spelled = " ".join(NUMBER_WORDS.get(word, word) for word in text.lower().split())
-    found = []
-    for digits, unit in NUMBER.findall(spelled):
-        scale = LENGTH_IN_MM.get(unit.lower())
-        found.append((float(digits.replace(",", "")) * (scale or 1.0), scale is not None))
-    return found
+    return [
+        (float(digits.replace(",", "")), LENGTH_IN_MM.get(unit.lower()))
+        for digits, unit in NUMBER.findall(spelled)
+    ]
 
 
 def numeric_match(prediction: str, references: Sequence[str], tolerance: float) -> bool | None:
@@ -143,33 +123,21 @@ def numeric_match(prediction: str, references: Sequence[str], tolerance: float) 
     written figures compare. None where no reference holds a number: such a question has no
     numeric score, and the metric's count is smaller.
     """
-    wanted = [numbers(reference) for reference in references]
-    if not any(wanted):
+    expected = [found[0] for found in map(numbers, references) if found]
+    if not expected:
         return None
-    said = numbers(prediction)
-    if not said:
-        return False
-    return any(
-        _close(said[0], found[0], (prediction, reference), tolerance)
-        for found, reference in zip(wanted, references, strict=True)
-        if found
-    )
+    answers = numbers(prediction)[:1]
+    return any(_close(answer, number, tolerance) for answer in answers for number in expected)
 
 
 def _close(
-    said: tuple[float, bool], wanted: tuple[float, bool], texts: tuple[str, str], tolerance: float
+    answer: tuple[float, float | None], expected: tuple[float, float | None], tolerance: float
 ) -> bool:
-    one, other = said[0], wanted[0]
-    if said[1] != wanted[1]:
-        one, other = (_written(text) for text in texts)
+    has_units = answer[1] and expected[1]
+    one, other = (
+        number * (unit if has_units and unit else 1.0) for number, unit in (answer, expected)
+    )
     return abs(one - other) <= tolerance * abs(other) + 1e-9
-
-
-def _written(text: str) -> float:
-    spelled = " ".join(NUMBER_WORDS.get(word, word) for word in text.lower().split())
-    match = NUMBER.search(spelled)
-    assert match is not None
-    return float(match[1].replace(",", ""))
 
 
 def yes_or_no(text: str) -> str | None:

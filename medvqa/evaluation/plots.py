@@ -3,13 +3,12 @@
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medvqa.data.example import Example
+from medvqa.data.example import Example, Score
 from medvqa.evaluation.contact_sheet import DPI, draw_samples
 from medvqa.evaluation.evaluate import Evaluation
 from medvqa.evaluation.score import SHOWN
@@ -22,13 +21,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Okabe and Ito's colours, which stay apart for every kind of colour vision; markers differ, too.
-COLOURS = {
-    "exact_match": "#0072B2",
-    "f1": "#D55E00",
-    "closed_accuracy": "#CC79A7",
-    "bertscore_f1": "#009E73",
+STYLES = {
+    "exact_match": ("#0072B2", "o"),
+    "f1": ("#D55E00", "s"),
+    "closed_accuracy": ("#CC79A7", "D"),
+    "bertscore_f1": ("#009E73", "^"),
 }
-MARKERS = {"exact_match": "o", "f1": "s", "closed_accuracy": "D", "bertscore_f1": "^"}
+BLUE, ORANGE = (STYLES[metric][0] for metric in ("exact_match", "f1"))
 GROUPS = ("overall", "open", "closed")
 GREY, SHADE = "#666666", "#F0F0F0"
 
@@ -63,8 +62,7 @@ def draw_pictures(
     for picture, draw in plans.items():
         path = directory / f"{picture}.png"
         try:
-            with _few_words(path.name):
-                save(draw(), path)
+            save(draw(), path)
         except Exception:
             log.exception("%s could not be drawn; the run's numbers are not concerned", path.name)
         else:
@@ -72,29 +70,20 @@ def draw_pictures(
     return drawn
 
 
-@contextmanager
-def _few_words(picture: str) -> Iterator[None]:
-    """Say once that glyphs are missing, where matplotlib warns of each; other warnings go on."""
+def save(figure: "Figure", path: Path) -> None:
+    """Write a PNG, whole or not at all; glyphs that no font has are one line in the log."""
+    partial = path.with_name(f".{path.name}")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield
-    texts = {str(warning.message) for warning in caught}
-    missing = {text for text in texts if "missing from font" in text}
-    if missing:
-        log.info(
-            "%s shows %d different characters as boxes, which no font here has; install one "
-            "(Chinese: fonts-noto-cjk)",
-            *(picture, len(missing)),
-        )
-    for text in texts - missing:
-        log.warning("%s: %s", picture, text)
-
-
-def save(figure: "Figure", path: Path) -> None:
-    """Write a PNG, whole or not at all."""
-    partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, format="png", dpi=DPI, pil_kwargs={"compress_level": 3})
+        figure.savefig(partial, format="png", dpi=DPI, pil_kwargs={"compress_level": 3})
     partial.replace(path)
+    texts = {str(warning.message) for warning in caught}
+    glyphs = {text for text in texts if "missing from font" in text}
+    if glyphs:
+        hint = "install one (Chinese: fonts-noto-cjk)"
+        log.info("%s shows %d characters as boxes: no font; %s", path.name, len(glyphs), hint)
+    for text in texts - glyphs:
+        log.warning("%s: %s", path.name, text)
 
 
 def draw_loss(rows: Sequence[Mapping[str, Any]]) -> "Figure":
@@ -109,16 +98,15 @@ def draw_loss(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     steps = [int(row["step"]) for row in rows]
     losses = [float(row["loss"]) for row in rows]
-    window = smoothing_window(len(rows))
-    colour = COLOURS["exact_match"]
-    top.plot(steps, losses, color=colour, alpha=0.3, linewidth=1, label="each step")
+    window = max(3, len(rows) // 20)  # short runs keep their shape
+    top.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=1, label="each step")
     label = f"running mean of {window} steps"
-    top.plot(steps, smoothed(losses, window), color=colour, linewidth=2, label=label)
+    top.plot(steps, smoothed(losses, window), color=BLUE, linewidth=2, label=label)
     top.set_ylabel("loss per answer token (nats)")
     top.set_ylim(bottom=0)
     figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=9)
     rates = [float(row["learning_rate"]) for row in rows]
-    bottom.plot(steps, rates, color=COLOURS["f1"], linewidth=1.5)
+    bottom.plot(steps, rates, color=ORANGE, linewidth=1.5)
     bottom.set_ylabel("learning rate")
     bottom.set_ylim(bottom=0)
     bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
@@ -137,9 +125,11 @@ def _shade_stages(top: "Axes", bottom: "Axes", rows: Sequence[Mapping[str, Any]]
         (name, [int(row["step"]) for row in members])
         for name, members in groupby(rows, key=lambda row: row["stage"])
     ]
-    num_steps = len(rows)
-    # A name of so many characters fits above its span; a narrower one is turned.
-    crowded = any(len(f"{name} ({len(s)})") * num_steps > 110 * len(s) for name, s in spans)
+    # A label of this many characters fits above its span; longer ones are all turned.
+    crowded = any(len(name) + 9 > 110 * len(steps) / len(rows) for name, steps in spans)
+    turned: dict[str, Any] = (
+        {"ha": "left", "rotation": 35} if crowded else {"ha": "center", "rotation": 0}
+    )
     for number, (name, steps) in enumerate(spans):
         first, last = steps[0] - 0.5, steps[-1] + 0.5
         for axes in (top, bottom):
@@ -147,23 +137,10 @@ def _shade_stages(top: "Axes", bottom: "Axes", rows: Sequence[Mapping[str, Any]]
                 axes.axvspan(first, last, color=SHADE, zorder=0, linewidth=0)
             if number:
                 axes.axvline(first, color=GREY, linewidth=0.8, linestyle=":")
-        top.annotate(
-            f"{name} ({len(steps)})" if crowded else f"{name} ({len(steps)} steps)",
-            ((first + last) / 2, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="left" if crowded else "center",
-            va="bottom",
-            rotation=35 if crowded else 0,
-            fontsize=9,
-            parse_math=False,
-        )
-
-
-def smoothing_window(num_steps: int) -> int:
-    """Return a twentieth of the run in steps, at least 3: short runs keep their shape."""
-    return max(3, num_steps // 20)
+        label = f"{name} ({len(steps)})" if crowded else f"{name} ({len(steps)} steps)"
+        top.annotate(label, ((first + last) / 2, 1.0), xycoords=("data", "axes fraction"),
+                     xytext=(0, 4), textcoords="offset points", va="bottom", fontsize=9,
+                     parse_math=False, **turned)  # fmt: skip
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
@@ -173,8 +150,8 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
     """
     means = []
     for end, value in enumerate(values, start=1):
-        kept = [v for v in values[max(0, end - window) : end] if math.isfinite(v)]
-        means.append(math.fsum(kept) / len(kept) if kept and math.isfinite(value) else math.nan)
+        finite = [v for v in values[max(0, end - window) : end] if math.isfinite(v)]
+        means.append(math.fsum(finite) / len(finite) if math.isfinite(value) else math.nan)
     return means
 
 
@@ -210,7 +187,7 @@ def _draw_group(axes: "Axes", group: str, members: Sequence[Evaluation]) -> None
     shown = [
         metric
         for metric in SHOWN
-        if metric in COLOURS
+        if metric in STYLES
         and any(metric in e.summary.get(group, {}) for e in members)
         and (metric != "closed_accuracy" or group == "closed")  # elsewhere of other questions
     ]
@@ -230,36 +207,29 @@ def _draw_group(axes: "Axes", group: str, members: Sequence[Evaluation]) -> None
             axes.axhspan(row - 0.5, row + 0.5, color=SHADE, zorder=0, linewidth=0)
         for position, metric in enumerate(shown):
             score = evaluation.summary.get(group, {}).get(metric)
-            if score is None:
-                continue
-            y = row + (position - (len(shown) - 1) / 2) * 0.8 / max(len(shown), 1)
-            axes.errorbar(
-                score.mean,
-                y,
-                # A bootstrap interval need not hold the mean; an error bar cannot be negative.
-                xerr=[[max(0.0, score.mean - score.low)], [max(0.0, score.high - score.mean)]],
-                fmt=MARKERS[metric],
-                color=COLOURS[metric],
-                markersize=4.5,
-                linewidth=1.4,
-                label=SHOWN[metric] if row == 0 else None,
-            )
-            if evaluation.phase == "final":
-                _write_beside(axes, f"{score.mean:.3f}", score.low, score.high, y)
+            if score is not None:
+                y = row + (position - (len(shown) - 1) / 2) * 0.8 / len(shown)
+                label = SHOWN[metric] if row == 0 else None
+                _draw_score(axes, score, y, STYLES[metric], label=label)
+                if evaluation.phase == "final":
+                    _write_mean(axes, score, y)
 
 
-def _write_beside(axes: "Axes", text: str, low: float, high: float, y: float) -> None:
-    """Write right of the interval, or left of one that reaches the right edge."""
-    fits = high < 0.85
-    axes.annotate(
-        text,
-        (high if fits else low, y),
-        xytext=(4 if fits else -4, 0),
-        textcoords="offset points",
-        ha="left" if fits else "right",
-        va="center",
-        fontsize=7.5,
-    )
+def _draw_score(
+    axes: "Axes", score: Score, y: float, style: tuple[str, str], *, label: str | None
+) -> None:
+    colour, marker = style
+    # A bootstrap interval need not hold the mean; an error bar cannot be negative.
+    sides = [[max(0.0, score.mean - score.low)], [max(0.0, score.high - score.mean)]]
+    axes.errorbar(score.mean, y, xerr=sides, fmt=marker, color=colour, markersize=4.5,
+                  linewidth=1.4, label=label)  # fmt: skip
+
+
+def _write_mean(axes: "Axes", score: Score, y: float) -> None:
+    """Write the mean right of the interval, or left of one that reaches the right edge."""
+    x, offset, side = (score.high, 4, "left") if score.high < 0.85 else (score.low, -4, "right")
+    axes.annotate(f"{score.mean:.3f}", (x, y), xytext=(offset, 0), textcoords="offset points",
+                  ha=side, va="center", fontsize=7.5)  # fmt: skip
 
 
 def phase_name(phase: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medvqa.evaluation.evaluate import Evaluation
-from medvqa.evaluation.score import SHOWN, cell
+from medvqa.evaluation.score import summary_table
 from medvqa.tracking.record import read_json, write_json
 
 SCHEMA_VERSION = 1  # of results.json; a change that breaks a reader raises it
@@ -15,22 +15,13 @@ PROTOCOL = ("normalizer", "numeric_tolerance", "max_new_tokens", "bertscore")
 
 
 def show_results(evaluations: Sequence[Evaluation], directory: Path) -> None:
-    """Print a table a set: a row a phase and question type, each number with interval and n."""
+    """Print one table per set."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(width=None if Console().is_terminal else 180)
     for name in dict.fromkeys(e.set_name for e in evaluations):
-        table = Table(
-            "", "questions", *SHOWN.values(), title=f"{name}: mean [95 % interval]",
-            title_justify="left",
-        )  # fmt: skip
-        for evaluation in (e for e in evaluations if e.set_name == name):
-            table.add_section()
-            for position, (group, scores) in enumerate(evaluation.summary.items()):
-                phase = evaluation.phase if position == 0 else ""
-                table.add_row(phase, group, *(cell(scores.get(metric)) for metric in SHOWN))
-        console.print(table)
+        phases = [(e.phase, e.summary) for e in evaluations if e.set_name == name]
+        console.print(summary_table(phases, title=f"{name}: mean [95 % interval]"))
     console.print(f"everything is in {directory}", soft_wrap=True, highlight=False)
 
 
@@ -46,24 +37,17 @@ def headline(evaluations: Sequence[Evaluation], sets: Iterable[str]) -> float | 
 def write_results(
     directory: Path, evaluations: Sequence[Evaluation], values: Mapping[str, Any]
 ) -> None:
-    """Write results.json: every mean with interval and n, and what makes them comparable.
+    """Write results.json: every mean with interval and n; docs/tracking.md names its fields.
 
     Args:
         directory: Run directory.
         evaluations: All of the run.
         values: What run.json holds so far.
     """
-    write_json(directory / "results.json", results(directory, evaluations, values))
-
-
-def results(
-    directory: Path, evaluations: Sequence[Evaluation], values: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return what results.json holds; see docs/tracking.md for its fields."""
     config, plan = values["config"], values["plan"]
     training = config["training"]
     sets = dict.fromkeys(evaluation.set_name for evaluation in evaluations)
-    return {
+    results = {
         "schema_version": SCHEMA_VERSION,
         "run_id": values["run_id"],
         "run": directory.name,
@@ -114,6 +98,7 @@ def results(
             for metric, score in scores.items()
         ],
     }
+    write_json(directory / "results.json", results)
 
 
 def _protocol(directory: Path, set_name: str) -> dict[str, Any]:
@@ -123,15 +108,13 @@ def _protocol(directory: Path, set_name: str) -> dict[str, Any]:
 
 def final_values(evaluations: Sequence[Evaluation]) -> dict[str, float]:
     """Return `final/<set>/<group>/<metric>` with `_low`, `_high` and `_n`, for a tracker."""
-    values: dict[str, float] = {}
-    for evaluation in (e for e in evaluations if e.phase == "final"):
-        for group, scores in evaluation.summary.items():
-            for metric, score in scores.items():
-                name = f"final/{evaluation.set_name}/{group}/{metric}"
-                values |= {
-                    name: score.mean,
-                    f"{name}_low": score.low,
-                    f"{name}_high": score.high,
-                    f"{name}_n": score.num_examples,
-                }
-    return values
+    return {
+        f"final/{evaluation.set_name}/{group}/{metric}{suffix}": value
+        for evaluation in evaluations
+        if evaluation.phase == "final"
+        for group, scores in evaluation.summary.items()
+        for metric, s in scores.items()
+        for suffix, value in zip(
+            ("", "_low", "_high", "_n"), (s.mean, s.low, s.high, s.num_examples), strict=True
+        )
+    }

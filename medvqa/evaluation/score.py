@@ -1,30 +1,23 @@
-"""`medvqa score FILE`: score a predictions file, ours or anybody's."""
+"""Predictions -> scores by question type, each a mean with interval and n."""
 
-import argparse
 import json
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medvqa.config.errors import UserError
-from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig, Normalizer
+from medvqa.config.evaluation import EvaluationConfig
 from medvqa.data.example import AnswerType, Prediction, Score
-from medvqa.evaluation.metrics import yes_or_no
-from medvqa.evaluation.scoring import Summary, score_predictions
-from medvqa.tracking.record import write_json
+from medvqa.evaluation import metrics
+from medvqa.evaluation.bertscore import bert_scores
+from medvqa.evaluation.statistics import clustered_bootstrap
+from medvqa.tracking.record import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-log = logging.getLogger(__name__)
-
-# What others call our fields; the first name found counts.
-REFERENCES = ("references", "reference", "answers", "answer", "label", "ground_truth", "gt")
-PREDICTIONS = ("prediction", "pred", "predicted", "response", "output")
-TYPES = ("answer_type", "qtype", "question_type")
-CLUSTERS = ("cluster", "image_id", "image", "image_name")
+Summary = dict[str, dict[str, Score]]
 SHOWN = {
     "exact_match": "EM",
     "f1": "F1",
@@ -34,90 +27,151 @@ SHOWN = {
 }
 
 
-def read_predictions(path: Path) -> tuple[list[Prediction], list[str]]:
-    """Return the file's predictions, and notes on what it left open.
+@dataclass(frozen=True, kw_only=True)
+class ItemScores:
+    """Scores of one prediction; None where the metric does not apply to the question."""
+
+    exact_match: bool
+    f1: float
+    token_recall: float
+    numeric_exact_match: bool | None
+    closed_accuracy: bool | None
+    unparsable: bool | None
+    bertscore_f1: float | None
+
+
+METRICS = tuple(ItemScores.__annotations__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Items in the order of the predictions, their means by group, BERTScore's settings."""
+
+    items: tuple[ItemScores, ...]
+    summary: Summary
+    bertscore: dict[str, Any] | None
+
+
+def score_predictions(
+    predictions: Sequence[Prediction], config: EvaluationConfig, *, device: str, seed: int = 0
+) -> Scored:
+    """Score every prediction and average by group.
+
+    Groups: overall, open, closed; `split:` and `source:` where there is more than one.
 
     Raises:
-        UserError: Naming file and line, if a line is no JSON object or lacks a field.
+        ValueError: If there are no predictions.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from error
-    rows = [(n, _row(path, n, line)) for n, line in enumerate(lines, start=1) if line.strip()]
-    if not rows:
-        raise UserError(f"{path} holds no predictions")
-    notes = []
-    untyped = sum(not any(name in row for name in TYPES) for _, row in rows)
-    if untyped:
-        notes.append(f"{untyped} of {len(rows)} rows name no type: yes/no answers count as closed")
-    unclustered = sum(not any(name in row for name in CLUSTERS) for _, row in rows)
-    if unclustered:
-        notes.append(
-            f"{unclustered} of {len(rows)} rows name no image: intervals take questions as "
-            "independent, which is too narrow where images repeat"
+    bert = None
+    if config.bertscore.enabled:
+        pairs = [(p.prediction, p.references) for p in predictions]
+        bert = bert_scores(pairs, config.bertscore, device=device)
+    items = tuple(
+        _score_item(p, config, bert.f1[i] if bert else None) for i, p in enumerate(predictions)
+    )
+    scored = list(zip(predictions, items, strict=True))
+    summary = {
+        group: _means(
+            [(p.cluster, item) for p, item in scored if group in _groups_of(p)], config, seed
         )
-    return [_prediction(path, number, row) for number, row in rows], notes
+        for group in _groups(predictions)
+    }
+    return Scored(items=items, summary=summary, bertscore=bert.record() if bert else None)
 
 
-def _row(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{path}, line {number} is no JSON (cut off?): {error}") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{path}, line {number} is no JSON object")
-    return row
-
-
-def _prediction(path: Path, number: int, row: Mapping[str, Any]) -> Prediction:
-    wanted = row[_field(path, number, row, REFERENCES)]
-    references = tuple(map(str, wanted)) if isinstance(wanted, list) else (str(wanted),)
-    if not references:
-        raise UserError(f"{path}, line {number} has an empty list of references")
-    cluster = next((str(row[name]) for name in CLUSTERS if name in row), f"line {number}")
-    return Prediction(
-        id=str(row.get("id", number)),
-        question=str(row.get("question", "")),
-        references=references,
-        prediction=str(row[_field(path, number, row, PREDICTIONS)]),
-        answer_type=_type(path, number, row, references),
-        source=str(row.get("source", path.stem)),
-        split=str(row.get("split", "")),
-        cluster=cluster,
+def _score_item(
+    prediction: Prediction, config: EvaluationConfig, bertscore: float | None
+) -> ItemScores:
+    said, wanted, normalizer = prediction.prediction, prediction.references, config.normalizer
+    closed = None
+    if prediction.answer_type == "closed":
+        closed = metrics.closed_answer(said, wanted, normalizer)
+    return ItemScores(
+        exact_match=metrics.exact_match(said, wanted, normalizer),
+        f1=metrics.token_f1(said, wanted, normalizer),
+        token_recall=metrics.token_recall(said, wanted, normalizer),
+        numeric_exact_match=metrics.numeric_match(said, wanted, config.numeric_tolerance),
+        closed_accuracy=bool(closed) if prediction.answer_type == "closed" else None,
+        unparsable=closed is None if prediction.answer_type == "closed" else None,
+        bertscore_f1=bertscore,
     )
 
 
-def _field(path: Path, number: int, row: Mapping[str, Any], names: Sequence[str]) -> str:
-    for name in names:
-        if name in row:
-            return name
-    raise UserError(
-        f"{path}, line {number} has none of {', '.join(names)}; it has {', '.join(row)}"
+def _groups_of(prediction: Prediction) -> tuple[str, ...]:
+    return (
+        "overall",
+        prediction.answer_type,
+        f"split:{prediction.split}",
+        f"source:{prediction.source}",
     )
 
 
-def _type(path: Path, number: int, row: Mapping[str, Any], references: Sequence[str]) -> AnswerType:
-    stated = next((str(row[name]).strip().lower() for name in TYPES if name in row), None)
-    if stated == "open":
-        return "open"
-    if stated == "closed":
-        return "closed"
-    if stated is not None:
-        raise UserError(f"{path}, line {number}: type {stated!r} is neither open nor closed")
-    return "closed" if all(yes_or_no(r) == r.strip().lower() for r in references) else "open"
+def _groups(predictions: Sequence[Prediction]) -> list[str]:
+    """Return the groups to show: a split or source only where there are several."""
+    _, types, splits, sources = (
+        sorted(set(column)) for column in zip(*map(_groups_of, predictions), strict=True)
+    )
+    shown = [part for part in (splits, sources) if len(part) > 1]
+    return ["overall", *reversed(types), *(group for part in shown for group in part)]
 
 
-def summary_table(summary: Summary, *, title: str) -> "Table":
-    """Return a table of groups by metrics: mean, 95 % interval, n."""
+def _means(
+    members: Sequence[tuple[str, ItemScores]], config: EvaluationConfig, seed: int
+) -> dict[str, Score]:
+    scores = {}
+    for metric in METRICS:
+        rated = [(getattr(item, metric), cluster) for cluster, item in members]
+        rated = [(float(value), cluster) for value, cluster in rated if value is not None]
+        if rated:
+            values, clusters = zip(*rated, strict=True)
+            scores[metric] = clustered_bootstrap(
+                values, clusters, num_samples=config.bootstrap_samples, seed=seed
+            )
+    return scores
+
+
+def majority_answers(
+    training: Sequence[tuple[AnswerType, str]], questions: Sequence[AnswerType]
+) -> list[str]:
+    """Return the training pool's commonest answer of each question's type.
+
+    Ties go to the alphabetically first; a type that the pool lacks gets the overall commonest.
+    """
+
+    def commonest(answers: Sequence[str]) -> str:
+        counts = Counter(answer.strip().lower() for answer in answers)
+        return min(counts, key=lambda answer: (-counts[answer], answer))
+
+    answers = [answer for _, answer in training]
+    by_type = {
+        kind: commonest([answer for other, answer in training if other == kind] or answers)
+        for kind in set(questions)
+    }
+    return [by_type[kind] for kind in questions]
+
+
+def write_predictions(
+    path: Path, predictions: Sequence[Prediction], items: Sequence[ItemScores]
+) -> None:
+    """Write one JSON line per prediction, with its scores."""
+    rows = [
+        {**asdict(prediction), **asdict(item)}
+        for prediction, item in zip(predictions, items, strict=True)
+    ]
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def summary_table(phases: Sequence[tuple[str, Summary]], *, title: str) -> "Table":
+    """Return a table with a row per phase and group: mean, 95 % interval, n of each metric."""
     from rich.table import Table
 
-    shown = [m for m in SHOWN if any(m in scores for scores in summary.values())]
-    table = Table("", *(SHOWN[m] for m in shown), title=title, title_justify="left")
-    for group, scores in summary.items():
-        table.add_row(group, *(cell(scores.get(metric)) for metric in shown))
+    shown = [m for m in SHOWN if any(m in scores for _, s in phases for scores in s.values())]
+    table = Table("", "questions", *(SHOWN[m] for m in shown), title=title, title_justify="left")
+    for phase, summary in phases:
+        table.add_section()
+        for position, (group, scores) in enumerate(summary.items()):
+            row = (cell(scores.get(metric)) for metric in shown)
+            table.add_row("" if position else phase, group, *row)
     return table
 
 
@@ -126,35 +180,3 @@ def cell(score: Score | None) -> str:
     if score is None:
         return "-"
     return f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}] n={score.num_examples}"
-
-
-def main_score(argv: Sequence[str]) -> int:
-    """Score a predictions file and show the table."""
-    from rich.console import Console
-
-    parser = argparse.ArgumentParser("medvqa score", description=main_score.__doc__)
-    parser.add_argument("file", type=Path, help="predictions, one JSON object a line")
-    parser.add_argument("--normalizer", choices=[n.value for n in Normalizer], default="squad")
-    parser.add_argument("--bertscore", default="minilm", help="minilm, off, hub id or directory")
-    parser.add_argument("--layers", type=int, help="BERTScore's layer, for a directory")
-    parser.add_argument("--tolerance", type=float, default=0.05, help="relative, numeric EM")
-    parser.add_argument("--json", type=Path, help="also write the scores there")
-    options = parser.parse_args(argv)
-    bertscore = BertScoreConfig(
-        enabled=options.bertscore != "off", model=options.bertscore, num_layers=options.layers
-    )
-    config = EvaluationConfig(
-        normalizer=Normalizer(options.normalizer),
-        numeric_tolerance=options.tolerance,
-        bertscore=bertscore,
-    )
-    predictions, notes = read_predictions(options.file)
-    scored = score_predictions(predictions, config, device="cpu")
-    console = Console(width=None if Console().is_terminal else 160)
-    console.print(summary_table(scored.summary, title=f"{options.file} ({options.normalizer})"))
-    for note in notes:
-        console.print(f"note: {note}", highlight=False)
-    if options.json:
-        summary = {g: {m: asdict(s) for m, s in ms.items()} for g, ms in scored.summary.items()}
-        write_json(options.json, {"summary": summary, "bertscore": scored.bertscore})
-    return 0

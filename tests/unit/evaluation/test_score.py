@@ -9,9 +9,9 @@ import pytest
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig
 from medvqa.data.example import Prediction
-from medvqa.evaluation.score import read_predictions
-from medvqa.evaluation.scoring import (
-    majority_baseline,
+from medvqa.evaluation.predictions import read_predictions
+from medvqa.evaluation.score import (
+    majority_answers,
     score_predictions,
     write_predictions,
 )
@@ -60,7 +60,7 @@ def test_splits_are_shown_apart_where_there_are_several():
 def test_the_majority_answer_is_taken_by_type_with_alphabetical_ties():
     training = [("closed", "yes"), ("closed", "No"), ("closed", "no"), ("open", "ct")]
     training += [("open", "axial")]
-    answers = [p.prediction for p in majority_baseline(training, FOUR)]
+    answers = majority_answers(training, [p.answer_type for p in FOUR])
     assert answers == ["no", "no", "axial", "axial"]
 
 
