@@ -346,7 +346,7 @@ def main_build(argv: Sequence[str]) -> int:
 
     import torch
 
-    from medvqa.data.phantom import pretraining_examples, vocabulary_texts
+    from tools.pretraining_texts import pretraining_examples, vocabulary_texts
 
     shape = SHAPES[options.size]
     texts = [*pretraining_examples(options.scenes, seed=options.seed), *real]

@@ -4,7 +4,6 @@ Open and closed questions are about the same facts, so what one type teaches can
 Splits share no picture; `shifted` shows the same facts in a modality that training never saw.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -142,10 +141,10 @@ def ask(kind: str, scene: Scene, rng: "np.random.Generator") -> Question:
     """Return a question of the kind `open-`, `closed-` or `choice-` and the fact it is about."""
     form, fact = kind.split("-")
     if form == "open":
-        return Question(_one_of(OPEN_TEXTS[fact], rng), _value(scene, fact), "open")
+        return Question(_one_of(OPEN_TEXTS[fact], rng), fact_value(scene, fact), "open")
     if form == "choice":
-        return Question(CHOICE_TEXTS[fact], _value(scene, fact), "closed")
-    asked, is_true = _claim(fact, scene, rng)
+        return Question(CHOICE_TEXTS[fact], fact_value(scene, fact), "closed")
+    asked, is_true = claim(fact, scene, rng)
     text = _one_of(CLOSED_TEXTS[fact], rng).format(asked)
     return Question(text, "yes" if is_true else "no", "closed")
 
@@ -164,11 +163,12 @@ def ask_about_pair(first: Scene, second: Scene, rng: "np.random.Generator") -> Q
     return Question(f"Which organ does the {number} image show?", scene.organ, "open")
 
 
-def _value(scene: Scene, fact: str) -> str:
+def fact_value(scene: Scene, fact: str) -> str:
+    """Return the true value of a fact as a text."""
     return str(scene.num_lesions) if fact == "count" else str(getattr(scene, fact))
 
 
-def _claim(fact: str, scene: Scene, rng: "np.random.Generator") -> tuple[str, bool]:
+def claim(fact: str, scene: Scene, rng: "np.random.Generator") -> tuple[str, bool]:
     """Return a value to ask about and whether it holds; a coin decides which, where it can."""
     wants_true = bool(rng.random() < 0.5)
     if fact == "count":
@@ -176,7 +176,7 @@ def _claim(fact: str, scene: Scene, rng: "np.random.Generator") -> tuple[str, bo
         if low > high:  # no lesion: "at least one" is false whatever the coin says
             low, high, wants_true = 1, 4, False
         return str(int(rng.integers(low, high + 1))), wants_true
-    truth = _value(scene, fact)
+    truth = fact_value(scene, fact)
     if wants_true:
         return truth, True
     return _one_of(tuple(c for c in CHOICES[fact] if c != truth), rng), False
@@ -184,91 +184,3 @@ def _claim(fact: str, scene: Scene, rng: "np.random.Generator") -> tuple[str, bo
 
 def _one_of(texts: tuple[str, ...], rng: "np.random.Generator") -> str:
     return texts[int(rng.integers(len(texts)))]
-
-
-FIELD_PROMPTS = {
-    "modality": "modality:",
-    "organ": "organ:",
-    "count": "number of lesions:",
-    "side": "side:",
-    "tone": "tone:",
-    "size": "size:",
-}
-
-
-def pretraining_examples(num_scenes: int, *, seed: int) -> Iterator[Example]:
-    """Yield what the tiny base is pre-trained on: descriptions and statements, never a question.
-
-    Scenes come from a generator of their own; about seven texts a scene.
-    """
-    import numpy as np
-
-    rng = np.random.default_rng([seed, len(NUM_SCENES)])
-    previous: PhantomImage | None = None
-    for number in range(num_scenes):
-        image = PhantomImage(f"phantom-pretraining-{number:06d}", draw_scene(rng))
-        scene = image.scene
-        texts = [("describe the image.", describe(scene))]
-        facts = [fact for fact in FIELD_PROMPTS if scene.num_lesions or fact not in NEEDS_A_LESION]
-        for fact in rng.permutation(facts)[:3]:
-            texts.append((FIELD_PROMPTS[str(fact)], _value(scene, str(fact))))
-        texts.append(("lesions:", "yes" if scene.num_lesions else "no"))
-        for fact in rng.permutation(facts)[:3]:
-            asked, is_true = _claim(str(fact), scene, rng)
-            claim = f"{asked} or more" if fact == "count" else asked
-            texts.append((f"statement: {claim}", "true" if is_true else "false"))
-        for part, (prompt, text) in enumerate(texts):
-            yield _pretraining_example(f"{number}-{part}", (image,), prompt, text)
-        if previous is not None:
-            pair = (previous, image)
-            for part, (prompt, text) in enumerate(_pair_texts(previous.scene, scene, rng)):
-                yield _pretraining_example(f"{number}-pair-{part}", pair, prompt, text)
-        previous = image
-
-
-def _pair_texts(
-    first: Scene, second: Scene, rng: "np.random.Generator"
-) -> Iterator[tuple[str, str]]:
-    number = int(rng.integers(2))
-    yield f"organ {('first', 'second')[number]}:", (first, second)[number].organ
-    yield "statement: same organ", "true" if first.organ == second.organ else "false"
-    if first.num_lesions != second.num_lesions:
-        yield "more lesions:", "first" if first.num_lesions > second.num_lesions else "second"
-
-
-def _pretraining_example(
-    name: str, images: tuple[PhantomImage, ...], prompt: str, text: str
-) -> Example:
-    return Example(
-        id=f"phantom-pretraining-{name}",
-        images=images,
-        question=prompt,
-        answers=(text,),
-        answer_type="open",
-        type_origin="rule",
-        source="phantom",
-        split="pretraining",
-        image_ids=tuple(image.name for image in images),
-    )
-
-
-def describe(scene: Scene) -> str:
-    """Return all facts as one caption."""
-    found = f"{scene.modality} of the {scene.organ}. "
-    if not scene.num_lesions:
-        return found + "no lesion."
-    lesions = "lesion" if scene.num_lesions == 1 else "lesions"
-    return found + (
-        f"{scene.num_lesions} {scene.tone} {scene.size} {lesions} on the {scene.side} side."
-    )
-
-
-def vocabulary_texts() -> Iterator[str]:
-    """Yield texts whose words the tiny tokenizer shall know as few tokens."""
-    for texts in (*OPEN_TEXTS.values(), *CLOSED_TEXTS.values(), CHOICE_TEXTS.values()):
-        yield from texts
-    yield from FIELD_PROMPTS.values()
-    for example in pretraining_examples(400, seed=0):
-        yield f"{example.question}\n{example.answers[0]}"
-    yield "Which image shows more lesions, the first or the second?"
-    yield "Do both images show the same organ? Which organ does the second image show? yes no"

@@ -7,9 +7,9 @@ import pytest
 
 from medvqa.config.data import SourceConfig
 from medvqa.config.errors import UserError
-from medvqa.data.phantom import describe, pretraining_examples
 from medvqa.data.phantom_drawing import MODALITIES, SHIFTED_MODALITY, Scene, draw
 from medvqa.data.pool import load_examples
+from tools.pretraining_texts import describe, pretraining_examples
 
 SPLITS = ("train", "validation", "test", "shifted")
 

@@ -248,7 +248,7 @@ def test_more_than_there_is_says_so(copy):
 SCRIPT = """
 import logging, sys
 from medvqa.config.data import SourceConfig
-from medvqa.data import load_pool, rows_sha256
+from medvqa.data.pool import load_pool, rows_sha256
 logging.basicConfig(level=logging.INFO)
 config = SourceConfig(name="pubmed_vision", split="instruction_tuning", limit=int(sys.argv[1]))
 pool = load_pool(config, seed=0)

@@ -6,11 +6,11 @@ from transformers import AutoConfig, AutoTokenizer
 from medvqa.config.data import SourceConfig
 from medvqa.config.errors import UserError
 from medvqa.config.model import ModelConfig
-from medvqa.data.phantom import pretraining_examples, vocabulary_texts
 from medvqa.data.pool import load_examples
 from medvqa.models.source import EMBEDDED, model_source
 from tools import build_base as base
 from tools.build_base import SHAPES, build_model, build_tokenizer, spoken_rows
+from tools.pretraining_texts import pretraining_examples, vocabulary_texts
 
 TINY = EMBEDDED["medvqa/tiny"]
 
