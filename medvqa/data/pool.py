@@ -16,23 +16,18 @@ from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.example import Example
 from medvqa.data.rows import Drawn
+from medvqa.data.table import tables
 from medvqa.data.verification import usable
 
 Loader = Callable[[RowsConfig, int, BadRows], list[Example] | Drawn]
 log = logging.getLogger(__name__)
 
-# Module names, imported on demand: checking a config never pays for a loader's libraries.
-DATASETS = (
-    "phantom",
-    "vqa_rad",
-    "slake",
-    "path_vqa",
-    "vqa_med_2019",
-    "robailleo",
-    "imaging_combined",
-    "pubmed_vision",
-    "jsonl",
-)
+# The module that loads each set; imported on demand, so that a config check costs no library.
+LOADERS = {
+    name: f"medvqa.data.{name}"
+    for name in ("phantom", "vqa_rad", "slake", "vqa_med_2019", "pubmed_vision", "jsonl")
+}
+DATASETS = {**LOADERS, **dict.fromkeys(tables(), "medvqa.data.table")}
 
 
 class Part(NamedTuple):
@@ -62,6 +57,14 @@ class Pool(NamedTuple):
     examples: list[Example]
     parts: dict[str, Part]
     skipped: list[str]
+
+
+def repository(name: str) -> str | None:
+    """Return the repository of the hub that holds a data set; None for a set without one."""
+    if name in tables():
+        return tables()[name].repository
+    module = import_module(DATASETS[name]) if name in DATASETS else None
+    return getattr(module, "HUB_NAME", None)
 
 
 def load_examples(config: RowsConfig, *, seed: int) -> list[Example]:
@@ -117,7 +120,7 @@ def _load_source(config: RowsConfig, seed: int, size: int | None, setting: str) 
         raise UserError(
             f"data.name: unknown data set {config.name!r}{hint} (known: {', '.join(DATASETS)})"
         )
-    load: Loader = import_module(f"medvqa.data.{config.name}").load
+    load: Loader = import_module(DATASETS[config.name]).load
     bad_rows = BadRows(config.max_bad_rows)
     values = {field.name: getattr(config, field.name) for field in fields(RowsConfig)}
     loaded = load(RowsConfig(**{**values, "limit": size}), seed, bad_rows)

@@ -10,20 +10,18 @@ then only the archives that hold their images are opened (`archive_set`). The co
 `body_part` come from a model and are not read. Ids are `<split>-<row>-<turn>` by the index.
 """
 
-import logging
 import random
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from medvqa.config.data import RowsConfig
 from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.conversations import turns
 from medvqa.data.example import Example, ImageSource
-from medvqa.data.image import ImageFile
-from medvqa.data.rows import Drawn, yes_no_type
+from medvqa.data.rows import Drawn, check_split, yes_no_type
 from medvqa.data.storage.archive import safe_name
 from medvqa.data.storage.archive_set import ArchiveSet, local_archives
 from medvqa.data.storage.hub import hub_file, load_rows
@@ -39,7 +37,6 @@ CONFIGURATIONS = {
 COLUMNS = ("image", "conversations")
 ARCHIVES = "images_*.zip"
 UNPACKED = "images"  # where the set's card says to unpack them
-log = logging.getLogger(__name__)
 
 
 class IndexRow(NamedTuple):
@@ -48,16 +45,6 @@ class IndexRow(NamedTuple):
     number: int
     images: tuple[str, ...]
     said: list[tuple[str, str]]
-
-
-class Rows(Protocol):
-    """Rows of the index, each read when it is asked for."""
-
-    def __len__(self) -> int:
-        """Return how many there are."""
-
-    def __getitem__(self, number: int) -> Any:
-        """Return one."""
 
 
 def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> Drawn:
@@ -70,38 +57,38 @@ def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> Drawn:
         UserError: If the split is unknown, or the index, an archive or an image is missing or
             broken, naming archive and row.
     """
-    if config.split not in CONFIGURATIONS:
-        raise UserError(
-            f"pubmed_vision has no split {config.split!r}; it has {', '.join(CONFIGURATIONS)}"
-        )
+    check_split(config, CONFIGURATIONS)
     directory = Path(config.path) if config.path else None
     rows, place = _index(directory, CONFIGURATIONS[config.split], config.revision)
-    wanted = len(rows) if config.limit is None else config.limit
+    size = len(rows) if config.limit is None else config.limit
     order: Sequence[int] = range(len(rows))
     if config.limit is not None:
         order = random.Random(seed).sample(order, len(rows))
-    images = _Images(directory, config.revision)
+    images = _images(directory, config.revision)
     queue = iter(order)
     drawn: list[tuple[int, Example]] = []
-    while len(drawn) < wanted and (numbers := list(islice(queue, wanted - len(drawn)))):
+    while len(drawn) < size and (numbers := list(islice(queue, size - len(drawn)))):
         read: list[IndexRow] = []
         for number in numbers:
             with bad_rows.row():
                 read.append(_index_row(f"{place}, row {number}", number, rows[number]))
-        found = images.fetch({name for row in read for name in row.images})
+        sources = images.fetch({name for row in read for name in row.images})
         complete: list[Example] = []
         numbered: dict[str, int] = {}
         for row in read:
             with bad_rows.row():
-                made = _examples(f"{place}, row {row.number}", row, found, images, config.split)
-                complete += made
-                numbered |= {example.id: row.number for example in made}
+                for name in row.images:
+                    if name not in sources:
+                        raise UserError(f"{place}, row {row.number}: {images.missing(name)}")
+                examples = _examples(row, sources, config.split)
+                complete += examples
+                numbered |= {example.id: row.number for example in examples}
         drawn += [(numbered[example.id], example) for example in usable(complete, bad_rows)]
-    kept = sorted(drawn[:wanted], key=lambda pair: pair[0])
-    return Drawn([example for _, example in kept], len(rows))
+    in_order = sorted(drawn[:size], key=lambda pair: pair[0])
+    return Drawn([example for _, example in in_order], len(rows))
 
 
-def _index(directory: Path | None, name: str, revision: str | None) -> tuple[Rows, str]:
+def _index(directory: Path | None, name: str, revision: str | None) -> tuple[Any, str]:
     """Return the rows of a configuration, and what messages call them."""
     if directory is not None and not directory.is_dir():
         raise UserError(f"data.path={directory} is no directory; give the one that holds {name}")
@@ -111,42 +98,17 @@ def _index(directory: Path | None, name: str, revision: str | None) -> tuple[Row
                 f"data.path={directory} has neither {name}.json nor a folder {name} with "
                 "train-*.parquet"
             )
-        rows = load_rows(
-            HUB_NAME, directory, split="train", revision=None, columns=COLUMNS, subset=name
-        )
-        return rows.select_columns(list(COLUMNS)), f"{directory / name} train"
+        rows = load_rows(HUB_NAME, directory, split="train", revision=None, subset=name)
+        columns = [name for name in rows.column_names if name in COLUMNS]
+        return rows.select_columns(columns), f"{directory / name} train"
     path = hub_file(HUB_NAME, directory, f"{name}.json", revision=revision)
     return JsonList(path), str(path)
 
 
-class _Images:
-    """The images by file name: unpacked or in archives of a local copy, or on the hub."""
-
-    def __init__(self, directory: Path | None, revision: str | None) -> None:
-        self._folder = directory / UNPACKED if directory else None
-        self._archives = ArchiveSet(
-            local_archives(directory, ARCHIVES)
-            if directory
-            else hub_archives(HUB_NAME, revision, ARCHIVES)
-        )
-
-    def fetch(self, names: set[str]) -> dict[str, ImageSource]:
-        """Return those that are there; an unpacked one is preferred."""
-        unpacked: dict[str, ImageSource] = {}
-        if self._folder is not None and self._folder.is_dir():
-            paths = {name: self._folder / name for name in names}
-            unpacked = {name: ImageFile(path) for name, path in paths.items() if path.is_file()}
-        packed = names - unpacked.keys()
-        return unpacked | (self._archives.fetch(packed) if packed else {})
-
-    def missing(self, name: str) -> UserError:
-        """Return the error for an image that is not there."""
-        if not self._archives.archives:
-            place = self._folder or HUB_NAME
-            return UserError(
-                f"image {name} is not in {place}, and there is no {ARCHIVES} beside it"
-            )
-        return self._archives.missing(name)
+def _images(directory: Path | None, revision: str | None) -> ArchiveSet:
+    if directory is None:
+        return ArchiveSet(hub_archives(HUB_NAME, revision, ARCHIVES))
+    return ArchiveSet(local_archives(directory, ARCHIVES), directory / UNPACKED)
 
 
 def _index_row(place: str, number: int, row: object) -> IndexRow:
@@ -167,16 +129,11 @@ def _index_row(place: str, number: int, row: object) -> IndexRow:
     return IndexRow(number, files, said)
 
 
-def _examples(
-    place: str, row: IndexRow, found: Mapping[str, ImageSource], images: _Images, split: str
-) -> list[Example]:
-    for name in row.images:
-        if name not in found:
-            raise UserError(f"{place}: {images.missing(name)}")
+def _examples(row: IndexRow, sources: Mapping[str, ImageSource], split: str) -> list[Example]:
     return [
         Example(
             id=f"{split}-{row.number}-{turn}",
-            images=tuple(found[name] for name in row.images),
+            images=tuple(sources[name] for name in row.images),
             question=question,
             answers=(answer,),
             answer_type=yes_no_type(answer),

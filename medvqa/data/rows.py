@@ -9,9 +9,10 @@ The rules, where a set states no types (`type_origin` is then `rule`):
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
+from medvqa.config.data import RowsConfig
 from medvqa.config.errors import UserError
 from medvqa.data.example import AnswerType, Example
 
@@ -29,12 +30,32 @@ class Drawn(NamedTuple):
     num_available: int
 
 
-def row_texts(place: str, row: Mapping[str, Any], *names: str) -> dict[str, str]:
+def check_split(config: RowsConfig, known: Iterable[str]) -> None:
+    """Raise a `UserError` with the known splits if the asked one is none of them."""
+    if config.split not in (names := list(known)):
+        raise UserError(f"{config.name} has no split {config.split!r}; it has {', '.join(names)}")
+
+
+def official_type(place: str, stated: str) -> AnswerType:
+    """Return the answer type that a data set states as OPEN or CLOSED."""
+    types: dict[str, AnswerType] = {"OPEN": "open", "CLOSED": "closed"}
+    if stated.upper() not in types:
+        raise UserError(f"{place}: answer_type is {stated!r}, not OPEN or CLOSED")
+    return types[stated.upper()]
+
+
+def row_texts(place: str, row: object, *names: str) -> dict[str, str]:
     """Return the named cells as stripped texts; numbers become texts.
 
     Raises:
-        UserError: Naming the place, if one is missing, empty or not a text or number.
+        UserError: Naming the place, if the row is none, or a cell is missing, empty or neither
+            text nor number.
     """
+    if not isinstance(row, Mapping):
+        raise UserError(f"{place} is no row but {type(row).__name__}")
+    missing = [name for name in names if name not in row]
+    if missing:
+        raise UserError(f"{place}: no column {', '.join(missing)}; found {', '.join(row)}")
     texts = {}
     for name in names:
         value = row.get(name)

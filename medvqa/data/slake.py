@@ -6,18 +6,16 @@ share no picture. The languages are split differently, so the plain splits, whic
 so training needs `max_bad_rows=1`.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from medvqa.config.data import RowsConfig
 from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.example import Example, ImageSource
-from medvqa.data.rows import row_texts
+from medvqa.data.rows import check_split, official_type, row_texts
 from medvqa.data.storage.archive import safe_name
-from medvqa.data.storage.files import file_text, named_images
+from medvqa.data.storage.files import json_rows, named_images
 from medvqa.data.storage.hub import hub_file
 
 HUB_NAME = "BoKelvin/SLAKE"
@@ -43,8 +41,7 @@ def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> list[Example]:
     Raises:
         UserError: If the split is unknown, or a file, an image or a column is missing.
     """
-    if config.split not in SPLITS:
-        raise UserError(f"slake has no split {config.split!r}; it has {', '.join(SPLITS)}")
+    check_split(config, SPLITS)
     directory = Path(config.path) if config.path else None
     name, _, language = config.split.partition("_")
     paths = {
@@ -59,12 +56,11 @@ def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> list[Example]:
         images = named_images(archive.with_suffix(""))
     examples = []
     for split, path in paths.items():
-        for number, row in enumerate(_rows(path)):
+        for number, row in enumerate(json_rows(path)):
             with bad_rows.row():
-                place = f"{path}, row {number}"
-                _check_columns(place, row)
-                if language in ("", row["q_lang"]):
-                    examples.append(_example(place, row, images, split))
+                stated = row.get("q_lang") if isinstance(row, dict) else None
+                if language in ("", stated) or stated is None:
+                    examples.append(_example(f"{path}, row {number}", row, images, split))
     return examples
 
 
@@ -75,31 +71,8 @@ def _file(directory: Path | None, names: tuple[str, ...], revision: str | None) 
     return hub_file(HUB_NAME, directory, names[0], revision=revision)
 
 
-def _rows(path: Path) -> list[Any]:
-    try:
-        rows = json.loads(file_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
-    if not isinstance(rows, list):
-        raise UserError(f"{path} is no list of rows but {type(rows).__name__}")
-    return rows
-
-
-def _check_columns(place: str, row: object) -> None:
-    if not isinstance(row, dict):
-        raise UserError(f"{place} is no row but {type(row).__name__}")
-    missing = [column for column in COLUMNS if column not in row]
-    if missing:
-        raise UserError(f"{place}: no column {', '.join(missing)}; found {', '.join(row)}")
-
-
-def _example(
-    place: str, row: Mapping[str, Any], images: Mapping[str, ImageSource], split: str
-) -> Example:
+def _example(place: str, row: object, images: Mapping[str, ImageSource], split: str) -> Example:
     texts = row_texts(place, row, *COLUMNS)
-    stated = texts["answer_type"].upper()
-    if stated not in ("OPEN", "CLOSED"):
-        raise UserError(f"{place}: answer_type is {texts['answer_type']!r}, not OPEN or CLOSED")
     try:
         name = safe_name(texts["img_name"])
     except UserError as error:
@@ -111,7 +84,7 @@ def _example(
         images=(images[name],),
         question=texts["question"],
         answers=(texts["answer"],),
-        answer_type="open" if stated == "OPEN" else "closed",
+        answer_type=official_type(place, texts["answer_type"]),
         type_origin="official",
         source="slake",
         split=split,

@@ -22,7 +22,7 @@ from medvqa.config.data import RowsConfig
 from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.example import Example, ImageSource
-from medvqa.data.rows import offered_type, row_texts
+from medvqa.data.rows import check_split, offered_type, row_texts
 from medvqa.data.storage.files import file_text, named_images
 
 CATEGORIES = ("modality", "plane", "organ", "abnormality")
@@ -71,10 +71,7 @@ def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> list[Example]:
     Raises:
         UserError: If the split is unknown, or a file or an image is missing, naming file and line.
     """
-    if config.split not in (*LAYOUTS, "all"):
-        raise UserError(
-            f"vqa_med_2019 has no split {config.split!r}; it has {', '.join(LAYOUTS)}, all"
-        )
+    check_split(config, (*LAYOUTS, "all"))
     if config.path is None:
         raise UserError(
             "vqa_med_2019 needs data.path=, a directory with the unpacked folders of "

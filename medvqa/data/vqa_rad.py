@@ -6,25 +6,24 @@ which gives 251/200 on the test set where the official labels give 272/179.
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from medvqa.config.data import RowsConfig
 from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
-from medvqa.data.columns import COLUMNS, column_examples
 from medvqa.data.example import Example
 from medvqa.data.image import ImageFile
-from medvqa.data.storage.files import file_text
-from medvqa.data.storage.hub import load_rows
+from medvqa.data.rows import check_split, official_type, row_texts
+from medvqa.data.storage.files import json_rows
+from medvqa.data.table import table_examples, tables
 
-HUB_NAME = "flaviagiammarino/vqa-rad"
+HUB_NAME = tables()["vqa_rad_hub"].repository
 JSON_NAME = "VQA_RAD Dataset Public.json"
 IMAGE_FOLDER = "VQA_RAD Image Folder"
+AUTHORS_COLUMNS = ("qid", "image_name", "question", "answer", "answer_type", "phrase_type")
 SPLITS = ("train", "test", "all", "train_disjoint", "test_disjoint")
 DISJOINT_TEST_FRACTION = 0.2
 TEST_PHRASES = ("test_freeform", "test_para")
@@ -42,8 +41,7 @@ def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> list[Example]:
     Raises:
         UserError: If the split is unknown, or a file, an image or a column is missing.
     """
-    if config.split not in SPLITS:
-        raise UserError(f"vqa_rad has no split {config.split!r}; it has {', '.join(SPLITS)}")
+    check_split(config, SPLITS)
     directory = Path(config.path) if config.path else None
     if directory is not None and not directory.is_dir():
         raise UserError(f"data.path={directory} is no directory; give the one that holds the files")
@@ -54,7 +52,7 @@ def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> list[Example]:
             example
             for split in ("train", "test")
             if config.split not in ("train", "test") or config.split == split
-            for example in _load_hub(directory, config.revision, split, bad_rows)
+            for example in table_examples(tables()["vqa_rad_hub"], config, split, bad_rows)
         ]
         cases = {}
     if config.split.endswith("_disjoint"):
@@ -93,55 +91,31 @@ def disjoint_test_images(images: Sequence[str], cases: Mapping[str, Set[str]]) -
 def _load_authors(directory: Path, bad_rows: BadRows) -> tuple[list[Example], dict[str, set[str]]]:
     """Return all rows, and the case addresses of each picture."""
     path = directory / JSON_NAME
-    try:
-        rows = json.loads(file_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path} is no list of rows")
     present = {p.name for p in (directory / IMAGE_FOLDER).glob("*")}
     examples: list[Example] = []
     cases: dict[str, set[str]] = {}
-    for number, row in enumerate(rows):
+    for number, row in enumerate(json_rows(path)):
         with bad_rows.row():
-            example = _author_row(directory, number, row)
-            if row["image_name"] not in present:
-                raise UserError(
-                    f"{path}, row {number}: image {row['image_name']} is not in {IMAGE_FOLDER}"
-                )
+            example = _author_row(f"{path}, row {number}", directory / IMAGE_FOLDER, row)
+            (name,) = example.image_ids
+            if name not in present:
+                raise UserError(f"{path}, row {number}: image {name} is not in {IMAGE_FOLDER}")
             examples.append(example)
-            cases.setdefault(row["image_name"], set()).add(str(row.get("image_case_url")))
+            cases.setdefault(name, set()).add(str(row.get("image_case_url")))
     return examples, cases
 
 
-def _author_row(directory: Path, number: int, row: Mapping[str, Any]) -> Example:
-    needed = ("qid", "image_name", "question", "answer", "answer_type", "phrase_type")
-    missing = [name for name in needed if row.get(name) is None or not str(row[name]).strip()]
-    if missing:
-        raise UserError(
-            f"{directory / JSON_NAME}, row {number} has no {', '.join(missing)}; "
-            f"it has {', '.join(row)}"
-        )
+def _author_row(place: str, folder: Path, row: object) -> Example:
     # One row in three hundred has a space behind its type, and some answers are numbers.
-    stated = str(row["answer_type"]).strip().upper()
-    if stated not in ("OPEN", "CLOSED"):
-        raise UserError(f"{directory / JSON_NAME}, row {number}: answer_type is {stated!r}")
+    texts = row_texts(place, row, *AUTHORS_COLUMNS)
     return Example(
-        id=str(row["qid"]),
-        images=(ImageFile(directory / IMAGE_FOLDER / row["image_name"]),),
-        question=str(row["question"]).strip(),
-        answers=(str(row["answer"]).strip(),),
-        answer_type="open" if stated == "OPEN" else "closed",
+        id=texts["qid"],
+        images=(ImageFile(folder / texts["image_name"]),),
+        question=texts["question"],
+        answers=(texts["answer"],),
+        answer_type=official_type(place, texts["answer_type"]),
         type_origin="official",
         source="vqa_rad",
-        split="test" if row["phrase_type"] in TEST_PHRASES else "train",
-        image_ids=(str(row["image_name"]),),
+        split="test" if texts["phrase_type"] in TEST_PHRASES else "train",
+        image_ids=(texts["image_name"],),
     )
-
-
-def _load_hub(
-    directory: Path | None, revision: str | None, split: str, bad_rows: BadRows
-) -> list[Example]:
-    rows = load_rows(HUB_NAME, directory, split=split, revision=revision, columns=COLUMNS)
-    place = f"{directory or HUB_NAME} {split}"
-    return column_examples(rows, place, bad_rows, source="vqa_rad", split=split)

@@ -3,13 +3,12 @@
 import shutil
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from medvqa.config.data import RowsConfig, SourceConfig
 from medvqa.config.schema import Config
-from medvqa.data.pool import DATASETS
+from medvqa.data.pool import repository
 from medvqa.models.source import EMBEDDED
 
 CHECKPOINTS_KEPT = 2
@@ -45,10 +44,7 @@ def needed_downloads(config: Config) -> list[Download]:
 
 
 def _hub_data(name: str) -> list[tuple[str, str]]:
-    # A loader names its repository in `HUB_NAME`; one without it reads local files only.
-    hub_name = (
-        vars(import_module(f"medvqa.data.{name}")).get("HUB_NAME") if name in DATASETS else None
-    )
+    hub_name = repository(name)
     return [("dataset", hub_name)] if hub_name else []
 
 

@@ -1,10 +1,11 @@
-"""Images by name: in a folder, or inside a ZIP file that is never unpacked."""
+"""ZIP files: checked, opened once, and read member by member without being unpacked."""
 
 import zipfile
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from medvqa.config.errors import UserError
 from medvqa.data.image import file_fingerprint
@@ -37,7 +38,7 @@ class ZipImage:
     def read(self) -> bytes:
         """Return the member's bytes."""
         try:
-            return open_archive(self.archive).read(self.member)
+            return open_once(self.archive).read(self.member)
         except KeyError as error:
             raise UserError(f"{self.archive} has no member {self.member}") from error
         except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
@@ -50,29 +51,28 @@ class ZipImage:
 
 
 @lru_cache(maxsize=32)
-def open_archive(path: Path) -> zipfile.ZipFile:
-    """Return the archive, which stays open; see `checked_archive`."""
-    return checked_archive(path)
+def open_once(path: Path) -> zipfile.ZipFile:
+    """Return the archive, which stays open; see `open_archive`."""
+    return open_archive(path, str(path))
 
 
-def checked_archive(path: Path) -> zipfile.ZipFile:
+def open_archive(file: Any, label: str) -> zipfile.ZipFile:
     """Open an archive and check its members' names.
+
+    Args:
+        file: A path, or an open file.
+        label: Its name in messages.
 
     Raises:
         UserError: If it is cut off, no ZIP file, or a member's name leads out of the folder.
     """
     try:
-        archive = zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(file)
     except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no complete ZIP file ({error}); fetch it again") from error
-    check_names(archive, str(path))
-    return archive
-
-
-def check_names(archive: zipfile.ZipFile, label: str) -> None:
-    """Raise a `UserError` with the archive's label if a member's name leads out of the folder."""
+        raise UserError(f"{label} is no complete ZIP file ({error}); fetch it again") from error
     for name in archive.namelist():
         try:
             safe_name(name)
         except UserError as error:
             raise UserError(f"{label}: {error}") from error
+    return archive

@@ -12,12 +12,13 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from medvqa.config.errors import UserError
 from medvqa.data.example import ImageSource
+from medvqa.data.image import ImageFile
 from medvqa.data.prefetch import ahead
-from medvqa.data.storage.archive import ZipImage, checked_archive
+from medvqa.data.storage.archive import ZipImage, open_archive
 from medvqa.data.storage.cache import Identity, file_identity, read_cached, write_cached
 
 log = logging.getLogger(__name__)
@@ -32,59 +33,69 @@ class Member(NamedTuple):
     num_bytes: int
 
 
-class Archive(Protocol):
-    """One of the archives."""
+@dataclass(frozen=True)
+class Archive:
+    """A ZIP file on disk; `HubArchive` is one on the hub.
 
-    @property
-    def label(self) -> str:
-        """Its name in messages."""
+    Attributes:
+        label: Its path, or its name on the hub.
+        num_bytes: Its size.
+        identity: Changes when its content does.
+    """
 
-    @property
-    def num_bytes(self) -> int:
-        """Its size."""
-
-    def identity(self) -> Identity:
-        """Return what changes when its content does."""
+    label: str
+    num_bytes: int
+    identity: Identity
 
     def open(self) -> zipfile.ZipFile:
         """Open it to read its directory; raise `UserError` if it is cut off or unsafe."""
+        return open_archive(self.label, self.label)
 
     def fetch(self, members: Mapping[str, Member]) -> dict[str, ImageSource]:
         """Return these images by file name, to be read in place or already fetched."""
+        return {name: ZipImage(Path(self.label), member.name) for name, member in members.items()}
 
     def num_fetched_bytes(self, members: Mapping[str, Member]) -> int:
         """Return how much `fetch` would move over the network."""
+        return 0
 
 
 class ArchiveSet:
-    """Images by file name in a set of archives.
+    """Images by file name in a set of archives, or in the folder where they were unpacked.
 
     Attributes:
         archives: Looked through in this order; the first that holds a name counts.
+        folder: Preferred to the archives where it holds a name.
     """
 
-    def __init__(self, archives: Sequence[Archive]) -> None:
+    def __init__(self, archives: Sequence[Archive], folder: Path | None = None) -> None:
         self.archives = archives
+        self.folder = folder
         self._broken: dict[str, str] = {}
 
     def fetch(self, names: Collection[str]) -> dict[str, ImageSource]:
         """Return the images that are there, by file name; say how much is moved before it is."""
-        found = self._find(set(names))
-        needed = {archive.label: archive for archive in self.archives if archive.label in found}
+        images: dict[str, ImageSource] = {}
+        if self.folder is not None and self.folder.is_dir():
+            paths = {name: self.folder / name for name in names}
+            images = {name: ImageFile(path) for name, path in paths.items() if path.is_file()}
+        if not (packed := set(names) - images.keys()):
+            return images
+        members = self._find(packed)
+        needed = {archive.label: archive for archive in self.archives if archive.label in members}
         num_bytes = sum(
-            archive.num_fetched_bytes(found[label]) for label, archive in needed.items()
+            archive.num_fetched_bytes(members[label]) for label, archive in needed.items()
         )
         size = f"{num_bytes / 1e9:.2f} of {sum(a.num_bytes for a in self.archives) / 1e9:.2f} GB"
         log.info(
             "%s images in %d of %d archives; %s",
-            f"{sum(map(len, found.values())):,}",
+            f"{sum(map(len, members.values())):,}",
             len(needed),
             len(self.archives),
             f"{size} will be fetched" if num_bytes else "nothing is fetched: read in place",
         )
-        images: dict[str, ImageSource] = {}
         fetched = ahead(
-            lambda label: needed[label].fetch(found[label]),
+            lambda label: needed[label].fetch(members[label]),
             list(needed),
             num_threads=FETCHING_THREADS if num_bytes else 0,
         )
@@ -94,6 +105,8 @@ class ArchiveSet:
 
     def missing(self, name: str) -> UserError:
         """Return the error for an image that `fetch` did not return."""
+        if not self.archives:
+            return UserError(f"image {name} is not in {self.folder}, and no archive lies beside it")
         labels = [PurePosixPath(archive.label).name for archive in self.archives]
         places = ", ".join(labels[:3]) + (f", ... {labels[-1]}" if len(labels) > 3 else "")
         broken = "".join(f"; {reason}" for reason in self._broken.values())
@@ -121,8 +134,7 @@ class ArchiveSet:
 
 def _members(archive: Archive) -> dict[str, Member]:
     """Return the members by file name, as `unzip -j` would unpack them."""
-    identity = archive.identity()
-    known = read_cached("members", identity)
+    known = read_cached("members", archive.identity)
     if known is not None:
         return {name: Member(*member) for name, member in json.loads(known).items()}
     with archive.open() as opened:
@@ -131,49 +143,14 @@ def _members(archive: Archive) -> dict[str, Member]:
             for info in opened.infolist()
             if not info.is_dir()
         }
-    write_cached("members", identity, json.dumps(members).encode())
+    write_cached("members", archive.identity, json.dumps(members).encode())
     return members
-
-
-@dataclass(frozen=True)
-class LocalArchive:
-    """An archive of a local copy; nothing is ever unpacked."""
-
-    path: Path
-
-    @property
-    def label(self) -> str:
-        """The path."""
-        return str(self.path)
-
-    @property
-    def num_bytes(self) -> int:
-        """Its size."""
-        return self.path.stat().st_size
-
-    def identity(self) -> Identity:
-        """Return path, size and time."""
-        return file_identity(self.path)
-
-    def open(self) -> zipfile.ZipFile:
-        """Open it, its members' names checked."""
-        return checked_archive(self.path)
-
-    def fetch(self, members: Mapping[str, Member]) -> dict[str, ImageSource]:
-        """Return the images where they lie."""
-        return {name: ZipImage(self.path, member.name) for name, member in members.items()}
-
-    def num_fetched_bytes(self, members: Mapping[str, Member]) -> int:
-        """Nothing is moved."""
-        return 0
 
 
 def local_archives(directory: Path, pattern: str) -> list[Archive]:
     """Return the archives of a local copy, by number."""
-    return [
-        LocalArchive(path)
-        for path in sorted(directory.glob(pattern), key=lambda path: by_number(path.name))
-    ]
+    paths = sorted(directory.glob(pattern), key=lambda path: by_number(path.name))
+    return [Archive(str(path), path.stat().st_size, file_identity(path)) for path in paths]
 
 
 def by_number(name: str) -> tuple[list[int], str]:

@@ -1,11 +1,13 @@
 """Texts, and images by name, of a data set that comes as files."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from medvqa.config.errors import UserError
 from medvqa.data.example import ImageSource
 from medvqa.data.image import ImageFile
-from medvqa.data.storage.archive import ZipImage, open_archive, safe_name
+from medvqa.data.storage.archive import ZipImage, open_once, safe_name
 
 
 def file_text(path: Path) -> str:
@@ -20,6 +22,21 @@ def file_text(path: Path) -> str:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from error
+
+
+def json_rows(path: Path) -> list[Any]:
+    """Return the rows of a file that holds one JSON list.
+
+    Raises:
+        UserError: If it cannot be read or holds something else.
+    """
+    try:
+        rows = json.loads(file_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
+    if not isinstance(rows, list):
+        raise UserError(f"{path} is no list of rows but {type(rows).__name__}")
+    return rows
 
 
 def named_images(folder: Path) -> dict[str, ImageSource]:
@@ -37,7 +54,7 @@ def named_images(folder: Path) -> dict[str, ImageSource]:
     archive = folder.with_name(f"{folder.name}.zip")
     if not archive.is_file():
         raise UserError(f"there is neither {folder} nor {archive.name}; both hold the images")
-    members = [name for name in open_archive(archive).namelist() if not name.endswith("/")]
+    members = [name for name in open_once(archive).namelist() if not name.endswith("/")]
     return {
         safe_name(name).removeprefix(f"{folder.name}/"): ZipImage(archive, name) for name in members
     }

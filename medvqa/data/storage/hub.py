@@ -1,6 +1,5 @@
 """Rows and files of a data set in the hub's layout, from a local copy or from the hub."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ def load_rows(
     *,
     split: str,
     revision: str | None,
-    columns: Sequence[str],
     subset: str | None = None,
 ) -> Any:
     """Return the split as a `datasets.Dataset` on disk; images stay encoded.
@@ -42,11 +40,10 @@ def load_rows(
         directory: Local copy with `<split>-*.parquet` somewhere below it.
         split: As the hub calls it.
         revision: Of the hub's repository.
-        columns: That must be there.
         subset: The hub's configuration; in a local copy the folder that holds its files.
 
     Raises:
-        UserError: If nothing is there, or a column is missing; it names the columns found.
+        UserError: If nothing is there.
     """
     files: list[str] = []
     if directory is not None:
@@ -67,14 +64,9 @@ def load_rows(
             f"cannot load {directory or name} ({first_line(error)})"
             + ("" if directory else "; without a network give data.path=, a local copy")
         ) from error
-    missing = [column for column in columns if column not in rows.column_names]
-    if missing:
-        raise UserError(
-            f"{directory or name}: no column {', '.join(missing)}; "
-            f"found {', '.join(rows.column_names)}"
-        )
-    if isinstance(rows.features.get("image"), Image):
-        rows = rows.cast_column("image", Image(decode=False))
+    for column, feature in rows.features.items():
+        if isinstance(feature, Image):
+            rows = rows.cast_column(column, Image(decode=False))
     return rows
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from medvqa.config.errors import UserError
 from medvqa.data.example import ImageSource
 from medvqa.data.image import ImageFile
-from medvqa.data.storage.archive import check_names
-from medvqa.data.storage.archive_set import Archive, LocalArchive, Member, by_number
-from medvqa.data.storage.cache import Identity, cache_folder, write_whole
+from medvqa.data.storage.archive import ZipImage, open_archive
+from medvqa.data.storage.archive_set import Archive, Member, by_number
+from medvqa.data.storage.cache import cache_folder, write_whole
 from medvqa.data.storage.hub import first_line, hub_file
 
 WHOLE_ARCHIVE_FRACTION = 0.25
@@ -23,48 +23,31 @@ BLOCK_BYTES = 1 << 16  # of a range request: most figures of a paper fit
 
 
 @dataclass(frozen=True)
-class HubArchive:
-    """An archive of a data set's repository on the hub.
-
-    Attributes:
-        etag: Changes with its content.
-    """
+class HubArchive(Archive):
+    """An archive of a data set's repository on the hub; its label is repository and file."""
 
     repository: str
-    revision: str | None
     file: str
-    num_bytes: int
-    etag: str
-
-    @property
-    def label(self) -> str:
-        """Repository and file."""
-        return f"{self.repository}/{self.file}"
-
-    def identity(self) -> Identity:
-        """Return repository, file and etag."""
-        return (self.repository, self.file, self.etag)
+    revision: str | None
 
     def open(self) -> zipfile.ZipFile:
         """Open it through range requests, its members' names checked."""
         try:
-            archive = zipfile.ZipFile(self._remote_file("none"))
+            return open_archive(self._remote_file("none"), self.label)
+        except UserError:
+            raise
         except Exception as error:  # the hub raises a dozen unrelated types
             raise UserError(f"cannot read {self.label} ({first_line(error)})") from error
-        check_names(archive, self.label)
-        return archive
 
     def fetch(self, members: Mapping[str, Member]) -> dict[str, ImageSource]:
         """Fetch the whole archive or these members, whichever is less work."""
         if self._is_fetched_whole(members.values()):
             path = hub_file(self.repository, None, self.file, revision=self.revision)
-            return LocalArchive(path).fetch(members)
-        folder = self._folder
-        folder.mkdir(parents=True, exist_ok=True)
-        lacking = self._lacking(members)
-        if lacking:
-            self._fetch_members(lacking, folder)
-        return {name: ImageFile(folder / name) for name in members}
+            return {name: ZipImage(path, member.name) for name, member in members.items()}
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if lacking := self._lacking(members):
+            self._fetch_members(lacking)
+        return {name: ImageFile(self._folder / name) for name in members}
 
     def num_fetched_bytes(self, members: Mapping[str, Member]) -> int:
         """Return the archive's size, or that of the members that are not there yet."""
@@ -73,23 +56,23 @@ class HubArchive:
         return sum(member.num_bytes for member in self._lacking(members).values())
 
     def _lacking(self, members: Mapping[str, Member]) -> dict[str, Member]:
-        folder = self._folder
-        return {name: m for name, m in members.items() if not (folder / name).is_file()}
+        return {name: m for name, m in members.items() if not (self._folder / name).is_file()}
 
     @property
     def _folder(self) -> Path:
-        return cache_folder(self.repository) / f"{Path(self.file).stem}-{self.etag[:12]}"
+        etag = str(self.identity[-1])
+        return cache_folder(self.repository) / f"{Path(self.file).stem}-{etag[:12]}"
 
     def _is_fetched_whole(self, members: Collection[Member]) -> bool:
         return sum(m.num_bytes for m in members) > WHOLE_ARCHIVE_FRACTION * self.num_bytes
 
-    def _fetch_members(self, members: Mapping[str, Member], folder: Path) -> None:
+    def _fetch_members(self, members: Mapping[str, Member]) -> None:
         try:
             with zipfile.ZipFile(self._remote_file("readahead")) as archive:
                 # In the order of the archive, so that a block often holds the next image too.
                 infos = {name: archive.getinfo(member.name) for name, member in members.items()}
                 for name in sorted(infos, key=lambda name: infos[name].header_offset):
-                    write_whole(folder / name, archive.read(infos[name]))
+                    write_whole(self._folder / name, archive.read(infos[name]))
         except Exception as error:  # the hub raises a dozen unrelated types
             raise UserError(
                 f"cannot fetch images of {self.label} ({first_line(error)}); the same command "
@@ -121,15 +104,15 @@ def hub_archives(repository: str, revision: str | None, pattern: str) -> list[Ar
             f"cannot list {repository} ({first_line(error)}); "
             "without a network give data.path=, a local copy"
         ) from error
-    files = [entry for entry in tree if isinstance(entry, RepoFile)]
-    matching = [file for file in files if PurePosixPath(file.path).match(pattern)]
+    files = [e for e in tree if isinstance(e, RepoFile) and PurePosixPath(e.path).match(pattern)]
     return [
         HubArchive(
-            repository,
-            revision,
-            file.path,
-            file.size,
-            file.lfs.sha256 if file.lfs else file.blob_id,
+            label=f"{repository}/{file.path}",
+            num_bytes=file.size,
+            identity=(repository, file.path, file.lfs.sha256 if file.lfs else file.blob_id),
+            repository=repository,
+            file=file.path,
+            revision=revision,
         )
-        for file in sorted(matching, key=lambda file: by_number(file.path))
+        for file in sorted(files, key=lambda file: by_number(file.path))
     ]

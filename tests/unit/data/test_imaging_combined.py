@@ -105,10 +105,10 @@ def test_a_text_that_is_no_conversation_is_named(tmp_path):
 
 def test_other_columns_are_named(tmp_path):
     write(tmp_path, {"image": [picture()], "text": ["a"], "label": ["b"]})
-    with pytest.raises(UserError, match="or image and conversations; found image, text, label"):
+    with pytest.raises(UserError, match="or image, conversations; found image, text, label"):
         load(tmp_path)
     write(tmp_path, {"picture": ["a"], "question": ["b"], "answer": ["c"]})
-    with pytest.raises(UserError, match="no column image; found picture, question, answer"):
+    with pytest.raises(UserError, match="needs the columns image, question, answer, or .*; found picture"):
         load(tmp_path)
 
 
