@@ -108,7 +108,7 @@ def test_other_columns_are_named(tmp_path):
     with pytest.raises(UserError, match="or image, conversations; found image, text, label"):
         load(tmp_path)
     write(tmp_path, {"picture": ["a"], "question": ["b"], "answer": ["c"]})
-    with pytest.raises(UserError, match="needs the columns image, question, answer, or .*; found picture"):
+    with pytest.raises(UserError, match=r"answer, or .*; found picture"):
         load(tmp_path)
 
 

@@ -114,7 +114,7 @@ def test_a_list_as_answer_is_refused(tmp_path):
 
 def test_other_columns_are_named(tmp_path):
     write(tmp_path, "test", {"image": [picture(1)], "caption": ["a"]}, caption=TEXT)
-    with pytest.raises(UserError, match="needs the columns image, question, answer; found image, caption"):
+    with pytest.raises(UserError, match=r"needs the columns .*, answer; found image, caption"):
         load(tmp_path)
 
 

@@ -330,4 +330,5 @@ def test_the_numbers_order_archives(tmp_path):
     for number in (10, 9, 0):
         (tmp_path / f"images_{number}.zip").touch()
     found = archive_set.local_archives(tmp_path, "images_*.zip")
-    assert [a.label.rpartition("/")[2] for a in found] == ["images_0.zip", "images_9.zip", "images_10.zip"]
+    names = [archive.label.rpartition("/")[2] for archive in found]
+    assert names == ["images_0.zip", "images_9.zip", "images_10.zip"]

@@ -115,7 +115,7 @@ def test_an_empty_cell_is_named(tmp_path, column):
 
 def test_a_missing_column_names_the_columns_found(tmp_path):
     write(tmp_path, "train", ROWS, without=("answer", "sample_id"))
-    with pytest.raises(UserError, match="needs the columns image, question, answer, sample_id; found image, conversations"):
+    with pytest.raises(UserError, match=", answer, sample_id; found image, conversations"):
         load(tmp_path)
 
 

@@ -114,7 +114,7 @@ def test_other_columns_are_named(hub_copy):
 
     for path in hub_copy.rglob("test-*.parquet"):
         datasets.Dataset.from_dict({"picture": [1], "question": ["q"]}).to_parquet(path)
-    with pytest.raises(UserError, match="needs the columns image, question, answer; found picture, question"):
+    with pytest.raises(UserError, match=r"needs the columns .*, answer; found picture, question"):
         load(hub_copy, "test")
 
 
