@@ -44,7 +44,7 @@ HANDLERS = {
     "export": "medvqa.export.command:main_export",
     "serve": "medvqa.serve.command:main_serve",
     "demo": "medvqa.serve.demo:main_demo",
-    "mcp": "medvqa.serve.mcp_server:main_mcp",
+    "mcp": "medvqa.serve.agents:main_mcp",
     "dashboard": "medvqa.tracking.dashboard:main_dashboard",
 }
 

@@ -19,7 +19,7 @@ from medvqa.config.data import SourceConfig
 from medvqa.config.lora import LoraConfig
 from medvqa.config.model import ModelConfig
 from medvqa.data.pool import load_examples
-from medvqa.export.command import Wanted, export
+from medvqa.export.command import ExportOptions, export
 from medvqa.models.encode import Encoder
 from medvqa.models.load import load_model
 from medvqa.models.loaded import LoadedModel
@@ -176,5 +176,7 @@ def vqa_rad_run(shared, tmp_path_factory) -> Path:
 def merged_model(vqa_rad_run, tmp_path_factory) -> Path:
     """The same run, merged into its base."""
     return export(
-        Wanted(run=vqa_rad_run, target=tmp_path_factory.mktemp("export") / "merged", is_merged=True)
+        ExportOptions(
+            run=vqa_rad_run, target=tmp_path_factory.mktemp("export") / "merged", is_merged=True
+        )
     )

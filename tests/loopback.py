@@ -1,8 +1,6 @@
 """Web servers of the tests, on loopback addresses; each counts the connections that reach it."""
 
-import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,9 +28,7 @@ class Counting(ThreadingHTTPServer):
 
 
 @contextmanager
-def served(
-    respond: Respond, *, address: str = "127.0.0.1", context: ssl.SSLContext | None = None
-) -> Iterator[Counting]:
+def served(respond: Respond) -> Iterator[Counting]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             self.answer()
@@ -48,10 +44,8 @@ def served(
         def log_message(self, *_):
             pass
 
-    server = Counting((address, 0), Handler)
+    server = Counting(("127.0.0.1", 0), Handler)
     server.requests = []
-    if context is not None:
-        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -62,11 +56,10 @@ def served(
         server.server_close()
 
 
-def body(data: bytes, *, status: int = 200, length: bool = True) -> Respond:
+def body(data: bytes, *, status: int = 200) -> Respond:
     def respond(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(status)
-        if length:
-            handler.send_header("Content-Length", str(len(data)))
+        handler.send_header("Content-Length", str(len(data)))
         handler.end_headers()
         handler.wfile.write(data)
 
@@ -81,12 +74,3 @@ def redirect(location: str) -> Respond:
         handler.end_headers()
 
     return respond
-
-
-def trickle(handler: BaseHTTPRequestHandler) -> None:
-    """Send a byte now and then, each before any wait for one byte would end."""
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
-    for _ in range(200):
-        handler.wfile.write(b"X")
-        handler.wfile.flush()
-        time.sleep(0.05)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medvqa.config.compose import typed_anywhere
 from medvqa.config.errors import UserError
@@ -16,19 +16,17 @@ from medvqa.config.model import Device, Dtype
 from medvqa.config.schema import Config
 from medvqa.data.example import Example
 from medvqa.data.pool import load_pool, load_sets
-from medvqa.evaluation.evaluate import Evaluation, read_evaluations
+from medvqa.evaluation.evaluate import read_evaluations
 from medvqa.export import outside
 from medvqa.export.atomic import check_target, new_directory
 from medvqa.export.card import model_card
-from medvqa.export.papers import papers
+from medvqa.export.merging import PLACE, load_saved, merge, merging_config, reevaluate
+from medvqa.export.record import export_record
 from medvqa.models.adapter import ADAPTER_FILE
 from medvqa.models.source import load_processor
 from medvqa.models.trained import EXPORT_FILE, Kind, Trained, model_config, read_trained
 from medvqa.run import describe_pool
 from medvqa.tracking.record import write_json, write_text
-
-if TYPE_CHECKING:
-    from medvqa.export.merging import MergeCheck
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +34,8 @@ PROMPTS_WITHOUT_A_SET = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What the command line asks for.
+class ExportOptions:
+    """The options of one export.
 
     Attributes:
         base: Local directory of the base, in place of the one that the run names.
@@ -58,67 +56,62 @@ class Wanted:
     converter: Path | None = None
 
 
-def export(wanted: Wanted) -> Path:
+def export(options: ExportOptions) -> Path:
     """Write the export and return its directory.
 
     Raises:
         UserError: On a mistake, before anything slow; or if the merged model is not the adapter's
             equal. No directory is left then.
     """
-    trained = read_trained(wanted.run)
+    trained = read_trained(options.run)
     if trained.kind is not Kind.run:
-        raise UserError(f"{wanted.run} is an export already; give the run itself")
-    check_target(wanted.target)
-    if wanted.repository is not None:
-        outside.check_push(wanted.repository)
-    if wanted.gguf_type is not None:
-        wanted = replace(wanted, converter=outside.find_converter(wanted.converter))
-    write = _write_merged if wanted.is_merged else _write_adapter
-    with new_directory(wanted.target) as directory:
-        write(trained, wanted, directory)
-    if wanted.repository is not None:
-        address = outside.push(wanted.target, wanted.repository, is_public=wanted.is_public)
+        raise UserError(f"{options.run} is an export already; give the run itself")
+    check_target(options.target)
+    if options.repository is not None:
+        outside.check_push(options.repository)
+    if options.gguf_type is not None:
+        options = replace(options, converter=outside.find_converter(options.converter))
+    write = _write_merged if options.is_merged else _write_adapter
+    with new_directory(options.target) as directory:
+        write(trained, options, directory)
+    if options.repository is not None:
+        address = outside.push(options.target, options.repository, is_public=options.is_public)
         log.info("pushed to %s", address)
-    return wanted.target
+    return options.target
 
 
-def _write_adapter(trained: Trained, wanted: Wanted, directory: Path) -> None:
+def _write_adapter(trained: Trained, options: ExportOptions, directory: Path) -> None:
     assert trained.adapter is not None
     settings = json.loads((trained.adapter / "adapter_config.json").read_text(encoding="utf-8"))
     # In place of this machine's path: what others can fetch.
     settings["base_model_name_or_path"] = trained.model.name
     settings["revision"] = trained.revision
     shutil.copyfile(trained.adapter / ADAPTER_FILE, directory / ADAPTER_FILE)
-    config = replace(trained.model, path=wanted.base or trained.model.path)
+    config = replace(trained.model, path=options.base or trained.model.path)
     load_processor(config).save_pretrained(str(directory))
-    _write_papers(trained, Kind.adapter, wanted, directory)
     write_json(directory / "adapter_config.json", settings)
+    _describe(trained, Kind.adapter, options, directory)
 
 
-def _write_merged(trained: Trained, wanted: Wanted, directory: Path) -> None:
-    from medvqa.export.merging import load_saved, merge, merging_config, reevaluate
-
-    dtype = wanted.dtype or Dtype(trained.values["model"]["dtype"])
+def _write_merged(trained: Trained, options: ExportOptions, directory: Path) -> None:
+    dtype = options.dtype or Dtype(trained.values["model"]["dtype"])
     # A base in 4 bits needs a GPU; the original that is merged into does not.
     full = replace(trained, model=replace(trained.model, load_in_4bit=False))
-    config = merging_config(model_config(full, device=wanted.device, base=wanted.base), dtype=dtype)
+    own = model_config(full, device=options.device, base=options.base)
+    config = merging_config(own, dtype=dtype)
     run_config = typed_anywhere(trained.values["config"])
     sets = _evaluation_sets(run_config, trained.values["data"])
     prompts = next(iter(sets.values()), None) or _phantoms()
     check = merge(trained, config, prompts, directory)
-    if wanted.gguf_type is not None and wanted.converter is not None:
-        outside.convert(wanted.converter, directory, gguf_type=wanted.gguf_type, name=trained.name)
-    found = reevaluate(trained, run_config, load_saved(config, directory), sets)
-    merge_values = {
+    if options.gguf_type is not None and options.converter is not None:
+        outside.convert(options.converter, directory, options.gguf_type, name=trained.name)
+    values = {
         **asdict(check),
         "dtype": dtype.value,
-        "base": "given with --base" if wanted.base else trained.model.name,
-        "equal_answers": found.equal_answers,
+        "base": "given with --base" if options.base else trained.model.name,
+        "equal_answers": reevaluate(trained, run_config, load_saved(config, directory), sets),
     }
-    _write_papers(
-        trained, Kind.merged, wanted, directory, check=check, merge=merge_values,
-        merged=found.directory,
-    )  # fmt: skip
+    _describe(trained, Kind.merged, options, directory, merged=values)
 
 
 def _evaluation_sets(config: Config, recorded: Mapping[str, Any]) -> dict[str, Sequence[Example]]:
@@ -140,27 +133,25 @@ def _phantoms() -> Sequence[Example]:
     return load_pool(source, seed=0).examples
 
 
-def _write_papers(
+def _describe(
     trained: Trained,
     kind: Kind,
-    wanted: Wanted,
+    options: ExportOptions,
     directory: Path,
     *,
-    check: "MergeCheck | None" = None,
-    merge: Mapping[str, Any] | None = None,
-    merged: Path | None = None,
+    merged: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write metrics, model card and, last of all, what makes the directory an export."""
-    for place in filter(None, (trained.directory, merged)):
+    """Write metrics, model card and, last of all, the file that makes the directory an export."""
+    run = trained.directory
+    for place in (run, run / PLACE) if merged else (run,):
         for path in place.glob("evaluation/*/*/metrics.json"):
             copy = directory / path.relative_to(place)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-    evaluations: list[Evaluation] = read_evaluations(directory)
-    values = papers(trained, kind, evaluations, merge)
+    evaluations = read_evaluations(directory)
+    values = export_record(trained, kind, evaluations, merged)
     exported = replace(trained, kind=kind, values=values)
-    place_name = wanted.repository or "."
-    card = model_card(exported, values, evaluations, place=place_name, check=check)
+    card = model_card(exported, values, evaluations, place=options.repository or ".")
     write_text(directory / "README.md", card)
     write_json(directory / EXPORT_FILE, values)
 
@@ -190,7 +181,7 @@ def main_export(argv: Sequence[str]) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     kind = "merged" if options.merge else "adapter"
     target = export(
-        Wanted(
+        ExportOptions(
             run=options.run,
             target=options.out or options.run / "export" / kind,
             is_merged=options.merge,

@@ -145,21 +145,17 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reevaluated:
-    """The merged model's own scores, below `directory`, and how many answers equal the run's."""
-
-    directory: Path
-    equal_answers: Mapping[str, Mapping[str, int]]
-
-
 def reevaluate(
     trained: Trained,
     config: Config,
     loaded: LoadedModel,
     sets: Mapping[str, Sequence[Example]],
-) -> Reevaluated:
-    """Evaluate the merged model as the run was evaluated; its files go below the run."""
+) -> dict[str, dict[str, int]]:
+    """Evaluate the merged model as the run was evaluated; its files go to `PLACE` below the run.
+
+    Returns:
+        Per set, the number of answers that equal the run's.
+    """
     place = trained.directory / PLACE
     shutil.rmtree(place, ignore_errors=True)
     evaluator = Evaluator(sets, config.evaluation, directory=place, seed=config.seed)
@@ -175,7 +171,7 @@ def reevaluate(
     }
     for name, counts in equal.items():
         log.info("%s: %d of %d answers equal the run's", name, counts["equal"], counts["of"])
-    return Reevaluated(directory=place, equal_answers=equal)
+    return equal
 
 
 def _equal_answers(one: Path, other: Path) -> dict[str, int]:

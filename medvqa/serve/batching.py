@@ -6,23 +6,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 from medvqa.serve.answering import Answer, Question
 
 log = logging.getLogger(__name__)
 
 AnswerAll = Callable[[Sequence[Question]], Sequence[Answer]]
+Waiting = tuple[Question, "Future[Answer]"]
 
 
 class OverloadedError(Exception):
     """More questions wait than the server will keep."""
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    question: Question
-    answer: "Future[Answer]"
 
 
 class Batcher:
@@ -41,7 +35,7 @@ class Batcher:
         self._answer_all = answer_all
         self._max_batch = max_batch
         self._max_wait_s = max_wait_s
-        self._queue: queue.Queue[_Waiting | None] = queue.Queue(maxsize=max_waiting)
+        self._queue: queue.Queue[Waiting | None] = queue.Queue(maxsize=max_waiting)
         self._is_closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
         self._thread.start()
@@ -52,14 +46,14 @@ class Batcher:
         Raises:
             OverloadedError: If too many wait, or the server is about to stop.
         """
-        waiting = _Waiting(question, Future())
+        answer: Future[Answer] = Future()
         if self._is_closing.is_set():
             raise OverloadedError("the server is stopping")
         try:
-            self._queue.put_nowait(waiting)
+            self._queue.put_nowait((question, answer))
         except queue.Full:
             raise OverloadedError(f"{self._queue.maxsize} questions wait already") from None
-        return waiting.answer
+        return answer
 
     @property
     def is_alive(self) -> bool:
@@ -73,43 +67,35 @@ class Batcher:
         self._thread.join()
 
     def _work(self) -> None:
-        is_open = True
-        while is_open:
-            batch, is_open = self._next_batch()
-            running = [item for item in batch if item.answer.set_running_or_notify_cancel()]
-            if running:
-                self._answer(running)
+        while (first := self._queue.get()) is not None:
+            batch = [first]
+            deadline = time.monotonic() + self._max_wait_s
+            while len(batch) < self._max_batch:
+                try:
+                    waiting = self._queue.get(timeout=max(deadline - time.monotonic(), 0))
+                except queue.Empty:
+                    break
+                if waiting is None:
+                    self._queue.put(None)  # the end comes after this batch
+                    break
+                batch.append(waiting)
+            self._answer([w for w in batch if w[1].set_running_or_notify_cancel()])
 
-    def _next_batch(self) -> tuple[list[_Waiting], bool]:
-        """Return the next batch, and whether more may follow."""
-        first = self._queue.get()
-        if first is None:
-            return [], False
-        batch = [first]
-        deadline = time.monotonic() + self._max_wait_s
-        while len(batch) < self._max_batch:
-            try:
-                item = self._queue.get(timeout=max(deadline - time.monotonic(), 0))
-            except queue.Empty:
-                break
-            if item is None:
-                return batch, False
-            batch.append(item)
-        return batch, True
-
-    def _answer(self, batch: Sequence[_Waiting]) -> None:
+    def _answer(self, batch: Sequence[Waiting]) -> None:
+        if not batch:  # all clients have left
+            return
         started = time.monotonic()
         try:
-            answers = self._answer_all([item.question for item in batch])
+            answers = self._answer_all([question for question, _ in batch])
         except Exception as error:
             if len(batch) == 1:
-                batch[0].answer.set_exception(error)
+                batch[0][1].set_exception(error)
                 return
             # One question's fault must not be another's.
             log.warning("a batch of %d failed (%s): one by one", len(batch), type(error).__name__)
-            for item in batch:
-                self._answer([item])
+            for waiting in batch:
+                self._answer([waiting])
             return
-        for item, answer in zip(batch, answers, strict=True):
-            item.answer.set_result(answer)
+        for (_, future), answer in zip(batch, answers, strict=True):
+            future.set_result(answer)
         log.info("answered %d in %.3f s", len(batch), time.monotonic() - started)

@@ -16,7 +16,7 @@ from medvqa.models.trained import Trained, load_trained, read_trained
 from medvqa.serve.answering import Answerer
 from medvqa.serve.app import build_app
 from medvqa.serve.engines import LOOPBACK, Engine, OwnEngine, start_transformers, start_vllm
-from medvqa.serve.extra import require
+from medvqa.serve.errors import require
 from medvqa.serve.intake import Intake, Limits
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def serve(engine: Engine, name: str, listener: socket.socket) -> None:
                     signal.signal(number, handler)
 
     # Only pictures inside the request: no file and no address of this machine's network.
-    intake = Intake([], Limits(), None)
+    intake = Intake([], Limits())
     config = uvicorn.Config(
         build_app(engine, intake, name=name),
         access_log=False,

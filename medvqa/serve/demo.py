@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from medvqa.config.errors import UserError
 from medvqa.config.model import Device
-from medvqa.evaluation.evaluate import Evaluation, read_evaluations
-from medvqa.evaluation.score import SHOWN, cell
+from medvqa.evaluation.evaluate import read_evaluations
+from medvqa.export.card import results
 from medvqa.models.trained import Trained
 from medvqa.serve.answering import Answerer
-from medvqa.serve.extra import require
+from medvqa.serve.errors import require
 from medvqa.serve.intake import Intake, Limits
 from medvqa.serve.tool import InProcess, Specialist
 
@@ -26,56 +26,16 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 PORT = 7860
 HOSTS = [HOST, "localhost"]
-GROUPS = ("overall", "open", "closed")
-PHASES = {
-    "majority": "most frequent answer",
-    "zero_shot": "before training",
-    "final": "this model",
-    "merged": "this model",
-}
 # Fonts of the system: Gradio's own themes fetch theirs from the network.
 FONTS = ["system-ui", "sans-serif"]
 CSS = """
 .notice { border-left: 4px solid #b45309; padding: 0.6em 1em; background: #fef3c7; color: #451a03; }
 .notice b { color: inherit; }
-table.metrics { border-collapse: collapse; border: none; width: 100%; font-size: 0.9em; }
-table.metrics th, table.metrics td { border: none; padding: 0.3em 0.8em; text-align: left; }
-table.metrics tr { border: none; border-bottom: 1px solid #8886; }
-table.metrics tr.own td { font-weight: 600; }
 """
 NOTICE = (
     '<div class="notice"><b>Research software, not a medical device.</b> No answer on this page '
     "is a diagnosis, and none may be used in the care of a patient.</div>"
 )
-
-
-def metrics_html(evaluations: Sequence[Evaluation]) -> str:
-    """Return a table a set: the model beside its baselines, each number with interval and n."""
-    shown = [evaluation for evaluation in evaluations if evaluation.phase in PHASES]
-    if not shown:
-        return "<p>This run was not evaluated: nothing is known about its answers.</p>"
-    parts = []
-    for name in dict.fromkeys(evaluation.set_name for evaluation in shown):
-        own = [evaluation for evaluation in shown if evaluation.set_name == name]
-        metrics = [m for m in SHOWN if any(m in e.summary["overall"] for e in own)]
-        head = "".join(f"<th>{escape(SHOWN[metric])}</th>" for metric in metrics)
-        rows = "".join(_rows(evaluation, metrics) for evaluation in own)
-        parts.append(
-            f"<h3>On the set {escape(name)}</h3><table class='metrics'>"
-            f"<tr><th></th><th>questions</th>{head}</tr>{rows}</table>"
-        )
-    return "".join(parts)
-
-
-def _rows(evaluation: Evaluation, metrics: Sequence[str]) -> str:
-    rows = []
-    for group in (g for g in GROUPS if g in evaluation.summary):
-        scores = evaluation.summary[group]
-        cells = "".join(f"<td>{cell(scores.get(metric))}</td>" for metric in metrics)
-        first = PHASES[evaluation.phase] if group == "overall" else ""
-        kind = "own" if evaluation.phase in ("final", "merged") else "baseline"
-        rows.append(f"<tr class='{kind}'><td>{first}</td><td>{group}</td>{cells}</tr>")
-    return "".join(rows)
 
 
 def page(trained: Trained, specialist: Specialist) -> "gradio.Blocks":
@@ -108,11 +68,11 @@ def page(trained: Trained, specialist: Specialist) -> "gradio.Blocks":
                     label="Question", placeholder="Is there a pneumothorax?", lines=2
                 )
                 button = gradio.Button("Ask", variant="primary")
-                # Text, never HTML: what a model says is a stranger's input too.
+                # Text, never HTML: a model's answer is untrusted input too.
                 answer = gradio.Textbox(label="Answer", lines=5, interactive=False)
-        gradio.HTML(
-            "<h2>How well it answers</h2><p>Mean [95 % interval over images] n = questions</p>"
-            + metrics_html(read_evaluations(trained.directory))
+        gradio.Markdown(
+            "## How well it answers\n\nMean [95 % interval over images] n = questions\n\n"
+            + results(read_evaluations(trained.directory))
         )
         for trigger in (button.click, query.submit):
             trigger(ask, [query, images], answer, concurrency_limit=1, api_visibility="private")
@@ -169,7 +129,7 @@ def main_demo(argv: Sequence[str]) -> None:
     # Uploads lie here and are gone with the process.
     with tempfile.TemporaryDirectory(prefix="medvqa-demo-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        specialist = Specialist(Intake([Path(uploads)], limits, None), InProcess(answerer))
+        specialist = Specialist(Intake([Path(uploads)], limits), InProcess(answerer))
         blocks = page(answerer.trained, specialist)
         address = launch(blocks, port=options.port, max_image_bytes=limits.max_image_bytes)
         sys.stdout.write(f"{answerer.name} answers at {address} (Ctrl-C ends it)\n")

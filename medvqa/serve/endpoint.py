@@ -5,12 +5,16 @@ first, and greedy decoding; the answer is stripped as the evaluator strips it.
 """
 
 import base64
+import io
 import json
 from typing import Any
 
+from medvqa.config.model import ModelConfig
+from medvqa.data.image import ImageBytes, load_rgb
 from medvqa.models.prompt import user_message
+from medvqa.models.source import load_processor
 from medvqa.serve.answering import Answer, Question
-from medvqa.serve.tool_error import ErrorKind, ToolError
+from medvqa.serve.errors import ErrorKind, ToolError
 from medvqa.tracking.record import masked
 
 MAX_BODY_BYTES = 4_000_000  # an answer is a short phrase
@@ -121,6 +125,30 @@ class Endpoint:
             reason = reason.replace(self._api_key, "***")
         line = " ".join("".join(c if c.isprintable() else " " for c in reason).split())
         return masked([line])[0][:MAX_REASON_CHARS]
+
+
+class PixelBudget:
+    """Images in the size that the evaluator gives them, for endpoints with another budget.
+
+    A resized image is a multiple of the model's patches and within the budget, so an endpoint
+    that resizes again with the same or a wider budget leaves it as it is.
+    """
+
+    def __init__(self, model: ModelConfig) -> None:
+        self._images: Any = load_processor(model).image_processor
+
+    def resized(self, image: ImageBytes) -> ImageBytes:
+        """Return the image as the model sees it, as PNG."""
+        from PIL import Image
+
+        picture = load_rgb(image)
+        grid = self._images(images=[picture], return_tensors="pt")["image_grid_thw"][0]
+        height, width = (int(n) * self._images.patch_size for n in grid[1:])
+        if (width, height) == picture.size:
+            return image
+        buffer = io.BytesIO()
+        picture.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "PNG")
+        return ImageBytes(image.name, buffer.getvalue())
 
 
 def _data_url(png: bytes) -> str:

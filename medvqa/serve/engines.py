@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from medvqa.config.errors import UserError
 from medvqa.export.vllm import vllm_command
@@ -26,26 +26,6 @@ POLL_S = 0.2
 MAX_WAIT_S = 0.005
 MAX_WAITING = 256
 FORWARDED_TIMEOUT_S = 300.0
-
-
-class Engine(Protocol):
-    """Answers questions one at a time; how it batches them is its own matter."""
-
-    def describe(self) -> Mapping[str, Any]:
-        """Return what /v1/models says of the model."""
-
-    @property
-    def is_healthy(self) -> bool:
-        """Whether it can answer."""
-
-    def check(self, question: Question) -> int:
-        """Return the tokens of the prompt, 0 if not known; raise `UserError` if it is refused."""
-
-    async def answer(self, question: Question) -> Answer:
-        """Answer."""
-
-    def close(self) -> None:
-        """Finish what waits, then stop."""
 
 
 class OwnEngine:
@@ -72,7 +52,7 @@ class OwnEngine:
         return self._batcher.is_alive
 
     def check(self, question: Question) -> int:
-        """Encode the question, pictures included."""
+        """Return the number of tokens of the prompt; raise `UserError` if it is refused."""
         return self._answerer.check(question)
 
     async def answer(self, question: Question) -> Answer:
@@ -133,7 +113,7 @@ class ProgramEngine:
         return self._process.poll() is None
 
     def check(self, question: Question) -> int:
-        """Leave it to the program."""
+        """Leave the check to the program; 0 stands for an unknown number of tokens."""
         return 0
 
     async def answer(self, question: Question) -> Answer:
@@ -148,6 +128,9 @@ class ProgramEngine:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+Engine = OwnEngine | ProgramEngine
 
 
 def start_vllm(trained: Trained, *, base: str | None) -> ProgramEngine:

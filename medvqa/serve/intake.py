@@ -5,8 +5,6 @@ by the evaluator's own code and goes on as an RGB PNG: its pixels, without the m
 medical files carry names, and nothing for another decoder to trip over.
 """
 
-import base64
-import binascii
 import io
 import re
 from collections.abc import Sequence
@@ -15,17 +13,13 @@ from pathlib import Path
 
 from medvqa.config.errors import UserError
 from medvqa.data.image import ImageBytes, ImageTooLargeError, load_rgb
-from medvqa.serve.local_file import read_below
-from medvqa.serve.references import Images, references, scheme_of, shown
-from medvqa.serve.remote import Fetcher
-from medvqa.serve.tool_error import ErrorKind, ToolError
+from medvqa.serve.errors import ErrorKind, ToolError
+from medvqa.serve.reference import Images, read_reference, references, shown
 
 # Pillow's other decoders are for rare files; one of them starts another program (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-DATA_URL = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 # What chat templates of Qwen and its relatives separate turns and pictures with.
 CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{1,64}\|>")
-REMOTE = ("http", "https")
 
 
 @dataclass(kw_only=True)
@@ -69,15 +63,11 @@ class Intake:
     Args:
         allowed_roots: Existing directories that local images may lie below; none allows none.
         limits: Caps.
-        fetcher: Reads remote images; None refuses them.
     """
 
-    def __init__(
-        self, allowed_roots: Sequence[Path], limits: Limits, fetcher: Fetcher | None
-    ) -> None:
+    def __init__(self, allowed_roots: Sequence[Path], limits: Limits) -> None:
         self._roots = [root.resolve() for root in allowed_roots]
         self._limits = limits
-        self._fetcher = fetcher
 
     def accept(self, query: str, images: Images) -> Accepted:
         """Return the question with its images read and decoded.
@@ -87,13 +77,12 @@ class Intake:
                 question is never answered without an image that was asked about.
         """
         text = self._query(query)
-        kept, num_ignored = references(images)
+        named, num_ignored = references(images)
         limit = self._limits.max_images
-        if len(kept) > limit:
-            raise ToolError(
-                ErrorKind.too_many_images, f"{len(kept)} images; the limit is {limit} a question"
-            )
-        return Accepted(query=text, images=tuple(map(self._image, kept)), num_ignored=num_ignored)
+        if len(named) > limit:
+            message = f"{len(named)} images; the limit is {limit} per question"
+            raise ToolError(ErrorKind.too_many_images, message)
+        return Accepted(query=text, images=tuple(map(self._image, named)), num_ignored=num_ignored)
 
     def _query(self, query: str) -> str:
         if not isinstance(query, str):
@@ -116,44 +105,8 @@ class Intake:
         return query.strip()
 
     def _image(self, reference: str) -> ImageBytes:
-        return self._decoded(shown(reference), self._read(reference))
-
-    def _read(self, reference: str) -> bytes:
-        scheme = scheme_of(reference)
-        if scheme == "data":
-            return self._data_url(reference)
-        if scheme in REMOTE and self._fetcher is not None:
-            return self._fetcher.fetch(reference)
-        if scheme in REMOTE:
-            problem = "is remote, and the tool's config names no allowed_hosts"
-        elif "://" in reference or scheme == "file":
-            problem = "has a scheme that is not supported; give a path, an http(s) or a data: URL"
-        else:
-            return read_below(reference, self._roots, max_bytes=self._limits.max_image_bytes)
-        raise ToolError(ErrorKind.image_not_allowed, f"image {shown(reference)} {problem}")
-
-    def _data_url(self, reference: str) -> bytes:
-        header = DATA_URL.match(reference)
-        if header is None:
-            raise ToolError(
-                ErrorKind.image_unreadable,
-                f"image {shown(reference)} does not begin with data:image/<type>;base64,",
-            )
-        limit = self._limits.max_image_bytes
-        too_large = ToolError(
-            ErrorKind.too_large, f"image {shown(reference)} holds more than {limit:,} bytes"
-        )
-        if (len(reference) - header.end()) // 4 * 3 > limit + 2:  # up to two are padding
-            raise too_large
-        try:
-            data = base64.b64decode(reference[header.end() :], validate=True)
-        except (binascii.Error, ValueError):  # ValueError: not ASCII
-            raise ToolError(
-                ErrorKind.image_unreadable, f"image {shown(reference)} is no valid base64"
-            ) from None
-        if len(data) > limit:
-            raise too_large
-        return data
+        data = read_reference(reference, self._roots, max_bytes=self._limits.max_image_bytes)
+        return self._decoded(shown(reference), data)
 
     def _decoded(self, name: str, data: bytes) -> ImageBytes:
         try:

@@ -13,8 +13,8 @@ from typing import Any
 
 from medvqa.models.prompt import question_of
 from medvqa.serve.answering import Answer, Question
+from medvqa.serve.errors import ToolError
 from medvqa.serve.intake import Intake
-from medvqa.serve.tool_error import ToolError
 
 # What a field may hold without changing an answer: decoding is greedy, one answer, no tools.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -41,16 +41,11 @@ class RequestError(Exception):
     """A request that is not answered, in the words of OpenAI's error object."""
 
     def __init__(
-        self,
-        message: str,
-        *,
-        code: str,
-        param: str | None = None,
-        status: int = 400,
-        kind: str = "invalid_request_error",
+        self, message: str, code: str, param: str | None = None, *, status: int = 400
     ) -> None:
         super().__init__(message)
         self.status = status
+        kind = "invalid_request_error" if status < 500 else "server_error"
         self.body = {
             "error": {"message": message, "type": kind, "param": param, "code": code},
         }
@@ -80,15 +75,15 @@ def read_request(data: bytes, *, model: str, intake: Intake) -> Request:
     if body.get("model") != model:
         raise RequestError(
             f"model {body.get('model')!r} is not served here; it is {model!r}",
-            code="model_not_found",
-            param="model",
+            "model_not_found",
+            "model",
             status=404,
         )
     text, urls = _user_message(body.get("messages"))
     try:
         accepted = intake.accept(question_of(text), urls)
     except ToolError as error:
-        raise RequestError(error.message, code=error.kind.value, param="messages") from error
+        raise RequestError(error.message, error.kind.value, "messages") from error
     options = body.get("stream_options") or {}
     return Request(
         question=Question(
@@ -103,9 +98,9 @@ def _object(data: bytes) -> dict[str, Any]:
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise RequestError("the body is no JSON", code="invalid_json") from error
+        raise RequestError("the body is no JSON", "invalid_json") from error
     if not isinstance(body, dict):
-        raise RequestError("the body is no JSON object", code="invalid_json")
+        raise RequestError("the body is no JSON object", "invalid_json")
     return body
 
 
@@ -114,35 +109,33 @@ def _check_fields(body: Mapping[str, Any]) -> None:
         if value is None or name in TAKEN or name in WITHOUT_EFFECT:
             continue
         if name not in NEUTRAL:
-            raise RequestError(f"{name} is not supported", code="unsupported_parameter", param=name)
+            raise RequestError(f"{name} is not supported", "unsupported_parameter", name)
         if value not in NEUTRAL[name]:
             allowed = " or ".join(json.dumps(known) for known in NEUTRAL[name])
             raise RequestError(
                 f"{name} is supported as {allowed} only: one greedy answer, no tools",
-                code="unsupported_value",
-                param=name,
+                "unsupported_value",
+                name,
             )
 
 
 def _flag(body: Mapping[str, Any], name: str) -> bool:
     value = body.get(name) or False
     if not isinstance(value, bool):
-        raise RequestError(f"{name} must be true or false", code="invalid_type", param=name)
+        raise RequestError(f"{name} must be true or false", "invalid_type", name)
     return value
 
 
 def _max_tokens(body: Mapping[str, Any]) -> int | None:
     limits = [name for name in ("max_tokens", "max_completion_tokens") if body.get(name)]
     if len(limits) == 2:
-        raise RequestError("give one limit of tokens", code="invalid_value", param=limits[0])
+        raise RequestError("give one limit of tokens", "invalid_value", limits[0])
     name = limits[0] if limits else "max_tokens"
     value = body.get(name)
     if value is None:
         return None
     if type(value) is not int or value < 1:
-        raise RequestError(
-            f"{name} must be a whole number above 0", code="invalid_value", param=name
-        )
+        raise RequestError(f"{name} must be a whole number above 0", "invalid_value", name)
     return value
 
 
@@ -153,27 +146,25 @@ def _user_message(messages: Any) -> tuple[str, list[str]]:
         raise RequestError(
             "send exactly one message, of the user: the model was trained on single questions, "
             "without system prompt or history",
-            code="unsupported_messages",
-            param="messages",
+            "unsupported_messages",
+            "messages",
         )
     content = messages[0].get("content")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-        raise RequestError(
-            "content must be a text or a list of parts", code="invalid_type", param="messages"
-        )
+        raise RequestError("content must be a text or a list of parts", "invalid_type", "messages")
     texts = [_text(part) for part in parts if part.get("type") == "text"]
     urls = [_url(part) for part in parts if part.get("type") == "image_url"]
     if len(texts) + len(urls) < len(parts):
         raise RequestError(
-            "a part is neither text nor image_url", code="unsupported_content", param="messages"
+            "a part is neither text nor image_url", "unsupported_content", "messages"
         )
     return "\n".join(texts), urls
 
 
 def _text(part: Mapping[str, Any]) -> str:
     if not isinstance(part.get("text"), str):
-        raise RequestError("a text part has no text", code="invalid_type", param="messages")
+        raise RequestError("a text part has no text", "invalid_type", "messages")
     return str(part["text"])
 
 
@@ -181,20 +172,20 @@ def _url(part: Mapping[str, Any]) -> str:
     image = part.get("image_url")
     url = image.get("url") if isinstance(image, dict) else image
     if not isinstance(url, str):
-        raise RequestError("an image_url part has no url", code="invalid_type", param="messages")
+        raise RequestError("an image_url part has no url", "invalid_type", "messages")
     detail = image.get("detail", "auto") if isinstance(image, dict) else "auto"
     if detail != "auto":
         raise RequestError(
             'detail is supported as "auto" only: the pixel budget is the run\'s',
-            code="unsupported_value",
-            param="messages",
+            "unsupported_value",
+            "messages",
         )
     if not url.startswith("data:"):
         raise RequestError(
             "send pictures as data:image/<type>;base64,... URLs: the server reads no file and "
             "fetches nothing",
-            code="image_not_allowed",
-            param="messages",
+            "image_not_allowed",
+            "messages",
         )
     return url
 

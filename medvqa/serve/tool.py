@@ -1,23 +1,21 @@
 """The agent's tool: a question and images in, one text out, whatever happens."""
 
+import functools
 import logging
 import os
 import threading
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 from medvqa.config.errors import MISTAKES, UserError, explain
-from medvqa.models.trained import Trained, read_trained
+from medvqa.models.trained import read_trained
 from medvqa.serve.answering import Answer, Answerer, Question
-from medvqa.serve.endpoint import Endpoint
+from medvqa.serve.endpoint import Endpoint, PixelBudget
+from medvqa.serve.errors import ErrorKind, ToolError
 from medvqa.serve.intake import Accepted, Intake
-from medvqa.serve.pixel_budget import PixelBudget
-from medvqa.serve.references import Images
-from medvqa.serve.remote import Fetcher
+from medvqa.serve.reference import Images
 from medvqa.serve.tool_config import Resize, Service, ToolConfig, config_place, read_tool_config
-from medvqa.serve.tool_error import ErrorKind, ToolError
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +29,10 @@ DESCRIPTION = (
 )
 QUERY = "The question, in English, about the images in the order in which they are listed."
 IMAGES = (
-    "The images: file paths, data: URLs, or http(s) URLs where allowed. Leave it out to ask "
-    "without an image; the answer then says so."
+    "The images: file paths or data:image/...;base64, URLs; nothing is fetched from the network. "
+    "Leave it out to ask without an image; the answer then says so."
 )
 DEFAULT_NEW_TOKENS = 32
-
-
-class Answering(Protocol):
-    """What answers an accepted question."""
-
-    def answer(self, question: Question) -> Answer:
-        """Return the answer; raise `ToolError` if there is none."""
 
 
 class InProcess:
@@ -68,7 +59,7 @@ class Specialist:
     """
 
     def __init__(
-        self, intake: Intake, answering: Answering, budget: PixelBudget | None = None
+        self, intake: Intake, answering: InProcess | Endpoint, budget: PixelBudget | None = None
     ) -> None:
         self._intake = intake
         self._answering = answering
@@ -79,7 +70,7 @@ class Specialist:
 
         Args:
             query: The question.
-            images: Paths, data: URLs or http(s) URLs, as far as the config allows them.
+            images: Paths below the config's allowed roots, or data: URLs.
         """
         try:
             accepted = self._intake.accept(query, images)
@@ -120,48 +111,39 @@ def build(config: ToolConfig, environment: Mapping[str, str] = os.environ) -> Sp
     Raises:
         UserError: If the run or the key is not there.
     """
-    limits = config.limits
-    fetcher = (
-        Fetcher(config.allowed_hosts, max_bytes=limits.max_image_bytes, timeout_s=config.timeout_s)
-        if config.allowed_hosts
-        else None
-    )
-    intake = Intake([Path(root) for root in config.allowed_roots], limits, fetcher)
+    intake = Intake([Path(root) for root in config.allowed_roots], config.limits)
     if config.service is Service.in_process:
         assert config.run is not None
         answerer = Answerer.of_run(Path(config.run), device=config.device)
         return Specialist(intake, InProcess(answerer))
-    trained = None if config.run is None else read_trained(Path(config.run))
-    wants_budget = trained is not None and config.resize is Resize.tool
-    budget = PixelBudget(trained.model) if trained and wants_budget else None
-    return Specialist(intake, _endpoint(config, trained, environment), budget)
-
-
-def _endpoint(
-    config: ToolConfig, trained: Trained | None, environment: Mapping[str, str]
-) -> Endpoint:
     assert config.base_url is not None and config.model is not None
+    trained = None if config.run is None else read_trained(Path(config.run))
     own = DEFAULT_NEW_TOKENS if trained is None else trained.evaluation.max_new_tokens
-    return Endpoint(
+    endpoint = Endpoint(
         base_url=config.base_url,
         model=config.model,
         api_key=config.api_key(environment),
         max_new_tokens=config.max_new_tokens or own,
         timeout_s=config.timeout_s,
     )
+    if trained is None or config.resize is Resize.endpoint:
+        return Specialist(intake, endpoint)
+    return Specialist(intake, endpoint, PixelBudget(trained.model))
 
 
-_default: Specialist | None = None
-_default_lock = threading.Lock()
+@functools.cache
+def _configured() -> Specialist:
+    return build(read_tool_config(config_place()))
+
+
+_loading = threading.Lock()
 
 
 def great_brain_specialist(query: str, images: list[str] | None = None) -> str:
     """Ask the tool of the config that `MEDVQA_TOOL` names, else `tool.yaml` here; loaded once."""
-    global _default
-    with _default_lock:
-        if _default is None:
-            try:
-                _default = build(read_tool_config(config_place()))
-            except MISTAKES as error:
-                return str(ToolError(ErrorKind.not_configured, explain(error)))
-    return _default.great_brain_specialist(query, images)
+    try:
+        with _loading:
+            specialist = _configured()
+    except MISTAKES as error:
+        return str(ToolError(ErrorKind.not_configured, explain(error)))
+    return specialist.great_brain_specialist(query, images)

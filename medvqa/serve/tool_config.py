@@ -48,8 +48,7 @@ class ToolConfig:
             stands in a file.
         max_new_tokens: Limit of an endpoint's answer; the run's where null, else 32.
         allowed_roots: Local images may lie below these directories only.
-        allowed_hosts: Remote images may come from these `host` or `host:port` only.
-        timeout_s: For an endpoint's answer, and for a remote image.
+        timeout_s: For an endpoint's answer.
     """
 
     service: Service = Service.in_process
@@ -61,7 +60,6 @@ class ToolConfig:
     max_new_tokens: int | None = None
     resize: Resize = Resize.endpoint
     allowed_roots: list[str] = field(default_factory=list)
-    allowed_hosts: list[str] = field(default_factory=list)
     limits: Limits = field(default_factory=Limits)
     timeout_s: float = 120.0
 

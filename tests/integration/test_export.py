@@ -19,7 +19,7 @@ from medvqa.config.errors import UserError
 from medvqa.config.lora import LoraConfig
 from medvqa.export.atomic import new_directory
 from medvqa.export.card import DISCLAIMER
-from medvqa.export.command import Wanted, export, main_export
+from medvqa.export.command import ExportOptions, export, main_export
 from medvqa.export.merging import MergeCheck
 from medvqa.export.vllm import max_lora_rank, vllm_command
 from medvqa.models.encode import Encoder
@@ -30,7 +30,9 @@ from tests.conftest import ROOT
 
 @pytest.fixture(scope="module")
 def adapter(vqa_rad_run, tmp_path_factory):
-    return export(Wanted(run=vqa_rad_run, target=tmp_path_factory.mktemp("export") / "adapter"))
+    return export(
+        ExportOptions(run=vqa_rad_run, target=tmp_path_factory.mktemp("export") / "adapter")
+    )
 
 
 @pytest.fixture
@@ -119,7 +121,9 @@ def test_the_card_tells_what_evaluation_and_training_share(copied_run, tmp_path)
         "sets": {"test": {"image_overlap": 0.995, "item_overlap": 0.02, "num_items": 9}},
     }
     (copied_run / "run.json").write_text(json.dumps(record))
-    card = (export(Wanted(run=copied_run, target=tmp_path / "out")) / "README.md").read_text()
+    card = (
+        export(ExportOptions(run=copied_run, target=tmp_path / "out")) / "README.md"
+    ).read_text()
     assert (
         "`test` 99.5% of the pictures and 2.0% of the questions with picture and answer (9)" in card
     )
@@ -151,7 +155,7 @@ def test_an_adapter_that_changes_nothing_is_refused(copied_run, tmp_path):
     save_file({n: t if "lora_A" in n else torch.zeros_like(t) for n, t in tensors.items()}, path)
     target = tmp_path / "merged"
     with pytest.raises(UserError, match="merged equals base"):
-        export(Wanted(run=copied_run, target=target, is_merged=True))
+        export(ExportOptions(run=copied_run, target=target, is_merged=True))
     assert not [p for p in tmp_path.iterdir() if p != copied_run]
 
 
@@ -181,7 +185,9 @@ def test_a_base_in_4_bits_is_refused_with_the_reason(vqa_rad_run, tmp_path):
     config = json.loads((base / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (base / "config.json").write_text(json.dumps(config))
-    wanted = Wanted(run=vqa_rad_run, target=tmp_path / "merged", is_merged=True, base=str(base))
+    wanted = ExportOptions(
+        run=vqa_rad_run, target=tmp_path / "merged", is_merged=True, base=str(base)
+    )
     with pytest.raises(UserError, match=r"stored in 4 bits.*original 16-bit weights with --base"):
         export(wanted)
     assert not (tmp_path / "merged").exists()
@@ -191,9 +197,9 @@ def test_an_unfinished_run_is_refused(copied_run, tmp_path):
     record = json.loads((copied_run / "run.json").read_text())
     (copied_run / "run.json").write_text(json.dumps({**record, "state": "interrupted"}))
     with pytest.raises(UserError, match="is interrupted, not finished"):
-        export(Wanted(run=copied_run, target=tmp_path / "out"))
+        export(ExportOptions(run=copied_run, target=tmp_path / "out"))
     with pytest.raises(UserError, match="neither a run nor an export: no such directory"):
-        export(Wanted(run=tmp_path / "nowhere", target=tmp_path / "out"))
+        export(ExportOptions(run=tmp_path / "nowhere", target=tmp_path / "out"))
 
 
 def test_an_evaluation_set_that_has_changed_is_refused(copied_run, tmp_path):
@@ -201,7 +207,7 @@ def test_an_evaluation_set_that_has_changed_is_refused(copied_run, tmp_path):
     record["data"]["test"]["sha256"] = "0" * 64
     (copied_run / "run.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="test is not what the run was evaluated on"):
-        export(Wanted(run=copied_run, target=tmp_path / "out", is_merged=True))
+        export(ExportOptions(run=copied_run, target=tmp_path / "out", is_merged=True))
 
 
 def test_a_killed_export_leaves_no_directory_that_loads(vqa_rad_run, tmp_path):
@@ -223,7 +229,7 @@ def test_a_killed_export_leaves_no_directory_that_loads(vqa_rad_run, tmp_path):
     with pytest.raises(UserError, match=r"no run.json and no export.json"):
         read_trained(partial)
     # The next one to the same place starts clean.
-    export(Wanted(run=vqa_rad_run, target=target))
+    export(ExportOptions(run=vqa_rad_run, target=target))
     assert read_trained(target).kind is Kind.adapter
     assert not list(target.glob("model*.safetensors"))
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
@@ -299,10 +305,10 @@ def test_a_second_export_replaces_the_first_and_spares_what_is_no_export(vqa_rad
     own.mkdir()
     (own / "chapter.tex").write_text("dear")
     with pytest.raises(UserError, match="exists and is no earlier export"):
-        export(Wanted(run=vqa_rad_run, target=own))
+        export(ExportOptions(run=vqa_rad_run, target=own))
     assert (own / "chapter.tex").read_text() == "dear"
     with new_directory(target), pytest.raises(UserError, match="is being written by process"):
-        export(Wanted(run=vqa_rad_run, target=target))
+        export(ExportOptions(run=vqa_rad_run, target=target))
 
 
 @pytest.mark.parametrize(
@@ -337,7 +343,7 @@ def test_a_push_that_fails_leaves_the_export_and_tells_no_token(vqa_rad_run, tmp
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     target = tmp_path / "out"
     with pytest.raises(UserError, match=r"cannot push to me/model: .*the export itself") as error:
-        export(Wanted(run=vqa_rad_run, target=target, repository="me/model"))
+        export(ExportOptions(run=vqa_rad_run, target=target, repository="me/model"))
     assert "hf_not" not in str(error.value)
     assert read_trained(target).kind is Kind.adapter
     assert "hf_not" not in "".join(p.read_text() for p in target.glob("*.json"))
@@ -384,5 +390,5 @@ def test_vllm_is_told_of_the_vision_towers_adapter(vqa_rad_run):
     assert f"{trained.name}=w" in plain
     vision = replace(trained, lora=LoraConfig(vision_layers=True))
     assert "--enable-tower-connector-lora" in vllm_command(vision, weights="w")
-    with pytest.raises(UserError, match=r"lora\.rank=600, but vLLM serves ranks up to 512"):
+    with pytest.raises(UserError, match=r"lora\.r=600, but vLLM serves ranks up to 512"):
         vllm_command(replace(trained, lora=LoraConfig(r=600)), weights="w")

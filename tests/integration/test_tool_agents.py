@@ -28,12 +28,12 @@ from langgraph.prebuilt import ToolNode, tools_condition
 
 from medvqa.config.errors import UserError
 from medvqa.serve import tool as tool_module
+from medvqa.serve.agents import langchain_tool
 from medvqa.serve.answering import Answerer
 from medvqa.serve.app import build_app
 from medvqa.serve.command import listening
 from medvqa.serve.engines import OwnEngine
 from medvqa.serve.intake import Intake, Limits
-from medvqa.serve.langchain_tool import langchain_tool
 from medvqa.serve.tool import DISCLAIMER, EMPTY, NAME, build, great_brain_specialist
 from medvqa.serve.tool_config import ToolConfig
 from medvqa.tracking.record import read_lines
@@ -227,7 +227,7 @@ def test_an_mcp_client_over_stdio_gets_the_evaluators_answer_and_nothing_but_the
 def medvqa_serve(answerer: Answerer):
     """`medvqa serve`'s application around a run in this process; gives its base URL."""
     engine = OwnEngine(answerer)
-    app = build_app(engine, Intake([], Limits(), None), name=answerer.name)
+    app = build_app(engine, Intake([], Limits()), name=answerer.name)
     with listening("127.0.0.1", 0) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -312,7 +312,7 @@ def test_the_plain_function_takes_its_config_from_the_environment(
 ):
     config = tmp_path / "tool.yaml"
     monkeypatch.setenv("MEDVQA_TOOL", str(config))
-    monkeypatch.setattr(tool_module, "_default", None)
+    tool_module._configured.cache_clear()
     assert great_brain_specialist("What?").startswith("[not_configured] no config ")
     config.write_text(f"run: {vqa_rad_run}\nallowed_rots: []\n", encoding="utf-8")
     assert "did you mean allowed_roots=" in great_brain_specialist("What?")

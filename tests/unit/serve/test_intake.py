@@ -1,4 +1,4 @@
-"""What the agent's tool takes in: each claim of docs/tool.md's table of threats is tried."""
+"""The intake of the agent's tool: the threats of docs/tool.md are tried."""
 
 import base64
 import io
@@ -12,9 +12,9 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from medvqa.data.image import ImageFile, load_rgb
-from medvqa.serve import local_file
+from medvqa.serve import reference as reference_module
+from medvqa.serve.errors import ErrorKind, ToolError
 from medvqa.serve.intake import Intake, Limits
-from medvqa.serve.tool_error import ErrorKind, ToolError
 
 LIMITS = Limits(
     max_query_chars=100, max_images=3, max_image_bytes=200_000, max_image_pixels=100_000
@@ -54,7 +54,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def intake(root):
-    return Intake([root], LIMITS, None)
+    return Intake([root], LIMITS)
 
 
 def refusal(intake, reference, query="what is it?"):
@@ -111,6 +111,15 @@ def test_nothing_outside_the_roots_is_read(root, intake, reference):
     assert str(error).isprintable()
 
 
+@pytest.mark.parametrize("url", ["http://example.org/a.png", "HTTPS://u:p@x.org/a.png?key=secret"])
+def test_a_url_is_refused_in_one_line_that_says_what_works(intake, url):
+    error = refusal(intake, url)
+    assert error.kind is ErrorKind.image_not_allowed
+    assert "nothing is fetched: give a file path or a data:image/...;base64, URL" in str(error)
+    assert "secret" not in str(error)
+    assert "u:p" not in str(error)
+
+
 def test_a_refusal_does_not_tell_whether_a_file_outside_exists(root, intake):
     there, absent = (
         refusal(intake, str(root.parent / name)) for name in ("secret.png", "absent.png")
@@ -120,7 +129,7 @@ def test_a_refusal_does_not_tell_whether_a_file_outside_exists(root, intake):
 
 @pytest.mark.parametrize("reference", ["pipe.png", "sub", "/dev/zero", "/dev/stdin", ""])
 def test_only_regular_files_are_read_and_a_pipe_does_not_block(root, reference):
-    intake = Intake([root, Path("/dev")], LIMITS, None)
+    intake = Intake([root, Path("/dev")], LIMITS)
     if reference:
         assert refusal(intake, reference).kind is ErrorKind.image_not_allowed
     assert refusal(intake, str(root)).kind is ErrorKind.image_not_allowed
@@ -132,12 +141,12 @@ def test_a_folder_swapped_for_a_link_after_the_check_is_not_followed(root, tmp_p
     (root / "sub").rmdir()
     (root / "sub").symlink_to(tmp_path)
     with pytest.raises(OSError, match=r"directory|symbolic"):
-        local_file._open_below(root, parts)
+        reference_module._open_below(root, parts)
 
 
 def test_without_roots_no_local_file_is_read(root):
-    assert refusal(Intake([], LIMITS, None), "a.png").kind is ErrorKind.image_not_allowed
-    assert refusal(Intake([], LIMITS, None), f"{root}/a.png").kind is ErrorKind.image_not_allowed
+    assert refusal(Intake([], LIMITS), "a.png").kind is ErrorKind.image_not_allowed
+    assert refusal(Intake([], LIMITS), f"{root}/a.png").kind is ErrorKind.image_not_allowed
 
 
 def test_what_is_not_there_is_missing_and_a_link_to_itself_leads_nowhere(intake):
@@ -278,6 +287,6 @@ def test_only_the_pixels_go_on_and_they_are_the_evaluators(intake):
 def test_a_vqa_rad_image_goes_on_pixel_by_pixel(shared):
     folder = shared / "data" / "vqa_rad"
     path = folder / "VQA_RAD Image Folder" / "synpic54610.jpg"
-    intake = Intake([folder], Limits(), None)
+    intake = Intake([folder], Limits())
     (accepted,) = intake.accept("what?", ["VQA_RAD Image Folder/synpic54610.jpg"]).images
     assert np.array_equal(np.asarray(load_rgb(accepted)), np.asarray(load_rgb(ImageFile(path))))

@@ -1,4 +1,4 @@
-"""`medvqa mcp`: the tool for MCP clients, over stdio or HTTP on 127.0.0.1."""
+"""The tool for agents: a LangChain tool, and the MCP server of `medvqa mcp`."""
 
 import argparse
 import os
@@ -6,37 +6,64 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from medvqa.serve.extra import require
-from medvqa.serve.references import listed
+from medvqa.serve.errors import ErrorKind, ToolError, require
+from medvqa.serve.reference import listed
 from medvqa.serve.tool import DESCRIPTION, IMAGES, NAME, QUERY, Specialist, build
 from medvqa.serve.tool_config import read_tool_config
 
 if TYPE_CHECKING:
     from fastmcp import FastMCP
+    from langchain_core.tools import StructuredTool
 
 HOST = "127.0.0.1"
 PORT = 8765
 
 
+def _image_list() -> Any:
+    """Return the type of the argument `images`; agents send one string, or nulls, as well."""
+    from pydantic import BeforeValidator, Field
+
+    return Annotated[list[str] | None, BeforeValidator(listed), Field(description=IMAGES)]
+
+
+def langchain_tool(specialist: Specialist) -> "StructuredTool":
+    """Return the tool for LangChain and LangGraph; wrong arguments come back as text too."""
+    from langchain_core.tools import StructuredTool
+    from pydantic import Field, create_model
+
+    query = Annotated[str, Field(description=QUERY)]
+    arguments = create_model("Arguments", query=(query, ...), images=(_image_list(), None))
+    return StructuredTool.from_function(
+        specialist.great_brain_specialist,
+        name=NAME,
+        description=DESCRIPTION,
+        args_schema=arguments,
+        handle_validation_error=_invalid,
+    )
+
+
+def _invalid(error: Any) -> str:
+    # Without the values, which may be secrets or megabytes.
+    names = sorted({str(name) for problem in error.errors() for name in problem["loc"][:1]})
+    message = f"check {', '.join(names)}: query is a string, images a list of strings"
+    return str(ToolError(ErrorKind.invalid_arguments, message))
+
+
 def mcp_server(specialist: Specialist) -> "FastMCP":
     """Return an MCP server with the one tool."""
     from fastmcp import FastMCP
-    from pydantic import BeforeValidator, Field
+    from pydantic import Field
 
     import medvqa
 
     server: FastMCP = FastMCP("medvqa", version=medvqa.__version__, mask_error_details=True)
 
-    def ask(
-        query: Annotated[str, Field(description=QUERY)],
-        images: Annotated[
-            list[str] | None, BeforeValidator(listed), Field(description=IMAGES)
-        ] = None,
-    ) -> str:
+    def ask(query: Annotated[str, Field(description=QUERY)], images: Any = None) -> str:
         return specialist.great_brain_specialist(query, images)
 
+    ask.__annotations__["images"] = _image_list()
     server.tool(ask, name=NAME, description=DESCRIPTION)
     return server
 
@@ -72,11 +99,11 @@ def main_mcp(argv: Sequence[str]) -> None:
 def stdout_to_stderr() -> Iterator[None]:
     """Send what libraries print to stderr: stdout belongs to the protocol."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    protocol = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
         sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(protocol, 1)
+        os.close(protocol)

@@ -1,4 +1,4 @@
-"""export.json: what a merged or adapter directory says of itself, without paths of this machine."""
+"""export.json: the record of an exported model, without paths of this machine."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,13 +13,13 @@ from medvqa.models.trained import Kind, Trained
 SCORED = {"final": "adapter", "merged": "merged"}
 
 
-def papers(
+def export_record(
     trained: Trained,
     kind: Kind,
     evaluations: Sequence[Evaluation],
     merge: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return what export.json holds; `scores` has adapter and merged side by side."""
+    """Return the values of export.json; `scores` has adapter and merged side by side."""
     values = trained.values
     config = values["config"]
     return {

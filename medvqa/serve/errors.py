@@ -1,6 +1,9 @@
-"""What can go wrong with a question to the tool, typed; an agent reads `[kind] what to do`."""
+"""Typed errors of the agent's tool, and the check for missing packages."""
 
 from enum import Enum
+from importlib import util
+
+from medvqa.config.errors import UserError
 
 
 class ErrorKind(Enum):
@@ -33,3 +36,10 @@ class ToolError(Exception):
 
     def __str__(self) -> str:
         return f"[{self.kind.value}] {self.message}"
+
+
+def require(*packages: str) -> None:
+    """Raise a `UserError` if a package of the extra `serve` is not installed."""
+    missing = [package for package in packages if util.find_spec(package) is None]
+    if missing:
+        raise UserError(f"{', '.join(missing)} not installed: pip install 'medvqa[serve]'")
