@@ -114,33 +114,24 @@ def headline(config: ContaminationConfig, overlap: Overlap) -> dict[str, Any]:
 
 def flat(overlap: Overlap) -> dict[str, float]:
     """Return `contamination/<set>/<share>` -> value, for a tracker."""
-    shares = {}
-    for found in overlap.sets:
-        shares[f"contamination/{found.name}/image_overlap"] = found.image_overlap
-        shares[f"contamination/{found.name}/item_overlap"] = found.item_overlap
-    return shares
+    return {
+        f"contamination/{found.name}/{share}": getattr(found, share)
+        for found in overlap.sets
+        for share in ("image_overlap", "item_overlap")
+    }
 
 
 def as_json(config: ContaminationConfig, overlap: Overlap) -> dict[str, Any]:
-    """Return what contamination.json holds."""
+    """Return what contamination.json holds; its lists of matches and errors may be cut."""
     values = asdict(overlap)
+    shares = headline(config, overlap)["sets"]
     return {
         **headline(config, overlap),
-        "max_distance": overlap.max_distance,
+        **values,
         "max_image_overlap": config.max_image_overlap,
         "max_item_overlap": config.max_item_overlap,
         "refusal": refusal(config, overlap),
-        "sets": {
-            found.name: {
-                **asdict(found),
-                "image_overlap": found.image_overlap,
-                "item_overlap": found.item_overlap,
-            }
-            for found in overlap.sets
-        },
-        "num_training_rows": overlap.num_training_rows,
-        "num_training_pictures": overlap.num_training_pictures,
-        "num_blank": overlap.num_blank,
+        "sets": {found["name"]: {**found, **shares[found["name"]]} for found in values["sets"]},
         "num_unreadable": len(overlap.unreadable),
         "unreadable": list(overlap.unreadable[:SHOWN_MATCHES]),
         "num_matches": len(overlap.matches),

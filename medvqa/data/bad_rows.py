@@ -12,8 +12,8 @@ class BadRows:
     """The unusable rows of one source.
 
     Attributes:
-        limit: So many may be skipped (`data.max_bad_rows`); with 0 the first is an error.
-        reasons: One a skipped row, naming file and row.
+        limit: How many may be skipped (`data.max_bad_rows`); with 0 the first is an error.
+        reasons: One per skipped row, naming file and row.
     """
 
     limit: int = 0
@@ -29,14 +29,11 @@ class BadRows:
         try:
             yield
         except UserError as error:
-            self.skip(error)
-
-    def skip(self, error: UserError) -> None:
-        """Count one row as skipped; raise where that is not allowed."""
-        if self.limit == 0:
-            raise error
-        self.reasons.append(str(error))
-        if len(self.reasons) > self.limit:
-            raise UserError(
-                f"more than data.max_bad_rows={self.limit} rows cannot be used; the last: {error}"
-            ) from error
+            if self.limit == 0:
+                raise
+            self.reasons.append(str(error))
+            if len(self.reasons) > self.limit:
+                raise UserError(
+                    f"more than data.max_bad_rows={self.limit} rows cannot be used; "
+                    f"the last: {error}"
+                ) from error

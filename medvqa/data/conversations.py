@@ -47,21 +47,18 @@ def turns(place: str, value: object, *, num_images: int = 1) -> list[tuple[str, 
 
 def _listed(place: str, value: object) -> list[Any]:
     if isinstance(value, str):
-        value = _parsed(place, value)
+        text = value.strip()
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                value = parse(text)
+                break
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                continue
+        else:
+            raise UserError(f"{place} is no list of messages: {value!r:.80}")
     if not isinstance(value, list):
         raise UserError(f"{place} is no list of messages but {type(value).__name__}")
     return value
-
-
-def _parsed(place: str, text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise UserError(f"{place} is no list of messages: {text!r:.80}") from error
 
 
 def _message(place: str, message: object) -> tuple[str, str]:

@@ -35,39 +35,40 @@ def usable(examples: Sequence[Example], bad_rows: BadRows) -> list[Example]:
 
 def verify_images(examples: Sequence[Example], bad_rows: BadRows) -> list[Example]:
     """Return the examples whose pictures all decode; each picture is decoded once, by threads."""
-    faults = _faults(image for example in examples for image in _keyed(example).items())
-    kept = []
+    distinct = {key: image for example in examples for key, image in _keyed(example).items()}
+    reasons = ahead(_fault, list(distinct.values()), num_threads=os.cpu_count() or 1)
+    faults = {key: reason for key, reason in zip(distinct, reasons, strict=True) if reason}
+    sound = []
     for example in examples:
-        reasons = [faults[key] for key in _keyed(example) if key in faults]
-        if reasons:
-            bad_rows.skip(UserError(f"{example.source}/{example.id}: {reasons[0]}"))
-        else:
-            kept.append(example)
-    return kept
+        with bad_rows.row():
+            for key in _keyed(example).keys() & faults.keys():
+                raise UserError(f"{example.source}/{example.id}: {faults[key]}")
+            sound.append(example)
+    return sound
 
 
 def check_images(examples: Iterable[Example]) -> int:
     """Raise a `UserError` naming row and file if a picture does not decode.
 
-    At most `MAX_VERIFIED` pictures are looked at, in the order of the examples, so that a start
-    is never delayed by more than some seconds; what is damaged behind them ends the run when its
-    turn comes, and the same command continues it.
+    At most `MAX_VERIFIED` pictures are decoded, in the order of the examples, so that a start takes
+    some seconds at most. A damaged picture behind them ends the run when its turn comes, and the
+    same command continues the run.
 
     Returns:
-        How many pictures were not looked at.
+        How many pictures were not decoded.
     """
-    chosen: dict[str, Example] = {}
+    chosen: list[Example] = []
     keys: set[str] = set()
-    num_left: set[str] = set()
+    rest: set[str] = set()
     for example in examples:
         new = _keyed(example).keys() - keys
         if len(keys) + len(new) > MAX_VERIFIED:
-            num_left |= new
+            rest |= new
         elif new:
             keys |= new
-            chosen[example.id] = example
-    verify_images(list(chosen.values()), BadRows(0))
-    return len(num_left)
+            chosen.append(example)
+    verify_images(chosen, BadRows(0))
+    return len(rest)
 
 
 def _check_texts(example: Example) -> None:
@@ -93,20 +94,9 @@ def _keyed(example: Example) -> dict[str, Stored]:
     }
 
 
-def _faults(images: Iterable[tuple[str, Stored]]) -> dict[str, str]:
-    """Return why a picture does not decode, for those that do not."""
-    distinct = dict(images)
-    reasons = ahead(
-        lambda image: _fault(image), list(distinct.values()), num_threads=os.cpu_count() or 1
-    )
-    return {
-        key: reason for key, reason in zip(distinct, reasons, strict=True) if reason is not None
-    }
-
-
 @lru_cache(maxsize=MAX_VERIFIED)
 def _fault(image: Stored) -> str | None:
-    """Remembered, since every job of a sweep asks about the same pictures."""
+    """Return why a picture does not decode; cached, since the jobs of a sweep share pictures."""
     try:
         check_decodes(image)
     except UserError as error:
