@@ -3,6 +3,7 @@
 import difflib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -111,7 +112,13 @@ def _dispatch(command: str) -> None:
 
 
 def guarded(action: Callable[[], Any]) -> None:
-    """Run the action; a user's mistake becomes one line and exit code 2."""
+    """Run the action; a user's mistake becomes one line and exit code 2.
+
+    A session or a scheduler that ends the process is Ctrl-C for it: run.json says interrupted.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` has a hang-up ignored
+            signal.signal(number, signal.default_int_handler)
     before = os.environ.get("HYDRA_FULL_ERROR")
     # Hydra would print its own message and leave; with this it raises, and we speak.
     os.environ["HYDRA_FULL_ERROR"] = "1"

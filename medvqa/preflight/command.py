@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from medvqa.config.compose import checked, compose_cells
 from medvqa.config.errors import MISTAKES, UserError, explain
 from medvqa.tracking.record import write_json
+from medvqa.tracking.terminal import console
 
 if TYPE_CHECKING:
-    from medvqa.preflight.cell import Assumptions, CellReport
+    from medvqa.preflight.inspector import Assumptions, CellReport
 
 WOULD_FAIL = 1
 
@@ -41,7 +42,7 @@ def main_preflight(argv: Sequence[str]) -> None:
     options = parser.parse_intermixed_args(argv)
     if options.sample < 1:
         raise UserError(f"--sample must be 1 or more, got {options.sample}")
-    from medvqa.preflight.cell import Assumptions
+    from medvqa.preflight.inspector import Assumptions
 
     assumptions = Assumptions(
         at_most=options.sample,
@@ -61,7 +62,7 @@ def main_preflight(argv: Sequence[str]) -> None:
 def inspect_cells(
     overrides: Sequence[str], assumptions: "Assumptions", *, is_sweep: bool
 ) -> list["CellReport"]:
-    """Return a report a cell.
+    """Return one report per cell.
 
     Raises:
         UserError: On a mistake in the command or the data; in a grid it names the cell.
@@ -74,7 +75,7 @@ def inspect_cells(
             configs.append((swept, checked(cfg, runs_here=False)))
         except MISTAKES as error:
             raise UserError(_named(swept, explain(error))) from error
-    from medvqa.preflight.cell import Inspector
+    from medvqa.preflight.inspector import Inspector
 
     inspector = Inspector(assumptions)
     reports = []
@@ -92,16 +93,12 @@ def _named(swept: Sequence[str], text: str) -> str:
 
 def show(reports: Sequence["CellReport"], assumptions: "Assumptions") -> None:
     """Print the tables on stdout, then each note and problem once."""
-    from rich.console import Console
-
     from medvqa.preflight.tables import cell_table, grid_table
 
-    console = Console(width=None if Console().is_terminal else 180)
-    table = grid_table(reports) if len(reports) > 1 else cell_table(reports[0], assumptions)
-    console.print(table)
-    for note in dict.fromkeys(note for report in reports for note in report.notes):
-        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
-    for report in reports:
-        for problem in report.problems:
-            text = f"would fail: {_named(report.swept, problem)}"
-            console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console().print(
+        grid_table(reports) if len(reports) > 1 else cell_table(reports[0], assumptions)
+    )
+    notes = dict.fromkeys(note for report in reports for note in report.notes)
+    lines = [f"note: {note}" for note in notes]
+    lines += [f"would fail: {_named(r.swept, problem)}" for r in reports for problem in r.problems]
+    sys.stdout.writelines(f"{line}\n" for line in lines)

@@ -1,99 +1,95 @@
-"""Reports as tables: all of one cell, or a row a cell."""
+"""Reports as tables: all of one cell, or one row per cell."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from medvqa.preflight.cell import Assumptions, CellReport
+from medvqa.preflight.inspector import Assumptions, CellReport
 from medvqa.preflight.tokens import TokenReport
+from medvqa.tracking.terminal import table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 GIGABYTE = 1e9
 PUBLISHED = "the published runs see 320 of 12,149 (2.6 %) and 400 or 480 of 6,666 (6.0, 7.2 %)"
+COLUMNS = (
+    *("cell", "samples", "tokens median/longest", "too long", "steps", "pool seen"),
+    *("memory", "time", "shared pictures", "detectable", "verdict"),
+)
 
 
 def grid_table(reports: Sequence[CellReport]) -> "Table":
-    """Return a row a cell."""
-    from rich.table import Table
+    """Return one row per cell."""
+    return table(f"preflight of {len(reports)} cell(s)", COLUMNS, map(_row, reports))
 
-    table = Table(
-        *("cell", "samples", "tokens median/longest", "too long", "steps", "pool seen"),
-        *("memory", "time", "shared pictures", "detectable", "verdict"),
-        title=f"preflight of {len(reports)} cell(s)",
-        title_justify="left",
-    )
-    for report in reports:
-        tokens = report.tokens.get("training")
-        table.add_row(
-            " ".join(report.swept) or "-",
-            f"{report.num_samples:,}",
-            f"{_about(tokens)}{tokens.quantiles[0.5]:,}/{tokens.longest:,}"
-            if tokens
-            else "unknown",
-            f"{tokens.num_too_long:,}" if tokens else "unknown",
-            str(report.num_steps),
-            _seen(report),
-            _gigabytes(report.memory.total) if report.memory else "unknown",
-            _time(report),
-            _shared(report),
-            _effect(report.detectable["overall"][1]) if report.detectable else "-",
-            "would fail" if report.problems else "ok",
-        )
-    return table
+
+def _row(report: CellReport) -> list[str]:
+    tokens = report.tokens.get("training")
+    lengths = tokens and f"{_about(tokens)}{tokens.quantiles['0.5']:,}/{tokens.longest:,}"
+    return [
+        " ".join(report.swept) or "-",
+        f"{report.num_samples:,}",
+        lengths or "unknown",
+        f"{tokens.num_too_long:,}" if tokens else "unknown",
+        str(report.num_steps),
+        _seen(report),
+        _gigabytes(report.memory.total) if report.memory else "unknown",
+        _time(report),
+        _shared(report),
+        _effect(report.detectable["overall"][1]) if report.detectable else "-",
+        "would fail" if report.problems else "ok",
+    ]
 
 
 def cell_table(report: CellReport, assumptions: Assumptions) -> "Table":
     """Return everything about one cell."""
-    from rich.table import Table
-
-    table = Table("", "", show_header=False, title="preflight", title_justify="left")
-    for source, counts in report.samples.items():
-        types = ", ".join(f"{n:,} {kind}" for kind, n in sorted(counts.items()))
-        table.add_row(f"samples of {source}", types)
+    rows = [
+        (f"samples of {source}", ", ".join(f"{n:,} {kind}" for kind, n in sorted(counts.items())))
+        for source, counts in report.samples.items()
+    ]
     if report.num_dropped:
-        table.add_row("dropped by the gate", f"{report.num_dropped:,} samples")
-    for name, tokens in report.tokens.items():
-        table.add_row(f"tokens of {name}", _tokens(tokens))
-    table.add_row("steps", f"{report.num_steps:,} x {report.batch_size} samples")
-    table.add_row(
-        "pool seen",
-        f"{_seen(report)}; {PUBLISHED}",
-    )
-    table.add_row("memory", _memory(report))
-    table.add_row("time", _time(report))
-    table.add_row("disk", _disk(report))
+        rows.append(("dropped by the gate", f"{report.num_dropped:,} samples"))
+    rows += [(f"tokens of {name}", _tokens(tokens)) for name, tokens in report.tokens.items()]
+    written = report.written_bytes
+    rows += [
+        ("steps", f"{report.num_steps:,} x {report.batch_size} samples"),
+        ("pool seen", f"{_seen(report)}; {PUBLISHED}"),
+        ("memory", _memory(report)),
+        ("time", _time(report)),
+        (
+            "disk",
+            f"{f'{_gigabytes(written)} written, ' if written is not None else ''}"
+            f"{_gigabytes(report.free_bytes)} free",
+        ),
+    ]
     for download in report.downloads:
         size = "size unknown" if download.num_bytes is None else _gigabytes(download.num_bytes)
         state = "in the cache" if download.is_cached else "to be fetched"
-        table.add_row(f"{download.kind} {download.name}", f"{size}, {state}")
-    table.add_row(
-        "shared pictures", f"{_shared(report)}; contamination={report.contamination['action']}"
+        rows.append((f"{download.kind} {download.name}", f"{size}, {state}"))
+    action = report.contamination["action"]
+    rows.append(("shared pictures", f"{_shared(report)}; contamination={action}"))
+    assumed = (
+        f"80 % power, level 5 %, {assumptions.discordant_fraction:.0%} discordant and design "
+        f"effect {assumptions.design_effect:g} assumed"
     )
-    for group, (num_questions, effect) in report.detectable.items():
-        table.add_row(
-            f"detectable, {group}",
-            f"{_effect(effect)} on {num_questions:,} questions (80 % power, level 5 %, "
-            f"{assumptions.discordant_fraction:.0%} discordant and design effect "
-            f"{assumptions.design_effect:g} assumed)",
-        )
-    return table
+    rows += [
+        (f"detectable, {group}", f"{_effect(effect)} on {number:,} questions ({assumed})")
+        for group, (number, effect) in report.detectable.items()
+    ]
+    return table("preflight", ("", ""), rows, show_header=False)
 
 
 def _tokens(tokens: TokenReport) -> str:
-    marks = ", ".join(
-        f"{label} {tokens.quantiles[q]:,}"
-        for q, label in ((0.0, "least"), (0.5, "median"), (0.95, "95 %"), (1.0, "longest"))
-    )
-    whole = tokens.num_counted == tokens.num_samples
-    counted = f"all {tokens.num_samples:,}" if whole else (
-        f"a seeded sample of {tokens.num_counted:,} of {tokens.num_samples:,}"
-    )  # fmt: skip
-    too_long = f"; {tokens.num_too_long:,} too long: {', '.join(tokens.too_long)}"
+    labels = {"0": "least", "0.5": "median", "0.95": "95 %", "1": "longest"}
+    lengths = ", ".join(f"{label} {tokens.quantiles[q]:,}" for q, label in labels.items())
+    counted = f"all {tokens.num_samples:,}"
+    if tokens.num_counted < tokens.num_samples:
+        counted = f"a seeded sample of {tokens.num_counted:,} of {tokens.num_samples:,}"
+    too_long = f"{tokens.num_too_long:,} too long: {', '.join(tokens.too_long)}"
     return (
-        f"{_about(tokens)}{marks}; "
-        f"{tokens.mean_image_tokens:.0f} of images on average; counted {counted}"
-        f"{too_long if tokens.num_too_long else '; none too long'}"
+        f"{_about(tokens)}{lengths}; "
+        f"{tokens.mean_image_tokens:.0f} of images on average; counted {counted}; "
+        f"{too_long if tokens.num_too_long else 'none too long'}"
     )
 
 
@@ -110,24 +106,15 @@ def _memory(report: CellReport) -> str:
     memory = report.memory
     if memory is None:
         return "unknown"
-    parts = (
-        (memory.weights, "weights"),
-        (memory.adapter, "adapter and optimiser"),
-        (memory.activations, "activations"),
-        (memory.logits, "logits"),
-    )
-    return (
-        f"about {_gigabytes(memory.total)} = "
-        + " + ".join(f"{_gigabytes(size)} {name}" for size, name in parts if size)
-        + f"; {memory.micro_batch_size} samples at once, {memory.engine} engine"
-    )
-
-
-def _disk(report: CellReport) -> str:
-    written = (
-        "" if report.written_bytes is None else f"{_gigabytes(report.written_bytes)} written, "
-    )
-    return f"{written}{_gigabytes(report.free_bytes)} free"
+    parts = {
+        "weights": memory.weights,
+        "adapter and optimiser": memory.adapter,
+        "activations": memory.activations,
+        "logits": memory.logits,
+    }
+    total = " + ".join(f"{_gigabytes(size)} {name}" for name, size in parts.items() if size)
+    batch = f"{memory.micro_batch_size} samples at once, {memory.engine} engine"
+    return f"about {_gigabytes(memory.total)} = {total}; {batch}"
 
 
 def _gigabytes(size: int) -> str:
@@ -138,15 +125,12 @@ def _time(report: CellReport) -> str:
     if report.seconds is None or report.probe is None:
         return "unknown"
     minutes, seconds = divmod(round(report.seconds), 60)
-    return f"{minutes} min {seconds} s ({report.probe.step_seconds:.2f} s a step, measured)"
+    return f"{minutes} min {seconds} s ({report.probe.step_seconds:.2f} s per step, measured)"
 
 
 def _shared(report: CellReport) -> str:
-    shares = [
-        f"{name} {found['image_overlap']:.0%}"
-        for name, found in report.contamination["sets"].items()
-    ]
-    return ", ".join(shares) or "no evaluation set"
+    sets = report.contamination["sets"].items()
+    return ", ".join(f"{name} {s['image_overlap']:.0%}" for name, s in sets) or "no evaluation set"
 
 
 def _effect(effect: float | None) -> str:

@@ -35,7 +35,7 @@ class TokenReport:
     num_samples: int
     num_counted: int
     is_estimate: bool
-    quantiles: Mapping[float, int]
+    quantiles: Mapping[str, int]
     mean_image_tokens: float
     num_too_long: int
     too_long: tuple[str, ...]
@@ -43,7 +43,7 @@ class TokenReport:
     @property
     def longest(self) -> int:
         """Tokens of the longest counted sample."""
-        return self.quantiles[1.0]
+        return self.quantiles["1"]
 
 
 class Estimator:
@@ -105,7 +105,7 @@ def count_tokens(
         num_samples=len(examples),
         num_counted=len(chosen),
         is_estimate=isinstance(encoder, Estimator),
-        quantiles={q: totals[min(len(totals) - 1, int(q * len(totals)))] for q in QUANTILES},
+        quantiles={f"{q:g}": totals[min(len(totals) - 1, int(q * len(totals)))] for q in QUANTILES},
         mean_image_tokens=sum(count.image for count in counts) / len(counts),
         num_too_long=len(too_long),
         too_long=tuple(too_long[:SHOWN_IDS]),

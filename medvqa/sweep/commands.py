@@ -7,8 +7,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from medvqa.sweep.status import counts, read_rows, sweep_json, table, write_summary
+from medvqa.sweep.display import grid_table
+from medvqa.sweep.status import counts, read_rows, sweep_json, write_summary
 from medvqa.tracking import record
+from medvqa.tracking.terminal import console
 
 
 def main_status(argv: Sequence[str]) -> None:
@@ -16,32 +18,28 @@ def main_status(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("medvqa status", description=main_status.__doc__)
     parser.add_argument("sweep", type=Path, help="a directory below multirun/")
     parser.add_argument(
-        "--watch", action="store_true", help="show it again until the launcher has left"
+        "--watch", action="store_true", help="repeat the table until the launcher ends"
     )
     options = parser.parse_args(argv)
-
-    from rich.console import Console
-
-    console = Console(width=None if Console().is_terminal else 160)
     while True:
         rows = read_rows(options.sweep)
         write_summary(options.sweep, rows)
-        console.print(table(rows, title=counts(rows)))
+        console().print(grid_table(rows, title=counts(rows)))
         if not (options.watch and record.is_locked(options.sweep)):
             return
         time.sleep(5)
 
 
 def main_resume(argv: Sequence[str]) -> None:
-    """Run what is unfinished of a grid: the command that began it, once more."""
+    """Run the unfinished jobs of a grid: its own command, once more."""
     parser = argparse.ArgumentParser("medvqa resume", description=main_resume.__doc__)
     parser.add_argument("sweep", type=Path, help="a directory below multirun/")
     parser.add_argument("overrides", nargs="*", help="for example hydra.launcher.slots=[1]")
     options = parser.parse_args(argv)
     stored = sweep_json(options.sweep)
     directory = options.sweep.resolve()
-    said = [text for text in stored["arguments"] if not text.startswith("fresh=")]
-    arguments = [*said, *options.overrides, f"hydra.sweep.dir='{directory}'"]
+    first = [text for text in stored["arguments"] if not text.startswith("fresh=")]
+    arguments = [*first, *options.overrides, f"hydra.sweep.dir='{directory}'"]
     os.chdir(stored["working_directory"])
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "medvqa.cli", "train", *arguments])

@@ -1,20 +1,81 @@
-"""What a launcher shows: a live table, the end of the log of each failure, the table of all."""
+"""A grid on the screen: the table, live while it runs, and the last lines of each failure."""
 
 import logging
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from medvqa.sweep.job import CONSOLE, Job, State, Status, read_status, tail
-from medvqa.sweep.status import counts, read_rows, shortened, table
+from medvqa.sweep.status import Row, counts, read_rows
+from medvqa.tracking.terminal import console, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 log = logging.getLogger(__name__)
 
 SHOWN_LINES = 12
 FRAME = 6  # lines of a table that are no rows
+STYLES = {"finished": "green", "running": "cyan", "waiting": "dim", "interrupted": "yellow"}
+
+
+def grid_table(rows: Sequence[Row], *, title: str) -> "Table":
+    """Return the rows as a table with the states in colours."""
+    from rich.text import Text
+
+    def number(value: float | None, digits: int) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
+
+    cells: list[list[str | Text]] = [
+        [
+            str(row.job),
+            row.name,
+            Text(row.state, STYLES.get(row.state, "red")),
+            row.slot,
+            "" if row.step is None else f"{row.step}/{row.num_steps or '?'}",
+            *(number(value, 4) for value in (row.loss, row.exact_match, row.f1)),
+            number(row.seconds, 0),
+        ]
+        for row in rows
+    ]
+    columns = ("job", "cell", "state", "gpu", "step", "loss", "EM", "F1", "seconds")
+    return table(title, columns, cells)
+
+
+def shortened(rows: Sequence[Row], num_lines: int) -> list[Row]:
+    """Return as many rows as a terminal has lines for, running and failed ones before the rest."""
+    quiet = (State.finished.value, State.waiting.value)
+    ranked = sorted(rows, key=lambda row: (row.state in quiet, row.state == quiet[0], row.job))
+    return sorted(ranked[:num_lines], key=lambda row: row.job)
+
+
+@contextmanager
+def live_table(sweep: Path) -> Iterator[Callable[[Job, Status], None]]:
+    """Show the grid while it runs: a table on a terminal, else one line per change of a job."""
+    if not sys.stderr.isatty():
+        yield _log_change
+        return
+    from rich.live import Live
+
+    screen = console(stderr=True)
+
+    def current() -> "Table":
+        rows = read_rows(sweep)
+        return grid_table(shortened(rows, max(1, screen.height - FRAME)), title=counts(rows))
+
+    with Live(console=screen, get_renderable=current, refresh_per_second=1, transient=True):
+        yield lambda job, status: None
+
+
+def _log_change(job: Job, status: Status) -> None:
+    label = f"job {job.number} ({job.name})"
+    if status.state is State.running:
+        log.info("%s started%s", label, f" on GPU {status.slot}" if status.slot else "")
+    else:
+        error = f": {status.error}" if status.error else ""
+        log.info("%s %s after %.1f s%s", label, status.state.value, status.seconds or 0, error)
 
 
 def show_failures(jobs: Sequence[Job], sweep: Path) -> None:
@@ -29,48 +90,3 @@ def show_failures(jobs: Sequence[Job], sweep: Path) -> None:
             f"job {job.number} ({job.name}) {status.state.value}: {status.error}; "
             f"the end of {path.relative_to(sweep)}:\n{lines}\n"
         )
-
-
-@contextmanager
-def live_table(sweep: Path) -> Iterator[Callable[[Job, Status], None]]:
-    """Show the grid while it runs: a table on a terminal, else a line where a job changes."""
-    if not sys.stderr.isatty():
-        yield _log_change
-        return
-    from rich.console import Console
-    from rich.live import Live
-
-    done = threading.Event()
-    console = Console(stderr=True)
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-
-        def refresh() -> None:
-            while not done.wait(1.0):
-                rows = read_rows(sweep)
-                shown = shortened(rows, max(1, console.height - FRAME))
-                live.update(table(shown, title=counts(rows)), refresh=True)
-
-        thread = threading.Thread(target=refresh, daemon=True)
-        thread.start()
-        try:
-            yield lambda job, status: None
-        finally:
-            done.set()
-            thread.join()
-
-
-def _log_change(job: Job, status: Status) -> None:
-    what = f"job {job.number} ({job.name})"
-    if status.state is State.running:
-        log.info("%s started%s", what, f" on GPU {status.slot}" if status.slot else "")
-    else:
-        error = f": {status.error}" if status.error else ""
-        log.info("%s %s after %.1f s%s", what, status.state.value, status.seconds or 0, error)
-
-
-def show_table(rows: Any, sweep: Path) -> None:
-    """Print the whole grid and where its files are."""
-    from rich.console import Console
-
-    title = f"{counts(rows)}; summary.csv and all runs in {sweep}"
-    Console(width=None if Console().is_terminal else 160).print(table(rows, title=title))

@@ -1,12 +1,9 @@
 """A grid for `-m`: what every launcher keeps, wherever the jobs run."""
 
 import logging
-import signal
 import sys
-import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -18,17 +15,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from medvqa.config.compose import resolved, swept_keys, typed
 from medvqa.config.errors import UserError
 from medvqa.config.identity import run_id
-from medvqa.sweep.display import live_table, show_failures, show_table
+from medvqa.sweep.display import grid_table, live_table, show_failures
 from medvqa.sweep.job import Job, State, Status, run_json
-from medvqa.sweep.status import read_rows, write_summary
+from medvqa.sweep.status import counts, read_rows, write_summary
 from medvqa.tracking import record
+from medvqa.tracking.terminal import console
 
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 10.0  # for the workers of a launcher that was killed
 MAX_NAME = 120  # W&B cuts names above 128 characters
-
-ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 ShowChange = Callable[[Job, Status], None]
 
@@ -74,7 +70,7 @@ class GridLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         self.check_place()
         sweep = Path(str(self.config.hydra.sweep.dir)).resolve()
-        with record.directory_lock(sweep, patience_s=PATIENCE_S), terminated_like_ctrl_c():
+        with record.directory_lock(sweep, patience_s=PATIENCE_S):
             composed = [
                 self._compose(sweep, initial_job_idx + index, list(overrides))
                 for index, overrides in enumerate(job_overrides)
@@ -138,28 +134,11 @@ class GridLauncher(Launcher):
             rows = read_rows(sweep)
             write_summary(sweep, rows)
             show_failures(todo, sweep)
-            show_table(rows, sweep)
+            title = f"{counts(rows)}; summary.csv and all runs in {sweep}"
+            console().print(grid_table(rows, title=title))
         of_directory = {job.directory: ended[job.number] for job in todo}
         finished = Status(state=State.finished)
         return {job.number: of_directory.get(job.directory, finished) for job in jobs}
-
-
-@contextmanager
-def terminated_like_ctrl_c() -> Iterator[None]:
-    """End in order, with a summary, when a session or a scheduler ends the launcher."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, interrupt) for number in ENDING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def mark_waiting(jobs: Sequence[Job]) -> None:
@@ -224,13 +203,6 @@ def _write_sweep(sweep: Path, jobs: Sequence[Job]) -> None:
 
 
 def _job_return(job: Job, config: DictConfig) -> JobReturn:
-    result = JobReturn(
-        overrides=list(job.overrides),
-        cfg=config,
-        hydra_cfg=config.hydra,
-        working_dir=str(job.directory),
-        task_name="medvqa",
-        status=JobStatus.COMPLETED,
-    )
+    result = JobReturn(cfg=config, working_dir=str(job.directory), status=JobStatus.COMPLETED)
     result.return_value = run_json(job.directory).get("headline")
     return result

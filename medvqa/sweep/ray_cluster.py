@@ -1,10 +1,9 @@
-"""`hydra/launcher=ray`: one Ray task a cell, with the books of every grid.
+"""`hydra/launcher=ray`: one Ray task per job.
 
-Options are those of Hydra's Ray launcher. There a process that dies takes the results of the other
-cells along; here each task runs its cell in a process below it and only says how it ended.
+The options are those of Hydra's Ray launcher. With that launcher, a process that dies takes the
+results of the other jobs along. Here each task runs its job in a process of its own.
 """
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,14 +12,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from medvqa.config.errors import UserError
-from medvqa.sweep.job import Job, State, Status, read_status
+from medvqa.sweep.cluster import run_on_node, wait_for
+from medvqa.sweep.job import Job, Status
 from medvqa.sweep.launcher import GridLauncher, ShowChange, mark_waiting
-from medvqa.sweep.node import last_status, run_on_node
-from medvqa.sweep.scheduler import GRACE_S, python_path
-
-log = logging.getLogger(__name__)
-
-POLL_S = 1.0
+from medvqa.sweep.scheduler import python_path
 
 
 class RayLauncher(GridLauncher):
@@ -41,7 +36,7 @@ class RayLauncher(GridLauncher):
     def run_jobs(
         self, jobs: Sequence[Job], sweep: Path, show_change: ShowChange
     ) -> dict[int, Status]:
-        """Start a task a job; Ctrl-C cancels all, and leaves it so that it can go on."""
+        """Start one task per job; Ctrl-C cancels all tasks in order."""
         import ray
         from hydra_plugins.hydra_ray_launcher._launcher_util import start_ray
 
@@ -50,15 +45,21 @@ class RayLauncher(GridLauncher):
         try:
             check_resources(self._options, ray.cluster_resources())  # type: ignore[no-untyped-call]
             mark_waiting(jobs)
-            task = ray.remote(**self._options["remote"])(run_on_node)
-            tasks = {task.remote(str(job.directory)): job for job in jobs}
-            return _wait(tasks, show_change)
+            remote = ray.remote(**self._options["remote"])(run_on_node)
+            tasks = {job.number: remote.remote(str(job.directory)) for job in jobs}
+            try:
+                return wait_for(jobs, lambda job: _loss(tasks[job.number]), show_change)
+            except KeyboardInterrupt:
+                for task in tasks.values():
+                    ray.cancel(task)  # interrupts the task, which ends its worker in order
+                wait_for(jobs, lambda job: _loss(tasks[job.number]), show_change)
+                raise
         finally:
             ray.shutdown()
 
 
 def check_resources(options: Mapping[str, Any], available: Mapping[str, float]) -> None:
-    """Refuse what a local Ray would wait for until the end of time.
+    """Refuse resources for which a local Ray would wait for ever.
 
     Raises:
         UserError: If a job asks for more than this machine has.
@@ -74,34 +75,11 @@ def check_resources(options: Mapping[str, Any], available: Mapping[str, float]) 
             )
 
 
-def _wait(tasks: "Mapping[Any, Job]", show_change: ShowChange) -> dict[int, Status]:
+def _loss(task: Any) -> str | None:
     import ray
 
-    ended: dict[int, Status] = {}
-    shown: dict[int, State] = {}
-    waiting = list(tasks)
-    try:
-        while waiting:
-            done, waiting = ray.wait(waiting, timeout=POLL_S)
-            for task in waiting:
-                job, status = tasks[task], read_status(tasks[task].directory)
-                if status.state is not shown.get(job.number, State.waiting):
-                    shown[job.number] = status.state
-                    show_change(job, status)
-            for task in done:
-                ended[tasks[task].number] = status = last_status(tasks[task], lost=_loss(task))
-                show_change(tasks[task], status)
-    except KeyboardInterrupt:
-        for task in waiting:
-            ray.cancel(task)  # interrupts the task, which ends its worker in order
-        ray.wait(waiting, num_returns=len(waiting), timeout=GRACE_S)
-        raise
-    return ended
-
-
-def _loss(task: Any) -> str:
-    import ray
-
+    if not ray.wait([task], timeout=0)[0]:
+        return None
     try:
         return f"Ray says {ray.get(task)}"
     except ray.exceptions.RayError as error:

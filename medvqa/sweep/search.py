@@ -16,20 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from medvqa.config.compose import CLUSTERS, checked
 from medvqa.config.errors import MISTAKES, UserError, explain
 from medvqa.sweep.job import State, read_status, run_json
-from medvqa.sweep.launcher import PATIENCE_S, SweepError, terminated_like_ctrl_c
-from medvqa.sweep.space import Space, checked_space, distributions, extremes, override
+from medvqa.sweep.launcher import PATIENCE_S, SweepError
+from medvqa.sweep.space import Space, extremes, override, read_space
 from medvqa.sweep.status import sweep_json
-from medvqa.sweep.trials import (
-    JOURNAL,
-    completed,
-    ended,
-    open_study,
-    rows,
-    show_trials,
-    tell,
-    write_trials,
-)
+from medvqa.sweep.trials import JOURNAL, ended, open_study, rows, tell
 from medvqa.tracking import record
+from medvqa.tracking.terminal import console, table
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -83,10 +75,7 @@ class OptunaSweeper(Sweeper):
         self._check_each_value(space, arguments)
         sweep = Path(str(self.composed.hydra.sweep.dir)).resolve()
         # The launcher locks the sweep for each batch; this lock is held between them as well.
-        with (
-            record.directory_lock(sweep / ".search", patience_s=PATIENCE_S),
-            terminated_like_ctrl_c(),
-        ):
+        with record.directory_lock(sweep / ".search", patience_s=PATIENCE_S):
             if self.composed.fresh:
                 _set_aside(sweep)
             study = open_study(sweep, space, direction=self.direction, seed=self.seed)
@@ -100,19 +89,19 @@ class OptunaSweeper(Sweeper):
             raise UserError(f"hydra.sweeper.{wrong[0]} must be a whole number, 1 or more")
         if self.direction not in ("maximize", "minimize"):
             raise UserError("hydra.sweeper.direction must be maximize or minimize")
-        space = checked_space(self.said_space)
+        space = read_space(self.said_space)
         said = OverridesParser.create().parse_overrides(list(arguments))
         for text in (o.input_line for o in said if o.is_sweep_override()):
             raise UserError(f"{text}: a search varies hydra.sweeper.space only; give one value")
         fixed = {override.get_key_element().lstrip("+") for override in said}
         if not set(space) - fixed:
             raise UserError("the command line sets every key of hydra.sweeper.space; leave one out")
-        return {key: what for key, what in space.items() if key not in fixed}
+        return {key: form for key, form in space.items() if key not in fixed}
 
     def _check_each_value(self, space: Space, arguments: list[str]) -> None:
         """Compose each value alone, so that a typo is not found out by a trial hours later."""
-        for key, said in space.items():
-            for value in extremes(said):
+        for key, form in space.items():
+            for value in extremes(form):
                 text = override(key, value)
                 error = self._refusal([*arguments, text])
                 if error is not None:
@@ -127,11 +116,10 @@ class OptunaSweeper(Sweeper):
         return None
 
     def _search(self, study: "Study", space: Space, arguments: list[str], sweep: Path) -> None:
-        known = distributions(space)
         while (left := self.num_trials - len(ended(study))) > 0:
             job = 1 + max([-1, *(t.user_attrs.get("job", -1) for t in ended(study))])
             batch = []
-            for trial in [study.ask(known) for _ in range(min(left, self.batch_size))]:
+            for trial in [study.ask(space) for _ in range(min(left, self.batch_size))]:
                 overrides = [*arguments, *(override(*item) for item in trial.params.items())]
                 error = self._refusal(overrides)
                 if error is None:
@@ -140,7 +128,7 @@ class OptunaSweeper(Sweeper):
                     log.warning("trial %d is refused: %s", trial.number, explain(error))
                     tell(study, trial, None, error=explain(error))
             self._run(study, batch, job, sweep)
-            write_trials(sweep, rows(ended(study), space))
+            record.write_csv(sweep / "trials.csv", rows(ended(study), space))
 
     def _run(
         self, study: "Study", batch: "list[tuple[Trial, list[str]]]", first: int, sweep: Path
@@ -158,19 +146,25 @@ class OptunaSweeper(Sweeper):
 
 
 def _conclude(study: "Study", space: Space, sweep: Path) -> None:
-    table = rows(ended(study), space)
-    write_trials(sweep, table)
-    show_trials(sweep, table)
-    num_completed = len(completed(ended(study)))
-    if num_completed < len(table):
-        log.warning("%d of %d trials failed", len(table) - num_completed, len(table))
-    if not num_completed:
-        raise SweepError(f"none of {len(table)} trials finished; their logs are in {sweep}")
+    trials = rows(ended(study), space)
+    record.write_csv(sweep / "trials.csv", trials)
+    columns = [name for name in trials[0] if name != "directory"]
+    cells = ([_cell(trial[name]) for name in columns] for trial in trials)
+    console().print(table(f"trials.csv and all runs in {sweep}", columns, cells))
+    num_failed = sum(trial["headline"] is None for trial in trials)
+    if num_failed:
+        log.warning("%d of %d trials failed", num_failed, len(trials))
+    if num_failed == len(trials):
+        raise SweepError(f"none of {num_failed} trials finished; their logs are in {sweep}")
     best = study.best_trial
     said = [text for text in sys.argv[1:] if not text.lstrip("+").startswith(SEARCH_ONLY)]
     values = [override(*item) for item in best.params.items()]
     command = shlex.join(["python", "train.py", *said, "hydra.mode=RUN", *values])
     sys.stdout.write(f"best: {best.value:.4f} on the validation set\n{command}\n")
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _check_chosen_set(sets: DictConfig) -> None:

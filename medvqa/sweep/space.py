@@ -1,8 +1,7 @@
-"""What a search varies: checked before anything starts, and as Optuna's distributions."""
+"""The space of a search: the config's ranges and choices as Optuna's distributions."""
 
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from medvqa.config.errors import UserError
@@ -13,70 +12,45 @@ if TYPE_CHECKING:
 WORD = re.compile(r"[A-Za-z0-9_.+-]+")
 FORMS = "{choices: [...]} or {low: ..., high: ..., log: true|false}"
 
-Space = dict[str, dict[str, Any]]
+Space = dict[str, "BaseDistribution"]
 
 
-def checked_space(space: Mapping[str, Any] | None) -> Space:
-    """Return the space as plain values.
+def read_space(values: Mapping[str, Any] | None) -> Space:
+    """Return a distribution per key; a range between integers holds integers only.
 
     Raises:
         UserError: Naming the key whose range or choices cannot be searched.
     """
-    if not space:
+    if not values:
         raise UserError(f"hydra.sweeper.space is empty; give key: {FORMS}")
-    return {str(key): _checked(f"hydra.sweeper.space: {key}", said) for key, said in space.items()}
+    return {str(key): _distribution(key, said) for key, said in values.items()}
 
 
-def _checked(where: str, said: Any) -> dict[str, Any]:
-    if isinstance(said, Mapping) and set(said) == {"choices"}:
-        choices = said["choices"]
-        if not (isinstance(choices, list) and choices and all(map(_is_choice, choices))):
-            raise UserError(f"{where}: choices must be a list of numbers, booleans or words")
-        return {"choices": choices}
-    if not (isinstance(said, Mapping) and {"low", "high"} <= set(said) <= {"low", "high", "log"}):
-        raise UserError(f"{where} must be {FORMS}, got {said}")
-    low, high, is_log = said["low"], said["high"], said.get("log", False)
-    if not (_is_number(low) and _is_number(high) and low < high):
-        raise UserError(f"{where}: low must be a number below high, got low={low}, high={high}")
-    if not isinstance(is_log, bool) or (is_log and low <= 0):
-        raise UserError(f"{where}: log must be true or false, and true needs low above 0")
-    return {"low": low, "high": high, "log": is_log}
+def _distribution(key: str, said: Any) -> "BaseDistribution":
+    try:
+        import optuna
+    except ImportError:
+        raise UserError("a search needs Optuna: pip install 'medvqa[search]'") from None
+    forms, names = optuna.distributions, set(said) if isinstance(said, Mapping) else set()
+    try:
+        if names == {"choices"} and all(WORD.fullmatch(str(value)) for value in said["choices"]):
+            return forms.CategoricalDistribution(said["choices"])
+        if {"low", "high"} <= names:
+            is_whole = all(type(said[end]) is int for end in ("low", "high"))
+            form = forms.IntDistribution if is_whole else forms.FloatDistribution
+            return form(**said)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"hydra.sweeper.space: {key}: {error}") from error
+    raise UserError(f"hydra.sweeper.space: {key} must be {FORMS}, got {said}")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_choice(value: Any) -> bool:
-    is_word = isinstance(value, str) and WORD.fullmatch(value) is not None
-    return is_word or isinstance(value, bool) or _is_number(value)
-
-
-def extremes(said: Mapping[str, Any]) -> list[Any]:
-    """Return the values whose being legal makes all of a key's values so."""
-    return list(said["choices"]) if "choices" in said else [said["low"], said["high"]]
-
-
-def distributions(space: Space) -> "dict[str, BaseDistribution]":
-    """Return Optuna's form; a range between whole numbers has whole numbers only."""
-    return {key: _distribution(said) for key, said in space.items()}
-
-
-def _distribution(said: Mapping[str, Any]) -> "BaseDistribution":
-    from optuna.distributions import (
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
-
-    if "choices" in said:
-        return CategoricalDistribution(said["choices"])
-    low, high = said["low"], said["high"]
-    if isinstance(low, int) and isinstance(high, int):
-        return IntDistribution(low, high, log=said["log"])
-    return FloatDistribution(low, high, log=said["log"])
+def extremes(distribution: Any) -> Sequence[Any]:
+    """Return all choices, or both ends of a range: if these are legal, so is the rest."""
+    if hasattr(distribution, "choices"):
+        return list(distribution.choices)
+    return [distribution.low, distribution.high]
 
 
 def override(key: str, value: Any) -> str:
-    """Return what the command line would say."""
+    """Return the command line's form of the value."""
     return f"{key}={str(value).lower() if isinstance(value, bool) else value}"

@@ -1,7 +1,5 @@
-"""The journal of a search: what was tried and how it went, kept over kills."""
+"""The journal of a search: its trials and their results, kept when the search is killed."""
 
-import csv
-import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from medvqa.config.errors import UserError
 from medvqa.sweep.space import Space
-from medvqa.tracking import record
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -22,18 +19,15 @@ RESUMES = "resumes"  # the trial in whose place this one was put
 
 
 def open_study(sweep: Path, space: Space, *, direction: str, seed: int) -> "Study":
-    """Return the study in the directory's journal, which is begun if there is none.
+    """Return the study in the directory's journal; a missing journal is created.
 
-    What a killed search left running is put back first in the queue, with the same values: they
-    name the same run directory, which goes on from its checkpoint.
+    Trials that a killed search left running are queued again first, with the same values. They
+    name the same run directory, whose run continues from its checkpoint.
 
     Raises:
-        UserError: If Optuna is not installed, or the journal is of another search.
+        UserError: If the journal belongs to another search.
     """
-    try:
-        import optuna
-    except ImportError:
-        raise UserError("a search needs Optuna: pip install 'medvqa[search]'") from None
+    import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
@@ -45,13 +39,14 @@ def open_study(sweep: Path, space: Space, *, direction: str, seed: int) -> "Stud
         direction=optuna.study.StudyDirection[direction.upper()],
         load_if_exists=True,
     )
-    wanted = {"space": space, "direction": direction}
-    if study.user_attrs.get("search", wanted) != wanted:
+    to_json = optuna.distributions.distribution_to_json
+    search = {"space": {key: to_json(form) for key, form in space.items()}, "direction": direction}
+    if study.user_attrs.get("search", search) != search:
         raise UserError(
             f"{sweep} holds a search over another space or in another direction; fresh=true sets "
             "it aside, another hydra.sweep.dir leaves it alone"
         )
-    study.set_user_attr("search", wanted)
+    study.set_user_attr("search", search)
     _requeue(study)
     # A restarted sampler of the same seed would suggest again what it has suggested before.
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))
@@ -59,7 +54,7 @@ def open_study(sweep: Path, space: Space, *, direction: str, seed: int) -> "Stud
 
 
 def _mend(journal: Path) -> None:
-    """Undo what a power cut leaves: half a last line, which Optuna cannot read, and its lock.
+    """Remove the remains of a power cut: half a last line, which Optuna cannot read, and its lock.
 
     The search has a lock of its own, so nobody else is writing.
     """
@@ -95,59 +90,23 @@ def ended(study: "Study") -> "list[FrozenTrial]":
 
 
 def tell(study: "Study", trial: "Trial", value: float | None, **about: Any) -> None:
-    """Record how a trial ended; without a value it failed."""
+    """Record how a trial ended; a trial without a value failed."""
     from optuna.trial import TrialState
 
     for name, text in about.items():
         trial.set_user_attr(name, text)
-    if value is None:
-        study.tell(trial, state=TrialState.FAIL)
-    else:
-        study.tell(trial, value)
-
-
-def completed(trials: "Sequence[FrozenTrial]") -> "list[FrozenTrial]":
-    """Return those with a value."""
-    return [trial for trial in trials if trial.value is not None]
+    study.tell(trial, value, state=TrialState.FAIL if value is None else TrialState.COMPLETE)
 
 
 def rows(trials: "Sequence[FrozenTrial]", space: Space) -> list[dict[str, Any]]:
-    """Return one row a trial."""
-    names = ("directory", "error")
+    """Return one row per trial for trials.csv."""
     return [
         {
             "trial": number,
             "state": "finished" if trial.value is not None else "failed",
             "headline": trial.value,
             **{key: trial.params.get(key) for key in space},
-            **{name: trial.user_attrs.get(name) for name in names},
+            **{name: trial.user_attrs.get(name) for name in ("directory", "error")},
         }
         for number, trial in enumerate(trials)
     ]
-
-
-def write_trials(sweep: Path, table: Sequence[dict[str, Any]]) -> None:
-    """Write trials.csv."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(table[0]))
-    writer.writeheader()
-    writer.writerows(table)
-    record.write_text(sweep / "trials.csv", text.getvalue())
-
-
-def show_trials(sweep: Path, table: Sequence[dict[str, Any]]) -> None:
-    """Print all trials."""
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = [name for name in table[0] if name != "directory"]
-    result = Table(title=f"trials.csv and all runs in {sweep}", title_justify="left")
-    for name in shown:
-        result.add_column(name, overflow="fold")
-    for row in table:
-        result.add_row(*(_cell(row[name]) for name in shown))
-    Console(width=None if Console().is_terminal else 160).print(result)
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -2,8 +2,6 @@
 
 import gc
 import logging
-import os
-from pathlib import Path
 from typing import Any
 
 from medvqa.config.lora import LoraConfig
@@ -133,8 +131,7 @@ def _give_back_gpu_memory() -> None:
 
 
 def _host_bytes() -> int:
-    """Return the memory that the process has resident; 0 where the system does not say."""
-    statm = Path("/proc/self/statm")
-    if not statm.is_file():
-        return 0
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Return the resident memory of the process."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)

@@ -2,7 +2,8 @@
 
 import argparse
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -151,22 +152,6 @@ def specification(made: Any) -> dict[str, Any]:
     return dumped
 
 
-def named(node: Any) -> set[str]:
-    """Return all names of logged values that a specification's panels and columns hold."""
-    names: set[str] = set()
-    if isinstance(node, Mapping):
-        for value in node.values():
-            names |= named(value)
-    elif isinstance(node, list):
-        for value in node:
-            names |= named(value)
-    elif isinstance(node, str):
-        name = node.removeprefix("summary:")
-        if name.startswith(("train/", "eval/", "predictions/", "pictures/")):
-            names.add(name)
-    return names
-
-
 def _libraries() -> tuple[ModuleType, ModuleType, ModuleType]:
     try:
         import wandb_workspaces.expr as expr
@@ -197,21 +182,14 @@ def main_dashboard(argv: Sequence[str]) -> None:
     logged = read_logged(options.runs) if options.runs else Logged()
     entity = options.entity or os.environ.get("WANDB_ENTITY") or ""
     made = workspace(options.project, entity, logged)
-    content = specification(made)
     if options.json:
-        write_json(options.json, content)
-    _show(made, options.json)
+        write_json(options.json, specification(made))
+    for section in made.sections:
+        sys.stdout.write(f"{section.name}: {len(section.panels)} panels\n")
+    hint = "--json FILE writes it, --save puts it online"
+    sys.stdout.write(f"written to {options.json}\n" if options.json else f"{hint}\n")
     if options.save:
         _save(made)
-
-
-def _show(made: Any, path: Path | None) -> None:
-    from rich.console import Console
-
-    console = Console(soft_wrap=True, highlight=False)
-    for section in made.sections:
-        console.print(f"{section.name}: {len(section.panels)} panels")
-    console.print(f"written to {path}" if path else "--json FILE writes it, --save puts it online")
 
 
 def _save(made: Any) -> None:

@@ -1,7 +1,9 @@
 """What a run leaves on disk: run.json, append-only logs, a lock; atomic and free of secrets."""
 
+import csv
 import fcntl
 import functools
+import io
 import json
 import math
 import os
@@ -81,6 +83,15 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write one line per row below a line of the first row's names."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def masked(overrides: Sequence[str]) -> list[str]:
@@ -216,9 +227,7 @@ class JsonLines:
 
     def __init__(self, path: Path, *, keep_up_to_step: int) -> None:
         kept = [row for row in read_lines(path) if row["step"] <= keep_up_to_step]
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        partial.replace(path)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:

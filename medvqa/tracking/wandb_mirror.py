@@ -2,12 +2,13 @@
 
 import logging
 import os
+import shlex
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from medvqa.config.errors import UserError
 from medvqa.config.tracking import TrackingConfig, TrackingMode
@@ -22,63 +23,39 @@ INIT_TIMEOUT_S = 20
 COLUMNS = ("id", "question", "references", "prediction", "answer_type", "exact_match", "f1")
 
 
-class Tracker(Protocol):
-    """What the run tells a tracker."""
+class Tracker:
+    """Mirrors a run in W&B, or nowhere; a value that W&B refuses costs a warning, not the run.
 
-    def log(self, values: Mapping[str, float | str], *, step: int) -> None:
-        """Log values at the optimiser step, which goes on across stages."""
+    Args:
+        run: W&B's run; None tracks nothing.
+        table_rows: Predictions with images in the table.
+    """
 
-    def log_predictions(self, name: str, path: Path, examples: Sequence[Example]) -> None:
-        """Log a predictions.jsonl with its images as a table."""
-
-    def log_pictures(self, pictures: Mapping[str, Path], *, step: int) -> None:
-        """Log PNG files by name."""
-
-    def summarize(self, values: Mapping[str, float | str]) -> None:
-        """Set the run's headline values."""
-
-
-class NoTracker:
-    """Tracks nothing."""
-
-    def log(self, values: Mapping[str, float | str], *, step: int) -> None:
-        """Do nothing."""
-
-    def log_predictions(self, name: str, path: Path, examples: Sequence[Example]) -> None:
-        """Do nothing."""
-
-    def log_pictures(self, pictures: Mapping[str, Path], *, step: int) -> None:
-        """Do nothing."""
-
-    def summarize(self, values: Mapping[str, float | str]) -> None:
-        """Do nothing."""
-
-
-class WandbTracker:
-    """Tracks with a W&B run; what W&B refuses costs a warning, not the run."""
-
-    def __init__(self, run: Any, *, table_rows: int) -> None:
+    def __init__(self, run: Any = None, *, table_rows: int = 0) -> None:
         self._run = run
         self._table_rows = table_rows
         self._num_refused = 0
-        # W&B's own step counts calls; curves of several stages need ours.
-        run.define_metric("train/global_step")
-        run.define_metric("train/*", step_metric="train/global_step")
-        run.define_metric("eval/*", step_metric="train/global_step")
+        if run is not None:
+            # W&B's own step counts calls; curves of several stages need ours.
+            run.define_metric("train/global_step")
+            run.define_metric("train/*", step_metric="train/global_step")
+            run.define_metric("eval/*", step_metric="train/global_step")
 
     def log(self, values: Mapping[str, float | str], *, step: int) -> None:
-        """Log values at the optimiser step."""
-        with self._mirroring():
-            self._run.log({**values, "train/global_step": step})
+        """Log values at the optimiser step, which continues across stages."""
+        self._send(lambda: self._run.log({**values, "train/global_step": step}))
 
     def log_predictions(self, name: str, path: Path, examples: Sequence[Example]) -> None:
-        """Log the first rows with their images as a table."""
+        """Log the first rows of a predictions.jsonl with their images as a table."""
+        if self._table_rows:
+            self._send(lambda: self._log_table(name, read_lines(path), examples))
+
+    def _log_table(
+        self, name: str, rows: Sequence[Mapping[str, Any]], examples: Sequence[Example]
+    ) -> None:
         import wandb
 
-        if self._table_rows == 0:
-            return
         by_id = {example.id: example for example in examples}
-        rows = read_lines(path)
         table = wandb.Table(columns=["images", *COLUMNS])
         for row in rows[: self._table_rows]:
             pictures = [load_rgb(image) for image in by_id[row["id"]].images]
@@ -86,28 +63,30 @@ class WandbTracker:
                 picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
             values = [str(row[c]) if c == "references" else row[c] for c in COLUMNS]
             table.add_data([wandb.Image(picture) for picture in pictures], *values)
-        with self._mirroring():
-            self._run.log({f"predictions/{name}": table})
+        self._run.log({f"predictions/{name}": table})
         if len(rows) > self._table_rows:
             log.info("W&B's table %s shows %d of %d rows", name, self._table_rows, len(rows))
 
     def log_pictures(self, pictures: Mapping[str, Path], *, step: int) -> None:
         """Log PNG files by name, below `pictures/`."""
-        import wandb
 
-        with self._mirroring():
+        def send() -> None:
+            import wandb
+
             images = {f"pictures/{name}": wandb.Image(str(path)) for name, path in pictures.items()}
             self._run.log({**images, "train/global_step": step})
 
+        self._send(send)
+
     def summarize(self, values: Mapping[str, float | str]) -> None:
         """Set the run's headline values."""
-        with self._mirroring():
-            self._run.summary.update(dict(values))
+        self._send(lambda: self._run.summary.update(dict(values)))
 
-    @contextmanager
-    def _mirroring(self) -> Iterator[None]:
+    def _send(self, action: Callable[[], None]) -> None:
+        if self._run is None:
+            return
         try:
-            yield
+            action()
         except Exception as error:  # the files are the truth; a mirror must not end the run
             self._num_refused += 1
             log.warning("W&B refused record %d (%s)", self._num_refused, error)
@@ -133,14 +112,28 @@ def tracker(
     """
     mode = resolve_mode(config.mode, os.environ)
     if mode == "disabled":
-        yield NoTracker()
+        yield Tracker()
         return
-    with _staging(directory / "wandb-data"):
-        run = _init(config, mode, directory, (name or directory.name, group or None), settings)
-        log.info("W&B: %s", f"medvqa sync {directory}" if run.offline else run.url)
+    # Images of tables are staged there; in the user's home they would not travel with the run.
+    staging = directory / "wandb-data"
+    staging.mkdir(parents=True, exist_ok=True)
+    options = {
+        "project": config.project,
+        "entity": config.entity,
+        "group": config.group or group or None,
+        "job_type": "train",
+        "name": name or directory.name,
+        "tags": list(config.tags),
+        "config": {"medvqa": dict(settings)},
+        "dir": str(directory),
+    }
+    with _replaced(os.environ, "WANDB_DATA_DIR", str(staging)):
+        run = _init(mode, directory, options)
+        offline = f"wandb sync {shlex.quote(str(Path(run.dir).parent))}"
+        log.info("W&B: %s", offline if run.offline else run.url)
         # `with run` would print a traceback where the command line says one line.
         try:
-            yield WandbTracker(run, table_rows=config.table_rows)
+            yield Tracker(run, table_rows=config.table_rows)
         except BaseException:
             run.finish(exit_code=1)
             raise
@@ -148,17 +141,15 @@ def tracker(
 
 
 @contextmanager
-def _staging(directory: Path) -> Iterator[None]:
-    """Stage table images here; in the user's home they would not travel with the run."""
-    before = os.environ.get("WANDB_DATA_DIR")
-    directory.mkdir(parents=True, exist_ok=True)
-    os.environ["WANDB_DATA_DIR"] = str(directory)
+def _replaced(environment: MutableMapping[str, str], name: str, value: str) -> Iterator[None]:
+    before = environment.get(name)
+    environment[name] = value
     try:
         yield
     finally:
-        del os.environ["WANDB_DATA_DIR"]
+        del environment[name]
         if before is not None:
-            os.environ["WANDB_DATA_DIR"] = before
+            environment[name] = before
 
 
 def resolve_mode(wanted: TrackingMode, environment: Mapping[str, str]) -> str:
@@ -195,27 +186,8 @@ def has_key(environment: Mapping[str, str]) -> bool:
     return read_netrc_auth(host=wandb.setup().settings.base_url) is not None
 
 
-def _init(
-    config: TrackingConfig,
-    mode: str,
-    directory: Path,
-    name_and_group: tuple[str, str | None],
-    settings: Mapping[str, Any],
-) -> Any:
+def _init(mode: str, directory: Path, options: Mapping[str, Any]) -> Any:
     import wandb
-
-    name, group = name_and_group
-
-    options: dict[str, Any] = {
-        "project": config.project,
-        "entity": config.entity,
-        "group": config.group or group,
-        "job_type": "train",
-        "name": name,
-        "tags": list(config.tags),
-        "config": {"medvqa": dict(settings)},
-        "dir": str(directory),
-    }
 
     def quiet() -> wandb.Settings:  # a new one each time: `init` writes the run's id into it
         return wandb.Settings(init_timeout=INIT_TIMEOUT_S, silent=True, console="off")

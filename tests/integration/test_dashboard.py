@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,6 @@ from medvqa.config.errors import UserError
 from medvqa.tracking.dashboard import (
     Logged,
     main_dashboard,
-    named,
     read_logged,
     specification,
     workspace,
@@ -44,6 +45,22 @@ def logged_names(log: Path) -> set[str]:
         if record["type"] == "history":
             # A picture or a table is logged as `name._type`, `name.path` and so on.
             names |= {name.partition(".")[0] for name in record["history"]["item"]}
+    return names
+
+
+def named(node: Any) -> set[str]:
+    """Return all names of logged values that a specification's panels and columns hold."""
+    names: set[str] = set()
+    if isinstance(node, Mapping):
+        for value in node.values():
+            names |= named(value)
+    elif isinstance(node, list):
+        for value in node:
+            names |= named(value)
+    elif isinstance(node, str):
+        name = node.removeprefix("summary:")
+        if name.startswith(("train/", "eval/", "predictions/", "pictures/")):
+            names.add(name)
     return names
 
 

@@ -17,14 +17,8 @@ from medvqa.data.image import load_rgb
 from medvqa.models.encode import Encoder
 from medvqa.preflight.command import main_preflight
 from medvqa.preflight.downloads import hub_answers
-from medvqa.preflight.memory import (
-    KEPT,
-    PUBLISHED,
-    count_shapes,
-    estimate_memory,
-    kept_bytes,
-    model_shapes,
-)
+from medvqa.preflight.gpu_memory import KEPT, estimate_memory, kept_bytes
+from medvqa.preflight.model_shapes import PUBLISHED, count_shapes, model_shapes
 from medvqa.preflight.probe import run_probe, total_seconds
 from medvqa.preflight.tokens import Estimator, count_tokens
 from tests.conftest import ROOT, TINY
@@ -32,7 +26,7 @@ from tests.unit.config.test_compose import config_of
 from tests.unit.contamination.test_overlap import leak  # noqa: F401  (a fixture)
 
 SPY = """
-import builtins, sys
+import sys
 sys.argv = sys.argv[1:]
 from medvqa.cli import main
 try:
@@ -40,7 +34,6 @@ try:
 finally:
     names = ("torch", "transformers", "datasets", "numpy", "rich")
     print("HEAVY:", *(n for n in names if n in sys.modules))
-    import medvqa.model
 """
 
 

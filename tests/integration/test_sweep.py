@@ -107,15 +107,6 @@ def test_warm_cells_equal_isolated_ones_bit_by_bit(cold, warm):
         assert (run / adapter).read_bytes() == (warm / run.name / adapter).read_bytes()
 
 
-def test_the_base_answers_once_for_all_cells_of_a_grid_and_each_cell_says_so(cold, warm):
-    def counts(run):
-        found = json.loads((run / "run.json").read_text())["answers_from_cache"]
-        return found["zero_shot/test"], found["final/test"]
-
-    assert sorted(map(counts, runs(warm))) == [(0, 0), (16, 0), (16, 0), (16, 0)]
-    assert {counts(run) for run in runs(cold[0])} == {(0, 0)}
-
-
 def test_warm_cells_are_runs_of_their_own_in_wandb(warm):
     told = {}
     for run in runs(warm):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from medvqa.config.errors import UserError
+from medvqa.config.identity import run_id
 from medvqa.tracking import record
 from medvqa.tracking.record import (
     JsonLines,
@@ -61,12 +62,12 @@ def test_a_missing_file_is_empty_and_a_damaged_one_an_error(tmp_path: Path) -> N
 
 def test_run_id_ignores_order_and_what_cannot_change_a_result() -> None:
     config = {"seed": 1, "lora": {"r": 16, "alpha": 32.0}, "fresh": False}
-    same = {"fresh": True, "tracking": {"mode": "offline"}, "lora": {"alpha": 32.0, "rank": 16}}
-    assert record.run_id(config) == record.run_id({**same, "seed": 1})
-    assert record.run_id(config) != record.run_id({**config, "seed": 2})
-    trained = [record.run_id({**config, "training": {"steps": s, "gpus": s}}) for s in (4, 8)]
-    assert record.run_id({**config, "training": {"steps": 4}}) == trained[0] != trained[1]
-    assert re.fullmatch("[0-9a-f]{12}", record.run_id(config))
+    same = {"fresh": True, "tracking": {"mode": "offline"}, "lora": {"alpha": 32.0, "r": 16}}
+    assert run_id(config) == run_id({**same, "seed": 1})
+    assert run_id(config) != run_id({**config, "seed": 2})
+    trained = [run_id({**config, "training": {"steps": s, "gpus": s}}) for s in (4, 8)]
+    assert run_id({**config, "training": {"steps": 4}}) == trained[0] != trained[1]
+    assert re.fullmatch("[0-9a-f]{12}", run_id(config))
 
 
 @pytest.mark.parametrize(

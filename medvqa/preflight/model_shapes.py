@@ -1,14 +1,13 @@
-"""GPU memory of a run from the model's shapes; docs/preflight.md has the formula and its checks."""
+"""The shapes of a model that decide over its memory, without its weights."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medvqa.config.errors import UserError
-from medvqa.config.model import Backend, Dtype
 from medvqa.config.schema import Config
-from medvqa.config.training import Engine, Optimizer
 from medvqa.models.adapter import LANGUAGE_MODEL, target_pattern
 from medvqa.models.source import model_source
 from medvqa.preflight.downloads import hub_answers
@@ -46,19 +45,6 @@ TEXT_FIELDS = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("intermediate_size", "tie_word_embeddings", "vocab_size"),
 )
-# Bytes that autograd keeps a token and layer for each unit of hidden size, query width, key-value
-# width and MLP, computing in 16 bits; counted from the saved tensors themselves.
-KEPT = {
-    ("norm", "plain"): (18, 10, 8, 8),
-    ("norm", "fused"): (4, 6, 6, 4),
-    ("no norm", "plain"): (19, 6, 4, 8),
-    ("no norm", "fused"): (4, 6, 6, 4),
-}
-# With dropout each adapted layer also keeps its masked input, or its mask.
-KEPT_BY_DROPOUT = {"plain": (20, 4, 0, 4), "fused": (10, 2, 0, 2)}
-LOGIT_BYTES = 6  # 16 bits, and a copy in 32 for the loss
-BYTES_OF_PLAIN_SCALES = 4 / 64  # which the fused engine keeps beside
-BYTES_OF_4_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)  # double quantisation: a byte for 64 weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,28 +69,6 @@ class Shapes:
     has_query_norm: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class MemoryEstimate:
-    """Bytes at the peak of a training step.
-
-    Attributes:
-        tokens: In one micro-batch, each sample as long as the longest.
-    """
-
-    weights: int
-    adapter: int
-    activations: int
-    logits: int
-    micro_batch_size: int
-    tokens: int
-    engine: str
-
-    @property
-    def total(self) -> int:
-        """The sum; the allocator and CUDA itself take about a gigabyte more."""
-        return self.weights + self.adapter + self.activations + self.logits
-
-
 def model_shapes(config: Config) -> Shapes:
     """Return the shapes of the base and its adapter; the model is built without memory for weights.
 
@@ -125,8 +89,6 @@ def model_shapes(config: Config) -> Shapes:
 
 def count_shapes(model: "torch.nn.Module", config: Config) -> Shapes:
     """Return the shapes of a model, on whatever device."""
-    import re
-
     import torch
 
     pattern = re.compile(target_pattern(model, config.lora))
@@ -173,58 +135,3 @@ def _transformers_config(config: Config) -> Any:
     found.quantization_config = None  # the meta device has nothing to quantise
     del found.quantization_config
     return found
-
-
-def estimate_memory(
-    shapes: Shapes, config: Config, *, longest_tokens: int, on_gpu: bool = True
-) -> MemoryEstimate:
-    """Return what a training step needs.
-
-    Args:
-        shapes: Of the model.
-        config: Of the run.
-        longest_tokens: Of the longest sample that is trained on.
-        on_gpu: As the run would be there; else as on a CPU.
-    """
-    training, is_wide = config.training, config.model.dtype is Dtype.float32 or not on_gpu
-    engine = _engine(config, on_gpu=on_gpu)
-    batch_size = training.micro_batch_size
-    if on_gpu and training.fit_micro_batch:
-        batch_size *= training.accumulation_steps
-    tokens = batch_size * longest_tokens
-    width = 4 if is_wide else 2
-    quantized = shapes.num_linear if config.model.load_in_4bit else 0
-    per_layer = kept_bytes(shapes, engine, dropout=config.lora.dropout) * width // 2
-    layers = shapes.num_layers * per_layer
-    if training.gradient_checkpointing:  # each layer's input, and one layer at a time anew
-        layers = shapes.num_layers * width * shapes.hidden + per_layer
-    moments = 2 if training.optimizer is Optimizer.adamw_8bit and on_gpu else 8
-    # Weights and gradients in 32 bits; the fused engine computes with a copy in 16 bits of both.
-    copies = 8 + (4 if engine == "fused" else 0)
-    bytes_of_4_bits = BYTES_OF_4_BITS + (BYTES_OF_PLAIN_SCALES if engine == "fused" else 0)
-    return MemoryEstimate(
-        weights=int((shapes.num_parameters - quantized) * width + quantized * bytes_of_4_bits),
-        adapter=shapes.num_adapter * (copies + moments),
-        activations=tokens * layers,
-        logits=tokens * shapes.vocabulary * LOGIT_BYTES if engine == "plain" else 0,
-        micro_batch_size=batch_size,
-        tokens=tokens,
-        engine=engine,
-    )
-
-
-def kept_bytes(shapes: Shapes, engine: str, *, dropout: float) -> int:
-    """Return the bytes of a token and layer that autograd keeps, computing in 16 bits."""
-    kept = KEPT["norm" if shapes.has_query_norm else "no norm", engine]
-    more = KEPT_BY_DROPOUT[engine] if dropout else (0, 0, 0, 0)
-    widths = (shapes.hidden, shapes.query_width, shapes.key_width, shapes.mlp)
-    return sum((a + b) * width for a, b, width in zip(kept, more, widths, strict=True))
-
-
-def _engine(config: Config, *, on_gpu: bool) -> str:
-    if config.model.backend is Backend.unsloth:
-        return "plain"
-    wanted = config.training.engine
-    if wanted is Engine.auto:
-        return "fused" if on_gpu else "plain"
-    return "plain" if wanted is Engine.plain else "fused"

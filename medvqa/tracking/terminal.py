@@ -1,0 +1,36 @@
+"""What a command prints: tables in which the user's text stays as it is."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+LOG_WIDTH = 180  # columns where the output is no terminal
+MAX_CELL = 300  # characters; the files hold longer messages whole
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """Return a console that prints `[q_proj]` and `:x:` literally, without markup or emoji."""
+    from rich.console import Console
+
+    result = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    if not result.is_terminal:
+        result.width = LOG_WIDTH
+    return result
+
+
+def table(
+    title: str, columns: Sequence[str], rows: "Iterable[Sequence[str | Text]]", **options: bool
+) -> "Table":
+    """Return a table that folds long cells, and cuts messages that would fill the screen."""
+    from rich.table import Table
+
+    result = Table(title=title, title_justify="left", **options)  # type: ignore[arg-type]
+    for column in columns:
+        result.add_column(column, overflow="fold")
+    for row in rows:
+        result.add_row(*(cell[:MAX_CELL] for cell in row))
+    return result
