@@ -25,7 +25,7 @@ class UserError(ValueError):
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.MarkedYAMLError)
 
 
-SLURM_EXTRA = "pip install 'medvqa[slurm]'"
+SLURM_EXTRA = 'pip install -e ".[slurm]"'
 
 
 class Refused(BaseException):

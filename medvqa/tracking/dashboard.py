@@ -159,7 +159,7 @@ def _libraries() -> tuple[ModuleType, ModuleType, ModuleType]:
         import wandb_workspaces.workspaces as ws
     except ImportError as error:
         raise UserError(
-            "medvqa dashboard needs wandb-workspaces: pip install 'medvqa[dashboard]'"
+            'medvqa dashboard needs wandb-workspaces: pip install -e ".[dashboard]"'
         ) from error
     return ws, wr, expr
 

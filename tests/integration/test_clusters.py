@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
     if find_spec("hydra_plugins.hydra_submitit_launcher") is None:
-        pytest.skip("Slurm is not tested: pip install 'medvqa[slurm]'")
+        pytest.skip('Slurm is not tested: pip install -e ".[slurm]"')
     if reason := one_node_slurm.why_not():
         pytest.skip(f"Slurm is not tested: {reason}")
     with one_node_slurm.one_node(tmp_path_factory.mktemp("slurm")) as variables:
@@ -116,7 +116,7 @@ def read_state(run):
 
 def test_a_ray_grid_leaves_what_every_grid_leaves_and_runs_only_what_is_unfinished(tmp_path):
     if find_spec("hydra_plugins.hydra_ray_launcher") is None:
-        pytest.skip("Ray is not tested: pip install 'medvqa[ray]'")
+        pytest.skip('Ray is not tested: pip install -e ".[ray]"')
     grid = (*ONE_FAILS, "hydra.launcher.ray.remote.num_gpus=0")
     code, output = call(tmp_path, environment(), "ray", *grid)
     assert_one_failed_and_one_finished(sweep_of(tmp_path), code, output)
@@ -144,4 +144,4 @@ def test_a_login_node_needs_no_gpu_but_slurm(tmp_path):
 
 def test_what_is_not_installed_is_named_with_the_command():
     error = MissingConfigException("", "hydra/launcher/submitit_slurm", ["basic", "isolated"])
-    assert explain(error).endswith("pip install 'medvqa[slurm]'")
+    assert explain(error).endswith('pip install -e ".[slurm]"')

@@ -145,5 +145,5 @@ def test_a_missing_library_is_one_line_with_its_remedy(tmp_path):
     )
     assert answer.returncode == 2
     assert answer.stderr == (
-        "medvqa: medvqa dashboard needs wandb-workspaces: pip install 'medvqa[dashboard]'\n"
+        'medvqa: medvqa dashboard needs wandb-workspaces: pip install -e ".[dashboard]"\n'
     )

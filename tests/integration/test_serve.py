@@ -228,7 +228,7 @@ def test_an_engine_that_is_not_there_is_one_clear_line(
 
 def test_a_missing_extra_is_one_clear_line(vqa_rad_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(UserError, match=r"^uvicorn not installed: pip install 'medvqa\[serve\]'"):
+    with pytest.raises(UserError, match=r"^uvicorn not installed: pip install -e \"\.\[serve\]\""):
         main_serve([str(vqa_rad_run)])
 
 
