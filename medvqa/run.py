@@ -18,9 +18,9 @@ from medvqa.data.pool import Pool, load_pool, load_sets, rows_sha256
 from medvqa.data.verification import check_images
 from medvqa.evaluation.bertscore import check_encoder
 from medvqa.evaluation.evaluate import Evaluation, Evaluator, read_evaluations
-from medvqa.evaluation.generate import chosen_decoding
 from medvqa.evaluation.plots import draw_pictures
 from medvqa.evaluation.results import final_values, headline, show_results, write_results
+from medvqa.fast.choice import choose_decoding
 from medvqa.models.adapter import save_adapter
 from medvqa.models.encode import Encoder
 from medvqa.models.load import load_model
@@ -320,7 +320,7 @@ def train_and_evaluate(
     # First, because it puts the engine's kernels into the model: all phases compute with them,
     # and a model that has served another run has them already.
     trainer = Trainer(loaded, encoder, config.training, **places)
-    chosen_decoding(config.evaluation.decoding, loaded)  # an error now, not when all is trained
+    choose_decoding(config.evaluation.decoding, loaded)  # an error now, not when all is trained
     if config.evaluation.zero_shot:
         with loaded.adapter_disabled():
             evaluate("zero_shot", 0)

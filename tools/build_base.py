@@ -20,7 +20,6 @@ from medvqa.config.errors import UserError
 from medvqa.data.example import Example
 from medvqa.data.pool import load_examples
 from medvqa.data.prefetch import ahead
-from medvqa.fast.vision import attend_to_all_pictures_at_once
 from medvqa.models.encode import Encoder
 from medvqa.models.patches import Patches
 from medvqa.models.sample import Sample
@@ -204,7 +203,7 @@ def pretrain(
     if device == "cuda":
         sample_of = _encoded_at_once(encoder, texts, device)
         # Image by image, most of a step would be waiting for launches.
-        attend_to_all_pictures_at_once(model.model.visual)
+        _attend_to_all_pictures_at_once(model.model.visual)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
     generator = torch.Generator().manual_seed(seed)
     losses: list[float | None] = []
@@ -230,6 +229,26 @@ def pretrain(
     if None in losses:
         log.warning("%d steps were skipped: gradients not finite", losses.count(None))
     return _mean_of_last(losses)
+
+
+def _attend_to_all_pictures_at_once(tower: Any) -> None:
+    """Give transformers' vision tower PyTorch's flash attention, under a name that asks for it."""
+    from torch.nn.attention.varlen import varlen_attn
+    from transformers import AttentionInterface
+
+    def attend(
+        module: Any, query: Any, key: Any, value: Any, attention_mask: None, **options: Any
+    ) -> tuple[Any, None]:
+        q, k, v = (tensor.squeeze(0).transpose(0, 1).contiguous() for tensor in (query, key, value))
+        starts = options["cu_seq_lens_q"].to(torch.int32)
+        longest = int(options["max_length_q"])
+        output: Any = varlen_attn(q, k, v, starts, starts, longest, longest, scale=module.scaling)
+        return output.unsqueeze(0), None
+
+    import torch
+
+    AttentionInterface.register("varlen_flash", attend)
+    tower.config._attn_implementation = "varlen_flash"
 
 
 def _mean_of_last(losses: Sequence[float | None]) -> float:

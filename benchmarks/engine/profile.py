@@ -15,8 +15,9 @@ from benchmarks.engine.training import forget_features
 from benchmarks.engine.workload import BATCH_SIZE, Bench, Row
 from medvqa.config.evaluation import Decoding
 from medvqa.config.training import Engine, Optimizer, TrainingConfig
-from medvqa.evaluation.evaluate import generate as generation
-from medvqa.fast.engine import PackedModel
+from medvqa.evaluation.generate import generate
+from medvqa.fast.engine import FusedEngine
+from medvqa.fast.prefix import Branches
 from medvqa.models.sample import Sample
 from medvqa.training.optimizer import AdapterOptimizer
 
@@ -77,7 +78,7 @@ def training_step(bench: Bench, samples: Sequence[Sample]) -> Row:
     loaded, num_steps = bench.loaded, bench.settings.steps
     config = TrainingConfig(optimizer=Optimizer.adamw)
     optimizer = AdapterOptimizer(loaded, config, in_compute_type=True)
-    model = PackedModel(loaded, loaded.processor.image_token_id)
+    model = FusedEngine(loaded)
     loaded.use_for(training=True)
     num_tokens = sum(len(sample.answer_ids) for sample in samples)
 
@@ -116,7 +117,7 @@ def training_step(bench: Bench, samples: Sequence[Sample]) -> Row:
 def answering_phases(bench: Bench, batch_size: int) -> Iterator[Row]:
     """Yield seconds by phase, each ended by waiting for the GPU."""
     spent: dict[str, float] = defaultdict(float)
-    originals = {name: getattr(generation._Branches, name) for name in PHASES}
+    originals = {name: getattr(Branches, name) for name in PHASES}
 
     def timed(name: str) -> Any:
         def call(*arguments: Any) -> Any:
@@ -134,11 +135,11 @@ def answering_phases(bench: Bench, batch_size: int) -> Iterator[Row]:
     forget_features(bench.loaded)
     try:
         for name in PHASES:
-            setattr(generation._Branches, name, timed(name))
+            setattr(Branches, name, timed(name))
         for is_repeated in (False, True):
             spent.clear()
             started = time.perf_counter()
-            generation.generate(
+            generate(
                 bench.loaded,
                 encoder,
                 questions,
@@ -157,4 +158,4 @@ def answering_phases(bench: Bench, batch_size: int) -> Iterator[Row]:
             }
     finally:
         for name in PHASES:
-            setattr(generation._Branches, name, originals[name])
+            setattr(Branches, name, originals[name])

@@ -11,7 +11,6 @@ from medvqa.config.curriculum import CurriculumConfig, Filter, StageConfig
 from medvqa.config.training import Engine, Optimizer, TrainingConfig
 from medvqa.curriculum import Plan, plan_curriculum
 from medvqa.data.example import Example
-from medvqa.fast.vision import kept_features
 from medvqa.models.adapter import reset_adapter
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
@@ -105,14 +104,7 @@ def nothing(*_: object) -> None:
 
 def forget_features(loaded: LoadedModel) -> None:
     """Make the vision tower see all pictures anew."""
-    features = kept_features(loaded)
-    if features is not None:
-        features.clear()
-
-
-def _num_computed(loaded: LoadedModel) -> int | None:
-    features = kept_features(loaded)
-    return None if features is None else features.num_computed
+    loaded.features.clear()
 
 
 def training(bench: Bench, engine: Engine) -> Iterator[Row]:
@@ -133,15 +125,15 @@ def training(bench: Bench, engine: Engine) -> Iterator[Row]:
             encoder = bench.encoder()
             forget_features(bench.loaded)
             for is_repeated in (False,) if engine is Engine.plain else (False, True):
-                before = _num_computed(bench.loaded) or 0
+                before = bench.loaded.features.num_added
                 trained = train(bench.loaded, encoder, pool, case, num_steps)
-                after = _num_computed(bench.loaded)
+                after = bench.loaded.features.num_added
                 yield {
                     "engine": case.engine.value,
                     "micro_batch_size": trained.micro_batch_size,
                     "pictures": kind,
                     "pictures_seen_before": is_repeated,
-                    "num_pictures_computed": None if after is None else after - before,
+                    "num_pictures_computed": after - before,
                     **rate(trained, settings.warm_up),
                     "peak_gpu_gb": bench.peak_gb(),
                 }

@@ -6,26 +6,23 @@ gradient.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 
-def rms_norm(x: "torch.Tensor", weight: "torch.Tensor", eps: float) -> "torch.Tensor":
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Return x, (N, H), divided by its root mean square (Zhang and Sennrich, NeurIPS 2019)."""
-    import torch
-
     return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
 
 
 def rms_norm_backward(
-    x: "torch.Tensor",
-    weight: "torch.Tensor",
+    x: torch.Tensor,
+    weight: torch.Tensor,
     eps: float,
-    grad: "torch.Tensor",
-    residual: "torch.Tensor",
-) -> "torch.Tensor":
+    grad: torch.Tensor,
+    residual: torch.Tensor,
+) -> torch.Tensor:
     """Return the gradient of x, (N, H), plus that of the residual branch around the norm."""
     if x.is_cuda:
         return _fused().rms_norm_backward(x, weight, eps, grad, residual)  # type: ignore[no-any-return]
@@ -35,14 +32,14 @@ def rms_norm_backward(
 
 
 def norm_rope(
-    qk: "torch.Tensor",
-    q_weight: "torch.Tensor | None",
-    k_weight: "torch.Tensor | None",
+    qk: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
     eps: float,
-    cos: "torch.Tensor",
-    sin: "torch.Tensor",
+    cos: torch.Tensor,
+    sin: torch.Tensor,
     num_q: int,
-) -> "torch.Tensor":
+) -> torch.Tensor:
     """Return queries and keys, (N, heads, D), normed a head and rotated by their positions.
 
     Args:
@@ -54,31 +51,27 @@ def norm_rope(
         sin: As `cos`.
         num_q: Heads of queries.
     """
-    import torch
-
-    if qk.is_cuda:
+    if qk.is_cuda and not qk.requires_grad:
         return _fused().norm_rope(qk, q_weight, k_weight, eps, cos, sin, num_q)  # type: ignore[no-any-return]
     if q_weight is not None and k_weight is not None:
         qk = torch.cat(
             [rms_norm(qk[:, :num_q], q_weight, eps), rms_norm(qk[:, num_q:], k_weight, eps)], dim=1
         )
-    return _rotated(qk, cos, sin)
+    return _rotated(qk, cos, sin).to(qk.dtype)
 
 
 def norm_rope_backward(
-    qk: "torch.Tensor",
-    q_weight: "torch.Tensor | None",
-    k_weight: "torch.Tensor | None",
+    qk: torch.Tensor,
+    q_weight: torch.Tensor | None,
+    k_weight: torch.Tensor | None,
     eps: float,
-    cos: "torch.Tensor",
-    sin: "torch.Tensor",
-    q_grad: "torch.Tensor",
-    k_grad: "torch.Tensor",
-    out: "torch.Tensor",
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    q_grad: torch.Tensor,
+    k_grad: torch.Tensor,
+    out: torch.Tensor,
 ) -> None:
     """Write the gradient of `norm_rope`'s qk into `out`, of the same shape."""
-    import torch
-
     if qk.is_cuda:
         _fused().norm_rope_backward(
             qk, q_weight, k_weight, eps, cos, sin, q_grad.contiguous(), k_grad.contiguous(), out
@@ -94,28 +87,22 @@ def norm_rope_backward(
         out.copy_(grad)
 
 
-def _rotated(x: "torch.Tensor", cos: "torch.Tensor", sin: "torch.Tensor") -> "torch.Tensor":
-    import torch
-
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     one, two = x.chunk(2, dim=-1)
     c, s = cos.unsqueeze(1), sin.unsqueeze(1)
     return torch.cat([one * c - two * s, two * c + one * s], dim=-1)
 
 
-def swiglu(gate_up: "torch.Tensor") -> "torch.Tensor":
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """Return silu(gate) * up, (N, I), of their two halves, (N, 2 I) (Shazeer, 2020)."""
-    import torch
-
     if gate_up.is_cuda:
         return _fused().swiglu(gate_up)  # type: ignore[no-any-return]
     gate, up = gate_up.chunk(2, dim=-1)
     return torch.nn.functional.silu(gate) * up
 
 
-def swiglu_backward(gate_up: "torch.Tensor", grad: "torch.Tensor") -> "torch.Tensor":
+def swiglu_backward(gate_up: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
     """Return silu(gate) * up anew; `gate_up` then holds its own gradient."""
-    import torch
-
     if gate_up.is_cuda:
         return _fused().swiglu_backward(gate_up, grad)  # type: ignore[no-any-return]
     gate, up = gate_up.chunk(2, dim=-1)

@@ -8,8 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
-HEADS_A_PROGRAM = 8
-COLUMNS_A_PROGRAM = 1024
+HEADS_PER_PROGRAM = 8
+COLUMNS_PER_PROGRAM = 1024
 
 
 @triton.jit
@@ -47,29 +47,32 @@ def rms_norm_backward(
 
 @triton.jit
 def _norm_rope(
-    qk, row_stride, q_weight, k_weight, cos, sin, out, num_q, num_heads, eps,
+    qk, row_stride, q_weight, k_weight, cos, sin, out, num_q, num_heads, half, eps,
     HALF: tl.constexpr, HEADS: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[:, None]
     column = tl.arange(0, HALF)[None, :]
-    inside = head < num_heads
-    source = qk + token * row_stride + head * (2 * HALF) + column
+    in_half = column < half  # HALF is a power of two, which half a head of a tower is not
+    inside = (head < num_heads) & in_half
+    source = qk + token * row_stride + head * (2 * half) + column
     one = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-    two = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
+    two = tl.load(source + half, mask=inside, other=0.0).to(tl.float32)
     if NORM:
         square = tl.sum(one * one, axis=1) + tl.sum(two * two, axis=1)
-        rstd = tl.rsqrt(square / (2 * HALF) + eps)[:, None]
+        rstd = tl.rsqrt(square / (2 * half) + eps)[:, None]
         of_q = head < num_q
-        w_one = tl.where(of_q, tl.load(q_weight + column), tl.load(k_weight + column))
-        w_two = tl.where(of_q, tl.load(q_weight + HALF + column), tl.load(k_weight + HALF + column))
+        w_one = tl.where(of_q, tl.load(q_weight + column, mask=in_half, other=0.0),
+                         tl.load(k_weight + column, mask=in_half, other=0.0))  # fmt: skip
+        w_two = tl.where(of_q, tl.load(q_weight + half + column, mask=in_half, other=0.0),
+                         tl.load(k_weight + half + column, mask=in_half, other=0.0))  # fmt: skip
         one = one * rstd * w_one.to(tl.float32)
         two = two * rstd * w_two.to(tl.float32)
-    c = tl.load(cos + token * HALF + column).to(tl.float32)
-    s = tl.load(sin + token * HALF + column).to(tl.float32)
-    target = out + token * num_heads * (2 * HALF) + head * (2 * HALF) + column
+    c = tl.load(cos + token * half + column, mask=in_half, other=0.0).to(tl.float32)
+    s = tl.load(sin + token * half + column, mask=in_half, other=0.0).to(tl.float32)
+    target = out + token * num_heads * (2 * half) + head * (2 * half) + column
     tl.store(target, (one * c - two * s).to(out.dtype.element_ty), mask=inside)
-    tl.store(target + HALF, (two * c + one * s).to(out.dtype.element_ty), mask=inside)
+    tl.store(target + half, (two * c + one * s).to(out.dtype.element_ty), mask=inside)
 
 
 def norm_rope(
@@ -85,10 +88,11 @@ def norm_rope(
     tokens, num_heads, width = qk.shape
     out = torch.empty((tokens, num_heads, width), dtype=qk.dtype, device=qk.device)
     has_norm = q_weight is not None
-    grid = (tokens, triton.cdiv(num_heads, HEADS_A_PROGRAM))
+    grid = (tokens, triton.cdiv(num_heads, HEADS_PER_PROGRAM))
     _norm_rope[grid](
         qk, qk.stride(0), q_weight if has_norm else cos, k_weight if has_norm else cos, cos, sin,
-        out, num_q, num_heads, eps, HALF=width // 2, HEADS=HEADS_A_PROGRAM, NORM=has_norm,
+        out, num_q, num_heads, width // 2, eps, HALF=triton.next_power_of_2(width // 2),
+        HEADS=HEADS_PER_PROGRAM, NORM=has_norm,
     )  # fmt: skip
     return out
 
@@ -149,11 +153,11 @@ def norm_rope_backward(
     """See `medvqa.fast.kernels.norm_rope_backward`."""
     tokens, num_heads, width = qk.shape
     has_norm = q_weight is not None
-    grid = (tokens, triton.cdiv(num_heads, HEADS_A_PROGRAM))
+    grid = (tokens, triton.cdiv(num_heads, HEADS_PER_PROGRAM))
     _norm_rope_backward[grid](
         qk, qk.stride(0), q_weight if has_norm else cos, k_weight if has_norm else cos, cos, sin,
         q_grad, k_grad, out, out.stride(0), q_grad.shape[1], num_heads, eps,
-        HALF=width // 2, HEADS=HEADS_A_PROGRAM, NORM=has_norm,
+        HALF=width // 2, HEADS=HEADS_PER_PROGRAM, NORM=has_norm,
     )  # fmt: skip
 
 
@@ -173,8 +177,8 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """See `medvqa.fast.kernels.swiglu`."""
     tokens, width = len(gate_up), gate_up.shape[-1] // 2
     out = gate_up.new_empty((tokens, width))
-    grid = (tokens, triton.cdiv(width, COLUMNS_A_PROGRAM))
-    _swiglu[grid](gate_up, out, width, BLOCK=COLUMNS_A_PROGRAM)
+    grid = (tokens, triton.cdiv(width, COLUMNS_PER_PROGRAM))
+    _swiglu[grid](gate_up, out, width, BLOCK=COLUMNS_PER_PROGRAM)
     return out
 
 
@@ -200,6 +204,6 @@ def swiglu_backward(gate_up: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
     """See `medvqa.fast.kernels.swiglu_backward`."""
     tokens, width = grad.shape
     out = torch.empty_like(grad)
-    grid = (tokens, triton.cdiv(width, COLUMNS_A_PROGRAM))
-    _swiglu_backward[grid](gate_up, grad, out, width, BLOCK=COLUMNS_A_PROGRAM)
+    grid = (tokens, triton.cdiv(width, COLUMNS_PER_PROGRAM))
+    _swiglu_backward[grid](gate_up, grad, out, width, BLOCK=COLUMNS_PER_PROGRAM)
     return out

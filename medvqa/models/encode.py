@@ -154,7 +154,8 @@ class Encoder:
         key = _image_key(image, image_id)
         cached = self._patches.get(key)
         if cached is not None:
-            return cached
+            values, grid = cached
+            return values, grid
         encoded = self.processor.image_processor(images=[load_rgb(image)], return_tensors="pt")
         values, grid = encoded["pixel_values"], encoded["image_grid_thw"][0]
         values = values.to(self._pixel_dtype or values.dtype)

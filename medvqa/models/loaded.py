@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from medvqa.config.model import Backend
 from medvqa.models.adapter import VISION_TOWER
+from medvqa.models.patches import PictureCache
 
 if TYPE_CHECKING:
     import torch
 
+FEATURE_BYTES = 4 * 2**30  # 512 pictures of 512 x 512 pixels for an 8B model
 USED_FOR = "_medvqa_used_for_training"  # absent until `use_for` has been called
 
 
@@ -22,6 +24,8 @@ class LoadedModel:
         source: Directory or hub id that the base was loaded from.
         is_quantized: Whether the base's linear layers are stored in 4 bits.
         is_adapted: Whether PEFT's wrapper is around it; a merged model has none.
+        features: Of pictures that the frozen vision tower has seen, one tensor per layer.
+        engines: What computes with the model and is built once, by name.
     """
 
     model: Any
@@ -32,6 +36,10 @@ class LoadedModel:
     source: str
     is_quantized: bool
     is_adapted: bool = True
+    features: PictureCache = field(
+        default_factory=lambda: PictureCache(max_bytes=FEATURE_BYTES), init=False, repr=False
+    )
+    engines: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def inner(self) -> Any:

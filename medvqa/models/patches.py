@@ -1,4 +1,4 @@
-"""Image patches of the pictures that were used last."""
+"""Tensors of the pictures that were used last."""
 
 import math
 import threading
@@ -9,19 +9,23 @@ if TYPE_CHECKING:
     import torch
 
 
-class Patches:
-    """A cache of patches and grids that threads may share.
+class PictureCache:
+    """A cache that threads may share; it forgets the pictures that were unused for longest.
 
-    All are of one processor with one pixel budget. A data set asks about seven questions per
-    image, and the cells of a grid ask the same questions.
+    A data set asks about seven questions per image, and the cells of a grid ask the same questions.
+
+    Attributes:
+        num_bytes: Memory that the tensors take.
+        num_added: Pictures that had to be computed.
     """
 
     def __init__(self, *, max_images: float = math.inf, max_bytes: float = math.inf) -> None:
         self._max_images = max_images
         self._max_bytes = max_bytes
-        self._pictures: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._pictures: OrderedDict[str, tuple[torch.Tensor, ...]] = OrderedDict()
         self._lock = threading.Lock()
-        self.num_bytes = 0  # host memory that the patches take
+        self.num_bytes = 0
+        self.num_added = 0
 
     def clear(self) -> None:
         """Forget all pictures."""
@@ -29,20 +33,25 @@ class Patches:
             self._pictures.clear()
             self.num_bytes = 0
 
-    def get(self, key: str) -> "tuple[torch.Tensor, torch.Tensor] | None":
-        """Return patches (P, D) and grid (3,), or None."""
+    def get(self, key: str) -> "tuple[torch.Tensor, ...] | None":
+        """Return the picture's tensors, or None."""
         with self._lock:
             if key in self._pictures:
                 self._pictures.move_to_end(key)
             return self._pictures.get(key)
 
-    def keep(self, key: str, values: "torch.Tensor", grid: "torch.Tensor") -> None:
-        """Add a picture and forget those that were unused for longest."""
+    def keep(self, key: str, *tensors: "torch.Tensor") -> None:
+        """Add a picture and forget others where the limits ask for it."""
         with self._lock:
-            if key in self._pictures:  # another thread has encoded it meanwhile
+            if key in self._pictures:  # another thread has computed it meanwhile
                 return
-            self._pictures[key] = values, grid
-            self.num_bytes += values.nbytes
+            self._pictures[key] = tensors
+            self.num_added += 1
+            self.num_bytes += sum(tensor.nbytes for tensor in tensors)
             while len(self._pictures) > self._max_images or self.num_bytes > self._max_bytes:
-                _, (oldest, _) = self._pictures.popitem(last=False)
-                self.num_bytes -= oldest.nbytes
+                _, oldest = self._pictures.popitem(last=False)
+                self.num_bytes -= sum(tensor.nbytes for tensor in oldest)
+
+
+class Patches(PictureCache):
+    """Patches (P, D) and grid (3,) of each picture, of one processor with one pixel budget."""

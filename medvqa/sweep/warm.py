@@ -6,7 +6,6 @@ from typing import Any
 
 from medvqa.config.lora import LoraConfig
 from medvqa.config.model import ModelConfig
-from medvqa.fast.vision import kept_features
 from medvqa.models.adapter import reset_adapter
 from medvqa.models.load import CheckProcessor, accept, load_in_own_process
 from medvqa.models.loaded import LoadedModel
@@ -48,9 +47,8 @@ class WarmModels:
 
     def _forget_pictures(self) -> None:
         self.patches.clear()
-        features = None if self._loaded is None else kept_features(self._loaded)
-        if features is not None:
-            features.clear()
+        if self._loaded is not None:
+            self._loaded.features.clear()
 
     def load(
         self,
@@ -118,9 +116,7 @@ def _gpu_bytes(loaded: LoadedModel) -> int:
         return 0
     import torch
 
-    features = kept_features(loaded)
-    kept = 0 if features is None else features.num_bytes
-    return torch.cuda.memory_allocated(loaded.device) - kept
+    return torch.cuda.memory_allocated(loaded.device) - loaded.features.num_bytes
 
 
 def _give_back_gpu_memory() -> None:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from medvqa.config.curriculum import OptimizerPolicy
 from medvqa.config.errors import UserError
-from medvqa.config.training import Engine, TrainingConfig
+from medvqa.config.training import TrainingConfig
 from medvqa.curriculum import Plan, PlannedStage, learning_rate_factor, order_sha256
 from medvqa.data.example import Example
 from medvqa.data.prefetch import ahead
-from medvqa.fast.engine import PackedModel, is_supported
+from medvqa.fast.choice import choose_engine, make_engine
 from medvqa.models.encode import Encoder, encode_alone
 from medvqa.models.loaded import LoadedModel
 from medvqa.models.sample import Sample
@@ -150,24 +150,6 @@ class StepLog:
         self._order.close()
 
 
-def chosen_engine(wanted: Engine, loaded: LoadedModel) -> Engine:
-    """Return the engine that `auto` stands for; a backend that brings its own stays as it is.
-
-    Raises:
-        UserError: If the fused one is wanted and does not know the model.
-    """
-    if not is_supported(loaded):
-        if wanted is Engine.fused:
-            raise UserError(
-                f"training.engine=fused cannot compute {loaded.inner.config.model_type} on "
-                f"model.backend={loaded.backend.value}; say training.engine=auto"
-            )
-        return Engine.plain
-    if wanted is Engine.auto:
-        return Engine.fused if loaded.device.type == "cuda" else Engine.plain
-    return wanted
-
-
 class Trainer:
     """One run's optimisation; `train` may be called on a half-done run directory."""
 
@@ -188,12 +170,12 @@ class Trainer:
         self.seed = seed
         self.ranks = ranks
         self.checkpoints = CheckpointWriter(directory / "checkpoints")
-        self.engine = chosen_engine(config.engine, loaded)
-        fused = self.engine is Engine.fused
+        self.engine = choose_engine(config.engine, loaded)
         log.info("engine: %s", self.engine.value)
         self._on_gpu = loaded.device.type == "cuda"
-        self.optimizer = AdapterOptimizer(loaded, config, in_compute_type=fused and self._on_gpu)
-        self._packed = PackedModel(loaded, encoder.image_token_id) if fused else None
+        self._engine = make_engine(self.engine, loaded, encoder)
+        in_compute_type = self._on_gpu and self._engine.adapts_in_compute_type
+        self.optimizer = AdapterOptimizer(loaded, config, in_compute_type=in_compute_type)
         largest_share = math.ceil(self.batch_size / ranks.size)
         self._micro_batch_size = min(config.micro_batch_size, largest_share)
         if self._on_gpu and config.fit_micro_batch:
@@ -339,13 +321,7 @@ class Trainer:
         log.warning("out of memory: micro-batches of %d from now on", self._micro_batch_size)
 
     def _backward(self, samples: Sequence[Sample], num_answer_tokens: int) -> "torch.Tensor":
-        if self._packed is not None:
-            loss = self._packed.loss(samples, num_answer_tokens)
-        else:
-            batch = self.encoder.training_batch(samples)
-            batch = {name: tensor.to(self.loaded.device) for name, tensor in batch.items()}
-            with self.loaded.autocast():
-                loss = self.loaded.model(**batch, num_items_in_batch=num_answer_tokens).loss
+        loss = self._engine.loss(samples, num_answer_tokens)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.collect()
         detached: torch.Tensor = loss.detach()

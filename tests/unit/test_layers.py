@@ -24,9 +24,13 @@ HEAVY = {
     *("fastmcp", "langchain_core", "langgraph", "gradio", "huggingface_hub", "safetensors"),
     *("imagehash", "scipy", "sklearn", "statsmodels", "submitit", "ray"),
 }
-# They subclass or decorate with PyTorch and Triton; nobody imports them at the top.
-ON_DEMAND = {f"medvqa.fast.{name}" for name in ("triton_kernels", "projection", "decoder")}
 FILES = sorted(PACKAGE.rglob("*.py"))
+# The fused engine stands behind `choice`, which imports it where it is chosen.
+ON_DEMAND = {
+    f"medvqa.fast.{path.stem}"
+    for path in (PACKAGE / "fast").glob("*.py")
+    if path.stem not in ("__init__", "choice")
+}
 FOLDERS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 
 
@@ -70,6 +74,12 @@ def test_a_module_imports_no_heavy_library_at_its_top(path):
     top = imported(ast.parse(path.read_text(encoding="utf-8")).body)
     assert not {name.split(".")[0] for name in top} & HEAVY
     assert not top & ON_DEMAND
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_file)
+def test_nothing_outside_imports_the_fused_engine_s_modules(path):
+    if place_of(path) != "fast":
+        assert not imported(list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))) & ON_DEMAND
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -1,5 +1,6 @@
 """Answers: independent of the batch, in the order of the questions, without the prompt."""
 
+import dataclasses
 import threading
 
 import pytest
@@ -10,8 +11,8 @@ from medvqa.data.image import load_rgb
 from medvqa.data.prefetch import ahead
 from medvqa.evaluation import generate as generation
 from medvqa.evaluation.generate import generate
-from medvqa.fast import vision
-from medvqa.fast.vision import VisionCache
+from medvqa.fast import pictures
+from medvqa.fast.engine import FusedEngine
 from medvqa.models import encode as collate
 
 
@@ -69,26 +70,40 @@ def test_threads_decode_each_picture_of_a_batch_once_and_change_no_answer(
 
 def test_cached_features_change_no_answer(tiny, encoder, mixed, monkeypatch):
     expected = answer(tiny, encoder, mixed)
-    cache = VisionCache(max_bytes=10**8)
-    monkeypatch.setattr(vision, "shared_features", lambda loaded: cache)
-    assert answer(tiny, encoder, mixed) == expected
-    num_computed = cache.num_computed
-    assert answer(tiny, encoder, mixed) == expected
-    assert cache.num_computed == num_computed == len({i.name for e in mixed for i in e.images})
+    monkeypatch.setattr(pictures, "keeps_features", lambda loaded: True)
+    keeping = dataclasses.replace(tiny)
+    assert answer(keeping, encoder, mixed) == expected
+    num_computed = keeping.features.num_added
+    assert answer(keeping, encoder, mixed) == expected
+    assert (
+        keeping.features.num_added == num_computed == len({i.name for e in mixed for i in e.images})
+    )
 
 
 def test_a_batch_that_does_not_fit_is_halved(tiny, encoder, mixed, monkeypatch, caplog):
     expected = answer(tiny, encoder, mixed)
-    real = generation.shared_prefix
+    real = FusedEngine.answer
 
-    def small(model, encoder, samples, max_new_tokens):
+    def small(engine, samples, max_new_tokens):
         if len(samples) > 5:
             raise torch.OutOfMemoryError("the GPU is small")
-        return real(model, encoder, samples, max_new_tokens)
+        return real(engine, samples, max_new_tokens)
 
-    monkeypatch.setattr(generation, "shared_prefix", small)
+    monkeypatch.setattr(FusedEngine, "answer", small)
     assert answer(tiny, encoder, mixed, batch_size=24) == expected
     assert "out of memory with 24 questions at once: half of them" in caplog.text
+
+
+def test_the_engine_looks_at_the_layers_once_per_model(tiny, encoder, mixed, monkeypatch):
+    built = []
+    real = FusedEngine.__init__
+    monkeypatch.setattr(
+        FusedEngine, "__init__", lambda engine, loaded: built.append(real(engine, loaded))
+    )
+    fresh = dataclasses.replace(tiny)
+    for _ in range(2):
+        answer(fresh, encoder, mixed[:2])
+    assert len(built) == 1
 
 
 def test_answers_come_in_the_order_of_the_questions(tiny, encoder, mixed):

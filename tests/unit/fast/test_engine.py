@@ -1,6 +1,7 @@
 """The fast engine computes what the plain one does: loss, every gradient, cached features."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import peft
@@ -11,10 +12,14 @@ import transformers
 from medvqa.config.evaluation import Decoding
 from medvqa.config.lora import LoraConfig
 from medvqa.evaluation.generate import generate
-from medvqa.fast import engine, projection, vision
+from medvqa.fast import pictures, projection
+from medvqa.fast.choice import is_supported
+from medvqa.fast.engine import FusedEngine
+from medvqa.fast.positions import rotary_positions
 from medvqa.models.adapter import target_pattern
 from medvqa.models.encode import Encoder
 from medvqa.models.load import load_base, load_model
+from medvqa.models.patches import PictureCache
 from tests.conftest import TINY, PngImage
 
 TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -36,41 +41,48 @@ def trained():
     return with_adapter(load_model(TINY, lora, gradient_checkpointing=False, seed=0))
 
 
-@pytest.fixture(scope="session")
-def qwen2(tmp_path_factory):
-    """A random Qwen2-VL of a few layers: biases in attention, no norm of heads, another tower."""
-    place = tmp_path_factory.mktemp("qwen2")
+TEXT = {
+    **dict(hidden_size=96, intermediate_size=192, num_hidden_layers=2),
+    **dict(num_attention_heads=4, num_key_value_heads=2),
+    # Wide enough, or it says the same to every question.
+    **dict(initializer_range=0.3, bos_token_id=None),
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 4, 4]},
+}
+VISION = {
+    "Qwen2VL": {"embed_dim": 64, "depth": 2, "num_heads": 4, "hidden_size": 96},
+    # Windows of 2 x 2 merged patches, which pictures of odd sizes cut; the second layer sees all.
+    "Qwen2_5_VL": {"hidden_size": 64, "intermediate_size": 96, "depth": 3, "num_heads": 4,
+                   "out_hidden_size": 96, "window_size": 64, "fullatt_block_indexes": [1]},
+}  # fmt: skip
+
+
+@pytest.fixture(params=VISION)
+def family(request, tmp_path):
+    """A random model of a few layers: biases in attention, no norm of heads, another tower."""
     base = load_base(TINY)
     tokenizer, images = base.processor.tokenizer, base.processor.image_processor
     ids = {name: getattr(base.model.config, name) for name in TOKEN_IDS}
-    config = transformers.Qwen2VLConfig(
-        text_config={
-            **dict(hidden_size=96, intermediate_size=192, num_hidden_layers=2),
-            **dict(num_attention_heads=4, num_key_value_heads=2, vocab_size=len(tokenizer)),
-            # Wide enough, or it says the same to every question.
-            **dict(initializer_range=0.3, bos_token_id=None, eos_token_id=tokenizer.eos_token_id),
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
-                                "mrope_section": [4, 4, 4]},
-        },
-        vision_config={"embed_dim": 64, "depth": 2, "num_heads": 4, "hidden_size": 96,
-                       "patch_size": images.patch_size},
+    config = getattr(transformers, f"{request.param}Config")(
+        text_config={**TEXT, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id},
+        vision_config={**VISION[request.param], "patch_size": images.patch_size},
         tie_word_embeddings=True,
         **ids,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
-    model = transformers.Qwen2VLForConditionalGeneration(config)
+    model = getattr(transformers, f"{request.param}ForConditionalGeneration")(config)
     with torch.no_grad():  # transformers begins with biases of zero, which would hide a mistake
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.5)
-    model.save_pretrained(place)
-    transformers.Qwen2VLProcessor(
+    model.save_pretrained(tmp_path)
+    processor = getattr(transformers, f"{request.param}Processor")(
         image_processor=images,
         tokenizer=tokenizer,
         video_processor=transformers.Qwen2VLVideoProcessor(),
         chat_template=base.processor.chat_template,
-    ).save_pretrained(place)
-    return dataclasses.replace(TINY, name="qwen2", path=str(place))
+    )
+    processor.save_pretrained(tmp_path)
+    return dataclasses.replace(TINY, name=request.param, path=str(tmp_path))
 
 
 def take_gradients(loaded):
@@ -106,9 +118,8 @@ def plain_loss(loaded, encoder, samples):
     return loaded.model(**batch, num_items_in_batch=num_answer_tokens(samples)).loss
 
 
-def packed_loss(loaded, encoder, samples):
-    model = engine.PackedModel(loaded, encoder.image_token_id)
-    return model.loss(samples, num_answer_tokens(samples))
+def packed_loss(loaded, samples):
+    return FusedEngine(loaded).loss(samples, num_answer_tokens(samples))
 
 
 def assert_equal_gradients(loaded, expected):
@@ -121,7 +132,7 @@ def assert_computes_as_plain(loaded, encoder, samples):
     plain = plain_loss(loaded, encoder, samples)
     plain.backward()
     expected = take_gradients(loaded)
-    fast = packed_loss(loaded, encoder, samples)
+    fast = packed_loss(loaded, samples)
     fast.backward()
     assert fast.item() == pytest.approx(plain.item(), rel=1e-6)
     assert_equal_gradients(loaded, expected)
@@ -152,7 +163,7 @@ def test_positions_are_the_model_s_own(trained, encoder, phantoms):
             mm_token_type_ids=(ids == encoder.image_token_id).long(),
             image_grid_thw=sample.image_grid_thw,
         )
-        found = engine.rotary_positions(
+        found = rotary_positions(
             row,
             sample.image_grid_thw.tolist(),
             image_token_id=encoder.image_token_id,
@@ -167,15 +178,15 @@ def test_a_trained_vision_tower_gets_the_plain_model_s_gradients(encoder, sample
     plain_loss(trained, encoder, samples).backward()
     expected = take_gradients(trained)
     assert any(".visual." in name for name in expected)
-    packed_loss(trained, encoder, samples).backward()
+    packed_loss(trained, samples).backward()
     assert_equal_gradients(trained, expected)
 
 
 def test_a_disabled_adapter_does_nothing(trained, encoder, samples):
     with trained.adapter_disabled():
         plain = plain_loss(trained, encoder, samples).item()
-        off = packed_loss(trained, encoder, samples).item()
-    on = packed_loss(trained, encoder, samples).item()
+        off = packed_loss(trained, samples).item()
+    on = packed_loss(trained, samples).item()
     assert off == pytest.approx(plain, rel=1e-6)
     assert abs(on - off) > 1e-3
 
@@ -190,7 +201,7 @@ def test_dropout_drops_by_the_seed(encoder, samples):
     losses = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        losses.append(packed_loss(loaded, encoder, samples).item())
+        losses.append(packed_loss(loaded, samples).item())
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -202,7 +213,7 @@ def test_gradients_go_through_the_masks_of_dropout(encoder, samples):
 
     def loss():
         torch.manual_seed(3)
-        return packed_loss(loaded, encoder, samples[:2])
+        return packed_loss(loaded, samples[:2])
 
     loss().backward()
     step = 1e-3  # the loss itself is summed in float32
@@ -222,22 +233,24 @@ def test_gradients_go_through_the_masks_of_dropout(encoder, samples):
 def test_features_of_a_picture_are_computed_once_and_are_the_same(
     trained, encoder, samples, monkeypatch
 ):
-    expected = packed_loss(trained, encoder, samples).item()
-    cache = vision.VisionCache(max_bytes=10**8)
-    monkeypatch.setattr(vision, "shared_features", lambda loaded: cache)
+    expected = packed_loss(trained, samples).item()
+    cache = trained.features
+    monkeypatch.setattr(pictures, "keeps_features", lambda loaded: True)
     for _ in range(2):
-        assert packed_loss(trained, encoder, samples).item() == pytest.approx(expected, rel=1e-5)
+        assert packed_loss(trained, samples).item() == pytest.approx(expected, rel=1e-5)
     keys = [key for sample in samples for key in sample.image_keys]
-    assert cache.num_computed == len(set(keys)) < len(keys)
+    assert cache.num_added == len(set(keys)) < len(keys)
 
 
-def test_qwen2_vl_computes_as_its_plain_model(qwen2, phantoms, wide):
+def test_each_supported_family_computes_as_its_plain_model(family, phantoms, wide):
     lora = LoraConfig(r=4, alpha=8)
-    loaded = with_adapter(load_model(qwen2, lora, gradient_checkpointing=False, seed=0))
-    assert engine.is_supported(loaded) and "deepstack" not in str(loaded.inner.config)
+    loaded = with_adapter(load_model(family, lora, gradient_checkpointing=False, seed=0))
+    assert is_supported(loaded) and "deepstack" not in str(loaded.inner.config)
     encoder = Encoder(loaded.processor, max_length_tokens=512)
     asked = [*phantoms[:6], wide, *about_several(phantoms)]
-    assert_computes_as_plain(loaded, encoder, [encoder.encode(example) for example in asked])
+    samples = [encoder.encode(example) for example in asked]
+    assert_same_features(loaded, samples)
+    assert_computes_as_plain(loaded, encoder, samples)
     answers = [
         generate(loaded, encoder, asked, max_new_tokens=8, batch_size=5, decoding=decoding).texts
         for decoding in (Decoding.plain, Decoding.shared_prefix)
@@ -246,33 +259,50 @@ def test_qwen2_vl_computes_as_its_plain_model(qwen2, phantoms, wide):
     assert len(set(answers[0])) > 1
 
 
-def test_the_tower_is_handed_what_it_would_derive_itself(trained, encoder, wide, samples):
-    samples.insert(1, encoder.encode(wide))
+def test_each_family_s_trained_tower_gets_the_plain_model_s_gradients(family, phantoms, wide):
+    lora = LoraConfig(r=4, alpha=8, vision_layers=True)
+    loaded = with_adapter(load_model(family, lora, gradient_checkpointing=True, seed=0))
+    encoder = Encoder(loaded.processor, max_length_tokens=512)
+    samples = [encoder.encode(example) for example in [phantoms[0], wide]]
+    assert any(".visual." in name for name, _ in loaded.trainable)
+    assert_computes_as_plain(loaded, encoder, samples)
+
+
+def test_the_tower_computes_what_the_model_s_own_does(trained, encoder, wide, samples):
+    assert_same_features(trained, [samples[0], encoder.encode(wide), *samples[1:]])
+
+
+assert_close = partial(torch.testing.assert_close, rtol=1e-3, atol=1e-4)
+
+
+def assert_same_features(loaded, samples):
     grid = torch.cat([sample.image_grid_thw for sample in samples])
     pixels = torch.cat([sample.pixel_values for sample in samples])
     assert len(grid.unique(dim=0)) > 1, "pictures of one size would hide a mistake"
     with torch.no_grad():
-        own = trained.inner.model.get_image_features(pixels, grid, return_dict=True)
-        pictures = vision.Pictures(trained)
+        own = loaded.inner.model.get_image_features(pixels, grid, return_dict=True)
+        features = pictures.Pictures(loaded)
         for _ in range(2):  # the second time, grids are known
-            last, *middle = pictures.features(samples)
-            assert torch.equal(last, torch.cat(own.pooler_output))
-            assert all(map(torch.equal, middle, own.deepstack_features))
+            last, *middle = features.features(samples)
+            assert_close(last, torch.cat(own.pooler_output))
+            for layer, expected in zip(middle, getattr(own, "deepstack_features", ()), strict=True):
+                assert_close(layer, expected)
 
 
 def test_a_full_cache_forgets_the_oldest_picture(trained, encoder, samples, monkeypatch):
-    expected = packed_loss(trained, encoder, samples).item()
-    cache = vision.VisionCache(max_bytes=1)
-    monkeypatch.setattr(vision, "shared_features", lambda loaded: cache)
+    expected = packed_loss(trained, samples).item()
+    cache = PictureCache(max_bytes=1)
+    monkeypatch.setattr(pictures, "keeps_features", lambda loaded: True)
+    object.__setattr__(trained, "features", cache)
     for _ in range(2):
-        assert packed_loss(trained, encoder, samples).item() == pytest.approx(expected, rel=1e-5)
+        assert packed_loss(trained, samples).item() == pytest.approx(expected, rel=1e-5)
     first, last = samples[0], samples[-1]
     assert not set(first.image_keys) & set(last.image_keys)
-    num_before = cache.num_computed
-    packed_loss(trained, encoder, [first])
-    packed_loss(trained, encoder, [last])
-    packed_loss(trained, encoder, [first])
-    assert cache.num_computed >= num_before + 2
+    num_before = cache.num_added
+    packed_loss(trained, [first])
+    packed_loss(trained, [last])
+    packed_loss(trained, [first])
+    assert cache.num_added >= num_before + 2
 
 
 def test_four_bits_are_unpacked_as_the_library_does(encoder, samples):
@@ -291,4 +321,4 @@ def test_four_bits_are_unpacked_as_the_library_does(encoder, samples):
     assert projection._weight(layer).equal(expected)
     assert layer.weight.quant_state.nested  # the model's own state stays as it was saved
     plain = plain_loss(trained, encoder, samples)
-    assert packed_loss(trained, encoder, samples).item() == pytest.approx(plain.item(), rel=2e-2)
+    assert packed_loss(trained, samples).item() == pytest.approx(plain.item(), rel=2e-2)

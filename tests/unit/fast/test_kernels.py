@@ -48,6 +48,13 @@ for norms in ((make(width), make(width)), (None, None)):
         outs.append(whole)
     equal(*outs)
 
+odd = make(5, 3 * 4 * 12).view(5, 12, 12)[:, :8]  # half a head of 12 is no power of two
+cos, sin = make(5, 6), make(5, 6)
+for norms in ((make(12), make(12)), (None, None)):
+    on_cpu = [None if n is None else n.cpu() for n in norms]
+    equal(fused.norm_rope(odd, *norms, 1e-6, cos, sin, 4),
+          kernels.norm_rope(odd.cpu(), *on_cpu, 1e-6, cos.cpu(), sin.cpu(), 4))
+
 gate_up, active_grad = make(5, 2200), make(5, 1100)
 equal(fused.swiglu(gate_up), kernels.swiglu(gate_up.cpu()))
 copies = gate_up.clone(), gate_up.cpu().clone()

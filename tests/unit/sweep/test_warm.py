@@ -5,7 +5,6 @@ import torch
 
 from medvqa.config.compose import resolved, typed
 from medvqa.config.lora import LoraConfig
-from medvqa.fast.vision import FEATURES, VisionCache
 from medvqa.models.load import load_model
 from medvqa.run import run
 from medvqa.sweep import warm
@@ -104,14 +103,13 @@ def test_a_fused_engine_changes_nothing_for_the_next_job_of_that_engine(models, 
 
 def test_features_of_pictures_serve_the_next_job_of_the_same_data_only(models):
     loaded = load(models, seed=1)
-    features = VisionCache(max_bytes=2**20)
-    setattr(loaded.model, FEATURES, features)
+    features = loaded.features
     models.expect({"name": "phantom", "seed": 0})
     picture, grid = torch.zeros(16, 8), torch.tensor([1, 4, 4])
-    features.features([("picture", picture, grid)], lambda *_: [[torch.zeros(4, 8)]])
+    features.keep("picture", torch.zeros(4, 8))
     models.patches.keep("picture", picture, grid)
     models.expect({"name": "phantom", "seed": 0})
-    assert (features.num_bytes, models.patches.num_bytes) == (128, 512)
+    assert (features.num_bytes, models.patches.num_bytes) == (128, 512 + grid.nbytes)
     models.expect({"name": "phantom", "seed": 1})
     assert (features.num_bytes, models.patches.num_bytes) == (0, 0)
 

@@ -1,0 +1,133 @@
+"""Greedy decoding that computes equal beginnings of prompts once.
+
+Questions about one picture share its part of the prompt, up to the last image token. B is the
+number of questions, N tokens that are fed at once, V the vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate, groupby
+from typing import TYPE_CHECKING
+
+import torch
+
+from medvqa.fast.attention import Segments
+from medvqa.fast.decoder import Cache, Packed, Write
+from medvqa.models.sample import Sample
+
+if TYPE_CHECKING:
+    from medvqa.fast.engine import FusedEngine
+
+
+def answer(
+    engine: "FusedEngine", samples: Sequence[Sample], max_new_tokens: int, end_token_id: int
+) -> torch.Tensor:
+    """Return new tokens (B, up to `max_new_tokens`) on the CPU."""
+    splits = [_num_prefix_tokens(sample, engine.image_token_id) for sample in samples]
+    prefixes = [
+        (sample.image_keys, sample.prompt_ids[:split])
+        for sample, split in zip(samples, splits, strict=True)
+    ]
+    groups = [list(rows) for _, rows in groupby(range(len(samples)), prefixes.__getitem__)]
+    rests = [sample.prompt_ids[split:] for sample, split in zip(samples, splits, strict=True)]
+    room = max(len(sample.prompt_ids) for sample in samples) + max_new_tokens
+    branches = Branches(engine, num_rows=len(samples), room=room)
+    branches.begin([samples[group[0]] for group in groups], [splits[g[0]] for g in groups], groups)
+    logits = branches.extend(rests)
+    columns: list[torch.Tensor] = []
+    finished = torch.zeros(len(samples), dtype=torch.bool, device=logits.device)
+    while True:
+        token = logits.argmax(dim=-1).masked_fill(finished, end_token_id)
+        columns.append(token)
+        finished = finished | (token == end_token_id)
+        if len(columns) == max_new_tokens or bool(finished.all()):
+            return torch.stack(columns, dim=1).cpu()
+        logits = branches.step(token)
+
+
+def _num_prefix_tokens(sample: Sample, image_token_id: int) -> int:
+    for position in range(len(sample.prompt_ids), 0, -1):
+        if sample.prompt_ids[position - 1] == image_token_id:
+            return position
+    return 1  # without a picture, there is little to share
+
+
+class Branches:
+    """One row per question in the cache of keys and values, and where each row stands.
+
+    Per row, `_used` counts keys and `_position` is that of its next token. Text counts on from
+    the picture's largest coordinate, so the two differ.
+    """
+
+    def __init__(self, engine: "FusedEngine", *, num_rows: int, room: int) -> None:
+        self._engine = engine
+        self._num_rows, self._room = num_rows, room
+        self._cache: Cache
+        self._used: torch.Tensor
+        self._position: torch.Tensor
+        self._longest = 0
+
+    def begin(
+        self,
+        samples: Sequence[Sample],
+        num_tokens: Sequence[int],
+        groups: Sequence[Sequence[int]],
+    ) -> None:
+        """Compute the beginnings, and give each to the rows of its group."""
+        cut = [s.prompt_ids[:number] for s, number in zip(samples, num_tokens, strict=True)]
+        packed = self._engine.pack(samples, cut)
+        device = packed.x.device
+        self._cache = Cache(self._engine.decoder, self._num_rows, self._room, packed.x)
+        starts = [0, *accumulate(num_tokens)]
+        group_of = {row: group for group, rows in enumerate(groups) for row in rows}
+        order = torch.tensor([group_of[row] for row in range(self._num_rows)])
+        source = [torch.arange(starts[g], starts[g + 1]) for g in order.tolist()]
+        target = [torch.arange(len(own)) + row * self._room for row, own in enumerate(source)]
+        write = Write(torch.cat(target).to(device), torch.cat(source).to(device))
+        self._engine.decoder.answer(packed, self._cache, Segments.of(num_tokens, device), write)
+        own_positions = packed.positions.split_with_sizes(list(num_tokens), dim=1)
+        next_position = torch.stack([own.max() + 1 for own in own_positions])
+        self._used = torch.tensor(num_tokens)[order].to(device)
+        self._position = next_position[order.to(device)]
+        self._longest = max(num_tokens)
+
+    def extend(self, rests: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Feed the rest of each prompt; return the logits (B, V) of the first new token."""
+        device = self._used.device
+        lengths = [len(rest) for rest in rests]
+        ids = torch.tensor([token for rest in rests for token in rest]).to(device)
+        row = torch.repeat_interleave(torch.arange(len(rests)), torch.tensor(lengths)).to(device)
+        offset = torch.cat([torch.arange(length) for length in lengths]).to(device)
+        last = torch.tensor(lengths).cumsum(0) - 1
+        hidden = self._feed(ids, row, offset, lengths)
+        return self._engine.logits(hidden[last.to(device)])
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Feed one token per row; return the logits (B, V) of the next."""
+        row = torch.arange(len(tokens), device=tokens.device)
+        hidden = self._feed(tokens, row, torch.zeros_like(row), [1] * len(tokens))
+        return self._engine.logits(hidden)
+
+    def _feed(
+        self,
+        ids: torch.Tensor,
+        row: torch.Tensor,
+        offset: torch.Tensor,
+        lengths: Sequence[int],
+    ) -> torch.Tensor:
+
+        device = ids.device
+        positions = (self._position[row] + offset).expand(3, -1)
+        target = row * self._room + self._used[row] + offset
+        added = torch.tensor(lengths).to(device)
+        self._used = self._used + added
+        self._position = self._position + added
+        self._longest += max(lengths)
+        segments = replace(
+            Segments.of(lengths, device),
+            used=self._used.to(torch.int32),
+            longest=self._longest,
+            room=self._room,
+        )
+        packed = Packed(self._engine.embed(ids), positions, lengths)
+        return self._engine.decoder.answer(packed, self._cache, segments, Write(target))
