@@ -22,7 +22,6 @@ from medvqa.data.example import Example
 from medvqa.data.pool import Pool
 from medvqa.evaluation.evaluate import Evaluation, to_predictions
 from medvqa.evaluation.score import score_predictions, write_predictions
-from medvqa.run import describe_plan, describe_pool
 from medvqa.tracking.record import JsonLines, write_json
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -80,10 +79,10 @@ def write_cell(
             "seconds": {"data": 1.0, "load": 9.0, "train_and_evaluate_stages": 400.0},
             "git": {"commit": None, "dirty": None},
             "data": {
-                name: describe_pool(Pool(list(examples), {}, []))
+                name: Pool(list(examples), {}, []).describe()
                 for name, examples in {"training": training, **sets}.items()
             },
-            "plan": describe_plan(plan),
+            "plan": plan.describe(),
             "training": {"final_loss": 0.7, "average_loss": 1.2},
             "peak_memory_bytes": int(2e9 + 1e8 * rng.random()),
             "peak_gpu_bytes": None,

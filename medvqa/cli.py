@@ -70,7 +70,7 @@ def train(cfg: DictConfig) -> float | None:
 def _run(cfg: DictConfig, *, is_sweep: bool) -> float | None:
     config = checked(cfg)
     from medvqa.models.load import load_in_own_process
-    from medvqa.run import run
+    from medvqa.run import Kept, run
 
     job = HydraConfig.get()
     values = resolved(cfg)
@@ -81,7 +81,7 @@ def _run(cfg: DictConfig, *, is_sweep: bool) -> float | None:
         "sweep": Path(job.sweep.dir).name if is_sweep else None,
     }
     directory = Path(job.runtime.output_dir)
-    return run(config, directory=directory, settings=settings, load=load_in_own_process)
+    return run(config, directory=directory, settings=settings, kept=Kept(load_in_own_process))
 
 
 def main() -> None:

@@ -1,13 +1,15 @@
-"""Examples -> stages -> the order in which ids are consumed; pure and seeded."""
+"""Examples -> stages -> order of ids; pure, seeded, and long to hold the whole in one place."""
 
 import hashlib
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
 from fractions import Fraction
 from functools import cached_property
+from typing import Any, TypeVar
 
 from medvqa.config.curriculum import (
     CurriculumConfig,
@@ -19,8 +21,10 @@ from medvqa.config.curriculum import (
     StageConfig,
 )
 from medvqa.config.errors import UserError
-from medvqa.config.training import Schedule
 from medvqa.data.example import Example
+
+Choice = TypeVar("Choice", bound=Enum)
+Function = TypeVar("Function")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,16 @@ class PlannedStage:
     def epochs(self) -> float:
         """Passes over what is available."""
         return len(self.example_ids) / self.num_available
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the stage consumes, for run.json."""
+        names = ("name", "num_steps", "num_distinct", "num_available")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "num_examples": len(self.example_ids),
+            "learning_rate": self.learning_rate.name,
+            "optimizer": self.optimizer.name,
+        }
 
 
 @dataclass(frozen=True)
@@ -86,9 +100,17 @@ class Plan:
                 return stage
         raise ValueError(f"step {step} is past the plan's {self.num_steps} steps")
 
+    def describe(self) -> dict[str, Any]:
+        """Return what each stage consumes, and the hash of the order, for run.json."""
+        return {
+            "num_steps": self.num_steps,
+            "order_sha256": self.sha256,
+            "stages": [stage.describe() for stage in self.stages],
+        }
+
 
 def order_sha256(ids: Sequence[str]) -> str:
-    """Return the SHA-256 of the ids, one a line."""
+    """Return the SHA-256 of the ids, one per line."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
 
@@ -109,30 +131,42 @@ def plan_curriculum(
         config: Stages and how they are merged.
         examples: The training pool.
         max_steps: Optimiser steps that the stages' shares divide; not used with steps or epochs.
-        batch_size: Effective batch: examples an optimiser step.
+        batch_size: Effective batch: examples per optimiser step.
         seed: Of the run.
 
     Raises:
-        UserError: If a stage finds no example, asks for more than exist, or gets no step.
+        UserError: If a stage matches no example, asks for more than exist, or gets no step.
     """
-    pools = [_stage_pool(stage, examples, seed) for stage in config.stages]
+    merge = _function(MERGES, config.merge, "curriculum.merge")
+    pools = stage_pools(config, examples, seed=seed)
     lengths = _stage_steps(config, pools, max_steps=max_steps, batch_size=batch_size)
-    stages, first_step = [], 0
+    stages: list[PlannedStage] = []
+    drawn: list[list[Example]] = []
     for stage, pool, num_steps in zip(config.stages, pools, lengths, strict=True):
-        planned = PlannedStage(
-            name=stage.name,
-            example_ids=_draw(stage, pool, num_steps * batch_size, seed),
-            num_steps=num_steps,
-            first_step=first_step,
-            num_available=len(pool),
-            learning_rate=stage.learning_rate,
-            optimizer=stage.optimizer,
+        order = _function(ORDERS, stage.order, f"curriculum stage {stage.name!r}: order")
+        drawn.append(order(pool, num_steps * batch_size, _generator(seed, stage.name, "order")))
+        stages.append(
+            PlannedStage(
+                name=stage.name,
+                example_ids=tuple(example.id for example in drawn[-1]),
+                num_steps=num_steps,
+                first_step=sum(stage.num_steps for stage in stages),
+                num_available=len(pool),
+                learning_rate=stage.learning_rate,
+                optimizer=stage.optimizer,
+            )
         )
-        stages.append(planned)
-        first_step += num_steps
-    if config.merge is Merge.sequence:
+    merged = merge(drawn, _generator(seed, "merge"))
+    if merged is None:
         return Plan(tuple(stages))
-    return Plan((_merge(config, stages, pools, seed),))
+    only = replace(
+        stages[0],
+        name=config.name,
+        example_ids=tuple(example.id for example in merged),
+        num_steps=sum(lengths),
+        num_available=len({example.id for pool in pools for example in pool}),
+    )
+    return Plan((only,))
 
 
 def _generator(seed: int, *names: str) -> random.Random:
@@ -140,22 +174,29 @@ def _generator(seed: int, *names: str) -> random.Random:
     return random.Random(int.from_bytes(digest[:8], "big"))
 
 
+def stage_pools(
+    config: CurriculumConfig, examples: Sequence[Example], *, seed: int
+) -> list[list[Example]]:
+    """Return the examples that each stage may draw from; see `plan_curriculum` for errors."""
+    return [_stage_pool(stage, examples, seed) for stage in config.stages]
+
+
 def _stage_pool(stage: StageConfig, examples: Sequence[Example], seed: int) -> list[Example]:
-    wanted = stage.filter
-    pool = [e for e in examples if wanted is Filter.all or e.answer_type == wanted.value]
+    kind = stage.filter
+    pool = [e for e in examples if kind is Filter.all or e.answer_type == kind.value]
     if not pool:
         counts = Counter(example.answer_type for example in examples)
         raise UserError(
-            f"curriculum stage {stage.name!r} wants {wanted.value} examples, but the pool has "
+            f"curriculum stage {stage.name!r} wants {kind.value} examples, but the pool has "
             f"{counts['open']} open and {counts['closed']} closed"
         )
     if stage.quota is None:
         return pool
     if stage.quota > len(pool):
-        kind = "" if wanted is Filter.all else f" {wanted.value}"
+        only = "" if kind is Filter.all else f" {kind.value}"
         raise UserError(
             f"curriculum stage {stage.name!r}: quota={stage.quota}, but the pool has only "
-            f"{len(pool)}{kind} examples; lower the quota or choose another data="
+            f"{len(pool)}{only} examples; lower the quota or choose another data="
         )
     kept = _generator(seed, stage.name, "quota").sample(range(len(pool)), stage.quota)
     return [pool[i] for i in sorted(kept)]
@@ -201,28 +242,38 @@ def _split(max_steps: int, shares: Mapping[str, float]) -> list[int]:
     return list(steps.values())
 
 
-def _draw(
-    stage: StageConfig, pool: Sequence[Example], num_examples: int, seed: int
-) -> tuple[str, ...]:
-    """Return ids pass by pass: no example comes again before all have come.
+def shuffled(pool: Sequence[Example], size: int, generator: random.Random) -> list[Example]:
+    """Draw pass after pass, each pass in a new random order."""
+    return _passes(pool, size, generator.shuffle)
 
-    A stage shorter than its pool takes the first ones in `dataset` order, else a seeded sample.
+
+def in_dataset_order(pool: Sequence[Example], size: int, generator: random.Random) -> list[Example]:
+    """Draw pass after pass, each pass in the order of the data set."""
+    return _passes(pool, size, lambda _: None)
+
+
+def easiest_first(pool: Sequence[Example], size: int, generator: random.Random) -> list[Example]:
+    """Draw as `shuffled` does and sort each pass, easiest first.
+
+    The last, partial pass is cut before it is sorted: this order then consumes the same mix of
+    easy and hard examples as a shuffled stage.
     """
-    generator = _generator(seed, stage.name, "order")
+    return _sort_passes(shuffled(pool, size, generator))
+
+
+def _passes(
+    pool: Sequence[Example], size: int, rearrange: Callable[[list[Example]], None]
+) -> list[Example]:
+    """Return `size` examples pass by pass: none comes again before all have come."""
     drawn: list[Example] = []
-    while len(drawn) < num_examples:
+    while len(drawn) < size:
         once = list(pool)
-        if stage.order is not Order.dataset:
-            generator.shuffle(once)
-        # The last, partial pass is cut before sorting: easy_first then consumes the same mix of
-        # easy and hard examples as a shuffled stage does, in another order.
-        drawn += once[: num_examples - len(drawn)]
-    if stage.order is Order.easy_first:
-        drawn = _easy_first(drawn)
-    return tuple(example.id for example in drawn)
+        rearrange(once)
+        drawn += once[: size - len(drawn)]
+    return drawn
 
 
-def _easy_first(drawn: Sequence[Example]) -> list[Example]:
+def _sort_passes(drawn: Sequence[Example]) -> list[Example]:
     """Sort each pass, easiest first; ties keep the order of the first pass, so passes agree."""
     rank: dict[str, int] = {}
     seen: Counter[str] = Counter()
@@ -242,62 +293,52 @@ def difficulty(example: Example) -> tuple[int, int]:
     return len(example.answers[0].split()), len(example.question.split())
 
 
-def _merge(
-    config: CurriculumConfig,
-    stages: Sequence[PlannedStage],
-    pools: Sequence[Sequence[Example]],
-    seed: int,
-) -> PlannedStage:
-    """Return one stage that holds exactly the multiset of examples of the given ones.
-
-    No boundary is left, so the later stages' policies for theirs have nothing to act on.
-    """
-    by_id = {example.id: example for pool in pools for example in pool}
-    ids = [name for stage in stages for name in stage.example_ids]
-    if config.merge is Merge.interleave:
-        positions = [
-            ((i + 0.5) / len(stage.example_ids), number)
-            for number, stage in enumerate(stages)
-            for i in range(len(stage.example_ids))
-        ]
-        ids = [ids[i] for i in sorted(range(len(ids)), key=lambda i: positions[i])]
-    else:
-        _generator(seed, "merge").shuffle(ids)
-    if config.merge is Merge.easy_first:
-        ids = [example.id for example in _easy_first([by_id[name] for name in ids])]
-    return PlannedStage(
-        name=config.name,
-        example_ids=tuple(ids),
-        num_steps=sum(stage.num_steps for stage in stages),
-        first_step=0,
-        num_available=len(by_id),
-        learning_rate=stages[0].learning_rate,
-        optimizer=stages[0].optimizer,
-    )
+def in_sequence(stages: Sequence[list[Example]], generator: random.Random) -> None:
+    """Keep the stages apart, one after the other."""
 
 
-def learning_rate_factor(plan: Plan, step: int, *, warmup_steps: int, schedule: Schedule) -> float:
-    """Return the part of the peak learning rate at a 0-based step, in [0, 1].
-
-    The convention is that of `transformers.get_linear_schedule_with_warmup`: step s of the
-    warm-up has s / warmup_steps, so the very first step has rate 0.
-    """
-    stage = plan.stage_at(step)
-    within = step - stage.first_step
-    if stage.learning_rate is LearningRatePolicy["restart"]:
-        return _schedule(within, stage.num_steps, warmup_steps, schedule)
-    factor = _schedule(step, plan.num_steps, warmup_steps, schedule)
-    if stage.learning_rate is LearningRatePolicy["rewarm"] and within < warmup_steps:
-        return factor if stage.first_step == 0 else factor * within / warmup_steps
-    return factor
+def merged_shuffled(stages: Sequence[list[Example]], generator: random.Random) -> list[Example]:
+    """Join the stages and shuffle."""
+    joined = [example for stage in stages for example in stage]
+    generator.shuffle(joined)
+    return joined
 
 
-def _schedule(step: int, num_steps: int, warmup_steps: int, schedule: Schedule) -> float:
-    if step < warmup_steps:
-        return step / warmup_steps
-    if schedule is Schedule.constant:
-        return 1.0
-    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
-    if schedule is Schedule.cosine:
-        return max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))
-    return max(0.0, 1 - progress)
+def interleaved(stages: Sequence[list[Example]], generator: random.Random) -> list[Example]:
+    """Alternate between the stages, each spread evenly over the whole; ties go by stage."""
+    positions = [
+        ((i + 0.5) / len(stage), number, example)
+        for number, stage in enumerate(stages)
+        for i, example in enumerate(stage)
+    ]
+    return [example for *_, example in sorted(positions, key=lambda position: position[:2])]
+
+
+def merged_easiest_first(
+    stages: Sequence[list[Example]], generator: random.Random
+) -> list[Example]:
+    """Join the stages, shuffle, and sort each pass, easiest first."""
+    return _sort_passes(merged_shuffled(stages, generator))
+
+
+# How a stage draws from its pool so many examples, each pass in some order.
+ORDERS: dict[Order, Callable[[Sequence[Example], int, random.Random], list[Example]]] = {
+    Order.shuffle: shuffled,
+    Order.dataset: in_dataset_order,
+    Order.easy_first: easiest_first,
+}
+# How the stages' examples become those of one stage; None keeps the stages apart.
+MERGES: dict[Merge, Callable[[Sequence[list[Example]], random.Random], list[Example] | None]] = {
+    Merge.sequence: in_sequence,
+    Merge.shuffle: merged_shuffled,
+    Merge.interleave: interleaved,
+    Merge.easy_first: merged_easiest_first,
+}
+
+
+def _function(table: Mapping[Choice, Function], choice: Choice, key: str) -> Function:
+    """Return the function of a choice; a choice without one must not run as another."""
+    if choice not in table:
+        known = ", ".join(known.name for known in table)
+        raise UserError(f"{key}={choice.name} has no function in medvqa.curriculum; it has {known}")
+    return table[choice]

@@ -17,7 +17,11 @@ class Filter(Enum):
 
 
 class Order(Enum):
-    """Order in a stage; `easy_first` sorts by answer length, ties stay shuffled."""
+    """Order in a stage.
+
+    `shuffle` draws each pass in a new random order, `dataset` in the order of the data set;
+    `easy_first` sorts each pass of `shuffle` by the length of answer and question.
+    """
 
     shuffle = "shuffle"
     dataset = "dataset"
@@ -25,7 +29,11 @@ class Order(Enum):
 
 
 class Merge(Enum):
-    """What becomes of the stages: kept in sequence, or one stage: shuffled, alternated, sorted."""
+    """What becomes of the stages.
+
+    `sequence` keeps them apart. The others make one stage of the same examples: `shuffle` in
+    random order, `interleave` alternating between the stages, `easy_first` sorted by length.
+    """
 
     sequence = "sequence"
     shuffle = "shuffle"

@@ -40,6 +40,8 @@ class TrainingConfig:
         gpus: Processes that share each effective batch, a GPU each; see docs/several_gpus.md.
             With model.device=cpu they share the processor.
         max_steps: Optimiser steps that the stages' shares divide.
+        warmup_steps: Steps of the warm-up; derived from the plan if null, see
+            `medvqa.training.schedule`.
         checkpoint_every: Steps between checkpoints; a killed run goes on from the last one.
         gradient_checkpointing: Recompute activations; slower, for when memory is short.
         fit_micro_batch: On a GPU, compute as much of the effective batch at once as its memory
@@ -50,7 +52,7 @@ class TrainingConfig:
     micro_batch_size: int = 2
     accumulation_steps: int = 4
     learning_rate: float = 2e-4
-    warmup_steps: int = 5
+    warmup_steps: int | None = None
     schedule: Schedule = Schedule.linear
     optimizer: Optimizer = Optimizer.adamw_8bit
     weight_decay: float = 0.01
@@ -81,15 +83,10 @@ class TrainingConfig:
             "(micro_batch_size x accumulation_steps): some would have nothing to do",
         )
         check(
-            self.warmup_steps >= 0,
+            self.warmup_steps is None or self.warmup_steps >= 0,
             f"training.warmup_steps must be 0 or more, got {self.warmup_steps}",
         )
         check(
             self.weight_decay >= 0,
             f"training.weight_decay must be 0 or more, got {self.weight_decay}",
-        )
-        check(
-            self.warmup_steps <= self.max_steps,
-            f"training.warmup_steps={self.warmup_steps} is above "
-            f"training.max_steps={self.max_steps}",
         )

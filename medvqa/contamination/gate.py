@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medvqa.config.contamination import Contamination, ContaminationConfig
@@ -10,6 +11,7 @@ from medvqa.config.errors import UserError
 from medvqa.contamination.hash_cache import open_cache
 from medvqa.contamination.overlap import Overlap, SetOverlap, find_overlap
 from medvqa.data.example import Example
+from medvqa.tracking.record import write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -139,6 +141,15 @@ def as_json(config: ContaminationConfig, overlap: Overlap) -> dict[str, Any]:
         "training_rows": sorted(overlap.training_rows),
         "seconds": round(overlap.seconds, 3),
     }
+
+
+def record_overlap(
+    config: ContaminationConfig, overlap: Overlap, directory: Path
+) -> dict[str, Any]:
+    """Print the table, write contamination.json into the directory; return the headline."""
+    show_overlap(overlap)
+    write_json(directory / "contamination.json", as_json(config, overlap))
+    return headline(config, overlap)
 
 
 def overlap_table(overlap: Overlap) -> "Table":

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from medvqa.config.data import DataConfig, RowsConfig, SourceConfig
 from medvqa.config.errors import UserError
@@ -21,6 +21,7 @@ from medvqa.data.verification import usable
 
 Loader = Callable[[RowsConfig, int, BadRows], list[Example] | Drawn]
 log = logging.getLogger(__name__)
+SHOWN_SKIPPED = 100  # reasons in run.json; the log has them all
 
 # The module that loads each set; imported on demand, so that a config check costs no library.
 LOADERS = {
@@ -57,6 +58,25 @@ class Pool(NamedTuple):
     examples: list[Example]
     parts: dict[str, Part]
     skipped: list[str]
+
+    def describe(self) -> dict[str, Any]:
+        """Return counts, for each part too, and a hash over what a question is, for run.json."""
+        examples = self.examples
+        return {
+            "num_examples": len(examples),
+            "num_images": len({name for example in examples for name in example.image_ids}),
+            "answer_types": dict(Counter(example.answer_type for example in examples)),
+            "type_origins": dict(Counter(example.type_origin for example in examples)),
+            "sources": dict(Counter(example.source for example in examples)),
+            "splits": dict(Counter(example.split for example in examples)),
+            "parts": {
+                name: {**part._asdict(), "num_not_sampled": part.num_available - part.num_sampled}
+                for name, part in self.parts.items()
+            },
+            "num_skipped": len(self.skipped),
+            "skipped": self.skipped[:SHOWN_SKIPPED],
+            "sha256": rows_sha256(examples),
+        }
 
 
 def repository(name: str) -> str | None:

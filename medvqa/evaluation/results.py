@@ -5,9 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from medvqa.evaluation.evaluate import Evaluation
+from medvqa.data.example import Example
+from medvqa.evaluation.evaluate import Evaluation, read_evaluations
+from medvqa.evaluation.plots import draw_pictures
 from medvqa.evaluation.score import summary_table
 from medvqa.tracking.record import read_json, write_json
+from medvqa.tracking.wandb_mirror import Records
 
 SCHEMA_VERSION = 1  # of results.json; a change that breaks a reader raises it
 INTERVAL = "95 %, bootstrap over clusters of questions about the same picture(s)"
@@ -32,6 +35,39 @@ def headline(evaluations: Sequence[Evaluation], sets: Iterable[str]) -> float | 
         if evaluation.phase == "final" and evaluation.set_name == first:
             return evaluation.summary["overall"]["exact_match"].mean
     return None
+
+
+def record_results(
+    directory: Path,
+    records: Records,
+    final: Sequence[Evaluation],
+    sets: Mapping[str, Sequence[Example]],
+) -> None:
+    """Write results.json and the pictures of what the run's files hold, and mirror both.
+
+    Args:
+        directory: Run directory.
+        records: run.json and its mirror.
+        final: The final evaluations.
+        sets: Questions of each evaluation set by name.
+    """
+    keeper, tracker = records
+    keeper.update(
+        results={evaluation.set_name: evaluation.flat() for evaluation in final},
+        headline=headline(final, sets),
+    )
+    training = keeper.values["training"]
+    losses = {f"train/{name}": training[name] for name in ("final_loss", "average_loss")}
+    tracker.summarize({**losses, **final_values(final)})
+    for name, examples in sets.items():
+        path = directory / "evaluation" / "final" / name / "predictions.jsonl"
+        tracker.log_predictions(name, path, examples)
+    evaluations = read_evaluations(directory)
+    write_results(directory, evaluations, keeper.values)
+    with keeper.phase("pictures"):
+        seed = keeper.values["config"]["seed"]
+        pictures = draw_pictures(directory, evaluations, sets, seed=seed)
+    tracker.log_pictures(pictures, step=training["num_steps"])
 
 
 def write_results(

@@ -15,7 +15,7 @@ from medvqa.config.errors import UserError
 from medvqa.config.model import Device, Dtype
 from medvqa.config.schema import Config
 from medvqa.data.example import Example
-from medvqa.data.pool import load_pool, load_sets
+from medvqa.data.pool import load_pool, load_sets, rows_sha256
 from medvqa.evaluation.evaluate import read_evaluations
 from medvqa.export import outside
 from medvqa.export.atomic import check_target, new_directory
@@ -25,7 +25,6 @@ from medvqa.export.record import export_record
 from medvqa.models.adapter import ADAPTER_FILE
 from medvqa.models.source import load_processor
 from medvqa.models.trained import EXPORT_FILE, Kind, Trained, model_config, read_trained
-from medvqa.run import describe_pool
 from medvqa.tracking.record import write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -117,7 +116,7 @@ def _write_merged(trained: Trained, options: ExportOptions, directory: Path) -> 
 def _evaluation_sets(config: Config, recorded: Mapping[str, Any]) -> dict[str, Sequence[Example]]:
     sets: dict[str, Sequence[Example]] = {}
     for name, pool in load_sets(config.data).items():
-        if describe_pool(pool)["sha256"] != recorded[name]["sha256"]:
+        if rows_sha256(pool.examples) != recorded[name]["sha256"]:
             raise UserError(
                 f"evaluation set {name} is not what the run was evaluated on (its SHA-256 has "
                 "changed): the two scores could not be compared"

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from medvqa.config.errors import UserError
+from medvqa.config.model import ModelConfig
 from medvqa.data.example import Example, ImageSource
 from medvqa.data.image import image_size, load_rgb
 from medvqa.models.patches import Patches
@@ -16,6 +17,8 @@ from medvqa.models.sample import Sample, TokenCount
 
 if TYPE_CHECKING:
     import torch
+
+    from medvqa.models.loaded import LoadedModel
 
 IGNORED = -100  # PyTorch's cross-entropy skips this label
 MARKERS = 8  # more tokens than a chat template writes around a picture
@@ -214,3 +217,13 @@ def encode_alone() -> Callable[[], None]:
 
 def _image_key(image: ImageSource, image_id: str) -> str:
     return f"{image.name}:{image_id}"
+
+
+def encoder_of(loaded: "LoadedModel", config: ModelConfig, patches: Patches | None) -> Encoder:
+    """Return the encoder of a loaded model; `patches` outlive it where they are given."""
+    return Encoder(
+        loaded.processor,
+        max_length_tokens=config.max_length_tokens,
+        patches=patches,
+        pixel_dtype=loaded.dtype,
+    )

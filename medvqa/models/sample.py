@@ -1,13 +1,19 @@
 """One encoded example: token ids and image patches, not yet padded."""
 
+import logging
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from medvqa.data.example import Example
 
 if TYPE_CHECKING:
     import torch
 
     from medvqa.models.encode import Encoder
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,3 +60,10 @@ def preview(encoder: "Encoder", sample: Sample) -> str:
         tokens = list(group)
         parts.append(f"<{len(tokens)} image tokens>" if is_image else decode(tokens))
     return f"{''.join(parts)}[[{decode(list(sample.answer_ids))}]]"
+
+
+def write_preview(encoder: "Encoder", example: Example, directory: Path) -> None:
+    """Write preview.txt, the sample exactly as the model receives it, and log it."""
+    text = preview(encoder, encoder.encode(example))
+    (directory / "preview.txt").write_text(text + "\n", encoding="utf-8")
+    log.info("first sample; the loss is on [[...]] only:\n%s\n", text)

@@ -16,6 +16,7 @@ from medvqa.contamination import gate as contamination
 from medvqa.curriculum import Plan
 from medvqa.data.example import Example
 from medvqa.evaluation.power import minimal_detectable_effect
+from medvqa.inputs import Inputs
 from medvqa.models.encode import Encoder
 from medvqa.models.source import load_processor
 from medvqa.preflight.downloads import (
@@ -29,7 +30,6 @@ from medvqa.preflight.gpu_memory import MemoryEstimate, estimate_memory
 from medvqa.preflight.model_shapes import PUBLISHED, Shapes, model_shapes
 from medvqa.preflight.probe import Probe, run_probe, total_seconds
 from medvqa.preflight.tokens import Estimator, TokenReport, count_tokens
-from medvqa.run import DataOnce, check, pass_gate, prepare
 
 OUTPUT_DIRECTORY = Path("outputs")
 
@@ -105,7 +105,7 @@ class Inspector:
 
     def __init__(self, assumptions: Assumptions) -> None:
         self.assumptions = assumptions
-        self.once = DataOnce()
+        self.cache: dict[str, Any] = {}
         self._results: dict[str, Any] = {}
 
     def inspect(self, config: Config, swept: Sequence[str]) -> CellReport:
@@ -114,17 +114,16 @@ class Inspector:
         Raises:
             UserError: If data, curriculum or paths are wrong: there is nothing to inspect then.
         """
-        data = self.once.load(config)
-        check(config, data)
-        overlap = self.once.overlap(config)
+        inputs = Inputs(config, self.cache)
+        inputs.check()
+        inputs.show_overlap()
         problems: list[str] = []
         try:
-            retained = pass_gate(config, data, overlap)
-        except UserError as error:
+            pool = inputs.training.examples
+        except UserError as error:  # of the gate: all rows are inspected
             problems.append(str(error))
-            retained = data
-        prepared = prepare(config, retained)
-        plan, pool, sets = prepared.plan, prepared.pool, prepared.sets
+            inputs.training, pool = inputs.pool, inputs.pool.examples
+        plan, sets = inputs.plan, inputs.questions
         cell = Cell(config, plan, pool, sets, problems, _machine_notes(config))
         tokens = self._count(cell)
         shapes = self._shapes(cell)
@@ -138,7 +137,7 @@ class Inspector:
                 for source in dict.fromkeys(e.source for e in pool)
             },
             num_samples=len(pool),
-            num_dropped=len(data.training.examples) - len(pool),
+            num_dropped=len(inputs.pool.examples) - len(pool),
             num_steps=plan.num_steps,
             batch_size=config.training.micro_batch_size * config.training.accumulation_steps,
             num_seen=len(set(plan.order)),
@@ -149,7 +148,7 @@ class Inspector:
             downloads=tuple(needed_downloads(config)),
             free_bytes=free_bytes(OUTPUT_DIRECTORY.absolute()),
             written_bytes=written_bytes(shapes.num_adapter) if shapes else None,
-            contamination=contamination.headline(config.contamination, overlap),
+            contamination=contamination.headline(config.contamination, inputs.overlap),
             detectable=self._detectable(next(iter(sets.values()), ())),
             problems=tuple(problems),
             notes=tuple(cell.notes),

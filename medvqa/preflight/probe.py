@@ -11,7 +11,7 @@ from medvqa.config.schema import Config
 from medvqa.curriculum import Plan
 from medvqa.data.example import Example
 from medvqa.evaluation.generate import generate
-from medvqa.models.encode import Encoder
+from medvqa.models.encode import Encoder, encoder_of
 from medvqa.models.load import load_model
 from medvqa.models.loaded import LoadedModel
 from medvqa.tracking.record import read_lines
@@ -50,14 +50,12 @@ def run_probe(
         seed=config.seed,
     )
     load_seconds = time.perf_counter() - started
-    encoder = Encoder(
-        loaded.processor,
-        max_length_tokens=config.model.max_length_tokens,
-        pixel_dtype=loaded.dtype,
-    )
+    encoder = encoder_of(loaded, config.model, None)
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
-        trainer = Trainer(loaded, encoder, config.training, directory=directory, seed=config.seed)
+        # A configured warm-up may be longer than these few steps.
+        training = replace(config.training, warmup_steps=None)
+        trainer = Trainer(loaded, encoder, training, directory=directory, seed=config.seed)
         short = _first_steps(plan, trainer.batch_size)
         by_id = {example.id: example for example in pool}
         trainer.train(short, by_id, on_step=lambda _: None, on_stage_end=lambda *_: None)

@@ -5,6 +5,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
@@ -23,7 +24,6 @@ from medvqa.tracking.terminal import console
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 10.0  # for the workers of a launcher that was killed
 MAX_NAME = 120  # W&B cuts names above 128 characters
 
 ShowChange = Callable[[Job, Status], None]
@@ -70,7 +70,7 @@ class GridLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         self.check_place()
         sweep = Path(str(self.config.hydra.sweep.dir)).resolve()
-        with record.directory_lock(sweep, patience_s=PATIENCE_S):
+        with record.directory_lock(sweep, patience_s=record.PATIENCE_S):
             composed = [
                 self._compose(sweep, initial_job_idx + index, list(overrides))
                 for index, overrides in enumerate(job_overrides)
@@ -80,7 +80,7 @@ class GridLauncher(Launcher):
             check_jobs(todo, here=self.runs_here)
             for job, config in composed:
                 if config.fresh:
-                    with record.directory_lock(job.directory, patience_s=PATIENCE_S):
+                    with record.directory_lock(job.directory, patience_s=record.PATIENCE_S):
                         record.set_aside(job.directory)
                 _write_hydra_files(job, config)
             _write_sweep(sweep, jobs)
@@ -157,15 +157,15 @@ def check_jobs(jobs: Sequence[Job], *, here: bool) -> None:
     Raises:
         UserError: Naming the job.
     """
-    from medvqa.run import DataOnce, check, pass_gate, prepare
+    from medvqa.inputs import Inputs
 
-    once = DataOnce()
+    cache: dict[str, Any] = {}
     for job in jobs:
-        config = typed(job.config, runs_here=here)
+        inputs = Inputs(typed(job.config, runs_here=here), cache)
         try:
-            data = once.load(config)
-            check(config, data)
-            prepare(config, pass_gate(config, data, once.overlap(config)))
+            inputs.check()
+            inputs.show_overlap()
+            assert inputs.plan.num_steps
         except UserError as error:
             raise UserError(f"job {job.number} ({job.name}): {error}") from error
 

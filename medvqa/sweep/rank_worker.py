@@ -24,7 +24,7 @@ from medvqa.config.compose import typed
 from medvqa.config.errors import UserError
 from medvqa.config.fast_exit import leave_at_once
 from medvqa.models.load import load_in_own_process
-from medvqa.run import run_rank
+from medvqa.run import Kept, run_rank
 from medvqa.tracking import record
 from medvqa.training.ranks import join, leave
 
@@ -59,7 +59,7 @@ def main() -> None:
 def _run(directory: Path, settings: Mapping[str, Any]) -> None:
     config = typed(settings["config"])
     ranks = join(config.model.device)
-    run_rank(config, directory=directory, settings=settings, load=load_in_own_process, ranks=ranks)
+    run_rank(config, directory, settings, Kept(load_in_own_process), ranks)
     leave()
 
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from medvqa.config.compose import CLUSTERS, checked
 from medvqa.config.errors import MISTAKES, UserError, explain
 from medvqa.sweep.job import State, read_status, run_json
-from medvqa.sweep.launcher import PATIENCE_S, SweepError
+from medvqa.sweep.launcher import SweepError
 from medvqa.sweep.space import Space, extremes, override, read_space
 from medvqa.sweep.status import sweep_json
 from medvqa.sweep.trials import JOURNAL, ended, open_study, rows, tell
@@ -75,7 +75,7 @@ class OptunaSweeper(Sweeper):
         self._check_each_value(space, arguments)
         sweep = Path(str(self.composed.hydra.sweep.dir)).resolve()
         # The launcher locks the sweep for each batch; this lock is held between them as well.
-        with record.directory_lock(sweep / ".search", patience_s=PATIENCE_S):
+        with record.directory_lock(sweep / ".search", patience_s=record.PATIENCE_S):
             if self.composed.fresh:
                 _set_aside(sweep)
             study = open_study(sweep, space, direction=self.direction, seed=self.seed)

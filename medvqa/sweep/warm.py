@@ -10,7 +10,6 @@ from medvqa.models.adapter import reset_adapter
 from medvqa.models.load import CheckProcessor, accept, load_in_own_process
 from medvqa.models.loaded import LoadedModel
 from medvqa.models.patches import Patches
-from medvqa.run import DataOnce
 
 log = logging.getLogger(__name__)
 
@@ -26,11 +25,11 @@ class WarmModels:
 
     Attributes:
         patches: Pictures as the model takes them, of the data that jobs have read so far.
-        rows: Of the same data.
+        cache: Rows and overlaps of the same data.
     """
 
     def __init__(self) -> None:
-        self.rows = DataOnce(show=False)
+        self.cache: dict[str, Any] = {}
         self.patches = Patches(max_bytes=PATCHES_BYTES)
         self._key = ""
         self._data: Any = None
@@ -42,7 +41,7 @@ class WarmModels:
         """Say which data the next job reads: of other data, pictures may have the same names."""
         if data != self._data:
             self._forget_pictures()
-            self.rows = DataOnce(show=False)
+            self.cache.clear()
         self._data = data
 
     def _forget_pictures(self) -> None:

@@ -104,7 +104,7 @@ class Runner:
 
     def __call__(self, job: Job) -> bool:
         """Run the job as `python train.py` would; return whether its memory was given back."""
-        from medvqa.run import run
+        from medvqa.run import Kept, run
         from medvqa.sweep.warm import WarmModels
 
         self._models = self._models or WarmModels()
@@ -113,9 +113,7 @@ class Runner:
             typed(job.config),
             directory=job.directory,
             settings=job.settings(),
-            load=self._models.load,
-            patches=self._models.patches,
-            data=self._models.rows,
+            kept=Kept(self._models.load, self._models.patches, self._models.cache),
         )
         return bool(self._models.release())
 

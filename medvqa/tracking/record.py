@@ -29,6 +29,7 @@ PACKAGES = (
     *("bitsandbytes", "datasets", "torch", "torchvision", "wandb", "bert-score", "accelerate"),
     *("tokenizers", "numpy", "pillow"),
 )
+PATIENCE_S = 10.0  # for a process that is about to leave a directory
 # What follows such a name is nobody's business. Whole words: max_new_tokens is no secret.
 SECRET = re.compile(
     r"""(?i)((?:^|[^a-z])(?:api)?(?:key|token|secret|password)["']?\s*[=:]\s*)"""

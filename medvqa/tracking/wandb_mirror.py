@@ -14,7 +14,7 @@ from medvqa.config.errors import UserError
 from medvqa.config.tracking import TrackingConfig, TrackingMode
 from medvqa.data.example import Example
 from medvqa.data.image import load_rgb
-from medvqa.tracking.record import masked, read_lines
+from medvqa.tracking.record import RunRecord, masked, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -92,23 +92,29 @@ class Tracker:
             log.warning("W&B refused record %d (%s)", self._num_refused, error)
 
 
+Records = tuple[RunRecord, Tracker]  # run.json and its mirror
+
+
+def log_step(tracker: Tracker, row: Mapping[str, Any]) -> None:
+    """Log a line of metrics.jsonl; each stage also has a loss curve of its own."""
+    names = ("loss", "learning_rate", "grad_norm", "num_answer_tokens", "num_tokens")
+    values = {f"train/{name}": row[name] for name in names}
+    stage = {f"train/loss_{row['stage']}": row["loss"], "train/stage": row["stage"]}
+    tracker.log({**values, **stage}, step=int(row["step"]))
+
+
 @contextmanager
 def tracker(
-    config: TrackingConfig,
-    *,
-    directory: Path,
-    group: str | None,
-    settings: Mapping[str, Any],
-    name: str | None = None,
+    config: TrackingConfig, directory: Path, settings: Mapping[str, Any]
 ) -> Iterator[Tracker]:
     """Track the block; if it fails, the W&B run is marked failed.
 
     Args:
         config: Where to track.
         directory: Run directory; all of W&B's files stay in it.
-        group: Joins the runs of a sweep, unless the config names a group.
-        settings: The resolved config, kept nested: callbacks write to the top level.
-        name: Of the W&B run; the directory's if null.
+        settings: `config`, kept nested because callbacks write to the top level; `name` of the
+            W&B run, by default the directory's; `sweep`, which joins the runs of a grid unless
+            the config names a group.
     """
     mode = resolve_mode(config.mode, os.environ)
     if mode == "disabled":
@@ -120,11 +126,11 @@ def tracker(
     options = {
         "project": config.project,
         "entity": config.entity,
-        "group": config.group or group or None,
+        "group": config.group or settings.get("sweep"),
         "job_type": "train",
-        "name": name or directory.name,
+        "name": settings.get("name") or directory.name,
         "tags": list(config.tags),
-        "config": {"medvqa": dict(settings)},
+        "config": {"medvqa": dict(settings.get("config", {}))},
         "dir": str(directory),
     }
     with _replaced(os.environ, "WANDB_DATA_DIR", str(staging)):

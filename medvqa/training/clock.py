@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Mark:
+class GpuTimestamp:
     """A place in the device's work; on a CPU, which is never behind, the time it was made."""
 
     def __init__(self, device: "torch.device") -> None:
@@ -28,7 +28,7 @@ class Mark:
         if self._event is not None:
             self._event.synchronize()
 
-    def seconds_since(self, earlier: "Mark") -> float:
+    def seconds_since(self, earlier: "GpuTimestamp") -> float:
         """Return the device's time from the earlier mark to this one, waiting for it."""
         if self._event is None or earlier._event is None:
             return self._host_s - earlier._host_s
@@ -47,7 +47,7 @@ class Arriving:
         on_gpu = together.device.type == "cuda"
         self._host = torch.empty(together.shape, pin_memory=on_gpu)
         self._host.copy_(together, non_blocking=True)
-        self.mark = Mark(together.device)
+        self.mark = GpuTimestamp(together.device)
 
     def read(self) -> list[float]:
         """Return the numbers."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from medvqa.config.curriculum import OptimizerPolicy
 from medvqa.config.errors import UserError
 from medvqa.config.training import TrainingConfig
-from medvqa.curriculum import Plan, PlannedStage, learning_rate_factor, order_sha256
+from medvqa.curriculum import Plan, PlannedStage, order_sha256
 from medvqa.data.example import Example
 from medvqa.data.prefetch import ahead
 from medvqa.fast.choice import choose_engine, make_engine
@@ -27,9 +27,10 @@ from medvqa.models.sample import Sample
 from medvqa.tracking.progress import track
 from medvqa.tracking.record import JsonLines, read_lines
 from medvqa.training.checkpoint import Checkpoint, CheckpointWriter, load_checkpoint
-from medvqa.training.clock import Arriving, Mark
+from medvqa.training.clock import Arriving, GpuTimestamp
 from medvqa.training.optimizer import AdapterOptimizer
 from medvqa.training.ranks import ALONE, Ranks
+from medvqa.training.schedule import learning_rate_factor, warmup_steps
 
 if TYPE_CHECKING:
     import torch
@@ -80,9 +81,9 @@ class Step:
     num_answer_tokens: int
     num_tokens: int
     num_examples: int
-    begun: Mark
+    begun: GpuTimestamp
 
-    def row(self, *, since: Mark | None) -> dict[str, Any]:
+    def row(self, *, since: GpuTimestamp | None) -> dict[str, Any]:
         """Wait for the numbers and return the line of metrics.jsonl.
 
         Args:
@@ -114,7 +115,7 @@ class StepLog:
         self._order = JsonLines(directory / "order.jsonl", keep_up_to_step=first_step)
         self._on_step = on_step
         self._waiting: Step | None = None
-        self._last_end: Mark | None = None
+        self._last_end: GpuTimestamp | None = None
 
     def add(self, step: Step) -> None:
         """Take a step; write the one before, or this one where there is nothing to wait for."""
@@ -253,13 +254,16 @@ class Trainer:
     def _step(
         self, plan: Plan, number: int, ids: Sequence[str], samples: Sequence[Sample]
     ) -> "Step":
-        begun = Mark(self.loaded.device)
+        begun = GpuTimestamp(self.loaded.device)
         num_answer_tokens, num_tokens = self.ranks.total(
             sum(len(sample.answer_ids) for sample in samples),
             sum(sample.num_tokens for sample in samples),
         )
         factor = learning_rate_factor(
-            plan, number, warmup_steps=self.config.warmup_steps, schedule=self.config.schedule
+            plan,
+            number,
+            warmup_steps=warmup_steps(self.config, plan),
+            schedule=self.config.schedule,
         )
         learning_rate = self.config.learning_rate * factor
         self.loaded.use_for(training=True)

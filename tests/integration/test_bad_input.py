@@ -16,7 +16,7 @@ from PIL import Image
 from medvqa.cli import register
 from medvqa.config.data import DataConfig, SourceConfig
 from medvqa.config.errors import UserError
-from medvqa.run import load_data, prepare
+from medvqa.inputs import Inputs
 from tests import copies
 from tests.conftest import ROOT
 
@@ -38,7 +38,10 @@ def prepared(name, path, *, split="train", tested=None, training=None, **setting
         name=name, path=str(path), split=split, evaluation={"test": tested}, **settings
     )
     config = replace(smoke(), data=data, training=training or smoke().training)
-    return prepare(config, load_data(data))
+    inputs = Inputs(config)
+    inputs.check()
+    assert inputs.plan
+    return inputs
 
 
 # --- A user's own JSONL file with one bad row in the middle -------------------------------------
@@ -107,7 +110,7 @@ def test_a_bad_row_in_the_middle_is_an_error_or_listed_up_to_the_bound(tmp_path,
     rows = lines(tmp_path)
     write_lines(tmp_path, rows)
     message = message.format(folder=tmp_path)
-    assert len(prepared("jsonl", tmp_path).pool) == 12
+    assert len(prepared("jsonl", tmp_path).training.examples) == 12
     rows[BAD_LINE - 1] |= make(tmp_path)
     write_lines(tmp_path, rows)
     with pytest.raises(UserError) as caught:
@@ -116,9 +119,9 @@ def test_a_bad_row_in_the_middle_is_an_error_or_listed_up_to_the_bound(tmp_path,
     assert "\n" not in str(caught.value)
 
     skipping = prepared("jsonl", tmp_path, max_bad_rows=1)
-    assert f"train-{BAD_LINE}" not in {example.id for example in skipping.pool}
-    described = skipping.description["training"]
-    assert (len(skipping.pool), described["num_skipped"]) == (11, 1)
+    assert f"train-{BAD_LINE}" not in {example.id for example in skipping.training.examples}
+    described = skipping.training.describe()
+    assert (len(skipping.training.examples), described["num_skipped"]) == (11, 1)
     assert message in described["skipped"][0]
 
     rows[BAD_LINE] |= {"question": ""}
@@ -131,7 +134,7 @@ def test_an_integer_answer_becomes_a_text(tmp_path):
     rows = lines(tmp_path)
     rows[BAD_LINE - 1]["answer"] = 3
     write_lines(tmp_path, rows)
-    pool = prepared("jsonl", tmp_path).pool
+    pool = prepared("jsonl", tmp_path).training.examples
     assert pool[BAD_LINE - 1].answers == ("3",)
 
 
@@ -155,7 +158,7 @@ def test_only_the_pictures_that_the_plan_will_use_are_looked_at(tmp_path):
     unseen = next(n for n, row in enumerate(rows) if row["id"] not in seen)
     rows[unseen] |= damaged_jpeg(tmp_path)
     write_lines(tmp_path, rows)
-    assert len(prepared("jsonl", tmp_path, training=short).pool) == 12
+    assert len(prepared("jsonl", tmp_path, training=short).training.examples) == 12
 
 
 # --- Files and folders, each by the loader that it concerns ---------------------------------------

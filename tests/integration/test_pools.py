@@ -8,7 +8,6 @@ from omegaconf import OmegaConf
 
 from medvqa.cli import register
 from medvqa.data.pool import load_pool
-from medvqa.run import describe_pool
 from tests import copies
 from tests.conftest import ROOT
 
@@ -51,7 +50,7 @@ def pubmed_vision(folder, *overrides):
 def describe(*overrides):
     config = data_config(*overrides)
     pool = load_pool(config, seed=config.seed)
-    return [example.id for example in pool.examples], describe_pool(pool)
+    return [example.id for example in pool.examples], pool.describe()
 
 
 def test_the_recipes_are_12149_and_6666_samples():

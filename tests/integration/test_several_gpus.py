@@ -19,7 +19,7 @@ from medvqa.config.model import Device
 from medvqa.config.training import TrainingConfig
 from medvqa.evaluation.evaluate import shares_by_picture, without_images
 from medvqa.models.load import load_model
-from medvqa.run import run_rank
+from medvqa.run import Kept, run_rank
 from medvqa.tracking.record import read_lines
 from medvqa.training.loop import Trainer, _step_seed
 from medvqa.training.ranks import Ranks, join, leave
@@ -50,7 +50,7 @@ def alone(directory, config):
     """Make the run of a stored config in this process."""
     config = {**config, "training": {**config["training"], "gpus": 1}}
     settings = {"config": config, "overrides": [], "run_id": "-"}
-    run_rank(typed(config), directory=directory, settings=settings)
+    run_rank(typed(config), directory, settings, Kept())
 
 
 def same_run(one, several):

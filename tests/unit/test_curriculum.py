@@ -9,14 +9,12 @@ from omegaconf import OmegaConf
 from medvqa.config.curriculum import (
     CurriculumConfig,
     Filter,
-    LearningRatePolicy,
     Merge,
     Order,
     StageConfig,
 )
 from medvqa.config.errors import UserError
-from medvqa.config.training import Schedule
-from medvqa.curriculum import Plan, learning_rate_factor, plan_curriculum
+from medvqa.curriculum import MERGES, ORDERS, Plan, plan_curriculum
 from medvqa.data.example import AnswerType, Example
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -262,61 +260,53 @@ def test_stage_at_finds_the_stage_of_each_step() -> None:
         made.stage_at(3)
 
 
-def factors(made: Plan, *, warmup_steps: int, schedule: Schedule = Schedule.linear) -> list[float]:
-    return [
-        learning_rate_factor(made, step, warmup_steps=warmup_steps, schedule=schedule)
-        for step in range(made.num_steps)
-    ]
+# Three passes over examples whose order, difficulty and stage all differ.
+UNEVEN = [
+    example("o0", "open", answer="three short words", question="a b c"),
+    example("o1", "open", answer="one", question="a b"),
+    example("o2", "open", answer="two words"),
+    example("o3", "open", answer="four quite short words"),
+    example("c0", "closed", answer="yes", question="a b c d"),
+    example("c1", "closed", answer="no"),
+    example("c2", "closed", answer="yes", question="a"),
+    example("c3", "closed", answer="no", question="a b c"),
+]
 
 
-def two_stages(policy: str) -> Plan:
-    second = stage("b", steps=5, learning_rate=LearningRatePolicy[policy])
-    return plan(stage("a", steps=5), second, examples=pool(9, 0))
+def order_of(order: Order) -> tuple[str, ...]:
+    return plan(stage(order=order, steps=12), examples=UNEVEN).order
 
 
-@pytest.mark.parametrize("schedule", Schedule)
-@pytest.mark.parametrize("warmup_steps", [0, 3])
-def test_the_global_schedule_is_that_of_transformers(schedule: Schedule, warmup_steps: int) -> None:
-    torch = pytest.importorskip("torch")
-    from transformers import get_scheduler
-
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    name = "constant_with_warmup" if schedule is Schedule.constant else schedule.value
-    theirs = get_scheduler(name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=10)
-    expected = []
-    for _ in range(10):
-        expected.append(theirs.get_last_lr()[0])
-        optimizer.step()
-        theirs.step()
-    assert factors(
-        two_stages("continue"), warmup_steps=warmup_steps, schedule=schedule
-    ) == pytest.approx(expected)
+def merge_of(merge: Merge) -> Plan:
+    return plan(*open_then_closed(), examples=UNEVEN, max_steps=8, merge=merge)
 
 
-def test_continue_ignores_the_boundary() -> None:
-    expected = [0, 0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
-    assert factors(two_stages("continue"), warmup_steps=2) == pytest.approx(expected)
+@pytest.mark.parametrize("order", Order)
+def test_an_order_has_a_documented_function_and_is_no_other_order(order: Order) -> None:
+    assert ORDERS[order].__doc__
+    assert f"`{order.name}`" in (Order.__doc__ or "")
+    others = [order_of(other) for other in Order if other is not order]
+    assert order_of(order) not in others
+    assert Counter(order_of(order)) == Counter(order_of(Order.shuffle))
 
 
-def test_rewarm_ramps_up_to_the_global_schedule() -> None:
-    expected = [0, 0.5, 1, 7 / 8, 6 / 8, 0, 4 / 8 / 2, 3 / 8, 2 / 8, 1 / 8]
-    assert factors(two_stages("rewarm"), warmup_steps=2) == pytest.approx(expected)
+@pytest.mark.parametrize("merge", Merge)
+def test_a_merge_has_a_documented_function_and_is_no_other_merge(merge: Merge) -> None:
+    assert MERGES[merge].__doc__
+    assert f"`{merge.name}`" in (Merge.__doc__ or "")
+    others = [merge_of(other).order for other in Merge if other is not merge]
+    assert merge_of(merge).order not in others
+    assert Counter(merge_of(merge).order) == Counter(merge_of(Merge.sequence).order)
 
 
-def test_restart_gives_a_stage_a_schedule_of_its_own() -> None:
-    expected = [0, 0.5, 1, 7 / 8, 6 / 8, 0, 0.5, 1, 2 / 3, 1 / 3]
-    assert factors(two_stages("restart"), warmup_steps=2) == pytest.approx(expected)
-
-
-def test_rewarm_in_the_first_stage_does_not_warm_up_twice() -> None:
-    first = stage("a", steps=10, learning_rate=LearningRatePolicy.rewarm)
-    made = plan(first, examples=pool(9, 0))
-    assert factors(made, warmup_steps=2)[:3] == [0, 0.5, 1]
-
-
-def test_the_shipped_curricula_are_the_designs_seven_and_a_plain_fine_tuning() -> None:
-    arms = {"open_first", "closed_first", "open_only", "closed_only", "mixed", "interleaved"}
-    assert set(SHIPPED) == arms | {"easy_first", "whole_pool"}
+@pytest.mark.parametrize("table", [ORDERS, MERGES], ids=["order", "merge"])
+def test_a_choice_without_a_function_is_an_error_and_never_another_choice(table, monkeypatch):
+    choice = list(table)[1]
+    monkeypatch.delitem(table, choice)
+    settings = {"order": choice} if table is ORDERS else {}
+    merge = choice if table is MERGES else Merge.sequence
+    with pytest.raises(UserError, match=f"={choice.name} has no function in medvqa.curriculum"):
+        plan(stage(steps=2, **settings), examples=UNEVEN, merge=merge)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

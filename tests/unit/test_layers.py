@@ -13,7 +13,7 @@ PACKAGE = ROOT / "medvqa"
 # From the ground up: a place may import from itself and from what stands before it.
 ORDER = (
     *("config", "data", "curriculum", "tracking", "models", "fast", "training", "evaluation"),
-    *("contamination", "run", "export", "sweep", "report", "preflight", "serve", "api"),
+    *("contamination", "inputs", "run", "export", "sweep", "report", "preflight", "serve", "api"),
     *("plugins", "cli"),
 )
 # Imported inside the function that needs them: most commands end without them.

@@ -106,9 +106,8 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record
         # Not by setting the attribute: loggers remember what the level let through.
         logger.setLevel(logging.INFO)
         logger.addHandler(handler)
-        with tracker(
-            OFFLINE, directory=directory, group="study", settings={"seed": 1, "lora": {"rank": 16}}
-        ) as run:
+        settings = {"config": {"seed": 1, "lora": {"r": 16}}, "sweep": "study"}
+        with tracker(OFFLINE, directory, settings) as run:
             run.log({"train/loss": 2.0, "train/stage": "open"}, step=1)
             run.log({"eval/rad/overall/exact_match": 0.25}, step=1)
             run.log({"train/loss": 1.5, "train/stage": "closed"}, step=2)
@@ -140,7 +139,7 @@ def test_curves_are_drawn_over_our_step(tracked: Tracked) -> None:
 def test_the_config_is_nested_and_the_run_is_named_grouped_and_tagged(tracked: Tracked) -> None:
     run = of_type(tracked[1], "run")[0]
     config = {k: v for k, v in run["config"]["update"].items() if k != "_wandb"}
-    assert config == {"medvqa": {"seed": 1, "lora": {"rank": 16}}}
+    assert config == {"medvqa": {"seed": 1, "lora": {"r": 16}}}
     assert (run["display_name"], run["run_group"], run["job_type"], run["tags"]) == (
         *("tiny-s1", "study", "train"),
         ["smoke"],
@@ -195,7 +194,7 @@ def test_three_runs_in_one_process_stay_three_and_the_failed_one_failed(
 ) -> None:
     for name in ("one", "two", "three"):
         try:
-            with tracker(OFFLINE, directory=tmp_path / name, group=None, settings={}) as run:
+            with tracker(OFFLINE, tmp_path / name, {}) as run:
                 run.log({"train/loss": 1.0}, step=1)
                 if name == "two":
                     raise RuntimeError("boom")
@@ -221,7 +220,7 @@ def test_without_network_an_online_run_goes_offline_and_says_so(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(tracking, "INIT_TIMEOUT_S", 1)
     config = TrackingConfig(mode=TrackingMode.auto)
-    with tracker(config, directory=tmp_path / "run", group="g", settings={}) as run:
+    with tracker(config, tmp_path / "run", {"sweep": "g"}) as run:
         run.log({"train/loss": 1.0}, step=1)
     assert "W&B cannot be reached" in caplog.text
     (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
@@ -233,7 +232,7 @@ def test_without_network_an_online_run_goes_offline_and_says_so(
 
 def test_resuming_offline_takes_a_fresh_id_in_the_same_group(tmp_path: Path) -> None:
     for _ in range(2):
-        with tracker(OFFLINE, directory=tmp_path, group="study", settings={}) as run:
+        with tracker(OFFLINE, tmp_path, {"sweep": "study"}) as run:
             run.log({"train/loss": 1.0}, step=1)
     runs = [of_type(read_log(p), "run")[0] for p in tmp_path.glob("wandb/offline-run-*")]
     assert len({run["run_id"] for run in runs}) == 2
@@ -247,7 +246,7 @@ from pathlib import Path
 from medvqa.config.tracking import TrackingConfig, TrackingMode
 from medvqa.tracking.wandb_mirror import tracker
 config = TrackingConfig(mode=TrackingMode.disabled)
-with tracker(config, directory=Path("nowhere"), group=None, settings={}) as run:
+with tracker(config, Path("nowhere"), {}) as run:
     run.log({"train/loss": 1.0}, step=1)
     run.log_predictions("rad", Path("none.jsonl"), [])
     run.summarize({"a": 1.0})

@@ -1,0 +1,170 @@
+"""What a run consumes, known before a model is loaded: rows -> contamination gate -> plan."""
+
+import logging
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from medvqa.config.schema import Config
+from medvqa.contamination import gate
+from medvqa.contamination.overlap import Overlap
+from medvqa.curriculum import Plan, plan_curriculum, stage_pools
+from medvqa.data.example import Example
+from medvqa.data.pool import Pool, load_pool, load_sets
+from medvqa.data.verification import check_images
+from medvqa.evaluation.bertscore import check_encoder
+from medvqa.models.encode import Encoder
+from medvqa.models.source import model_source
+from medvqa.training.schedule import warmup_steps
+
+log = logging.getLogger(__name__)
+
+
+class Inputs:
+    """The rows, the overlap and the plan of one run; each is computed once, when first needed.
+
+    Args:
+        config: Of the run.
+        cache: Rows and overlaps of earlier runs; a process that serves several runs keeps one.
+    """
+
+    def __init__(self, config: Config, cache: dict[str, Any] | None = None) -> None:
+        self.config = config
+        self._cache = {} if cache is None else cache
+
+    @cached_property
+    def pool(self) -> Pool:
+        """All training rows, before the gate; images stay where they are."""
+        data = self.config.data
+        key = f"pool {data!r}"
+        if key not in self._cache:
+            self._cache[key] = load_pool(data, seed=data.seed)
+        pool: Pool = self._cache[key]
+        return pool
+
+    @cached_property
+    def sets(self) -> Mapping[str, Pool]:
+        """The evaluation sets by name."""
+        key = f"sets {self.config.data!r}"
+        if key not in self._cache:
+            self._cache[key] = load_sets(self.config.data)
+        sets: Mapping[str, Pool] = self._cache[key]
+        return sets
+
+    def check(self) -> None:
+        """Find mistakes that cost nothing, before every picture is read.
+
+        Raises:
+            UserError: If model path, encoder or data are wrong, or a stage asks for more
+                examples than there are.
+        """
+        model_source(self.config.model)
+        check_encoder(self.config.evaluation.bertscore)
+        examples = self.pool.examples
+        stage_pools(self.config.curriculum, examples, seed=self.config.seed)
+        assert self.sets is not None
+
+    @cached_property
+    def overlap(self) -> Overlap:
+        """The overlap of the pool and every evaluation set."""
+        key = f"overlap {self.config.data!r} {self.config.contamination.max_distance}"
+        if key not in self._cache:
+            self._cache[key] = gate.measure(
+                self.config.contamination, self.pool.examples, self.questions
+            )
+        overlap: Overlap = self._cache[key]
+        return overlap
+
+    def show_overlap(self) -> None:
+        """Print the overlap as a table, once per overlap that the cache holds."""
+        shown = self._cache.setdefault("shown", [])
+        if not any(overlap is self.overlap for overlap in shown):
+            shown.append(self.overlap)
+            gate.show_overlap(self.overlap)
+
+    @cached_property
+    def training(self) -> Pool:
+        """The training rows that pass the gate.
+
+        Raises:
+            UserError: If the gate refuses.
+        """
+        examples = gate.kept_rows(
+            self.config.contamination,
+            self.pool.examples,
+            self.overlap,
+            expected=self.config.data.allow_training_rows,
+        )
+        return self.pool._replace(examples=examples)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The order of the training rows; the pictures that it uses have been checked.
+
+        Raises:
+            UserError: If the curriculum cannot be planned, or a picture is damaged.
+        """
+        training = self.config.training
+        plan = plan_curriculum(
+            self.config.curriculum,
+            self.training.examples,
+            max_steps=training.max_steps,
+            batch_size=training.micro_batch_size * training.accumulation_steps,
+            seed=self.config.seed,
+        )
+        warmup_steps(training, plan)
+        unchecked = check_images(self.used(plan))
+        if unchecked:
+            log.info("%s pictures are not checked before training", f"{unchecked:,}")
+        return plan
+
+    @property
+    def by_id(self) -> dict[str, Example]:
+        """The training rows by id."""
+        return {example.id: example for example in self.training.examples}
+
+    @property
+    def questions(self) -> dict[str, list[Example]]:
+        """The questions of each evaluation set."""
+        return {name: pool.examples for name, pool in self.sets.items()}
+
+    def used(self, plan: Plan) -> list[Example]:
+        """Return what the model will be shown: the planned examples, then all questions."""
+        by_id = self.by_id
+        planned = [by_id[name] for name in dict.fromkeys(plan.order)]
+        return [*planned, *(e for examples in self.questions.values() for e in examples)]
+
+    def load_options(self) -> dict[str, Any]:
+        """Return the options of `medvqa.models.load.load_model`."""
+        return {
+            "gradient_checkpointing": self.config.training.gradient_checkpointing,
+            "seed": self.config.seed,
+            "check": self.check_lengths,
+        }
+
+    def check_lengths(self, processor: Any) -> None:
+        """Raise a `UserError` if a sample that the model will be shown is too long for it."""
+        limit = self.config.model.max_length_tokens
+        Encoder(processor, max_length_tokens=limit).check_lengths(self.used(self.plan))
+
+    def describe(self) -> dict[str, Any]:
+        """Return counts and hashes of pools and plan, for run.json."""
+        pools = {"training": self.training, **self.sets}
+        warmup = {"warmup_steps": warmup_steps(self.config.training, self.plan)}
+        return {
+            "data": {name: pool.describe() for name, pool in pools.items()},
+            "plan": {**self.plan.describe(), **warmup},
+        }
+
+    def opening_line(self) -> str:
+        """Return one line about what will happen: steps, warm-up, share of the pool, sets."""
+        plan, pool = self.plan, self.training.examples
+        stages = ", ".join(f"{stage.name} {stage.num_steps} steps" for stage in plan.stages)
+        warmup = warmup_steps(self.config.training, plan)
+        seen = len(set(plan.order))
+        counts = [f"{name} {len(examples)}" for name, examples in self.questions.items()]
+        return (
+            f"{plan.num_steps} steps ({stages}), {warmup} of them warm-up, see {seen:,} of "
+            f"{len(pool):,} training examples ({seen / len(pool):.0%}); "
+            f"evaluation sets: {', '.join(counts) or 'none'}"
+        )
