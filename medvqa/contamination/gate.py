@@ -1,6 +1,7 @@
 """The gate before training: evaluation pictures and questions in the training pool."""
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from medvqa.contamination.hash_cache import open_cache
 from medvqa.contamination.overlap import Overlap, SetOverlap, find_overlap
 from medvqa.data.example import Example
 from medvqa.tracking.record import write_json
+from medvqa.tracking.terminal import console, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -154,34 +156,30 @@ def record_overlap(
 
 def overlap_table(overlap: Overlap) -> "Table":
     """Return a row an evaluation set."""
-    from rich.table import Table
-
-    table = Table(
+    columns = (
         *("evaluation set", "pictures in training", "same file", "look-alike", "mirrored"),
         *("questions on them", "same question, answer and picture", "same text, other picture"),
-        title=(
-            f"contamination: {overlap.num_training_rows:,} training rows on "
-            f"{overlap.num_training_pictures:,} pictures against every evaluation set "
-            f"(hashes within {overlap.max_distance} of 256 bits, {overlap.seconds:.1f} s)"
-        ),
-        title_justify="left",
     )
-    for found in overlap.sets:
-        shared = f"{found.num_shared:,} of {found.num_pictures:,} ({found.image_overlap:.0%})"
-        counts = (found.num_same_file, found.num_alike, found.num_mirrored)
-        asked = f"{found.num_questions_on_shared:,} of {found.num_questions:,}"
-        text = (found.num_items, found.num_text_repeats)
-        table.add_row(found.name, shared, *map(str, counts), asked, *map(str, text))
-    return table
+    title = (
+        f"contamination: {overlap.num_training_rows:,} training rows on "
+        f"{overlap.num_training_pictures:,} pictures against every evaluation set "
+        f"(hashes within {overlap.max_distance} of 256 bits, {overlap.seconds:.1f} s)"
+    )
+    rows = (
+        [
+            part.name,
+            f"{part.num_shared:,} of {part.num_pictures:,} ({part.image_overlap:.0%})",
+            *map(str, (part.num_same_file, part.num_alike, part.num_mirrored)),
+            f"{part.num_questions_on_shared:,} of {part.num_questions:,}",
+            *map(str, (part.num_items, part.num_text_repeats)),
+        ]
+        for part in overlap.sets
+    )
+    return table(title, columns, rows)
 
 
 def show_overlap(overlap: Overlap) -> None:
     """Print the table on stderr, where the log goes."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        console = Console(stderr=True, width=160)
-    console.print(overlap_table(overlap))
+    console(stderr=True).print(overlap_table(overlap))
     if overlap.unreadable:
-        console.print(f"{len(overlap.unreadable)} pictures cannot be read", highlight=False)
+        sys.stderr.write(f"{len(overlap.unreadable)} pictures cannot be read\n")

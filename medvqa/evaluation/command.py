@@ -1,6 +1,7 @@
 """`medvqa score FILE`: score a predictions file, ours or another project's."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,12 +10,11 @@ from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig, Normaliz
 from medvqa.evaluation.predictions import read_predictions
 from medvqa.evaluation.score import score_predictions, summary_table
 from medvqa.tracking.record import write_json
+from medvqa.tracking.terminal import console
 
 
 def main_score(argv: Sequence[str]) -> int:
     """Score a predictions file and show the table."""
-    from rich.console import Console
-
     parser = argparse.ArgumentParser("medvqa score", description=main_score.__doc__)
     parser.add_argument("file", type=Path, help="predictions, one JSON object a line")
     parser.add_argument("--normalizer", choices=[n.value for n in Normalizer], default="squad")
@@ -33,12 +33,9 @@ def main_score(argv: Sequence[str]) -> int:
     )
     predictions, notes = read_predictions(options.file)
     scored = score_predictions(predictions, config, device="cpu")
-    console = Console(width=None if Console().is_terminal else 160)
-    console.print(
-        summary_table([("", scored.summary)], title=f"{options.file} ({options.normalizer})")
-    )
-    for note in notes:
-        console.print(f"note: {note}", highlight=False)
+    title = f"{options.file} ({options.normalizer})"
+    console().print(summary_table([("", scored.summary)], title=title))
+    sys.stdout.writelines(f"note: {note}\n" for note in notes)
     if options.json:
         summary = {g: {m: asdict(s) for m, s in ms.items()} for g, ms in scored.summary.items()}
         write_json(options.json, {"summary": summary, "bertscore": scored.bertscore})

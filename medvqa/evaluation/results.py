@@ -1,5 +1,6 @@
 """What a run ends with: the table, and results.json, the file that people quote."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ from medvqa.evaluation.evaluate import Evaluation, read_evaluations
 from medvqa.evaluation.plots import draw_pictures
 from medvqa.evaluation.score import summary_table
 from medvqa.tracking.record import read_json, write_json
+from medvqa.tracking.terminal import console
 from medvqa.tracking.wandb_mirror import Records
 
 SCHEMA_VERSION = 1  # of results.json; a change that breaks a reader raises it
@@ -19,13 +21,10 @@ PROTOCOL = ("normalizer", "numeric_tolerance", "max_new_tokens", "bertscore")
 
 def show_results(evaluations: Sequence[Evaluation], directory: Path) -> None:
     """Print one table per set."""
-    from rich.console import Console
-
-    console = Console(width=None if Console().is_terminal else 180)
     for name in dict.fromkeys(e.set_name for e in evaluations):
         phases = [(e.phase, e.summary) for e in evaluations if e.set_name == name]
-        console.print(summary_table(phases, title=f"{name}: mean [95 % interval]"))
-    console.print(f"everything is in {directory}", soft_wrap=True, highlight=False)
+        console().print(summary_table(phases, title=f"{name}: mean [95 % interval]"))
+    sys.stdout.write(f"everything is in {directory}\n")
 
 
 def headline(evaluations: Sequence[Evaluation], sets: Iterable[str]) -> float | None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from medvqa.report.study import Study, read_study
 from medvqa.report.tables import latex, markdown, rich_table, tables
 from medvqa.report.thumbnails import NONE, read_pictures
 from medvqa.tracking.record import write_text
+from medvqa.tracking.terminal import console
 
 
 def main_report(argv: Sequence[str]) -> None:
@@ -70,26 +72,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def show(study: Study) -> None:
     """Print the tables and how many runs they hold."""
-    from rich.console import Console
-
-    console = Console(width=None if Console().is_terminal else 180)
     for table in tables(study):
-        console.print(rich_table(table))
+        console().print(rich_table(table))
     states = Counter(run.state for run in study.runs)
     counts = ", ".join(f"{number} {state}" for state, number in states.items())
-    console.print(f"{len(study.runs)} runs: {counts}; {len(study.arms)} arms", highlight=False)
+    sys.stdout.write(f"{len(study.runs)} runs: {counts}; {len(study.arms)} arms\n")
 
 
 def _say(notes: Sequence[str], out: Path) -> None:
-    from rich.console import Console
-
-    console = Console()
-    for note in notes:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
-    size = (out / "report.html").stat().st_size / 1e6
-    console.print(
-        f"everything is in {out}; open {out / 'report.html'} ({size:.1f} MB)",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    sys.stdout.writelines(f"note: {note}\n" for note in notes)
+    page = out / "report.html"
+    size = page.stat().st_size / 1e6
+    sys.stdout.write(f"everything is in {out}; open {page} ({size:.1f} MB)\n")

@@ -12,6 +12,7 @@ from medvqa.report.pairs import Comparison
 from medvqa.report.published import NOT_STATED, SOURCE, differences, row_of
 from medvqa.report.rows import unequal_arms
 from medvqa.report.study import Result, Study
+from medvqa.tracking import terminal
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -286,18 +287,7 @@ def escaped(text: str) -> str:
 
 def rich_table(table: Table) -> "RichTable":
     """Return the table for a terminal."""
-    from rich.markup import escape
-    from rich.table import Table as RichTable
-
-    caption = "\n".join(map(escape, table.notes))
-    result = RichTable(
-        title=escape(table.title),
-        title_justify="left",
-        caption=caption or None,
-        caption_justify="left",
+    caption = "\n".join(table.notes) or None
+    return terminal.table(
+        table.title, table.header, table.rows, caption=caption, caption_justify="left"
     )
-    for name in table.header:
-        result.add_column(name, overflow="fold")
-    for row in table.rows:
-        result.add_row(*map(escape, row))
-    return result

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,22 +154,16 @@ class Scheduler:
     def _run_together(
         self, slots: Sequence[str], jobs: Sequence[Job], statuses: dict[int, Status]
     ) -> None:
-        waiting = list(jobs)
-        threads = [
-            threading.Thread(target=self._serve_slot, args=(slot, waiting, statuses))
-            for slot in slots
-        ]
-        for thread in threads:
-            thread.start()
-        try:
-            while any(thread.is_alive() for thread in threads):
-                time.sleep(POLL_S)
-        except BaseException:
-            self._stop.set()
-            raise
-        finally:
-            for thread in threads:
-                thread.join()
+        queue = list(jobs)
+        with ThreadPoolExecutor(len(slots)) as pool:
+            futures = [pool.submit(self._serve_slot, slot, queue, statuses) for slot in slots]
+            try:
+                wait(futures)
+            except BaseException:
+                self._stop.set()
+                raise
+        for future in futures:
+            future.result()  # a fault of the scheduler itself
 
     def _take(self, waiting: list[Job], engine: str | None) -> Job | None:
         """Take the next job, if possible one that the slot's loaded model can serve."""

@@ -1,7 +1,7 @@
 """What a command prints: tables in which the user's text stays as it is."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,12 +23,12 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 def table(
-    title: str, columns: Sequence[str], rows: "Iterable[Sequence[str | Text]]", **options: bool
+    title: str, columns: Sequence[str], rows: "Iterable[Sequence[str | Text]]", **options: Any
 ) -> "Table":
     """Return a table that folds long cells, and cuts messages that would fill the screen."""
     from rich.table import Table
 
-    result = Table(title=title, title_justify="left", **options)  # type: ignore[arg-type]
+    result = Table(title=title, title_justify="left", **options)
     for column in columns:
         result.add_column(column, overflow="fold")
     for row in rows:
