@@ -31,7 +31,8 @@ from medvqa.data.example import Example
 from medvqa.data.image import ImageFile
 from medvqa.data.pool import load_examples
 from medvqa.data.vqa_rad import IMAGE_FOLDER
-from medvqa.tracking.record import provenance, write_json
+from medvqa.tracking.environment import provenance
+from medvqa.tracking.record import write_json
 
 RESULT = Path(__file__).parent / "results" / "contamination.json"
 BLOCK = 2048

@@ -15,7 +15,8 @@ from medvqa.contamination.hash_cache import HashCache
 from medvqa.contamination.near import MAX_DISTANCE
 from medvqa.contamination.overlap import find_overlap
 from medvqa.data.pool import load_examples
-from medvqa.tracking.record import provenance, write_json
+from medvqa.tracking.environment import provenance
+from medvqa.tracking.record import write_json
 
 RESULT = Path(__file__).parent / "results" / "contamination_phantoms.json"
 SPLITS = ("test", "validation", "shifted")

@@ -21,7 +21,8 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from medvqa.contamination.picture_hash import hash_words, perceptual_hashes
 from medvqa.data.vqa_rad import IMAGE_FOLDER, JSON_NAME
-from medvqa.tracking.record import provenance, write_json
+from medvqa.tracking.environment import provenance
+from medvqa.tracking.record import write_json
 
 Picture = Image.Image
 RESULT = Path(__file__).parent / "results" / "contamination_recall.json"

@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from medvqa.tracking.record import provenance, read_json, read_lines, write_json
+from medvqa.tracking.environment import provenance
+from medvqa.tracking.record import read_json, read_lines, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CURRICULA = ("mixed", "open_first", "closed_first", "interleaved")

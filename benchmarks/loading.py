@@ -33,7 +33,8 @@ from medvqa.models.encode import Encoder
 from medvqa.models.load import load_model
 from medvqa.models.patches import Patches
 from medvqa.models.prompt import user_message
-from medvqa.tracking.record import environment, git_state, write_json
+from medvqa.tracking.environment import environment, git_state
+from medvqa.tracking.record import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 # Pixels an image, and rows: `map` keeps the patches of all rows, 6 MB each at 512 x 512.

@@ -6,7 +6,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from medvqa.tracking.record import provenance, read_json, write_json
+from medvqa.tracking.environment import provenance
+from medvqa.tracking.record import read_json, write_json
 
 KERNELS = ("liger-kernel", "triton", "flash-attn")  # of which `provenance` says nothing
 

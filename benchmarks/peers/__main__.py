@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from medvqa.tracking.record import provenance, read_json, read_lines, write_json
+from medvqa.tracking.environment import provenance
+from medvqa.tracking.record import read_json, read_lines, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / "benchmarks" / "peers"

@@ -15,7 +15,7 @@ from medvqa.models.prompt import user_message
 from medvqa.models.source import load_processor
 from medvqa.serve.answering import Answer, Question
 from medvqa.serve.errors import ErrorKind, ToolError
-from medvqa.tracking.record import masked
+from medvqa.tracking.secrets import masked
 
 MAX_BODY_BYTES = 4_000_000  # an answer is a short phrase
 MAX_REASON_CHARS = 200

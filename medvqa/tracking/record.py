@@ -1,42 +1,26 @@
-"""What a run leaves on disk: run.json, append-only logs, a lock; atomic and free of secrets."""
+"""A run's files: run.json, append-only logs and a lock; written whole or not at all."""
 
 import csv
 import fcntl
-import functools
 import io
 import json
 import math
 import os
-import platform
 import re
 import resource
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, Self
 
 from medvqa.config.errors import UserError
+from medvqa.tracking.environment import environment, git_state, now
+from medvqa.tracking.secrets import masked
 
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
-PACKAGES = (
-    *("medvqa", "hydra-core", "omegaconf", "unsloth", "unsloth_zoo", "transformers", "trl", "peft"),
-    *("bitsandbytes", "datasets", "torch", "torchvision", "wandb", "bert-score", "accelerate"),
-    *("tokenizers", "numpy", "pillow"),
-)
 PATIENCE_S = 10.0  # for a process that is about to leave a directory
-# What follows such a name is nobody's business. Whole words: max_new_tokens is no secret.
-SECRET = re.compile(
-    r"""(?i)((?:^|[^a-z])(?:api)?(?:key|token|secret|password)["']?\s*[=:]\s*)"""
-    r"""('[^']*'|"[^"]*"|[^,&}\s]+)"""
-)
-# The user and password of an address.
-CREDENTIALS = re.compile(r"(://)[^/@\s]+@")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -93,72 +77,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
-
-
-def masked(overrides: Sequence[str]) -> list[str]:
-    """Return the texts without the values of keys, tokens, secrets and passwords."""
-    return [CREDENTIALS.sub(r"\1***@", SECRET.sub(r"\1***", override)) for override in overrides]
-
-
-def environment() -> dict[str, Any]:
-    """Return machine and versions; packages are not imported for it."""
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "num_cpus": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpus": list(_gpus()),
-        "packages": versions,
-    }
-
-
-@functools.cache  # a process serves many runs, and the driver's answer takes a second
-def _gpus() -> tuple[str, ...]:
-    if shutil.which("nvidia-smi") is None:
-        return ()
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    try:  # a driver that hangs must not hang the run
-        answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=10)
-    except subprocess.TimeoutExpired:
-        return ()
-    return tuple(answer.stdout.strip().splitlines()) if answer.returncode == 0 else ()
-
-
-def provenance() -> dict[str, Any]:
-    """Return what a measurement's file says of when, how, on what and with which code."""
-    return {
-        "date": _now(),
-        "command": " ".join(["python", *masked(sys.argv)]),
-        "git": git_state(Path(__file__).parent),
-        "environment": environment(),
-    }
-
-
-def git_state(directory: Path) -> dict[str, Any]:
-    """Return commit and dirtiness of the code; nulls for an installed package.
-
-    An untracked file counts as dirt: a module that was never committed changes results too.
-    """
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(directory), *arguments]
-        try:
-            answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            return None
-        return answer.stdout.strip() if answer.returncode == 0 else None
-
-    # An environment inside some checkout is not that checkout's code.
-    is_ours = git("ls-files", "--error-unmatch", ".") is not None
-    commit = git("rev-parse", "HEAD") if is_ours else None
-    status = git("status", "--porcelain") if commit else None
-    return {"commit": commit, "dirty": None if status is None else bool(status)}
 
 
 @contextmanager
@@ -279,7 +197,7 @@ class RunRecord:
             "config": settings["config"],
             "overrides": masked(settings["overrides"]),
             "command": masked(sys.argv),
-            "started": before.get("started", _now()),
+            "started": before.get("started", now()),
             "num_starts": before.get("num_starts", 0) + 1,
             "git": git_state(Path(__file__).parent),
             "environment": environment(),
@@ -313,7 +231,7 @@ class RunRecord:
         except BaseException as error:
             state = INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
             (text,) = masked([f"{type(error).__name__}: {error}"])
-            self.update(state=state, error=text, ended=_now())
+            self.update(state=state, error=text, ended=now())
             raise
 
     def finish(self, **values: Any) -> None:
@@ -322,8 +240,4 @@ class RunRecord:
             1 if sys.platform == "darwin" else 1024
         )
         self.values.pop("error", None)
-        self.update(state=FINISHED, ended=_now(), peak_memory_bytes=peak_bytes, **values)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+        self.update(state=FINISHED, ended=now(), peak_memory_bytes=peak_bytes, **values)

@@ -14,7 +14,8 @@ from medvqa.config.errors import UserError
 from medvqa.config.tracking import TrackingConfig, TrackingMode
 from medvqa.data.example import Example
 from medvqa.data.image import load_rgb
-from medvqa.tracking.record import RunRecord, masked, read_lines
+from medvqa.tracking.record import RunRecord, read_lines
+from medvqa.tracking.secrets import masked
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,6 @@
-import functools
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import time
@@ -11,16 +9,8 @@ from pathlib import Path
 import pytest
 
 from medvqa.config.errors import UserError
-from medvqa.config.identity import run_id
 from medvqa.tracking import record
-from medvqa.tracking.record import (
-    JsonLines,
-    RunRecord,
-    directory_lock,
-    masked,
-    read_json,
-    read_lines,
-)
+from medvqa.tracking.record import JsonLines, RunRecord, directory_lock, read_json, read_lines
 
 SETTINGS = {"run_id": "abc", "config": {"seed": 1}, "overrides": ["seed=1"]}
 HOLD = """
@@ -58,101 +48,6 @@ def test_a_missing_file_is_empty_and_a_damaged_one_an_error(tmp_path: Path) -> N
     (tmp_path / "run.json").write_text('{"a": ')
     with pytest.raises(UserError, match=r"run\.json is damaged.*fresh=true"):
         read_json(tmp_path / "run.json")
-
-
-def test_run_id_ignores_order_and_what_cannot_change_a_result() -> None:
-    config = {"seed": 1, "lora": {"r": 16, "alpha": 32.0}, "fresh": False}
-    same = {"fresh": True, "tracking": {"mode": "offline"}, "lora": {"alpha": 32.0, "r": 16}}
-    assert run_id(config) == run_id({**same, "seed": 1})
-    assert run_id(config) != run_id({**config, "seed": 2})
-    trained = [run_id({**config, "training": {"steps": s, "gpus": s}}) for s in (4, 8)]
-    assert run_id({**config, "training": {"steps": 4}}) == trained[0] != trained[1]
-    assert re.fullmatch("[0-9a-f]{12}", run_id(config))
-
-
-@pytest.mark.parametrize(
-    ("override", "kept"),
-    [
-        ("tracking.api_key=abc", "tracking.api_key=***"),
-        ("+hub.token='a b'", "+hub.token=***"),
-        ("data.path=https://x.org/d?token=abc&v=1", "data.path=https://x.org/d?token=***&v=1"),
-        ("data.path=https://me:abc@x.org/d", "data.path=https://***@x.org/d"),
-        ("data.path=/a/me@x.org/d", "data.path=/a/me@x.org/d"),
-        ("+x={password: abc, seed: 1}", "+x={password: ***, seed: 1}"),
-        ("WANDB_API_KEY=abc", "WANDB_API_KEY=***"),
-        ("evaluation.max_new_tokens=32", "evaluation.max_new_tokens=32"),
-        ("model.max_length_tokens=2048", "model.max_length_tokens=2048"),
-        ("data=monkey", "data=monkey"),
-    ],
-)
-def test_secrets_are_masked_and_nothing_else_is(override: str, kept: str) -> None:
-    assert masked([override]) == [kept]
-
-
-def test_environment_names_versions_without_importing_them() -> None:
-    code = (
-        "import json, sys; from medvqa.tracking.record import environment; e = environment();"
-        "print(json.dumps([e, sorted({'torch', 'transformers', 'wandb'} & set(sys.modules))]))"
-    )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    found, imported = json.loads(answer.stdout)
-    assert imported == []
-    assert found["packages"]["torch"].startswith("2.")
-    assert found["num_cpus"] == os.cpu_count()
-    assert found["memory_bytes"] > 100e6
-
-
-def fake_nvidia_smi(directory: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = directory / "nvidia-smi"
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
-    monkeypatch.setattr(record, "_gpus", functools.cache(record._gpus.__wrapped__))
-
-
-def test_gpus_are_listed_with_their_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    line = "NVIDIA H100 80GB HBM3, 580.105.08, 81559 MiB"
-    fake_nvidia_smi(tmp_path, f"echo '{line}'", monkeypatch)
-    assert record.environment()["gpus"] == [line]
-
-
-def test_a_driver_that_does_not_answer_counts_as_no_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake_nvidia_smi(tmp_path, "echo 'NVIDIA-SMI has failed'; exit 9", monkeypatch)
-    assert record.environment()["gpus"] == []
-
-
-def git(directory: Path, *arguments: str) -> str:
-    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
-    command = ["git", "-C", str(directory), *identity, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def test_git_state_knows_commit_and_dirt(tmp_path: Path) -> None:
-    git(tmp_path, "init", "-q")
-    (tmp_path / "a.py").write_text("")
-    (tmp_path / ".gitignore").write_text(".venv\n")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-qm", "a")
-    commit = git(tmp_path, "rev-parse", "HEAD")
-    assert record.git_state(tmp_path) == {"commit": commit, "dirty": False}
-    (tmp_path / "never_added.py").write_text("")
-    assert record.git_state(tmp_path) == {"commit": commit, "dirty": True}
-
-
-def test_an_environment_inside_a_checkout_is_not_that_commit(tmp_path: Path) -> None:
-    git(tmp_path, "init", "-q")
-    (tmp_path / "a.py").write_text("")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-qm", "a")
-    installed = tmp_path / ".venv" / "medvqa"
-    installed.mkdir(parents=True)
-    assert record.git_state(installed) == {"commit": None, "dirty": None}
-
-
-def test_git_state_is_null_outside_a_checkout(tmp_path: Path) -> None:
-    assert record.git_state(tmp_path) == {"commit": None, "dirty": None}
 
 
 def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> None:
