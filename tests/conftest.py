@@ -32,7 +32,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 120
 # These start many processes: begun last, one of them would keep a core busy while the other rests.
-LONGEST = ("sweep", "several_gpus", "clusters", "search", "run", "serve", "report", "sync")
+LONGEST = ("sweep", "several_gpus", "clusters", "search", "run", "serve", "report")
 SECRET = "s3cret-0f-a-test"
 SECRET_NAMES = ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY")
 # One cache of picture hashes for all tests and the commands they start; never the user's own.
