@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from medvqa.config.compose import checked, config_directory, register, resolved
+from medvqa.config.compose import checked, config_directory, hydra_files, register, resolved
 from medvqa.config.errors import MISTAKES, Refused, explain
 from medvqa.config.fast_exit import leave_at_once
 from medvqa.config.identity import run_id
@@ -78,10 +78,10 @@ def _run(cfg: DictConfig, *, is_sweep: bool) -> float | None:
         "config": values,
         "overrides": list(job.overrides.task),
         "run_id": run_id(values),
+        "hydra": hydra_files(values, job.overrides.task, job),
         "sweep": Path(job.sweep.dir).name if is_sweep else None,
     }
-    directory = Path(job.runtime.output_dir)
-    return run(config, directory=directory, settings=settings, kept=Kept(load_in_own_process))
+    return run(config, Path(job.runtime.output_dir), settings, Kept(load_in_own_process))
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from medvqa.contamination import gate
 from medvqa.contamination.overlap import Overlap
 from medvqa.curriculum import Plan, plan_curriculum, stage_pools
 from medvqa.data.example import Example
-from medvqa.data.pool import Pool, load_pool, load_sets
+from medvqa.data.pool import Pool, load_pool, load_sets, rows_sha256
 from medvqa.data.verification import check_images
 from medvqa.evaluation.bertscore import check_encoder
 from medvqa.models.encode import Encoder
@@ -50,6 +50,11 @@ class Inputs:
             self._cache[key] = load_sets(self.config.data)
         sets: Mapping[str, Pool] = self._cache[key]
         return sets
+
+    def row_hashes(self) -> dict[str, str]:
+        """Return a hash of each pool's rows before the gate: questions, answers, types, images."""
+        pools = {"training": self.pool, **self.sets}
+        return {name: rows_sha256(pool.examples, with_types=True) for name, pool in pools.items()}
 
     def check(self) -> None:
         """Find mistakes that cost nothing, before every picture is read.

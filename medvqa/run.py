@@ -17,7 +17,8 @@ from medvqa.models.encode import encoder_of
 from medvqa.models.load import load_model
 from medvqa.models.patches import Patches
 from medvqa.models.sample import write_preview
-from medvqa.tracking import record
+from medvqa.tracking import identity, record
+from medvqa.tracking.files import set_aside
 from medvqa.tracking.wandb_mirror import Records, log_step, tracker
 from medvqa.training.loop import Trainer
 from medvqa.training.ranks import ALONE, Ranks
@@ -35,9 +36,7 @@ class Kept:
     cache: dict[str, Any] = field(default_factory=dict)
 
 
-def run(
-    config: Config, *, directory: Path, settings: Mapping[str, Any], kept: Kept | None = None
-) -> float | None:
+def run(config: Config, directory: Path, settings: Mapping[str, Any], kept: Kept) -> float | None:
     """Train and evaluate as configured; continue a half-done run, show a finished one.
 
     Args:
@@ -54,13 +53,14 @@ def run(
     """
     with record.directory_lock(directory, patience_s=record.PATIENCE_S):
         if config.fresh:
-            record.set_aside(directory)
-        if record.read_json(directory / "run.json").get("state") == record.FINISHED:
+            set_aside(directory)
+        rows = Inputs(config, kept.cache).row_hashes
+        if identity.is_finished(directory, settings["config"], rows):
             log.info("this run is finished already; fresh=true starts it over")
         elif config.training.gpus > 1:
             run_ranks(config.training.gpus, directory=directory, settings=settings)
         else:
-            run_rank(config, directory, settings, kept or Kept())
+            run_rank(config, directory, settings, kept)
         evaluations = read_evaluations(directory)
         show_results(evaluations, directory)
         return headline(evaluations, config.data.evaluation)
@@ -75,6 +75,7 @@ def run_rank(
     with keeper.recording():
         with keeper.phase("data"):
             inputs.check()
+            keeper.update(code=identity.code(), rows=inputs.row_hashes())
         with keeper.phase("contamination"):
             overlap = gate.record_overlap(config.contamination, inputs.overlap, directory)
             keeper.update(world_size=ranks.size, contamination=overlap)
@@ -95,12 +96,12 @@ def train_and_evaluate(
     config, plan, (keeper, mirror) = inputs.config, inputs.plan, records
     with keeper.phase("load"):
         loaded = kept.load(config.model, config.lora, **inputs.load_options())
-    keeper.update(model=loaded.describe())
     encoder = encoder_of(loaded, config.model, kept.patches)
     write_preview(encoder, inputs.by_id[plan.order[0]], directory)
     places: dict[str, Any] = {"directory": directory, "seed": config.seed, "ranks": ranks}
     # First, because it puts the engine's kernels into the model: every phase computes with them.
     trainer = Trainer(loaded, encoder, config.training, **places)
+    keeper.update(model=loaded.describe(), code=identity.code(trainer.engine.value))
     evaluator = Evaluator(inputs.questions, config.evaluation, **places)
     phases = Phases(evaluator, loaded, encoder, records)
     phases.before_training(inputs.training.examples)

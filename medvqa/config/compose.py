@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from medvqa.config.earlier import upgraded
 from medvqa.config.errors import MISTAKES, Refused, UserError, explain
 from medvqa.config.identity import run_id
 from medvqa.config.machine import num_cuda_devices
@@ -91,7 +92,32 @@ def typed(values: Mapping[str, Any], *, runs_here: bool = True) -> Config:
 
 def typed_anywhere(values: Mapping[str, Any]) -> Config:
     """Return the typed config of a run that may have been trained on another machine."""
-    return typed_group(Config, values)
+    return typed_group(Config, upgraded(values))
+
+
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded config as plain values, with this version's names and defaults.
+
+    Raises:
+        UserError: If it has a setting that this version does not know.
+    """
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), upgraded(values))
+    except OmegaConfBaseException as error:
+        raise UserError(f"the config of an earlier version: {explain(error)}") from error
+    plain = OmegaConf.to_container(merged, enum_to_str=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def hydra_files(config: Mapping[str, Any], overrides: Sequence[str], hydra: Any) -> dict[str, str]:
+    """Return the files of `.hydra/` by name; Hydra itself would write them before any check."""
+    parts: dict[str, Any] = {
+        "config": dict(config),
+        "overrides": list(overrides),
+        "hydra": {"hydra": hydra},
+    }
+    return {f"{name}.yaml": OmegaConf.to_yaml(OmegaConf.create(p)) for name, p in parts.items()}
 
 
 def typed_group(schema: type[Group], values: Mapping[str, Any]) -> Group:

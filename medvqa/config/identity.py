@@ -11,13 +11,14 @@ NOT_RESULTS = ("tracking", "fresh", "training.gpus")
 
 def run_id(config: Mapping[str, Any]) -> str:
     """Return 12 hexadecimal digits that name the resolved config, as far as it changes results."""
-    kept = _results_only(config)
+    kept = results_only(config)
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _results_only(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def results_only(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the config without the settings that cannot change a result."""
     return {
-        name: _results_only(value, f"{prefix}{name}.") if isinstance(value, Mapping) else value
+        name: results_only(value, f"{prefix}{name}.") if isinstance(value, Mapping) else value
         for name, value in config.items()
         if f"{prefix}{name}" not in NOT_RESULTS
     }

@@ -183,11 +183,12 @@ def _load_mixture(config: SourceConfig, seed: int) -> Pool:
     return mixed
 
 
-def rows_sha256(examples: Iterable[Example]) -> str:
-    """Return a hash over what a question is: id, text, answers, pictures."""
+def rows_sha256(examples: Iterable[Example], *, with_types: bool = False) -> str:
+    """Return a hash over what a question is: id, text, answers, pictures; its type if asked."""
     digest = hashlib.sha256()
     for e in examples:
-        digest.update(json.dumps([e.id, e.question, e.answers, e.image_ids]).encode() + b"\n")
+        row = [e.id, e.question, e.answers, e.image_ids, *([e.answer_type] if with_types else [])]
+        digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
 
 

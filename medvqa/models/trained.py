@@ -18,7 +18,7 @@ from medvqa.config.model import Backend, Device, ModelConfig
 from medvqa.models.adapter import ADAPTER_FILE, load_adapter
 from medvqa.models.load import load_base, load_model
 from medvqa.models.loaded import LoadedModel
-from medvqa.tracking.record import FINISHED, read_json
+from medvqa.tracking.record import DIVERGED, FINISHED, read_run
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def read_trained(directory: Path) -> Trained:
     """
     for name, read in (("run.json", _run), (EXPORT_FILE, _export)):
         if (directory / name).is_file():
-            trained = read(directory.resolve(), read_json(directory / name))
+            trained = read(directory.resolve(), read_run(directory, name))
             adapter = trained.adapter
             file = trained.directory / "config.json" if adapter is None else adapter / ADAPTER_FILE
             if not file.is_file():
@@ -91,10 +91,10 @@ def _run(directory: Path, values: Mapping[str, Any]) -> Trained:
     state = values.get("state")
     if state != FINISHED:
         reason = f" ({values['error']})" if values.get("error") else ""
-        raise UserError(
-            f"the run in {directory} is {state}, not finished{reason}; "
-            "its own command goes on from the last checkpoint"
-        )
+        advice = "its own command goes on from the last checkpoint"
+        if state == DIVERGED:
+            advice = "fresh=true with another learning rate starts it over"
+        raise UserError(f"the run in {directory} is {state}, not finished{reason}; {advice}")
     config = typed_anywhere(values["config"])
     groups = config.model, config.lora, config.evaluation
     return Trained(directory, Kind.run, directory.name, *groups, values)

@@ -144,7 +144,7 @@ def _cells(place: Path, depth: int = 0) -> Iterator[_Cell]:
 
 def _read(cell: _Cell, interned: dict[Question, Question]) -> Run:
     try:
-        values = record.read_json(cell.directory / "run.json")
+        values = record.read_run(cell.directory)
     except UserError as error:
         return _damaged(cell, {}, str(error))
     state, error_text = _state(cell, values)

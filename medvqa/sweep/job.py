@@ -132,7 +132,7 @@ def read_status(directory: Path) -> Status:
 def run_json(directory: Path) -> dict[str, Any]:
     """Return run.json, or an empty record where it is missing or damaged."""
     try:
-        return record.read_json(directory / "run.json")
+        return record.read_run(directory)
     except UserError:
         return {}
 

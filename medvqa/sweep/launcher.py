@@ -11,15 +11,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
-from medvqa.config.compose import resolved, swept_keys, typed
+from medvqa.config.compose import check_hardware, hydra_files, resolved, swept_keys, typed_anywhere
 from medvqa.config.errors import UserError
 from medvqa.config.identity import run_id
 from medvqa.sweep.display import grid_table, live_table, show_failures
 from medvqa.sweep.job import Job, State, Status, run_json
 from medvqa.sweep.status import counts, read_rows, write_summary
-from medvqa.tracking import record
+from medvqa.tracking import identity, record
+from medvqa.tracking.files import set_aside
 from medvqa.tracking.terminal import console
 
 log = logging.getLogger(__name__)
@@ -76,13 +77,15 @@ class GridLauncher(Launcher):
                 for index, overrides in enumerate(job_overrides)
             ]
             jobs = [job for job, _ in composed]
-            todo = [job for job, config in composed if config.fresh or not job.is_finished]
-            check_jobs(todo, here=self.runs_here)
+            fresh = any(config.fresh for _, config in composed)
+            check_jobs(jobs, sweep, here=self.runs_here, fresh=fresh)
             for job, config in composed:
                 if config.fresh:
                     with record.directory_lock(job.directory, patience_s=record.PATIENCE_S):
-                        record.set_aside(job.directory)
-                _write_hydra_files(job, config)
+                        set_aside(job.directory)
+                files = hydra_files(job.config, job.overrides, config.hydra)
+                for name, text in {} if job.is_finished else files.items():
+                    record.write_text(job.directory / ".hydra" / name, text)
             _write_sweep(sweep, jobs)
             statuses = self._run(sweep, jobs)
         left = [str(n) for n, status in statuses.items() if status.state is not State.finished]
@@ -147,12 +150,17 @@ def mark_waiting(jobs: Sequence[Job]) -> None:
         Status(state=State.waiting).write(job.directory)
 
 
-def check_jobs(jobs: Sequence[Job], *, here: bool) -> None:
-    """Load and compare each data set once and plan each job, so that no cell fails hours later.
+def check_jobs(jobs: Sequence[Job], sweep: Path, *, here: bool, fresh: bool) -> None:
+    """Refuse a grid of which one job cannot run, so that no cell fails hours later.
+
+    Each data set is loaded and compared once. A directory that holds another run is refused as
+    `medvqa.run.run` would refuse it.
 
     Args:
-        jobs: What is to be run.
+        jobs: All jobs of the grid.
+        sweep: The grid's directory.
         here: Whether this machine's GPUs must do.
+        fresh: Whether every job starts over.
 
     Raises:
         UserError: Naming the job.
@@ -160,22 +168,25 @@ def check_jobs(jobs: Sequence[Job], *, here: bool) -> None:
     from medvqa.inputs import Inputs
 
     cache: dict[str, Any] = {}
+    owners: dict[Path, Job] = {}
     for job in jobs:
-        inputs = Inputs(typed(job.config, runs_here=here), cache)
+        config = typed_anywhere(job.config)
+        inputs = Inputs(config, cache)
+        owner = owners.setdefault(job.directory, job)
         try:
+            if owner.run_id != job.run_id:
+                raise UserError(f"it would share {job.directory} with job {owner.number}")
+            if not fresh and identity.is_finished(
+                job.directory, job.config, inputs.row_hashes, grid=sweep
+            ):
+                continue
+            if here:
+                check_hardware(config)
             inputs.check()
             inputs.show_overlap()
             assert inputs.plan.num_steps
         except UserError as error:
             raise UserError(f"job {job.number} ({job.name}): {error}") from error
-
-
-def _write_hydra_files(job: Job, config: DictConfig) -> None:
-    directory = job.directory / ".hydra"
-    directory.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(dict(job.config)), directory / "config.yaml")
-    OmegaConf.save(OmegaConf.create(list(job.overrides)), directory / "overrides.yaml")
-    OmegaConf.save(OmegaConf.create({"hydra": config.hydra}), directory / "hydra.yaml")
 
 
 def _write_sweep(sweep: Path, jobs: Sequence[Job]) -> None:

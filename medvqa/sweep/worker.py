@@ -109,12 +109,8 @@ class Runner:
 
         self._models = self._models or WarmModels()
         self._models.expect(job.config["data"])
-        run(
-            typed(job.config),
-            directory=job.directory,
-            settings=job.settings(),
-            kept=Kept(self._models.load, self._models.patches, self._models.cache),
-        )
+        kept = Kept(self._models.load, self._models.patches, self._models.cache)
+        run(typed(job.config), job.directory, job.settings(), kept)
         return bool(self._models.release())
 
 

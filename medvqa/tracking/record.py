@@ -6,7 +6,6 @@ import io
 import json
 import math
 import os
-import re
 import resource
 import sys
 import time
@@ -15,11 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
 
+from medvqa.config.earlier import upgraded
 from medvqa.config.errors import UserError
 from medvqa.tracking.environment import environment, git_state, now
 from medvqa.tracking.secrets import masked
 
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
+DIVERGED = "diverged"
 PATIENCE_S = 10.0  # for a process that is about to leave a directory
 
 
@@ -57,6 +58,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} is damaged: no JSON object; say fresh=true to start over")
     return values
+
+
+def read_run(directory: Path, name: str = "run.json") -> dict[str, Any]:
+    """Return a record of a run, its config under this version's names; empty where none is.
+
+    Raises:
+        UserError: If it is damaged or no record of a run.
+    """
+    values = read_json(directory / name)
+    if values and not isinstance(values.get("config"), Mapping):
+        raise UserError(f"{directory / name} is no record of a run; give another directory")
+    return values | {"config": upgraded(values["config"])} if values else {}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -122,23 +135,8 @@ def is_locked(directory: Path) -> bool:
         return False
 
 
-def set_aside(directory: Path) -> Path | None:
-    """Move an earlier run's files to `previous-N/` below the directory; nothing is deleted."""
-    names = [
-        p for p in directory.iterdir() if not re.match(r"previous-|\.lock|\.hydra|.*\.log", p.name)
-    ]
-    if not names:
-        return None
-    number = 1 + len(list(directory.glob("previous-*")))
-    target = directory / f"previous-{number}"
-    target.mkdir()
-    for path in names:
-        path.rename(target / path.name)
-    return target
-
-
 class JsonLines:
-    """An append-only log with one JSON object a line, each on the disk before the next step.
+    """An append-only log with one JSON object per line, each on the disk before the next step.
 
     A resumed run keeps the lines up to the step of its checkpoint; what was written after it, a
     half-written last line included, is done and written again.
@@ -204,7 +202,10 @@ class RunRecord:
             # Wall seconds of each phase, all starts of a resumed run together.
             "seconds": before.get("seconds", {}),
             "evaluation_seconds": before.get("evaluation_seconds", {}),
+            # What this start compares again; a kill before that must not lose it.
+            **{name: before[name] for name in ("rows", "code") if name in before},
         }
+        self._hydra_files: Mapping[str, str] = settings.get("hydra", {})
 
     def update(self, **values: Any) -> None:
         """Add or replace top-level entries."""
@@ -226,6 +227,8 @@ class RunRecord:
     def recording(self) -> Iterator[None]:
         """Keep the state right however the block ends."""
         self.update()
+        for name, text in self._hydra_files.items():
+            write_text(self._path.parent / ".hydra" / name, text)
         try:
             yield
         except BaseException as error:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     import torch
 
 
+log = logging.getLogger(__name__)
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
+NUM_KEPT = 2  # should the newest one be damaged
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,16 @@ class Checkpoint:
     optimizer: dict[str, Any]
 
 
-def save_checkpoint(checkpoint: Checkpoint, directory: Path, *, order_sha256: str) -> None:
-    """Write `step-XXXXXX/` below the directory and then remove the older ones.
+def save_checkpoint(checkpoint: Checkpoint, directory: Path, run: Mapping[str, str]) -> None:
+    """Write `step-XXXXXX/` below the directory, and keep only the one before it.
 
     The new one is renamed into place only when all of it is on the disk, so a kill, a crash or a
     full disk leaves the previous one usable.
+
+    Args:
+        checkpoint: The state.
+        directory: Of all checkpoints of the run.
+        run: Hash of the order and engine, which a run that continues must share.
     """
     import torch
     from safetensors.torch import save_file
@@ -45,7 +54,7 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path, *, order_sha256: st
         save_file(checkpoint.adapter, partial / "adapter.safetensors")
         with (partial / "optimizer.pt").open("wb") as file:
             torch.save(checkpoint.optimizer, file)
-        state = {"step": checkpoint.step, "order_sha256": order_sha256}
+        state = {"step": checkpoint.step, **run}
         (partial / "state.json").write_text(json.dumps(state))
         for path in partial.iterdir():
             with path.open("rb") as written:
@@ -61,9 +70,8 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path, *, order_sha256: st
         raise
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
-    for other in _saved(directory):
-        if other != target:
-            shutil.rmtree(other)
+    for other in [path for path in _saved(directory) if path != target][: 1 - NUM_KEPT]:
+        shutil.rmtree(other)
 
 
 class CheckpointWriter:
@@ -78,12 +86,10 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
-    def start(self, checkpoint: Checkpoint, *, order_sha256: str) -> None:
+    def start(self, checkpoint: Checkpoint, run: Mapping[str, str]) -> None:
         """Write the checkpoint, whose tensors nobody may change, after the one before it."""
         self.settle()
-        self._writing = self._thread.submit(
-            save_checkpoint, checkpoint, self._directory, order_sha256=order_sha256
-        )
+        self._writing = self._thread.submit(save_checkpoint, checkpoint, self._directory, run)
 
     def __enter__(self) -> Self:
         return self
@@ -113,32 +119,51 @@ class CheckpointWriter:
             done.result()
 
 
-def load_checkpoint(directory: Path, *, order_sha256: str) -> Checkpoint | None:
-    """Return the newest checkpoint, or None where there is none.
+def load_checkpoint(directory: Path, run: Mapping[str, str]) -> Checkpoint | None:
+    """Return the newest checkpoint that can be read, or None where there is none at all.
+
+    Args:
+        directory: Where they are.
+        run: What the checkpoint must have been written with; see `save_checkpoint`.
 
     Raises:
-        UserError: If it belongs to another order of examples: going on would mix two runs.
+        UserError: If it belongs to another run, or if none of them can be read.
     """
-    import torch
-    from safetensors.torch import load_file
-
     for leftover in directory.glob(".partial-*"):
         shutil.rmtree(leftover)
     saved = _saved(directory)
-    if not saved:
-        return None
-    newest = saved[-1]
-    state: Mapping[str, Any] = json.loads((newest / "state.json").read_text())
-    if state["order_sha256"] != order_sha256:
+    for path in reversed(saved):
+        try:
+            return _read(path, run)
+        except UserError:
+            raise
+        except Exception as error:  # of JSON, safetensors, pickle, zip or the disk
+            log.warning("%s is damaged (%s: %s)", path, type(error).__name__, error)
+    if saved:
         raise UserError(
-            f"{newest} was written for another order of examples; the data or the code has "
-            "changed since. Say fresh=true to start over (the old run is kept aside)"
+            f"no checkpoint in {directory} can be read; say fresh=true to start over (the old run "
+            "is kept aside)"
         )
-    return Checkpoint(
+    return None
+
+
+def _read(path: Path, run: Mapping[str, str]) -> Checkpoint:
+    import torch
+    from safetensors.torch import load_file
+
+    state: Mapping[str, Any] = json.loads((path / "state.json").read_text())
+    checkpoint = Checkpoint(
         step=int(state["step"]),
-        adapter=load_file(newest / "adapter.safetensors"),
-        optimizer=torch.load(newest / "optimizer.pt", weights_only=True, map_location="cpu"),
+        adapter=load_file(path / "adapter.safetensors"),
+        optimizer=torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"),
     )
+    for name, value in run.items():
+        if state.get(name, value) != value:
+            raise UserError(
+                f"{path} was written with another {name} ({state[name]} -> {value}); continuing "
+                "would mix two runs. Say fresh=true to start over (the old run is kept aside)"
+            )
+    return checkpoint
 
 
 def _disk_is_full(error: BaseException | None) -> bool:

@@ -333,12 +333,13 @@ class Trainer:
 
     def _save(self, plan: Plan, step: int) -> None:
         state = Checkpoint(step, self.optimizer.weights(), self.optimizer.state_dict())
-        self.checkpoints.start(state, order_sha256=plan.sha256)
+        self.checkpoints.start(state, self._run(plan))
+
+    def _run(self, plan: Plan) -> dict[str, str]:
+        return {"order_sha256": plan.sha256, "engine": self.engine.value}
 
     def _resume(self, plan: Plan) -> int:
-        saved = self.ranks.first(
-            load_checkpoint, self.directory / "checkpoints", order_sha256=plan.sha256
-        )
+        saved = self.ranks.first(load_checkpoint, self.directory / "checkpoints", self._run(plan))
         if saved is None:
             return 0
         recorded = self.ranks.first(recorded_steps, self.directory)

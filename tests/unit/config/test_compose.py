@@ -24,6 +24,12 @@ def composed(*overrides: str, hydra: bool = False) -> DictConfig:
         return compose("config", overrides=list(overrides), return_hydra_config=hydra)
 
 
+def resolved_plain(config: DictConfig) -> dict[str, object]:
+    plain = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
 def config_of(*overrides: str) -> Config:
     config = OmegaConf.to_object(composed(*overrides))
     assert isinstance(config, Config)

@@ -85,7 +85,7 @@ def test_a_fused_engine_changes_nothing_for_the_next_job_of_that_engine(models, 
         values = resolved(composed(*overrides, "data.evaluation.test.limit=16", f"seed={seed}"))
         settings = {"config": values, "overrides": [], "run_id": name}
         directory = tmp_path / name
-        run(typed(values), directory=directory, settings=settings, kept=Kept(load, patches))
+        run(typed(values), directory, settings, Kept(load, patches))
         return tmp_path / name
 
     cell("first", 1, models.load, models.patches)

@@ -66,19 +66,6 @@ def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> Non
             assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
 
-def test_set_aside_keeps_every_file_but_those_of_the_new_run(tmp_path: Path) -> None:
-    for name in ("run.json", "train.log", ".lock"):
-        (tmp_path / name).write_text(name)
-    (tmp_path / ".hydra").mkdir()
-    (tmp_path / "adapter").mkdir()
-    assert record.set_aside(tmp_path) == tmp_path / "previous-1"
-    assert sorted(p.name for p in (tmp_path / "previous-1").iterdir()) == ["adapter", "run.json"]
-    assert record.set_aside(tmp_path) is None
-    (tmp_path / "run.json").write_text("newer")
-    assert record.set_aside(tmp_path) == tmp_path / "previous-2"
-    assert (tmp_path / "previous-1" / "run.json").read_text() == "run.json"
-
-
 def test_each_line_is_readable_before_the_log_is_closed(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with JsonLines(path, keep_up_to_step=0) as log:

@@ -18,6 +18,8 @@ from medvqa.training.checkpoint import (
 )
 from medvqa.training.loop import recorded_steps
 
+RUN = {"order_sha256": "a", "engine": "plain"}
+
 
 def checkpoint(step):
     weights = torch.full((256, 256), float(step))
@@ -40,38 +42,38 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("room", [100_000, 450_000], ids=["for no tensor", "for the adapter only"])
 def test_a_full_disk_leaves_the_previous_checkpoint_and_room_to_say_so(small_disk, room):
     place = small_disk / "checkpoints"
-    save_checkpoint(checkpoint(1), place, order_sha256="a")
+    save_checkpoint(checkpoint(1), place, RUN)
     (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - room))
     with pytest.raises(UserError, match="the disk is full: no room for a checkpoint in"):
-        save_checkpoint(checkpoint(2), place, order_sha256="a")
+        save_checkpoint(checkpoint(2), place, RUN)
     assert [path.name for path in place.iterdir()] == ["step-000001"]
     (small_disk / "run.json").write_text(json.dumps({"state": "failed"}))
-    saved = load_checkpoint(place, order_sha256="a")
+    saved = load_checkpoint(place, RUN)
     assert saved is not None
     assert saved.step == 1
     assert torch.equal(saved.adapter["lora_A"], checkpoint(1).adapter["lora_A"])
 
     (small_disk / "ballast").unlink()
-    save_checkpoint(checkpoint(2), place, order_sha256="a")
-    assert [path.name for path in place.iterdir()] == ["step-000002"]
+    save_checkpoint(checkpoint(2), place, RUN)
+    assert sorted(path.name for path in place.iterdir()) == ["step-000001", "step-000002"]
 
 
 def test_a_full_disk_is_said_by_the_writer_that_works_behind_the_training(small_disk):
     writer = CheckpointWriter(small_disk / "checkpoints")
     with writer:
-        writer.start(checkpoint(1), order_sha256="a")
+        writer.start(checkpoint(1), RUN)
     (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - 100_000))
-    writer.start(checkpoint(2), order_sha256="a")
+    writer.start(checkpoint(2), RUN)
     with pytest.raises(UserError, match="the disk is full"):
-        writer.start(checkpoint(3), order_sha256="a")
+        writer.start(checkpoint(3), RUN)
     with pytest.raises(UserError, match="the disk is full"), writer:
-        writer.start(checkpoint(3), order_sha256="a")
+        writer.start(checkpoint(3), RUN)
         raise OSError(errno.ENOSPC, "a line of the log had no room either")
     writer = CheckpointWriter(small_disk / "checkpoints")
     (small_disk / "ballast").unlink()
     with writer:
-        writer.start(checkpoint(4), order_sha256="a")
-    saved = load_checkpoint(small_disk / "checkpoints", order_sha256="a")
+        writer.start(checkpoint(4), RUN)
+    saved = load_checkpoint(small_disk / "checkpoints", RUN)
     assert saved is not None
     assert saved.step == 4
 
@@ -79,9 +81,41 @@ def test_a_full_disk_is_said_by_the_writer_that_works_behind_the_training(small_
 def test_what_ends_in_an_error_leaves_its_checkpoint_whole(tmp_path):
     writer = CheckpointWriter(tmp_path)
     with pytest.raises(KeyboardInterrupt), writer:
-        writer.start(checkpoint(1), order_sha256="a")
+        writer.start(checkpoint(1), RUN)
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+def damage(path, kind):
+    if kind == "missing":
+        path.unlink()
+    elif kind == "empty":
+        path.write_bytes(b"")
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("name", ["state.json", "adapter.safetensors", "optimizer.pt"])
+@pytest.mark.parametrize("kind", ["missing", "empty", "cut"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, name, kind, caplog):
+    for step in (1, 2, 3):
+        save_checkpoint(checkpoint(step), tmp_path, RUN)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "step-000003"]
+    damage(tmp_path / "step-000003" / name, kind)
+    saved = load_checkpoint(tmp_path, RUN)
+    assert saved is not None
+    assert saved.step == 2
+    assert "step-000003 is damaged" in caplog.text
+    damage(tmp_path / "step-000002" / name, kind)
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read; say fresh=true"):
+        load_checkpoint(tmp_path, RUN)
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_a_checkpoint_of_another_order_or_engine_is_refused(tmp_path, name):
+    save_checkpoint(checkpoint(1), tmp_path, RUN)
+    with pytest.raises(UserError, match=rf"was written with another {name} .* fresh=true"):
+        load_checkpoint(tmp_path, {**RUN, name: "other"})
 
 
 def test_logs_are_whole_up_to_the_last_line_that_both_have(tmp_path):

@@ -1,0 +1,150 @@
+"""Whether a directory holds the same run: equal settings, equal rows, equal code."""
+
+import ast
+import functools
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from medvqa.config.compose import with_defaults
+from medvqa.config.errors import UserError
+from medvqa.config.identity import results_only
+from medvqa.tracking.files import has_results
+from medvqa.tracking.record import DIVERGED, FINISHED, read_run
+
+log = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).resolve().parents[1]
+# The code that can change a result.
+COMPUTING = (
+    *("data", "contamination", "curriculum.py", "inputs.py", "models", "fast", "training"),
+    *("evaluation", "run.py"),
+)
+LIBRARIES = ("torch", "transformers")
+SHOWN_LENGTH = 60  # characters of a setting's value
+SHOWN = 12  # differences in one message
+
+WAYS_OUT = "say fresh=true to start over (the old run is kept aside), or give another directory"
+Rows = Callable[[], Mapping[str, str]]
+
+
+def code(engine: str | None = None) -> dict[str, str | None]:
+    """Return the hash of the code that computes, its libraries' versions, the resolved engine."""
+    versions = {name: _version(name) for name in LIBRARIES}
+    return {"sha256": _code_sha256(), **versions, "engine": engine}
+
+
+@functools.cache
+def _code_sha256() -> str:
+    """Return the hash of the syntax trees without docstrings: comments and layout do not count."""
+    digest = hashlib.sha256()
+    for name in COMPUTING:
+        for path in sorted([PACKAGE / name, *(PACKAGE / name).rglob("*.py")]):
+            if path.is_file():
+                tree = without_docstrings(ast.parse(path.read_text(encoding="utf-8")))
+                digest.update(f"{path.relative_to(PACKAGE)}\n{ast.unparse(tree)}\n".encode())
+    return digest.hexdigest()
+
+
+def without_docstrings(tree: ast.Module) -> ast.Module:
+    """Return the tree, changed in place."""
+    for node in ast.walk(tree):
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        if isinstance(node, kinds) and ast.get_docstring(node, clean=False) is not None:
+            node.body[0] = ast.Pass()
+    return tree
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def is_finished(
+    directory: Path, config: Mapping[str, Any], rows: Rows, *, grid: Path | None = None
+) -> bool:
+    """Return whether the directory holds this very run, finished.
+
+    A directory whose run has computed nothing yet may be started anew with other settings.
+
+    Args:
+        directory: Run directory.
+        config: The resolved config of the run that is asked for.
+        rows: Gives the hash of each pool's rows; called only where there is a run to compare.
+        grid: Of which the run is a cell; its finished cells of other code get one warning.
+
+    Raises:
+        UserError: If the run there has other settings or rows, has diverged, or is half done by
+            other code. The message names each difference.
+    """
+    earlier = read_run(directory)
+    if not has_results(directory, earlier):
+        return False
+    differences = list(_settings(earlier["config"], config)) or list(_rows(earlier, rows()))
+    if differences:
+        shown = "; ".join(differences[:SHOWN])
+        more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+        raise UserError(f"{directory} holds another run ({shown}{more}); {WAYS_OUT}")
+    if earlier["state"] == DIVERGED:
+        raise UserError(f"the run in {directory} has diverged ({earlier['error']}); {WAYS_OUT}")
+    other_code = ", ".join(_code(earlier))
+    finished = bool(earlier["state"] == FINISHED)
+    if other_code and not finished:
+        raise UserError(
+            f"{directory} was begun by other code ({other_code}): continuing would mix two "
+            f"versions in one run; {WAYS_OUT}"
+        )
+    if other_code:
+        _warn(grid or directory, other_code)
+    return finished
+
+
+@functools.cache
+def _warn(place: Path, other_code: str) -> None:
+    log.warning(
+        "%s was made by other code (%s); fresh=true runs it again with this code",
+        *(place, other_code),
+    )
+
+
+def _settings(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    before, now = (dict(_flat(results_only(with_defaults(c)))) for c in (earlier, config))
+    for key in dict.fromkeys([*before, *now]):
+        if before.get(key) != now.get(key):
+            yield f"{key} {_short(before.get(key))} -> {_short(now.get(key))}"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}..."
+
+
+def _rows(earlier: Mapping[str, Any], rows: Mapping[str, str]) -> Iterator[str]:
+    before = earlier.get("rows", {})  # runs of earlier versions recorded none
+    for name, sha256 in rows.items():
+        if name in before and before[name] != sha256:
+            owner = "the training rows" if name == "training" else f"the rows of {name}"
+            yield f"{owner} have changed, {before[name][:8]} -> {sha256[:8]}"
+
+
+def _code(earlier: Mapping[str, Any]) -> Iterator[str]:
+    before = earlier.get("code") or {}
+    for name, value in code().items():
+        # The engine is known once the model is loaded; the checkpoints compare it.
+        if name != "engine" and before.get(name) != value:
+            old = "unknown" if before.get(name) is None else str(before[name])[:12]
+            label = "code" if name == "sha256" else name
+            yield f"{label} {old} -> {str(value)[:12]}"

@@ -1,0 +1,48 @@
+"""Starting over moves what a run wrote, and nothing else."""
+
+import json
+
+from medvqa.tracking.files import set_aside
+
+OF_A_RUN = (
+    *("run.json", "metrics.jsonl", "order.jsonl", "preview.txt", "loss.png", ".hydra/config.yaml"),
+    *("adapter/adapter_model.safetensors", "checkpoints/step-000004/state.json"),
+    *("evaluation/final/test/metrics.json", "wandb/offline-run-1/run.wandb"),
+)
+OF_THE_USER = (
+    *("notes.txt", ".git/HEAD", "data/rows.jsonl", "adapter/notes.txt", "evaluation/plan.md"),
+    *("train.log", "checkpoints/mine.pt", "wandb/notes.txt"),
+)
+
+
+def write(directory, names, text="{}"):
+    for name in names:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(text)
+
+
+def files(directory):
+    return {str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file()}
+
+
+def test_only_the_files_of_a_run_are_set_aside_from_among_the_users(tmp_path):
+    write(tmp_path, OF_THE_USER)
+    write(tmp_path, OF_A_RUN, json.dumps({"run_id": "a"}))
+    assert set_aside(tmp_path) == tmp_path / "previous-1"
+    assert files(tmp_path / "previous-1") == set(OF_A_RUN)
+    assert files(tmp_path) == {*OF_THE_USER, *(f"previous-1/{name}" for name in OF_A_RUN)}
+
+
+def test_a_directory_without_a_run_is_left_alone(tmp_path):
+    write(tmp_path, [*OF_THE_USER, "metrics.jsonl"])
+    assert set_aside(tmp_path) is None
+    assert files(tmp_path) == {*OF_THE_USER, "metrics.jsonl"}
+
+
+def test_runs_are_set_aside_one_after_the_other_and_none_is_lost(tmp_path):
+    for number in (1, 2, 3):
+        write(tmp_path, ["run.json"], json.dumps({"run_id": number}))
+        assert set_aside(tmp_path) == tmp_path / f"previous-{number}"
+    kept = [json.loads((tmp_path / f"previous-{n}" / "run.json").read_text()) for n in (1, 2, 3)]
+    assert [values["run_id"] for values in kept] == [1, 2, 3]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()].count("adapter") == 0
