@@ -38,9 +38,7 @@ def coverage(num_runs: int, seeds: float, simulations: int) -> list[float]:
         one = arm_mean(a, NAMES).score
         held[0] += one.low <= 0.5 <= one.high
         for place, paired in ((1, False), (2, True)):
-            score = compare_arms(
-                a, b, NAMES, seeds_are_paired=paired, num_samples=2, seed=0
-            ).difference
+            score = compare_arms(a, b, NAMES, seeds_are_paired=paired).difference
             held[place] += score.low <= 0 <= score.high
     return list(held / simulations)
 
@@ -53,7 +51,7 @@ def false_positives(num_runs: int, seeds: float, simulations: int) -> list[float
         a, b = drawn(rng, num_runs, seeds, 0.7)
         means = a.mean(axis=0).tolist(), b.mean(axis=0).tolist()
         p_values = (
-            compare_arms(a, b, NAMES, seeds_are_paired=False, num_samples=2, seed=0).p_value,
+            compare_arms(a, b, NAMES, seeds_are_paired=False).p_value,
             paired_permutation(*means, NAMES, num_samples=199, seed=0).p_value,
             paired_permutation(*means, num_samples=199, seed=0).p_value,
             mcnemar(a[0].tolist(), b[0].tolist()).mid_p_value,

@@ -189,9 +189,7 @@ class Study:
         clusters = self.clusters(name, kind)
         scores_a = self.scores(a, budget, name, kind)
         scores_b = self.scores(b, budget, name, kind, phase_of_b)
-        found = compare_arms(
-            scores_a, scores_b, clusters, seeds_are_paired=True, num_samples=2000, seed=0
-        )
+        found = compare_arms(scores_a, scores_b, clusters, seeds_are_paired=True)
         return {
             "a": a,
             "b": b if phase_of_b == "final" else f"{b} {phase_of_b}",

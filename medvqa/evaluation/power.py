@@ -6,6 +6,7 @@ A difference is `a` minus `b`, and a cluster is a picture with all of its questi
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from medvqa.config.errors import UserError
 from medvqa.evaluation.statistics import cluster_sums, score_matrix
@@ -93,7 +94,17 @@ def mcnemar_power(
     """
     from scipy import stats
 
-    _check_plan(num_questions, discordant_fraction, alpha, design_effect, num_seeds, seed_sd)
+    for holds, message in (
+        (num_questions > 0, f"num_questions must be positive, not {num_questions}"),
+        (0 < discordant_fraction <= 1, f"discordant_fraction {discordant_fraction} not in (0, 1]"),
+        (0 < alpha < 1, f"alpha must lie between 0 and 1, not at {alpha}"),
+        (0 < design_effect < math.inf, f"design_effect must be positive, not {design_effect}"),
+        (num_seeds > 0, f"num_seeds must be positive, not {num_seeds}"),
+        (0 <= seed_sd < math.inf, f"seed_sd must be 0 or more, not {seed_sd}"),
+        (num_seeds > 1 or seed_sd == 0, "one seed shows no seed variance; plan num_seeds >= 2"),
+    ):
+        if not holds:
+            raise UserError(message)
     if not abs(effect) <= discordant_fraction:
         raise UserError(
             f"an effect of {effect} needs more discordant answers than {discordant_fraction}"
@@ -110,14 +121,7 @@ def mcnemar_power(
 
 
 def minimal_detectable_effect(
-    num_questions: int,
-    discordant_fraction: float,
-    *,
-    power: float = 0.8,
-    alpha: float = 0.05,
-    design_effect: float = 1.0,
-    num_seeds: int = 1,
-    seed_sd: float = 0.0,
+    num_questions: int, discordant_fraction: float, *, power: float = 0.8, **plan: Any
 ) -> float | None:
     """Return the smallest true difference that is found with probability `power`.
 
@@ -127,47 +131,16 @@ def minimal_detectable_effect(
     Raises:
         UserError: If a number is out of its range, or one seed is to show how seeds vary.
     """
-    _check_power(alpha, power)
+    from scipy.optimize import brentq
 
-    def reached(effect: float) -> float:
-        return mcnemar_power(
-            effect,
-            num_questions,
-            discordant_fraction,
-            alpha=alpha,
-            design_effect=design_effect,
-            num_seeds=num_seeds,
-            seed_sd=seed_sd,
-        )
+    _check_power(plan.get("alpha", 0.05), power)
 
-    low, high = 0.0, discordant_fraction
-    if reached(high) < power:
+    def missing(effect: float) -> float:
+        return mcnemar_power(effect, num_questions, discordant_fraction, **plan) - power
+
+    if missing(discordant_fraction) < 0:
         return None
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (low, middle) if reached(middle) >= power else (middle, high)
-    return high
-
-
-def _check_plan(
-    num_questions: int,
-    discordant_fraction: float,
-    alpha: float,
-    design_effect: float,
-    num_seeds: int,
-    seed_sd: float,
-) -> None:
-    for holds, message in (
-        (num_questions > 0, f"num_questions must be positive, not {num_questions}"),
-        (0 < discordant_fraction <= 1, f"discordant_fraction {discordant_fraction} not in (0, 1]"),
-        (0 < alpha < 1, f"alpha must lie between 0 and 1, not at {alpha}"),
-        (0 < design_effect < math.inf, f"design_effect must be positive, not {design_effect}"),
-        (num_seeds > 0, f"num_seeds must be positive, not {num_seeds}"),
-        (0 <= seed_sd < math.inf, f"seed_sd must be 0 or more, not {seed_sd}"),
-        (num_seeds > 1 or seed_sd == 0, "one seed shows no seed variance; plan num_seeds >= 2"),
-    ):
-        if not holds:
-            raise UserError(message)
+    return float(brentq(missing, 0.0, discordant_fraction, xtol=1e-15))
 
 
 def detectable_difference(

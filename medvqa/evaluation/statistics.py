@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 
 # Sign patterns are drawn in blocks of this many signs, so that any data set fits into memory.
 SIGNS_PER_BLOCK = 4_000_000
-MOST_KEPT_COUNTS = 2_000_000  # of one set of resamples, two bytes each
 
 
 @dataclass(frozen=True, kw_only=True)
 class PermutationTest:
-    """A sign-flip test; `is_exact` says that every flip was counted and none was drawn."""
+    """A sign-flip test; it is exact where every flip was counted and none was drawn."""
 
     difference: float
     p_value: float
@@ -52,14 +51,12 @@ class PairedEffect:
     """How far `a` lies above `b` on the same questions.
 
     Attributes:
-        difference: Of the means; where scores are 0 or 1, the risk difference.
         cohens_dz: Mean over standard deviation of the differences; None if all are equal.
         cohens_h: Difference of arcsine-transformed proportions; None unless scores are 0 or 1.
         odds_ratio: Questions right in `a` only over those right in `b` only; infinite without the
             latter, None without either or unless scores are 0 or 1.
     """
 
-    difference: Score
     cohens_dz: float | None
     cohens_h: float | None
     odds_ratio: float | None
@@ -74,12 +71,6 @@ def clustered_bootstrap(
     (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8).
     A single cluster has no spread to resample: its interval is the mean itself.
 
-    Args:
-        values: One a question, in any unit.
-        clusters: The picture of each question.
-        num_samples: Bootstrap resamples.
-        seed: Of the resampling.
-
     Raises:
         UserError: If there is nothing to average, a value is not finite, or the lengths differ.
     """
@@ -87,7 +78,8 @@ def clustered_bootstrap(
 
     array = score_matrix([values], len(clusters))[0]
     sums, sizes = cluster_sums(array, clusters)
-    means = _resampled_means(sums, sizes, num_samples=num_samples, seed=seed)
+    counts = _multiplicities(len(sums), num_samples, seed).astype(np.float64)
+    means = (counts @ sums) / (counts @ sizes)
     low, high = np.quantile(means, [0.025, 0.975])
     return Score(
         mean=float(array.mean()), low=float(low), high=float(high), num_examples=len(values)
@@ -107,14 +99,8 @@ def paired_permutation(
     If the two were alike, their names could be swapped on any picture, which flips the sign of all
     of its differences. Up to `num_samples` flips are enumerated; beyond that many are drawn and
     p is (b + 1) / (m + 1), which is never 0 (Phipson and Smyth, Permutation p-values should never
-    be zero, 2010). Pictures whose differences cancel change nothing and are not flipped.
-
-    Args:
-        a: One score a question, in any unit.
-        b: The same questions in the same order.
-        clusters: The picture of each question; None treats questions as independent.
-        num_samples: Most sign patterns to look at.
-        seed: Of the drawing.
+    be zero, 2010). Pictures whose differences cancel change nothing and are not flipped. Without
+    clusters, questions count as independent.
 
     Raises:
         UserError: If there are no scores, one is not finite, or the lengths differ.
@@ -128,18 +114,18 @@ def paired_permutation(
     # Sums in another order differ in their last digits; such a tie must count as a tie.
     threshold = abs(sums.sum()) - 1e-10 * abs(sums).sum()
     is_exact = len(flippable) <= math.log2(max(num_samples, 1))
-    if is_exact:
-        patterns = np.arange(2 ** len(flippable))[:, None] >> np.arange(len(flippable)) & 1
-        p_value = float(np.mean(abs(sums.sum() - 2 * (patterns @ flippable)) >= threshold))
-    else:
-        rng = np.random.default_rng(seed)
-        num_extreme = 0
-        block = max(1, SIGNS_PER_BLOCK // len(flippable))
-        for start in range(0, num_samples, block):
-            shape = (min(block, num_samples - start), len(flippable))
-            flipped = rng.integers(0, 2, size=shape, dtype=np.int8) @ flippable
-            num_extreme += int(np.sum(abs(sums.sum() - 2 * flipped) >= threshold))
-        p_value = (num_extreme + 1) / (num_samples + 1)
+    num_patterns = 2 ** len(flippable) if is_exact else num_samples
+    rng = np.random.default_rng(seed)
+    num_extreme = 0
+    block = max(1, SIGNS_PER_BLOCK // max(len(flippable), 1))
+    for start in range(0, num_patterns, block):
+        rows = np.arange(start, min(start + block, num_patterns))
+        if is_exact:
+            signs = rows[:, None] >> np.arange(len(flippable)) & 1
+        else:
+            signs = rng.integers(0, 2, size=(len(rows), len(flippable)), dtype=np.int8)
+        num_extreme += int(np.sum(abs(sums.sum() - 2 * (signs @ flippable)) >= threshold))
+    p_value = num_extreme / num_patterns if is_exact else (num_extreme + 1) / (num_patterns + 1)
     return PermutationTest(
         difference=float(sums.sum() / len(a)),
         p_value=p_value,
@@ -160,70 +146,55 @@ def mcnemar(a_correct: Sequence[bool], b_correct: Sequence[bool]) -> McNemarTest
     Raises:
         UserError: If there are no answers, the lengths differ, or a value is neither 0 nor 1.
     """
-    from scipy import stats
+    from scipy.stats import binom
+    from statsmodels.stats.contingency_tables import mcnemar as exact_mcnemar
 
     columns = score_matrix([a_correct, b_correct])
     if not _is_binary(columns):
         raise UserError("McNemar's test needs answers that are right (1) or wrong (0)")
-    only_a, only_b = (
-        int((d > 0).sum()) for d in (columns[0] - columns[1], columns[1] - columns[0])
-    )
-    num_discordant = only_a + only_b
-    if num_discordant:
-        p_value = float(stats.binomtest(only_a, num_discordant).pvalue)
-        # Half of what is exactly as extreme: one of two equal tails, or half of the middle.
-        as_extreme = float(stats.binom.pmf(only_a, num_discordant, 0.5))
-        mid_p_value = p_value - as_extreme * (0.5 if only_a == only_b else 1.0)
-    else:
-        p_value = mid_p_value = 1.0
+    differences = columns[0] - columns[1]
+    only_a, only_b = int((differences > 0).sum()), int((differences < 0).sum())
+    p_value = float(exact_mcnemar([[0, only_a], [only_b, 0]], exact=True).pvalue)
+    # Half of what is exactly as extreme: one of two equal tails, or half of the middle.
+    as_extreme = float(binom.pmf(only_a, only_a + only_b, 0.5)) * (0.5 if only_a == only_b else 1)
     return McNemarTest(
         num_questions=len(a_correct),
         only_a=only_a,
         only_b=only_b,
         p_value=p_value,
-        mid_p_value=mid_p_value,
+        mid_p_value=p_value - as_extreme if only_a or only_b else 1.0,
     )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values adjusted for the size of their family, in the input's order.
 
-    Compare each with the level itself; the chance of one or more false positives in the family
-    then stays below it (Holm, A simple sequentially rejective multiple test procedure, 1979).
+    Holm, A simple sequentially rejective multiple test procedure, 1979; computed by statsmodels.
 
     Raises:
         UserError: If there is none, or one is no probability.
     """
+    from statsmodels.stats.multitest import multipletests
+
     if not p_values:
         raise UserError("no p-values to adjust")
-    if wrong := [p for p in p_values if not 0 <= p <= 1]:
-        raise UserError(f"a p-value lies between 0 and 1, not {wrong[0]}")
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = largest
+    if invalid := [p for p in p_values if not 0 <= p <= 1]:
+        raise UserError(f"a p-value lies between 0 and 1, not {invalid[0]}")
+    adjusted: list[float] = multipletests(p_values, method="holm")[1].tolist()
     return adjusted
 
 
-def paired_effect(
-    a: Sequence[float],
-    b: Sequence[float],
-    clusters: Sequence[str],
-    *,
-    num_samples: int,
-    seed: int,
-) -> PairedEffect:
+def paired_effect(a: Sequence[float], b: Sequence[float]) -> PairedEffect:
     """Return effect sizes of `a` over `b` on the same questions.
 
     Sources: Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988 (h: section 6.2;
     d_z: 2.3.5); the odds ratio is the conditional estimate of McNemar's pairs (Agresti, Categorical
-    Data Analysis, 2013, section 11.2). The interval is `clustered_bootstrap`'s.
+    Data Analysis, 2013, section 11.2).
 
     Raises:
         UserError: If there are no scores, one is not finite, or the lengths differ.
     """
-    columns = score_matrix([a, b], len(clusters))
+    columns = score_matrix([a, b])
     differences = columns[0] - columns[1]
     spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
     cohens_h = odds_ratio = None
@@ -234,9 +205,6 @@ def paired_effect(
         if only_a or only_b:
             odds_ratio = only_a / only_b if only_b else math.inf
     return PairedEffect(
-        difference=clustered_bootstrap(
-            differences.tolist(), clusters, num_samples=num_samples, seed=seed
-        ),
         cohens_dz=float(differences.mean()) / spread if spread else None,
         cohens_h=cohens_h,
         odds_ratio=odds_ratio,
@@ -246,11 +214,7 @@ def paired_effect(
 def score_matrix(
     rows: "Sequence[Sequence[float]] | NDArray[np.float64]", num_questions: int | None = None
 ) -> "NDArray[np.float64]":
-    """Return scores as (rows, questions).
-
-    Args:
-        rows: Scores of the same questions in the same order.
-        num_questions: How many pictures were named for them, if any were.
+    """Return scores of the same questions as (rows, questions), for so many named pictures.
 
     Raises:
         UserError: If there are none, one is not finite, or the lengths differ.
@@ -274,9 +238,7 @@ def cluster_sums(
 ) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
     """Return each cluster's sum and size, clusters in alphabetical order.
 
-    Args:
-        values: (questions,) or (runs, questions); sums then are (clusters,) or (runs, clusters).
-        clusters: The picture of each question.
+    The sums of (questions,) are (clusters,), those of (runs, questions) are (runs, clusters).
     """
     import numpy as np
 
@@ -289,26 +251,14 @@ def _is_binary(matrix: "NDArray[np.float64]") -> bool:
     return bool(((matrix == 0) | (matrix == 1)).all())
 
 
-def _resampled_means(
-    sums: "NDArray[np.float64]", sizes: "NDArray[np.float64]", *, num_samples: int, seed: int
-) -> "NDArray[np.float64]":
-    """Return the mean of each resample: drawing clusters is drawing their multiplicities."""
-    import numpy as np
-
-    is_small = len(sums) * num_samples <= MOST_KEPT_COUNTS
-    draw = _kept_multiplicities if is_small else _multiplicities
-    counts = draw(len(sums), num_samples, seed).astype(np.float64)
-    return np.asarray((counts @ sums) / (counts @ sizes))
-
-
+@functools.lru_cache(maxsize=8)
 def _multiplicities(num_clusters: int, num_samples: int, seed: int) -> "NDArray[np.integer[Any]]":
-    """Return how often each resample holds each cluster: (samples, clusters)."""
+    """Return how often each resample holds each cluster: (samples, clusters).
+
+    They depend on no score, so all metrics of a set share them.
+    """
     import numpy as np
 
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), num_samples)
     return counts.astype(np.min_scalar_type(num_clusters))
-
-
-# They depend on no score: every metric of a set, and every evaluation of it, needs the same ones.
-_kept_multiplicities = functools.lru_cache(maxsize=32)(_multiplicities)

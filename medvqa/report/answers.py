@@ -1,7 +1,8 @@
 """Predictions of many runs on one set -> a compact form: each text and each answer stored once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from medvqa.evaluation.score import SHOWN
@@ -24,34 +25,22 @@ class Column:
 
 def columns_of(arms: Sequence[Arm], set_name: str) -> list[Column]:
     """Return what the browser can show side by side: final, blind, and each baseline once."""
-    found: list[Column] = []
-    seen = set()
-    for phase in ("final", "blind", *SHARED_PHASES):
-        for arm in arms:
-            for run in arm.runs:
-                answers = run.answered(phase, set_name)
-                if answers is None:
-                    continue
-                key = (arm.model, phase, answers.questions, answers.texts)
-                if phase not in SHARED_PHASES or key not in seen:
-                    found.append(Column(arm, run, answers))
-                seen.add(key)
-    return found
+    columns: dict[Hashable, Column] = {}
+    for phase, arm in product(("final", "blind", *SHARED_PHASES), arms):
+        for run in arm.runs:
+            if answers := run.answered(phase, set_name):
+                same = (arm.model, answers.questions, answers.texts)
+                key = (phase, same if phase in SHARED_PHASES else run.directory)
+                columns.setdefault(key, Column(arm, run, answers))
+    return list(columns.values())
 
 
-class Texts:
-    """Texts by number, each stored once."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
+class Texts(dict[str, int]):
+    """Text -> number; each text is stored once."""
 
     def number(self, text: str) -> int:
         """Return the text's number."""
-        return self._numbers.setdefault(text, len(self._numbers))
-
-    def all(self) -> list[str]:
-        """Return the texts in the order of their numbers."""
-        return list(self._numbers)
+        return self.setdefault(text, len(self))
 
 
 def encode(
@@ -62,11 +51,7 @@ def encode(
     A question's different answers are listed once with their scores, which depend on nothing else;
     a column then is one small number a question, -1 where it was not asked.
 
-    Args:
-        arms: In the page's order.
-        set_name: Set.
-        shown: Cluster -> pictures.
-        pictures: Numbers of the pictures, shared by all sets.
+    `shown` maps a cluster to its pictures, whose numbers all sets share.
     """
     columns = columns_of(arms, set_name)
     texts = Texts()
@@ -102,7 +87,7 @@ def encode(
             for column, column_codes in zip(columns, codes, strict=True)
         ],
         "metrics": list(SHOWN),
-        "texts": texts.all(),
+        "texts": list(texts),
     }
 
 

@@ -92,19 +92,26 @@ def model_label(config: Mapping[str, Any]) -> str:
 def _rests(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what tells each config from the others that share its model and ordering labels."""
     leaves = [dict(_leaves(config)) for config in configs]
-    labels = [(model_label(config), config["curriculum"]["name"]) for config in configs]
-    rests: list[str] = []
-    for own, (model, ordering) in zip(leaves, labels, strict=True):
-        differing = []
-        for key, value in own.items():
-            # All orderings of a model are looked at, so that the rows of a grid are named one way;
-            # orderings differ in their stages anyway, and only namesakes need telling apart.
-            label = (model, ordering) if key.startswith("curriculum.") else (model,)
-            others = [
-                o for o, its in zip(leaves, labels, strict=True) if its[: len(label)] == label
-            ]
-            if any(other.get(key) != value for other in others):
-                differing.append(key)
+    models = [model_label(config) for config in configs]
+    orderings = [config["curriculum"]["name"] for config in configs]
+    rests = []
+    for own, model, ordering in zip(leaves, models, orderings, strict=True):
+        # All orderings of a model are looked at, so that the rows of a grid are named one way;
+        # orderings differ in their stages anyway, and only namesakes need telling apart.
+        kin = [o for o, m in zip(leaves, models, strict=True) if m == model]
+        namesakes = [
+            o
+            for o, m, name in zip(leaves, models, orderings, strict=True)
+            if (m, name) == (model, ordering)
+        ]
+        differing = [
+            key
+            for key, value in own.items()
+            if any(
+                other.get(key) != value
+                for other in (namesakes if key.startswith("curriculum.") else kin)
+            )
+        ]
         differing.sort(key=lambda key: key.startswith("curriculum."))
         rests.append(_written(_telling(differing), own))
     return rests
@@ -113,11 +120,10 @@ def _rests(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 def _written(keys: Sequence[str], values: Mapping[str, str]) -> str:
     """Return `key=value, ...`, each key by its last part where that is no other's."""
     lasts = [key.rpartition(".")[2] for key in keys]
-    names = [
-        last if lasts.count(last) == 1 and last != "name" else key
+    return ", ".join(
+        f"{last if lasts.count(last) == 1 and last != 'name' else key}={_short(values[key])}"
         for key, last in zip(keys, lasts, strict=True)
-    ]
-    return ", ".join(f"{n}={_short(values[k])}" for n, k in zip(names, keys, strict=True))
+    )
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

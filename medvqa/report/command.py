@@ -12,7 +12,7 @@ from medvqa.report.pairs import Settings
 from medvqa.report.plots import write_figures
 from medvqa.report.rows import write_rows
 from medvqa.report.study import Study, read_study
-from medvqa.report.tables import latex, markdown, rich_table, tables
+from medvqa.report.tables import Table, latex, markdown, rich_table, tables
 from medvqa.report.thumbnails import NONE, read_pictures
 from medvqa.tracking.record import write_text
 from medvqa.tracking.terminal import console
@@ -30,11 +30,10 @@ def main_report(argv: Sequence[str]) -> None:
     )
     study = read_study(options.directory, settings)
     out = options.out or options.directory[0] / "report"
-    show(study)
+    made = tables(study)
     write_rows(study, out)
-    found = tables(study)
-    write_text(out / "tables.md", "\n".join(map(markdown, found)))
-    write_text(out / "tables.tex", "\n".join(map(latex, found)))
+    write_text(out / "tables.md", "\n".join(map(markdown, made)))
+    write_text(out / "tables.tex", "\n".join(map(latex, made)))
     if not options.no_plots:
         write_figures(study, out)
     # A report reads what is on this machine: no data set is fetched for its pictures.
@@ -42,7 +41,7 @@ def main_report(argv: Sequence[str]) -> None:
     pictures = NONE if options.no_pictures else read_pictures(study.arms)
     title = options.title or ", ".join(place.name for place in options.directory)
     write_page(study, pictures, out / "report.html", title=title)
-    _say([*study.notes, *pictures.notes], out)
+    show(study, made, [*study.notes, *pictures.notes], out / "report.html")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,17 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def show(study: Study) -> None:
-    """Print the tables and how many runs they hold."""
-    for table in tables(study):
+def show(study: Study, made: Sequence[Table], notes: Sequence[str], page: Path) -> None:
+    """Print the tables, how many runs they hold, the notes, and where the page is."""
+    for table in made:
         console().print(rich_table(table))
     states = Counter(run.state for run in study.runs)
     counts = ", ".join(f"{number} {state}" for state, number in states.items())
     sys.stdout.write(f"{len(study.runs)} runs: {counts}; {len(study.arms)} arms\n")
-
-
-def _say(notes: Sequence[str], out: Path) -> None:
     sys.stdout.writelines(f"note: {note}\n" for note in notes)
-    page = out / "report.html"
     size = page.stat().st_size / 1e6
-    sys.stdout.write(f"everything is in {out}; open {page} ({size:.1f} MB)\n")
+    sys.stdout.write(f"everything is in {page.parent}; open {page} ({size:.1f} MB)\n")

@@ -34,7 +34,7 @@ def page(study: Study, pictures: Pictures, *, title: str) -> str:
         "cost": _figure(study, "cost"),
         "study": _script(_study(study, pictures, title)),
         "answers": _script({"sets": sets}),
-        "pictures": _script({"urls": [pictures.urls.get(key, "") for key in keys.all()]}),
+        "pictures": _script({"urls": [pictures.urls.get(key, "") for key in keys]}),
     }
     # Data may hold whatever a model said, a marker too: each part is put in once, left to right.
     pieces = []
@@ -69,7 +69,7 @@ def _study(study: Study, pictures: Pictures, title: str) -> dict[str, Any]:
         "title": title,
         "sets": list(study.set_names),
         "metrics": SHOWN,
-        "phases": phases_in_order(study.results),
+        "phases": phases_in_order(study),
         "arms": [
             {
                 "name": arm.name,

@@ -1,7 +1,7 @@
-"""Pairs of arms -> tests, effects and what they could have shown, a family at a time."""
+"""Pairs of arms -> tests, effects and detectable differences, one family at a time."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -39,9 +39,9 @@ class Settings:
     Attributes:
         within: Compare only arms that agree in these config keys.
         baseline: Compare every arm with this one only; all pairs if None.
-        allow_unequal: Mark unfair pairs in place of refusing.
+        allow_unequal: Mark unfair pairs instead of refusing them.
         seeds_are_paired: See `compare_arms`.
-        num_samples: Bootstrap resamples and sign flips.
+        num_samples: Sign flips of the permutation test.
     """
 
     within: tuple[str, ...] = ()
@@ -53,23 +53,13 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tests:
-    """What is known of one pair by itself; see `Comparison`."""
-
-    crossed: ArmComparison
-    effect: PairedEffect
-    permutation: PermutationTest
-    mcnemar: tuple[McNemarTest, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Arm `a` minus arm `b` in the final phase, on the questions that both answer.
 
     Attributes:
-        tests: `crossed` is the one to quote: over new questions and, with several seeds, new
-            trainings. `permutation` is of these very models (means over their seeds) on new
-            pictures; `mcnemar`, for right-or-wrong metrics, one a seed that both arms have.
+        crossed: The test to quote: over new questions and, with several seeds, new trainings.
+        permutation: Of these very models (means over their seeds) on new pictures.
+        mcnemar: Of right-or-wrong metrics, one per seed that both arms have.
         unequal: Why the two are no fair pair; empty unless the user insisted.
         family_size: Pairs of the same set, group and metric: corrected together.
         detectable: True difference found with 80 % power at the first step of Holm's procedure.
@@ -80,12 +70,15 @@ class Comparison:
     set_name: str
     group: str
     metric: str
-    tests: Tests
+    crossed: ArmComparison
+    effect: PairedEffect
+    permutation: PermutationTest
+    mcnemar: tuple[McNemarTest, ...]
     unequal: tuple[str, ...]
-    family_size: int
-    p_holm: float
-    permutation_p_holm: float
-    detectable: float
+    family_size: int = 1
+    p_holm: float = 1.0
+    permutation_p_holm: float = 1.0
+    detectable: float = 0.0
 
     @property
     def common_row(self) -> str:
@@ -93,11 +86,10 @@ class Comparison:
         return self.a.row if self.a.row == self.b.row else ""
 
     @property
-    def names(self) -> tuple[str, str]:
-        """Names of both, short where they share a row."""
-        if self.common_row:
-            return self.a.ordering, self.b.ordering
-        return self.a.name, self.b.name
+    def label(self) -> str:
+        """`a - b`, with short names where both share a row."""
+        arms = (self.a, self.b)
+        return " \N{MINUS SIGN} ".join(x.ordering if self.common_row else x.name for x in arms)
 
 
 def arm_pairs(arms: Sequence[Arm], settings: Settings) -> list[tuple[Arm, Arm]]:
@@ -118,119 +110,88 @@ def arm_pairs(arms: Sequence[Arm], settings: Settings) -> list[tuple[Arm, Arm]]:
     ]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two arms that both answered a set; `unequal` as in `Comparison`."""
-
-    a: Arm
-    b: Arm
-    unequal: tuple[str, ...]
-
-
-def answering_pairs(
-    set_name: str, pairs: Sequence[tuple[Arm, Arm]], *, allow_unequal: bool
-) -> list[Pair]:
-    """Return the pairs of which every run has final answers on the set.
+def compare_on(
+    set_name: str, pairs: Sequence[tuple[Arm, Arm]], settings: Settings
+) -> Iterator[Comparison]:
+    """Yield the comparisons on one set, family by family.
 
     Raises:
         UserError: If a pair may not be compared and the user did not insist.
     """
-    found = []
+    reasons = {}
     for a, b in pairs:
         if all(run.answered("final", set_name) for run in (*a.runs, *b.runs)):
-            reasons = unequal(a, b, set_name)
-            if reasons and not allow_unequal:
-                raise UserError(refusal(a, b, set_name, reasons))
-            found.append(Pair(a, b, reasons))
-    return found
-
-
-def refusal(a: Arm, b: Arm, set_name: str, reasons: Sequence[str]) -> str:
-    """Return why two arms are not compared, and what to do about it."""
-    return (
-        f"{a.name} and {b.name} cannot be compared on {set_name}: {'; '.join(reasons)}\n"
-        "  --within KEY compares only arms that agree in a config key, --allow-unequal marks such "
-        "pairs in every table"
-    )
-
-
-def compare_on(
-    set_name: str, pairs: Sequence[tuple[Arm, Arm]], settings: Settings
-) -> Iterator[Comparison]:
-    """Yield the comparisons on one set, family by family; see `answering_pairs`."""
-    fair = answering_pairs(set_name, pairs, allow_unequal=settings.allow_unequal)
+            reasons[a.name, b.name] = unequal(a, b, set_name)
+            if reasons[a.name, b.name] and not settings.allow_unequal:
+                raise UserError(
+                    f"{a.name} and {b.name} cannot be compared on {set_name}: "
+                    f"{'; '.join(reasons[a.name, b.name])}\n"
+                    "  --within KEY compares only arms that agree in a config key, "
+                    "--allow-unequal marks such pairs in every table"
+                )
     for group in GROUPS:
         for metric in SHOWN:
-            yield from _family(fair, set_name, group, metric, settings)
+            tested = (
+                _tested(a, b, (set_name, group, metric), reasons[a.name, b.name], settings)
+                for a, b in pairs
+                if (a.name, b.name) in reasons
+            )
+            yield from corrected([comparison for comparison in tested if comparison])
 
 
-def _family(
-    pairs: Sequence[Pair], set_name: str, group: str, metric: str, settings: Settings
-) -> Iterator[Comparison]:
-    """Yield all pairs of one set, group and metric, their p-values corrected together."""
-    tested = []
-    for pair in pairs:
-        answered = [
-            [found for run in arm.runs if (found := run.answered("final", set_name))]
-            for arm in (pair.a, pair.b)
-        ]
-        (of_a, of_b), clusters = aligned(answered, group=group, metric=metric)
-        if len(set(clusters)) > 1:  # one picture shows no spread
-            tested.append((pair, _tests(pair, of_a, of_b, clusters, metric, settings)))
-    if not tested:
-        return
-    corrected = holm([tests.crossed.p_value for _, tests in tested])
-    of_models = holm([tests.permutation.p_value for _, tests in tested])
-    for (pair, tests), p_holm, permutation_p_holm in zip(tested, corrected, of_models, strict=True):
-        yield Comparison(
-            a=pair.a,
-            b=pair.b,
-            set_name=set_name,
-            group=group,
-            metric=metric,
-            tests=tests,
-            unequal=pair.unequal,
-            family_size=len(tested),
+def corrected(family: Sequence[Comparison]) -> list[Comparison]:
+    """Return the comparisons with what depends on the size of their family."""
+    if not family:
+        return []
+    adjusted = holm([c.crossed.p_value for c in family])
+    of_models = holm([c.permutation.p_value for c in family])
+    return [
+        replace(
+            c,
+            family_size=len(family),
             p_holm=p_holm,
             permutation_p_holm=permutation_p_holm,
             detectable=detectable_difference(
-                tests.crossed.standard_error,
-                tests.crossed.degrees_of_freedom,
+                c.crossed.standard_error,
+                c.crossed.degrees_of_freedom,
                 power=POWER,
-                alpha=LEVEL / len(tested),
+                alpha=LEVEL / len(family),
             ),
         )
+        for c, p_holm, permutation_p_holm in zip(family, adjusted, of_models, strict=True)
+    ]
 
 
-def _tests(
-    pair: Pair,
-    of_a: "NDArray[np.float64]",
-    of_b: "NDArray[np.float64]",
-    clusters: Sequence[str],
-    metric: str,
-    settings: Settings,
-) -> Tests:
-    num_samples, seed = settings.num_samples, settings.seed
-    mean_a, mean_b = of_a.mean(axis=0).tolist(), of_b.mean(axis=0).tolist()
-    by_seed_a, by_seed_b = (
-        {run.seed: row for run, row in zip(arm.runs, scores, strict=True)}
-        for arm, scores in ((pair.a, of_a), (pair.b, of_b))
-    )
-    both = [s for s in by_seed_a if s in by_seed_b] if metric in BINARY else []
-    return Tests(
-        crossed=compare_arms(
-            of_a,
-            of_b,
-            clusters,
-            seeds_are_paired=settings.seeds_are_paired,
-            num_samples=num_samples,
-            seed=seed,
-        ),
-        effect=paired_effect(mean_a, mean_b, clusters, num_samples=num_samples, seed=seed),
+def _tested(
+    a: Arm, b: Arm, place: tuple[str, str, str], unequal: tuple[str, ...], settings: Settings
+) -> Comparison | None:
+    """Return the pair's tests; None where one picture shows no spread."""
+    set_name, group, metric = place
+    answers = [
+        [found for run in arm.runs if (found := run.answered("final", set_name))] for arm in (a, b)
+    ]
+    (of_a, of_b), clusters = aligned(answers, group=group, metric=metric)
+    if len(set(clusters)) < 2:
+        return None
+    means = of_a.mean(axis=0).tolist(), of_b.mean(axis=0).tolist()
+    by_seed = [
+        {run.seed: row.tolist() for run, row in zip(arm.runs, scores, strict=True)}
+        for arm, scores in ((a, of_a), (b, of_b))
+    ]
+    both = [seed for seed in by_seed[0] if seed in by_seed[1]] if metric in BINARY else []
+    return Comparison(
+        a=a,
+        b=b,
+        set_name=set_name,
+        group=group,
+        metric=metric,
+        crossed=compare_arms(of_a, of_b, clusters, seeds_are_paired=settings.seeds_are_paired),
+        effect=paired_effect(*means),
         permutation=paired_permutation(
-            mean_a, mean_b, clusters, num_samples=num_samples, seed=seed
+            *means, clusters, num_samples=settings.num_samples, seed=settings.seed
         ),
-        mcnemar=tuple(mcnemar(by_seed_a[s].tolist(), by_seed_b[s].tolist()) for s in both),
+        mcnemar=tuple(mcnemar(by_seed[0][seed], by_seed[1][seed]) for seed in both),
+        unequal=unequal,
     )
 
 

@@ -4,14 +4,15 @@ import io
 import re
 from collections.abc import Callable, Iterable
 from datetime import datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medvqa.evaluation.score import SHOWN
 from medvqa.report.arms import Arm
-from medvqa.report.runs import PHASE_RANK, Run
-from medvqa.report.study import Study
+from medvqa.report.runs import Run
+from medvqa.report.study import Study, phases_in_order
 from medvqa.tracking.record import read_lines
 
 if TYPE_CHECKING:
@@ -26,26 +27,26 @@ METRIC = "exact_match"
 
 def figures(study: Study) -> dict[str, Callable[[], "Figure | None"]]:
     """Return the figures by name; each draws when called, and gives None with nothing to draw."""
-    found: dict[str, Callable[[], Figure | None]] = {}
-    for name in study.set_names:
-        found[f"grid_{name}"] = lambda n=name: grid(study, n)  # type: ignore[misc]
-        found[f"differences_{name}"] = lambda n=name: differences(study, n)  # type: ignore[misc]
-        found[f"forgetting_{name}"] = lambda n=name: forgetting(study, n)  # type: ignore[misc]
-    return {**found, "loss": lambda: loss(study), "cost": lambda: cost(study)}
+    of_sets = {"grid": grid, "differences": differences, "forgetting": forgetting}
+    return {
+        **{
+            f"{kind}_{name}": partial(draw, study, name)
+            for name in study.set_names
+            for kind, draw in of_sets.items()
+        },
+        "loss": partial(loss, study),
+        "cost": partial(cost, study),
+    }
 
 
-def write_figures(study: Study, out: Path) -> list[Path]:
-    """Write every figure as PNG and SVG; return the files."""
-    written = []
+def write_figures(study: Study, out: Path) -> None:
+    """Write every figure as PNG and SVG."""
     for name, draw in figures(study).items():
-        figure = draw()
-        for suffix in ("png", "svg") if figure else ():
-            path = out / "plots" / f"{re.sub(r'[^A-Za-z0-9_-]', '-', name)}.{suffix}"
+        if figure := draw():
+            path = out / "plots" / re.sub(r"[^A-Za-z0-9_-]", "-", name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            assert figure is not None
-            figure.savefig(path, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
-            written.append(path)
-    return written
+            figure.savefig(path.with_name(f"{path.name}.png"), dpi=150)
+            figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None})
 
 
 def page_svg(figure: "Figure") -> str:
@@ -142,16 +143,14 @@ def differences(study: Study, set_name: str) -> "Figure | None":
     figure, axes = _figure(8.5, 0.9 + 0.3 * len(chosen))
     axis = axes[0, 0]
     for y, c in enumerate(chosen):
-        score = c.tests.crossed.difference
+        score = c.crossed.difference
         found = c.p_holm < 0.05
         colour = SERIES[0] if found else FAINT
         axis.plot([score.low, score.high], [y, y], color=colour, lw=2)
         axis.plot(score.mean, y, "s", color=colour, ms=6)
     axis.axvline(0, color=INK, lw=0.8)
     labels = [
-        f"{c.common_row}: ".removeprefix(": ")
-        + " \N{MINUS SIGN} ".join(c.names)
-        + (" †" if c.unequal else "")
+        f"{c.common_row}: ".removeprefix(": ") + c.label + (" †" if c.unequal else "")
         for c in chosen
     ]
     axis.set_yticks(range(len(chosen)), labels)
@@ -166,7 +165,7 @@ def differences(study: Study, set_name: str) -> "Figure | None":
 
 
 def forgetting(study: Study, set_name: str) -> "Figure | None":
-    """Draw exact match after each stage as a matrix: arms by stages, open and closed apart."""
+    """Draw exact match after each stage as a matrix: arms by phases, open and closed apart."""
     import numpy as np
 
     means = {
@@ -175,38 +174,23 @@ def forgetting(study: Study, set_name: str) -> "Figure | None":
         if r.set_name == set_name and r.metric == METRIC
     }
     arms = [arm for arm in study.arms if (arm.name, "final", "overall") in means]
+    phases = [phase for phase in phases_in_order(study) if phase not in ("majority", "blind")]
     if not arms:
         return None
-    stages = {arm.name: stage_phases(arm, set_name) for arm in arms}
-    most = max(map(len, stages.values()))
-    columns = ["before", *(f"stage {i + 1}" for i in range(most)), "final"]
-    figure, axes = _figure(3.5 + 1.5 * len(columns), 1.2 + 0.32 * len(arms), ncols=2, sharey=True)
+    figure, axes = _figure(3.5 + 1.5 * len(phases), 1.2 + 0.32 * len(arms), ncols=2, sharey=True)
     for axis, group in zip(axes[0], ("open", "closed"), strict=True):
-        values = np.full((len(arms), len(columns)), np.nan)
-        for i, arm in enumerate(arms):
-            phases = ["zero_shot", *stages[arm.name]]
-            for j, phase in [*enumerate(phases), (len(columns) - 1, "final")]:
-                values[i, j] = means.get((arm.name, phase, group), np.nan)
+        values = np.array(
+            [[means.get((arm.name, phase, group), np.nan) for phase in phases] for arm in arms]
+        )
         axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto", alpha=0.85)
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
                 colour = "white" if value > 0.65 else "black"
                 axis.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour)
-        axis.set_xticks(range(len(columns)), columns)
+        axis.set_xticks(range(len(phases)), [phase.replace("_", " ") for phase in phases])
         axis.set_title(f"{set_name}, {group} questions: {SHOWN[METRIC]}", fontsize=9)
     axes[0, 0].set_yticks(range(len(arms)), [arm.name for arm in arms])
     return figure
-
-
-def stage_phases(arm: Arm, set_name: str) -> list[str]:
-    """Return the phases after each stage but the last, which is the final one."""
-    steps = {
-        answers.phase: answers.step
-        for run in arm.runs
-        for answers in run.answers
-        if answers.set_name == set_name and answers.phase not in PHASE_RANK
-    }
-    return sorted(steps, key=lambda phase: (steps[phase], phase))
 
 
 def loss(study: Study) -> "Figure | None":

@@ -1,7 +1,7 @@
 """Run directories -> runs with their answers: read from files alone, damage named."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ DAMAGED, OUTDATED = "damaged", "outdated"
 PHASE_RANK = {"majority": 0, "zero_shot": 1, "blind": 3, "final": 4}
 AFTER_STAGE_RANK = 2
 MAX_DEPTH = 4  # of run directories below a given one
+Entry = Mapping[str, Any]  # a job of sweep.json; empty for a run that no grid lists
 
 
 @dataclass(frozen=True)
@@ -108,84 +109,63 @@ def read_runs(places: Sequence[Path]) -> list[Run]:
     Raises:
         UserError: If a place is missing, or nowhere is a run.
     """
-    cells: dict[Path, _Cell] = {}
+    cells: dict[Path, tuple[Path, Entry]] = {}
     for place in places:
         if not place.is_dir():
             raise UserError(f"{place} is no directory; give run directories or grids of them")
-        found = list(_cells(place))
-        if not found:
+        here = list(_cells(place))
+        if not here:
             raise UserError(f"{place} holds no run: no run.json and no sweep.json in it or below")
-        for cell in found:
-            cells.setdefault(cell.directory.resolve(), cell)
+        for directory, entry in here:
+            cells.setdefault(directory.resolve(), (directory, entry))
     interned: dict[Question, Question] = {}
-    return [_read(cell, interned) for cell in cells.values()]
+    return [_read(directory, entry, interned) for directory, entry in cells.values()]
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """A place where a run is or should be; `entry` is what a sweep.json says about it."""
-
-    directory: Path
-    entry: Mapping[str, Any] | None = None
-
-
-def _cells(place: Path, depth: int = 0) -> Iterator[_Cell]:
+def _cells(place: Path, depth: int = 0) -> Iterator[tuple[Path, Entry]]:
+    """Yield where a run is or should be, with what a sweep.json says about it."""
     sweep = record.read_json(place / "sweep.json")
     if sweep:
         for entry in sweep["jobs"]:
-            yield _Cell(place / entry["directory"], entry)
+            yield place / entry["directory"], entry
     elif (place / "run.json").is_file():
-        yield _Cell(place)
+        yield place, {}
     elif depth < MAX_DEPTH:
         for below in sorted(p for p in place.iterdir() if p.is_dir()):
             if not below.name.startswith((".", "previous-")):
                 yield from _cells(below, depth + 1)
 
 
-def _read(cell: _Cell, interned: dict[Question, Question]) -> Run:
+def _read(directory: Path, entry: Entry, interned: dict[Question, Question]) -> Run:
+    values: Mapping[str, Any] = {}
+    answers: Sequence[Answers] = ()
     try:
-        values = record.read_run(cell.directory)
-    except UserError as error:
-        return _damaged(cell, {}, str(error))
-    state, error_text = _state(cell, values)
-    overrides = tuple((cell.entry or values).get("overrides", ()))
-    if state != record.FINISHED:
-        return Run(
-            directory=cell.directory,
-            values=values,
-            state=state,
-            overrides=overrides,
-            error=error_text,
-        )
-    try:
-        answers = tuple(_read_answers(cell.directory, interned))
-    except UserError as error:
-        return _damaged(cell, values, str(error))
-    if not answers:
-        return _damaged(cell, values, f"{cell.directory} is finished but holds no evaluation")
+        values = record.read_run(directory)
+        state, error = _state(directory, entry, values)
+        if state == record.FINISHED:
+            answers = _read_answers(directory, interned)
+    except UserError as damage:
+        state, error = DAMAGED, str(damage)
     return Run(
-        directory=cell.directory, values=values, state=state, overrides=overrides, answers=answers
+        directory=directory,
+        values=values,
+        state=state,
+        overrides=tuple((entry or values).get("overrides", ())),
+        error=error,
+        answers=tuple(answers),
     )
 
 
-def _damaged(cell: _Cell, values: Mapping[str, Any], error: str) -> Run:
-    overrides = tuple((cell.entry or values).get("overrides", ()))
-    return Run(
-        directory=cell.directory, values=values, state=DAMAGED, overrides=overrides, error=error
-    )
-
-
-def _state(cell: _Cell, values: Mapping[str, Any]) -> tuple[str, str | None]:
+def _state(directory: Path, entry: Entry, values: Mapping[str, Any]) -> tuple[str, str | None]:
     """Return how the run stands: run.json says what is done, status.json how the rest ended."""
     state, error = values.get("state"), values.get("error")
     if state == record.FINISHED:
-        wanted = cell.entry["run_id"] if cell.entry else values.get("run_id")
-        if values.get("run_id") == wanted:
+        if not entry or values.get("run_id") == entry["run_id"]:
             return record.FINISHED, None
         return OUTDATED, "finished with another config than the grid's; the same command runs it"
-    if state == record.RUNNING and record.is_locked(cell.directory):
+    if state == record.RUNNING and record.is_locked(directory):
         return record.RUNNING, None
-    status = read_status(cell.directory)
+    status = read_status(directory)
     if status.state in (State.failed, State.killed, State.timed_out):
         return status.state.value, status.error or error
     if state is None:
@@ -193,22 +173,18 @@ def _state(cell: _Cell, values: Mapping[str, Any]) -> tuple[str, str | None]:
     return (record.INTERRUPTED if state == record.RUNNING else state), error
 
 
-def _read_answers(directory: Path, interned: dict[Question, Question]) -> Iterable[Answers]:
-    found = [
-        read_answers(path.parent, interned)
-        for path in directory.glob("evaluation/*/*/metrics.json")
-    ]
+def _read_answers(directory: Path, interned: dict[Question, Question]) -> list[Answers]:
+    places = directory.glob("evaluation/*/*/metrics.json")
+    answers = [read_answers(path.parent, interned) for path in places]
+    if not answers:
+        raise UserError(f"{directory} is finished but holds no evaluation")
     return sorted(
-        found, key=lambda a: (a.set_name, PHASE_RANK.get(a.phase, AFTER_STAGE_RANK), a.step)
+        answers, key=lambda a: (a.set_name, PHASE_RANK.get(a.phase, AFTER_STAGE_RANK), a.step)
     )
 
 
 def read_answers(place: Path, interned: dict[Question, Question]) -> Answers:
-    """Return one phase on one set.
-
-    Args:
-        place: Directory with metrics.json and predictions.jsonl.
-        interned: Questions seen so far; all runs share one copy.
+    """Return one phase on one set; all runs share one copy of each question.
 
     Raises:
         UserError: Naming the file, and the line where there is one.
@@ -222,16 +198,17 @@ def read_answers(place: Path, interned: dict[Question, Question]) -> Answers:
     questions, texts = [], []
     columns: dict[str, list[float]] = {metric: [] for metric in SHOWN}
     for row in _prediction_rows(path):
-        question = _question(row)
+        values = {**row, "text": row["question"], "references": tuple(row["references"])}
+        question = Question(**{name: values[name] for name in Question.__annotations__})
         questions.append(interned.setdefault(question, question))
         texts.append(str(row["prediction"]))
         for metric, column in columns.items():
             value = row.get(metric)
             column.append(float("nan") if value is None else float(value))
-    wanted = stored["summary"]["overall"]["exact_match"]["num_examples"]
-    if len(questions) != wanted:
+    expected = stored["summary"]["overall"]["exact_match"]["num_examples"]
+    if len(questions) != expected:
         raise UserError(
-            f"{path} is damaged: {len(questions)} predictions, metrics.json has {wanted}"
+            f"{path} is damaged: {len(questions)} predictions, metrics.json has {expected}"
         )
     return Answers(
         phase=stored["phase"],
@@ -253,19 +230,7 @@ def _prediction_rows(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         try:
             row = json.loads(line)
-            row["references"], row["prediction"], row["cluster"]
+            row["references"], row["prediction"], row["cluster"], row["question"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}, line {number} is damaged ({error})") from error
         yield row
-
-
-def _question(row: Mapping[str, Any]) -> Question:
-    return Question(
-        id=row["id"],
-        text=row["question"],
-        references=tuple(row["references"]),
-        answer_type=row["answer_type"],
-        source=row["source"],
-        split=row["split"],
-        cluster=row["cluster"],
-    )

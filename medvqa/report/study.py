@@ -1,7 +1,7 @@
 """Run directories -> all that a report shows, and the way in for whoever wants the numbers.
 
 study = read_study([Path("multirun/...")], Settings(within=("training.max_steps",)))
-study.comparisons[0].test.difference, study.comparisons[0].p_holm
+study.comparisons[0].crossed.difference, study.comparisons[0].p_holm
 """
 
 import math
@@ -66,8 +66,9 @@ def read_study(places: Sequence[Path], settings: Settings | None = None) -> Stud
     settings = settings or Settings()
     runs = read_runs(places)
     arms, notes = read_arms(runs)
-    asked = [name for arm in arms for name in arm.config["data"]["evaluation"]]
-    set_names = tuple(dict.fromkeys(asked))
+    set_names = tuple(
+        dict.fromkeys(name for arm in arms for name in arm.config["data"]["evaluation"])
+    )
     pairs = arm_pairs(arms, settings)
     return Study(
         runs=tuple(runs),
@@ -107,14 +108,11 @@ def arm_results(arm: Arm) -> Iterator[Result]:
                 )
 
 
-def phases_in_order(results: Sequence[Result]) -> list[str]:
+def phases_in_order(study: Study) -> list[str]:
     """Return the phases that occur: baselines, stages by their step, then the final one."""
-    steps: dict[str, int] = {}
-    for result in results:
-        for run in result.runs:
-            found = run.answered(result.phase, result.set_name)
-            if found:
-                steps[result.phase] = max(steps.get(result.phase, 0), found.step)
-    return sorted(
-        steps, key=lambda phase: (PHASE_RANK.get(phase, AFTER_STAGE_RANK), steps[phase], phase)
-    )
+    places: dict[str, tuple[int, int]] = {}
+    for run in study.runs:
+        for a in run.answers:
+            place = (PHASE_RANK.get(a.phase, AFTER_STAGE_RANK), a.step)
+            places[a.phase] = max(places.get(a.phase, place), place)
+    return sorted(places, key=lambda phase: (places[phase], phase))

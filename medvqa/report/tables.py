@@ -1,7 +1,6 @@
 """Study -> tables for people, as Markdown, as LaTeX (booktabs) and on the terminal."""
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
@@ -19,15 +18,17 @@ if TYPE_CHECKING:
 
 MARK, MINUS = "†", "\N{MINUS SIGN}"
 PUBLISHED = ("exact_match", "f1", "bertscore_f1")
-PHASE_NAMES = {"majority": "majority answer", "zero_shot": "zero-shot base", "blind": "blind"}
-LATEX = {
-    **{c: f"\\{c}" for c in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "†": r"$^\dagger$",
-    MINUS: "$-$",
-}
+PHASE_NAMES = {"majority": "majority answer", "zero_shot": "zero-shot base", "blind": "{}, blind"}
+LATEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "†": r"$^\dagger$",
+        MINUS: "$-$",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,10 @@ class Table:
 
 def tables(study: Study) -> list[Table]:
     """Return the tables of each set, and that of the runs which are not in them."""
-    found = []
-    for name in study.set_names:
-        found += [results_table(study, name), stages_table(study, name)]
-        if any(c.set_name == name for c in study.comparisons):
-            found.append(differences_table(study, name))
-    found += [published_table(study), missing_runs_table(study)]
-    return [table for table in found if table.rows]
+    makers = (results_table, stages_table, differences_table)
+    of_sets = [make(study, name) for name in study.set_names for make in makers]
+    every = [*of_sets, published_table(study), missing_runs_table(study)]
+    return [table for table in every if table.rows]
 
 
 def results_table(study: Study, set_name: str) -> Table:
@@ -60,61 +58,46 @@ def results_table(study: Study, set_name: str) -> Table:
         if r.set_name == set_name and r.group == "overall"
     }
     metrics = [m for m in SHOWN if any(key[2] == m for key in cells)]
-    rows: list[tuple[str, ...]] = []
-    for arm in study.arms:
-        for phase in ("majority", "zero_shot", "blind", "final"):
-            found = [cells.get((arm.name, phase, metric)) for metric in metrics]
-            first = next((r for r in found if r), None)
-            if first is None:
-                continue
-            name = f"{arm.ordering}{MARK if arm.name in unequal else ''}"
-            row = (
-                arm.row,
-                PHASE_NAMES.get(phase, name),
-                str(first.mean.num_seeds),
-                *(interval(r.mean.score if r else None) for r in found),
-            )
-            if phase == "blind":
-                row = (row[0], f"{name}, blind", *row[2:])
-            if row not in rows:  # a baseline that the arms of a model share is one row
-                rows.append(row)
+    rows: dict[tuple[str, ...], None] = {}  # a baseline that the arms of a model share is one row
+    for arm, phase in product(study.arms, ("majority", "zero_shot", "blind", "final")):
+        results = [cells.get((arm.name, phase, metric)) for metric in metrics]
+        first = next((r for r in results if r), None)
+        if first is None:
+            continue
+        training = f"{arm.ordering}{MARK if arm.name in unequal else ''}"
+        row = (
+            arm.row,
+            PHASE_NAMES.get(phase, "{}").format(training),
+            str(first.mean.num_seeds),
+            *(interval(r.mean.score if r else None) for r in results),
+        )
+        rows[row] = None
     return Table(
         f"{set_name}: all questions, mean [95 % interval]",
         ("model", "training", "seeds", *(SHOWN[m] for m in metrics)),
         tuple(rows),
-        (*_sizes(study, set_name), *_mark_notes(unequal)),
+        (*_sizes(study, set_name), *(f"{MARK} {name} {why}" for name, why in unequal.items())),
     )
 
 
 def stages_table(study: Study, set_name: str, metric: str = "exact_match") -> Table:
     """Return what each stage leaves of open and of closed questions: forgetting is a fall."""
     unequal = unequal_arms(study)
-    rows = []
-    for arm in study.arms:
-        of_arm = [
-            r
-            for r in study.results
-            if r.arm is arm and r.set_name == set_name and r.metric == metric
-        ]
-        for phase in dict.fromkeys(r.phase for r in of_arm if r.phase not in ("majority", "blind")):
-            by_group: dict[str, Result] = {r.group: r for r in of_arm if r.phase == phase}
-            mark = MARK if arm.name in unequal else ""
-            rows.append(
-                (
-                    arm.row,
-                    f"{arm.ordering}{mark}",
-                    phase.replace("_", " "),
-                    *(
-                        interval(by_group[group].mean.score if group in by_group else None)
-                        for group in ("open", "closed")
-                    ),
-                )
-            )
+    by_phase: dict[tuple[str, str, str], dict[str, Result]] = {}
+    for r in study.results:
+        if (r.set_name, r.metric) == (set_name, metric) and r.phase not in ("majority", "blind"):
+            name = f"{r.arm.ordering}{MARK if r.arm.name in unequal else ''}"
+            key = (r.arm.row, name, r.phase.replace("_", " "))
+            by_phase.setdefault(key, {})[r.group] = r
+    rows = [
+        (*key, *(interval(by[g].mean.score if g in by else None) for g in ("open", "closed")))
+        for key, by in by_phase.items()
+    ]
     return Table(
         f"{set_name}: {SHOWN[metric]} after each stage",
         ("model", "training", "phase", "open", "closed"),
         tuple(rows),
-        _mark_notes(unequal),
+        tuple(f"{MARK} {name} {why}" for name, why in unequal.items()),
     )
 
 
@@ -124,13 +107,13 @@ def differences_table(
     metrics: Sequence[str] = ("exact_match", "f1", "bertscore_f1"),
 ) -> Table:
     """Return the paired differences over all questions, family by family."""
-    rows, reasons = [], {}
-    for c in study.comparisons:
-        if c.set_name == set_name and c.group == "overall" and c.metric in metrics:
-            rows.append(_difference(c))
-            if c.unequal:
-                reasons[f"{c.a.name} {MINUS} {c.b.name}"] = "; ".join(c.unequal)
-    one_seed = any(c.tests.crossed.variance_of == "questions" for c in study.comparisons)
+    shown = [
+        c
+        for c in study.comparisons
+        if (c.set_name, c.group) == (set_name, "overall") and c.metric in metrics
+    ]
+    reasons = {c.label: "; ".join(c.unequal) for c in shown if c.unequal}
+    one_seed = any(c.crossed.variance_of == "questions" for c in study.comparisons)
     notes = [
         "p: paired, over pictures and seeds; Holm: corrected for all pairs of that metric; "
         "detectable: found with 80 % power at Holm's first step",
@@ -142,23 +125,23 @@ def differences_table(
     return Table(
         f"{set_name}: differences of arms on the same questions",
         (*header, "permutation", "McNemar", "n", "pictures", "seeds"),
-        tuple(rows),
+        tuple(map(_difference, shown)),
         tuple(notes),
     )
 
 
 def _difference(c: Comparison) -> tuple[str, ...]:
-    crossed = c.tests.crossed
+    crossed = c.crossed
     return (
         c.common_row or c.a.model,
         SHOWN[c.metric],
-        f" {MINUS} ".join(c.names) + (MARK if c.unequal else ""),
+        c.label + (MARK if c.unequal else ""),
         interval(crossed.difference, sign="+"),
         probability(crossed.p_value),
         probability(c.p_holm),
         f"{c.detectable:.3f}",
-        probability(c.tests.permutation.p_value),
-        " ".join(probability(test.mid_p_value) for test in c.tests.mcnemar) or "-",
+        probability(c.permutation.p_value),
+        " ".join(probability(test.mid_p_value) for test in c.mcnemar) or "-",
         str(crossed.difference.num_examples),
         str(crossed.num_clusters),
         " and ".join(map(str, dict.fromkeys(crossed.num_seeds))),
@@ -179,7 +162,7 @@ def published_table(study: Study) -> Table:
         if first is None or row is None:
             continue
         run = first.runs[0]
-        found = [cells.get((arm.name, set_name, metric)) for metric in PUBLISHED]
+        results = [cells.get((arm.name, set_name, metric)) for metric in PUBLISHED]
         differing = differences(
             row,
             run.config,
@@ -191,7 +174,7 @@ def published_table(study: Study) -> Table:
                 f"{arm.name}, {set_name}",
                 *(
                     f"{getattr(row, metric):.4f}; {interval(ours.mean.score if ours else None)}"
-                    for metric, ours in zip(PUBLISHED, found, strict=True)
+                    for metric, ours in zip(PUBLISHED, results, strict=True)
                 ),
                 "; ".join(differing) or "nothing that was stated",
             )
@@ -229,19 +212,14 @@ def probability(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _sizes(study: Study, set_name: str) -> Iterator[str]:
-    for result in study.results:
-        if (result.set_name, result.phase, result.group) == (set_name, "final", "overall"):
-            mean = result.mean
-            yield (
-                f"{mean.score.num_examples} questions on {mean.num_clusters} pictures; intervals "
-                "over new pictures and, from two seeds on, new trainings"
-            )
-            return
-
-
-def _mark_notes(unequal: dict[str, str]) -> tuple[str, ...]:
-    return tuple(f"{MARK} {name} {why}" for name, why in unequal.items())
+def _sizes(study: Study, set_name: str) -> list[str]:
+    key = (set_name, "final", "overall")
+    means = [r.mean for r in study.results if (r.set_name, r.phase, r.group) == key]
+    return [
+        f"{mean.score.num_examples} questions on {mean.num_clusters} pictures; intervals "
+        "over new pictures and, from two seeds on, new trainings"
+        for mean in means[:1]
+    ]
 
 
 def markdown(table: Table) -> str:
@@ -259,30 +237,21 @@ def latex(table: Table) -> str:
     """Return the table for LaTeX's package booktabs."""
 
     def line(cells: Sequence[str]) -> str:
-        return " & ".join(map(escaped, cells)) + r" \\"
+        return " & ".join(cell.translate(LATEX) for cell in cells) + r" \\"
 
-    notes = "".join(f"\n\\par\\footnotesize {escaped(note)}" for note in table.notes)
-    columns = "l" * len(table.header)
-    return "\n".join(
-        [
-            r"\begin{table}",
-            f"\\caption{{{escaped(table.title)}}}",
-            f"\\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            line(table.header),
-            r"\midrule",
-            *map(line, table.rows),
-            r"\bottomrule",
-            r"\end{tabular}" + notes,
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
-def escaped(text: str) -> str:
-    """Return the text with LaTeX's own characters made harmless."""
-    return re.sub(".", lambda match: LATEX.get(match[0], match[0]), text, flags=re.DOTALL)
+    notes = "".join(f"\n\\par\\footnotesize {note.translate(LATEX)}" for note in table.notes)
+    return f"""\
+\\begin{{table}}
+\\caption{{{table.title.translate(LATEX)}}}
+\\begin{{tabular}}{{{"l" * len(table.header)}}}
+\\toprule
+{line(table.header)}
+\\midrule
+{chr(10).join(map(line, table.rows))}
+\\bottomrule
+\\end{{tabular}}{notes}
+\\end{{table}}
+"""
 
 
 def rich_table(table: Table) -> "RichTable":

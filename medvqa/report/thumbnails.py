@@ -58,15 +58,14 @@ def read_pictures(arms: Sequence[Arm]) -> Pictures:
 
 def _sources(arms: Sequence[Arm]) -> list[tuple[str, SourceConfig, int | None, int]]:
     """Return the different evaluation sources of the arms with limit and seed of their samples."""
-    found: dict[str, tuple[str, SourceConfig, int | None, int]] = {}
+    sources: dict[str, tuple[str, SourceConfig, int | None, int]] = {}
     for arm in arms:
         data = arm.config["data"]
         for name, values in data["evaluation"].items():
             limit, seed = data.get("evaluation_limit"), int(data["seed"])
             key = json.dumps([values, limit, seed], sort_keys=True)
-            if key not in found:
-                found[key] = (name, source_config(values), limit, seed)
-    return list(found.values())
+            sources.setdefault(key, (name, source_config(values), limit, seed))
+    return list(sources.values())
 
 
 def source_config(values: Mapping[str, Any]) -> SourceConfig:
@@ -83,18 +82,13 @@ def source_config(values: Mapping[str, Any]) -> SourceConfig:
 
 
 def _add_thumbnails(urls: dict[str, str], examples: Sequence[Example]) -> list[str]:
-    pictures = {
-        key: image
-        for example in examples
-        for key, image in zip(example.image_ids, example.images, strict=True)
-        if key not in urls
-    }
     broken = []
-    for key, image in pictures.items():
-        try:
-            urls[key] = thumbnail(image)
-        except UserError as error:
-            broken.append(str(error))
+    for example in examples:
+        for key, image in zip(example.image_ids, example.images, strict=True):
+            try:
+                urls[key] = urls.get(key) or thumbnail(image)
+            except UserError as error:
+                broken.append(str(error))
     return [f"{len(broken)} pictures cannot be shown, first: {broken[0]}"] if broken else []
 
 
