@@ -1,7 +1,7 @@
 """Which engine trains and which one answers: the one place that knows both."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Union
 
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import Decoding
@@ -10,28 +10,13 @@ from medvqa.config.training import Engine
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
 from medvqa.models.plain import PlainEngine
-from medvqa.models.sample import Sample
 
 if TYPE_CHECKING:
-    import torch
+    from medvqa.fast.engine import FusedEngine
+
+ComputeEngine = Union[PlainEngine, "FusedEngine"]  # both have `loss` and `answer`
 
 ARCHITECTURES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # whose layers the fused engine computes
-
-
-class ComputeEngine(Protocol):
-    """Computes losses and answers of encoded samples.
-
-    Attributes:
-        adapts_in_compute_type: Whether the adapter may compute in the model's type.
-    """
-
-    adapts_in_compute_type: bool
-
-    def loss(self, samples: Sequence[Sample], num_answer_tokens: int) -> "torch.Tensor":
-        """Return the answer tokens' summed cross-entropy over `num_answer_tokens`."""
-
-    def answer(self, samples: Sequence[Sample], max_new_tokens: int) -> "torch.Tensor":
-        """Return new tokens (B, N) on the CPU."""
 
 
 def choose_engine(wanted: Engine, loaded: LoadedModel) -> Engine:
@@ -71,13 +56,13 @@ def make_engine(choice: Engine | Decoding, loaded: LoadedModel, encoder: Encoder
     return ENGINES[choice](loaded, encoder)
 
 
-def _fused(loaded: LoadedModel, _: Encoder) -> ComputeEngine:
+def _fused(loaded: LoadedModel, _: Encoder) -> "FusedEngine":
     """Return the model's one fused engine: it looks at each layer once."""
     from medvqa.fast.engine import FusedEngine
 
     if "fused" not in loaded.engines:
         loaded.engines["fused"] = FusedEngine(loaded)
-    engine: ComputeEngine = loaded.engines["fused"]
+    engine: FusedEngine = loaded.engines["fused"]
     return engine
 
 

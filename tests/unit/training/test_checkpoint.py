@@ -16,7 +16,7 @@ from medvqa.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from medvqa.training.loop import recorded_steps
+from medvqa.training.step_log import recorded_steps
 
 RUN = {"order_sha256": "a", "engine": "plain"}
 

@@ -1,0 +1,104 @@
+"""metrics.jsonl and order.jsonl: one line per optimiser step."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from medvqa.tracking.record import JsonLines, read_lines
+from medvqa.training.clock import Arriving, GpuTimestamp
+
+StepCallback = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One optimiser step whose numbers may still be on their way from the GPU.
+
+    Attributes:
+        numbers: Loss and gradient norm; their mark is the step's end.
+        begun: Before its first operation.
+    """
+
+    number: int
+    stage: str
+    ids: Sequence[str]
+    numbers: Arriving
+    learning_rate: float
+    num_answer_tokens: int
+    num_tokens: int
+    num_examples: int
+    begun: GpuTimestamp
+
+    def row(self, *, since: GpuTimestamp | None) -> dict[str, Any]:
+        """Wait for the numbers and return the line of metrics.jsonl.
+
+        Args:
+            since: The end of the step before; what lay between belongs to this step. Without
+                it, the step counts from its own beginning.
+        """
+        loss, grad_norm = self.numbers.read()
+        names = ("learning_rate", "num_answer_tokens", "num_tokens", "num_examples", "stage")
+        return {
+            "step": self.number,
+            "loss": loss,
+            "grad_norm": grad_norm,
+            **{name: getattr(self, name) for name in names},
+            "seconds": self.numbers.mark.seconds_since(since or self.begun),
+        }
+
+
+class StepLog:
+    """Writes each step to metrics.jsonl and order.jsonl.
+
+    On a GPU, which is behind with its work, a step is written when the next one has been launched.
+    """
+
+    def __init__(
+        self, directory: Path, first_step: int, on_step: StepCallback, *, is_behind: bool
+    ) -> None:
+        self._is_behind = is_behind
+        self._metrics = JsonLines(directory / "metrics.jsonl", keep_up_to_step=first_step)
+        self._order = JsonLines(directory / "order.jsonl", keep_up_to_step=first_step)
+        self._on_step = on_step
+        self._waiting: Step | None = None
+        self._last_end: GpuTimestamp | None = None
+
+    def add(self, step: Step) -> None:
+        """Take a step; write the one before, or this one where there is nothing to wait for."""
+        self.flush()
+        self._waiting = step
+        if not self._is_behind:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is left."""
+        step, self._waiting = self._waiting, None
+        if step is None:
+            return
+        row = step.row(since=self._last_end)
+        self._last_end = step.numbers.mark
+        self._metrics.write(row)
+        self._order.write({"step": step.number, "stage": step.stage, "ids": list(step.ids)})
+        self._on_step(row)
+
+    def sync(self) -> None:
+        """Bring all steps to the disk, before a checkpoint that goes on behind them."""
+        self.flush()
+        self._last_end = None  # what comes between is no step
+        self._metrics.sync()
+        self._order.sync()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+        self._metrics.close()
+        self._order.close()
+
+
+def recorded_steps(directory: Path) -> int:
+    """Return up to which step both logs go; a crash of the machine may have cut them."""
+    logs = [read_lines(directory / name) for name in ("metrics.jsonl", "order.jsonl")]
+    return min(rows[-1]["step"] if rows else 0 for rows in logs)
