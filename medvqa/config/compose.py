@@ -17,8 +17,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from medvqa.config.bounds import within_bounds
 from medvqa.config.earlier import upgraded
-from medvqa.config.errors import MISTAKES, Refused, UserError, explain
+from medvqa.config.errors import MISTAKES, Refused, UserError, explain, unknown_option
 from medvqa.config.identity import run_id
 from medvqa.config.machine import num_cuda_devices
 from medvqa.config.model import Backend, Device
@@ -76,10 +77,21 @@ def checked(cfg: DictConfig, *, runs_here: bool = True) -> Config:
         OmegaConfBaseException: If a key is unknown (`+typo=1` slips through composition), or an
             interpolation leads nowhere.
     """
+    _check_training_option(cfg)
     missing = sorted(OmegaConf.missing_keys(_without_hydra(cfg)))
     if missing:
         raise UserError(f"missing value: give {' '.join(f'{key}=...' for key in missing)}")
     return typed(resolved(cfg), runs_here=runs_here)
+
+
+def _check_training_option(cfg: DictConfig) -> None:
+    """Refuse an unknown `training=`: the group is optional, so Hydra would drop it in silence."""
+    if "hydra" not in cfg:
+        return
+    choices = cfg.hydra.runtime.choices
+    known = GlobalHydra.instance().config_loader().get_group_options("training")
+    if choices.get("training") not in (None, choices.get("model"), *known):
+        raise UserError(unknown_option("training", str(choices.training), known))
 
 
 def typed(values: Mapping[str, Any], *, runs_here: bool = True) -> Config:
@@ -122,9 +134,10 @@ def hydra_files(config: Mapping[str, Any], overrides: Sequence[str], hydra: Any)
 
 def typed_group(schema: type[Group], values: Mapping[str, Any]) -> Group:
     """Return one dataclass of the schema, or the whole, from plain, resolved values."""
-    merged = OmegaConf.merge(OmegaConf.structured(schema), dict(values))
+    structured = OmegaConf.structured(schema)
+    plain = OmegaConf.to_container(OmegaConf.merge(structured, dict(values)), enum_to_str=True)
     try:
-        group = OmegaConf.to_object(merged)
+        group = OmegaConf.to_object(OmegaConf.merge(structured, within_bounds(schema, plain)))
     except OmegaConfBaseException:
         raise
     except ValueError as error:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from medvqa.config.bounds import check
+from medvqa.config.bounds import bounded
 
 
 class Contamination(Enum):
@@ -28,16 +28,6 @@ class ContaminationConfig:
     """
 
     action: Contamination = Contamination.refuse
-    max_image_overlap: float = 0.0
-    max_item_overlap: float = 0.0
-    max_distance: int = 24
-
-    def __post_init__(self) -> None:
-        """Check bounds."""
-        for name in ("max_image_overlap", "max_item_overlap"):
-            value = getattr(self, name)
-            check(0 <= value <= 1, f"contamination.{name} must be in [0, 1], got {value}")
-        check(
-            0 <= self.max_distance < 32,
-            f"contamination.max_distance must be in [0, 32), got {self.max_distance}",
-        )
+    max_image_overlap: float = bounded("[0, 1]", 0.0)
+    max_item_overlap: float = bounded("[0, 1]", 0.0)
+    max_distance: int = bounded("[0, 31]", 24)

@@ -3,9 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from omegaconf import MISSING
-
-from medvqa.config.bounds import check, positive
+from medvqa.config.bounds import STEPS, bounded, check, named
 
 
 class Filter(Enum):
@@ -64,28 +62,22 @@ class StageConfig:
             `restart` a schedule of the stage's own.
     """
 
-    name: str = MISSING
+    name: str = named()
     filter: Filter = Filter.all
     quota: int | None = None
     order: Order = Order.shuffle
-    share: float | None = None
-    steps: int | None = None
-    epochs: float | None = None
+    share: float | None = bounded("(0, 1]", None)
+    steps: int | None = bounded(STEPS, None)
+    epochs: float | None = bounded("(0, 10000]", None)
     learning_rate: LearningRatePolicy = LearningRatePolicy["continue"]
     optimizer: OptimizerPolicy = OptimizerPolicy.keep
 
     def __post_init__(self) -> None:
-        """Check bounds and that the length is given once."""
-        prefix = f"curriculum stage {self.name!r}"
-        positive(prefix, self, "quota", "share", "steps", "epochs")
+        """Check that the length is given once."""
         lengths = [self.share, self.steps, self.epochs]
         check(
             sum(length is not None for length in lengths) == 1,
-            f"{prefix}: give exactly one of share, steps, epochs",
-        )
-        check(
-            self.share is None or self.share <= 1,
-            f"{prefix}: share must be in (0, 1], got {self.share}",
+            f"curriculum stage {self.name!r}: give exactly one of share, steps, epochs",
         )
 
 
@@ -97,7 +89,7 @@ class CurriculumConfig:
     that the same stages in sequence consume: the control for the question "does order matter?".
     """
 
-    name: str = MISSING
+    name: str = named()
     stages: list[StageConfig] = field(default_factory=list)
     merge: Merge = Merge.sequence
 

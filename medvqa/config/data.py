@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from medvqa.config.bounds import check, positive
+from medvqa.config.bounds import SEED, bounded, check
 
 
 @dataclass(kw_only=True)
@@ -25,14 +25,7 @@ class RowsConfig:
     revision: str | None = None
     split: str = MISSING
     limit: int | None = None
-    max_bad_rows: int = 0
-
-    def __post_init__(self) -> None:
-        """Check bounds."""
-        positive("data", self, "limit")
-        check(
-            self.max_bad_rows >= 0, f"data.max_bad_rows must be 0 or more, got {self.max_bad_rows}"
-        )
+    max_bad_rows: int = bounded("[0, 1000000000]", 0)
 
 
 @dataclass(kw_only=True)
@@ -48,9 +41,7 @@ class PartConfig(RowsConfig):
     weight: float | None = None
 
     def __post_init__(self) -> None:
-        """Check bounds and contradictions."""
-        super().__post_init__()
-        positive("data.parts", self, "quota", "weight")
+        """Check contradictions."""
         check(
             self.quota is None or self.weight is None,
             f"data.parts: {self.name} has a quota and a weight; give one of them",
@@ -72,8 +63,7 @@ class SourceConfig(RowsConfig):
     parts: dict[str, PartConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check bounds and contradictions."""
-        super().__post_init__()
+        """Check contradictions."""
         mixed, weights = self.name == "mixture", [part.weight for part in self.parts.values()]
         check(mixed == bool(self.parts), "data.parts and data.name=mixture belong together")
         check(
@@ -105,9 +95,4 @@ class DataConfig(SourceConfig):
     evaluation: dict[str, SourceConfig] = field(default_factory=dict)
     evaluation_limit: int | None = None
     allow_training_rows: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check bounds."""
-        super().__post_init__()
-        positive("data", self, "evaluation_limit")
+    seed: int = bounded(SEED, 0)

@@ -14,6 +14,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from medvqa.config.earlier import RENAMED
 from medvqa.config.schema import Config
 
 
@@ -54,11 +55,13 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _explain_one(error: BaseException, override: str | None) -> str | None:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        return _unknown_option(*error.missing_cfg_file.rpartition("/")[::2], error.options or [])
+        return unknown_option(*error.missing_cfg_file.rpartition("/")[::2], error.options or [])
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         return _unknown_key(error)
     if isinstance(error, OverrideParseException):
-        return f"cannot read the override {error.override!r}; write key=value, or key='a=b'"
+        key, _, value = str(error.override).partition("=")
+        form = f"\"{key}='{value}'\"" if value.startswith("~") else "key=value, or key='a=b'"
+        return f"cannot read the override {error.override!r}; write {form}"
     if isinstance(error, ValidationError):
         hint = "; for no value write null" if "'none'" in str(error).lower() else ""
         return f"{override or error.full_key}: {_first_line(error)}{hint}"
@@ -68,22 +71,22 @@ def _explain_one(error: BaseException, override: str | None) -> str | None:
     return _first_line(error) if isinstance(error, OmegaConfBaseException) else None
 
 
-def _unknown_option(group: str, wanted: str, known: Sequence[str]) -> str:
+def unknown_option(group: str, wanted: str, known: Sequence[str]) -> str:
+    """Return the message about an option that a config group does not have."""
     if not group:
         return f"unknown config {wanted!r}"
     if wanted == "submitit_slurm":  # what our launcher's file builds on
         return f"hydra/launcher=slurm needs Hydra's submitit launcher: {SLURM_EXTRA}"
     what = f"option {wanted!r} in config group {group!r}"
-    text = _unknown(what, wanted, known, prefix=f"{group}=")
-    # Who adds a model meets this for a group that the command line does not mention.
-    follows = "; training follows the model's name unless chosen: training=default"
-    return text + follows if group == "training" else text
+    return _unknown(what, wanted, known, prefix=f"{group}=")
 
 
 def _unknown_key(error: ConfigKeyError | ConfigAttributeError) -> str:
     full_key = str(error.full_key or error.key)
     holder = error.object_type if dataclasses.is_dataclass(error.object_type) else Config
     known = [field.name for field in dataclasses.fields(holder)]
+    if full_key in RENAMED:
+        return f"unknown key {full_key!r}; did you mean {RENAMED[full_key]}=?"
     prefix = full_key[: -len(str(error.key))] if full_key.endswith(str(error.key)) else ""
     return _unknown(f"key {full_key!r}", str(error.key), known, prefix=prefix)
 

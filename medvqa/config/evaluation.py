@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from medvqa.config.bounds import check, positive
+from medvqa.config.bounds import bounded, check
 
 
 class Decoding(Enum):
@@ -40,7 +40,6 @@ class BertScoreConfig:
 
     def __post_init__(self) -> None:
         """Check what bert-score could only say late."""
-        positive("evaluation.bertscore", self, "num_layers")
         check(
             not (self.rescale and self.model == "minilm"),
             "evaluation.bertscore.rescale=true has no baseline for minilm; use model=roberta-large",
@@ -61,21 +60,13 @@ class EvaluationConfig:
         bootstrap_samples: Resamples of the image clusters for the 95 % intervals.
     """
 
-    batch_size: int = 128
-    max_new_tokens: int = 32
+    batch_size: int = bounded("[1, 65536]", 128)
+    max_new_tokens: int = bounded("[1, 65536]", 32)
     decoding: Decoding = Decoding.auto
     normalizer: Normalizer = Normalizer.squad
-    numeric_tolerance: float = 0.05
-    bootstrap_samples: int = 2000
+    numeric_tolerance: float = bounded("[0, 1)", 0.05)
+    bootstrap_samples: int = bounded("[1, 1000000]", 2000)
     zero_shot: bool = False
     blind: bool = False
     after_each_stage: bool = True
     bertscore: BertScoreConfig = field(default_factory=BertScoreConfig)
-
-    def __post_init__(self) -> None:
-        """Check bounds."""
-        positive("evaluation", self, "batch_size", "max_new_tokens", "bootstrap_samples")
-        check(
-            0 <= self.numeric_tolerance < 1,
-            f"evaluation.numeric_tolerance must be in [0, 1), got {self.numeric_tolerance}",
-        )

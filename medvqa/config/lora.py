@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from medvqa.config.bounds import check, positive
+from medvqa.config.bounds import bounded, check
 
 
 @dataclass(kw_only=True)
@@ -14,9 +14,9 @@ class LoraConfig:
         vision_layers: Also adapt the vision tower (vLLM then needs a flag to serve it).
     """
 
-    r: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
+    r: int = bounded("[1, 4096]", 16)
+    alpha: float = bounded("(0, 65536]", 32.0)
+    dropout: float = bounded("[0, 1)", 0.0)
     target_modules: list[str] = field(
         default_factory=lambda: [
             "q_proj",
@@ -31,7 +31,5 @@ class LoraConfig:
     vision_layers: bool = False
 
     def __post_init__(self) -> None:
-        """Check bounds."""
-        positive("lora", self, "r", "alpha")
-        check(0 <= self.dropout < 1, f"lora.dropout must be in [0, 1), got {self.dropout}")
+        """Check that something trains."""
         check(len(self.target_modules) > 0, "lora.target_modules is empty; nothing would train")

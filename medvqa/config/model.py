@@ -5,7 +5,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from medvqa.config.bounds import check, positive
+from medvqa.config.bounds import check
 
 
 class Backend(Enum):
@@ -55,8 +55,7 @@ class ModelConfig:
     max_length_tokens: int = 2048
 
     def __post_init__(self) -> None:
-        """Check bounds and contradictions."""
-        positive("model", self, "min_pixels", "max_pixels", "max_length_tokens")
+        """Check contradictions."""
         check(
             self.min_pixels <= self.max_pixels,
             f"model.min_pixels={self.min_pixels} is above model.max_pixels={self.max_pixels}",

@@ -1,10 +1,10 @@
 """The schema of a whole run: one dataclass per config group, and the rules that join two groups."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from medvqa.config.bounds import check
+from medvqa.config.bounds import SEED, bounded, check
 from medvqa.config.contamination import ContaminationConfig
 from medvqa.config.curriculum import CurriculumConfig
 from medvqa.config.data import DataConfig
@@ -29,15 +29,14 @@ class Config:
     contamination: ContaminationConfig = MISSING
     curriculum: CurriculumConfig = MISSING
     lora: LoraConfig = MISSING
-    training: TrainingConfig = MISSING
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = MISSING
     tracking: TrackingConfig = MISSING
-    seed: int = 0
+    seed: int = bounded(SEED, 0)
     fresh: bool = False
 
     def __post_init__(self) -> None:
         """Check what joins two groups."""
-        check(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")
         evaluation_is_not_training(self.data)
         if self.model.backend is Backend.unsloth:
             ours = {

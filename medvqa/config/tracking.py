@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from medvqa.config.bounds import check
+from medvqa.config.bounds import bounded
 
 
 class TrackingMode(Enum):
@@ -29,8 +29,4 @@ class TrackingConfig:
     entity: str | None = None
     group: str | None = None
     tags: list[str] = field(default_factory=list)
-    table_rows: int = 64
-
-    def __post_init__(self) -> None:
-        """Check bounds."""
-        check(self.table_rows >= 0, f"tracking.table_rows must be 0 or more, got {self.table_rows}")
+    table_rows: int = bounded("[0, 1000000]", 64)

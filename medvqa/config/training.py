@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from medvqa.config.bounds import check, positive
+from medvqa.config.bounds import STEPS, bounded, check
 
 
 class Optimizer(Enum):
@@ -48,45 +48,26 @@ class TrainingConfig:
             holds, whatever micro_batch_size says; the step stays the same.
     """
 
-    max_steps: int = 40
-    micro_batch_size: int = 2
-    accumulation_steps: int = 4
+    max_steps: int = bounded(STEPS, 40)
+    micro_batch_size: int = bounded("[1, 65536]", 2)
+    accumulation_steps: int = bounded("[1, 65536]", 4)
     learning_rate: float = 2e-4
-    warmup_steps: int | None = None
+    warmup_steps: int | None = bounded("[0, 1000000]", None)
     schedule: Schedule = Schedule.linear
     optimizer: Optimizer = Optimizer.adamw_8bit
-    weight_decay: float = 0.01
+    weight_decay: float = bounded("[0, 1000]", 0.01)
     max_grad_norm: float = 1.0
     checkpoint_every: int = 50
     gradient_checkpointing: bool = False
     engine: Engine = Engine.auto
     fit_micro_batch: bool = True
-    gpus: int = 1
+    gpus: int = bounded("[1, 1024]", 1)
 
     def __post_init__(self) -> None:
-        """Check bounds."""
-        positive(
-            "training",
-            self,
-            "max_steps",
-            "micro_batch_size",
-            "accumulation_steps",
-            "learning_rate",
-            "max_grad_norm",
-            "checkpoint_every",
-            "gpus",
-        )
+        """Check that every process has an example."""
         batch_size = self.micro_batch_size * self.accumulation_steps
         check(
             self.gpus <= batch_size,
             f"training.gpus={self.gpus} is above the effective batch of {batch_size} examples "
             "(micro_batch_size x accumulation_steps): some would have nothing to do",
-        )
-        check(
-            self.warmup_steps is None or self.warmup_steps >= 0,
-            f"training.warmup_steps must be 0 or more, got {self.warmup_steps}",
-        )
-        check(
-            self.weight_decay >= 0,
-            f"training.weight_decay must be 0 or more, got {self.weight_decay}",
         )

@@ -11,11 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from medvqa.cli import register
 from medvqa.config.model import Backend, Dtype
 from medvqa.config.schema import Config
-from medvqa.config.training import Optimizer, Schedule
+from medvqa.config.training import Optimizer, Schedule, TrainingConfig
 
 CONF = Path(__file__).parents[3] / "conf"
 FILES = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "hydra")
-MODELS = ("qwen3_vl_8b", "qwen3_vl_2b", "qwen2_vl_7b", "qwen2_vl_2b_4bit")
 
 
 def composed(*overrides: str, hydra: bool = False) -> DictConfig:
@@ -83,10 +82,9 @@ def test_choosing_a_published_model_alone_brings_its_numbers(option, hub_id, ste
     assert lora.target_modules == expected.split()
 
 
-def test_every_model_has_a_training_file_so_that_none_trains_as_another_does():
-    models = {path.stem for path in CONF.glob("model/*.yaml")}
-    assert models == {*MODELS, "tiny", "small"}
-    assert models <= {path.stem for path in CONF.glob("training/*.yaml")}
+def test_a_model_without_a_training_file_gets_the_published_recipe():
+    assert config_of("model=qwen3_vl_8b").training == TrainingConfig()
+    assert config_of("model=qwen3_vl_8b", "training=default").training == TrainingConfig()
 
 
 def test_a_chosen_training_file_wins_over_the_models_own():
