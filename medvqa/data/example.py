@@ -39,6 +39,9 @@ class Example:
         source: Name of the data set.
         split: Split of the data set that the row belongs to, also where a set joins several.
         image_ids: One an image; equal ids mean the same picture (clusters in statistics).
+        options: The choices that a multiple-choice question offers, in order and without letters;
+            every answer is one of them. Empty for all other questions.
+        difficulty: A number that the data set states, larger is harder; None if it states none.
     """
 
     id: str
@@ -50,6 +53,8 @@ class Example:
     source: str
     split: str
     image_ids: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    difficulty: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

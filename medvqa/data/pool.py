@@ -184,10 +184,14 @@ def _load_mixture(config: SourceConfig, seed: int) -> Pool:
 
 
 def rows_sha256(examples: Iterable[Example], *, with_types: bool = False) -> str:
-    """Return a hash over what a question is: id, text, answers, pictures; its type if asked."""
+    """Return a hash over what a question is: id, text, answers, pictures, options if any.
+
+    Its answer type too, if asked.
+    """
     digest = hashlib.sha256()
     for e in examples:
-        row = [e.id, e.question, e.answers, e.image_ids, *([e.answer_type] if with_types else [])]
+        row = [e.id, e.question, e.answers, e.image_ids, *([e.options] if e.options else [])]
+        row += [e.answer_type] if with_types else []
         digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
 
