@@ -15,7 +15,7 @@ CROPS = tuple(percent / 100 for percent in range(11))  # cut off at each side
 THUMBNAIL_PX = 256
 FLAT_GREY_LEVELS = 1.0
 # Hashes of another version are not comparable; the cache keeps them apart.
-VERSION = "phash256-1"
+VERSION = "phash256-2"
 
 
 def perceptual_hashes(name: str, data: bytes, *, mirrored: bool) -> bytes:

@@ -1,7 +1,8 @@
-"""Image sources, and how any of them becomes an RGB picture."""
+"""Image sources, and how the bytes of any of them become an RGB picture."""
 
 import hashlib
 import io
+import stat
 import time
 import warnings
 from collections.abc import Iterator
@@ -12,14 +13,15 @@ from typing import TYPE_CHECKING
 
 from medvqa.config.errors import UserError
 from medvqa.data.example import ImageSource
+from medvqa.data.pixels import to_rgb
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 50_000_000  # three times a large mammogram; decoded it takes 150 MB
+MAX_BYTES = 256_000_000  # of one encoded picture
+MAX_ASPECT_RATIO = 200  # Qwen's image processors refuse more
 SETTLED_S = 2.0  # a file system's clock may be that coarse
-# Modes with more than eight bits; Pillow would cut them off instead of scaling them.
-DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 
 
 class ImageTooLargeError(UserError):
@@ -40,10 +42,9 @@ class ImageFile:
     def read(self) -> bytes:
         """Return the file's bytes."""
         try:
-            return self.path.read_bytes()
-        except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-            reason = getattr(error, "strerror", None) or str(error)
-            raise UserError(f"cannot read image {self.path}: {reason}") from error
+            return read_regular(self.path, MAX_BYTES)
+        except UserError as error:
+            raise UserError(f"cannot read image {self.path}: {error}") from error
 
     def fingerprint(self) -> str | None:
         """Return what changes with the file; see `file_fingerprint`."""
@@ -60,6 +61,27 @@ class ImageBytes:
     def read(self) -> bytes:
         """Return the encoded image."""
         return self.data
+
+
+def read_regular(path: Path, max_bytes: int | None = None) -> bytes:
+    """Return the bytes of a file; a pipe or a device would never end.
+
+    Raises:
+        UserError: With the reason alone: missing, unreadable, no regular file, or too large.
+    """
+    try:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise UserError("it is no regular file")
+        if max_bytes is not None and state.st_size > max_bytes:
+            raise UserError(f"it has {state.st_size:,} bytes; the limit is {max_bytes:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(error.strerror or str(error)) from error
+    except UserError:
+        raise
+    except ValueError as error:  # a null byte or a lone surrogate in the name
+        raise UserError(str(error)) from error
 
 
 def image_id(source: ImageSource) -> str:
@@ -91,8 +113,8 @@ def load_rgb(
 ) -> "Image.Image":
     """Decode to 8-bit RGB, upright.
 
-    More than eight bits are scaled from their own minimum and maximum; transparency falls on
-    black, as the background of most radiographs is.
+    Transparency falls on black, as the background of most radiographs is; `to_rgb` says what
+    becomes of more than eight bits.
 
     Args:
         source: Encoded picture.
@@ -103,7 +125,7 @@ def load_rgb(
 
     Raises:
         ImageTooLargeError: Naming the image, if it has more pixels.
-        UserError: Naming the image, if it is missing, broken or animated.
+        UserError: Naming the image, if it is missing, broken, animated or too long and narrow.
     """
     with _opened(source, formats, max_pixels) as image:
         if enough_px is not None:
@@ -167,30 +189,19 @@ def _decoded(image: "Image.Image") -> "Image.Image":
     from PIL import ImageOps
 
     image.load()
-    return _to_rgb(ImageOps.exif_transpose(image))
+    return to_rgb(ImageOps.exif_transpose(image))
 
 
 def _check(image: "Image.Image", max_pixels: int) -> None:
     num_pixels = image.width * image.height
     if num_pixels > max_pixels:
         raise ImageTooLargeError(f"has {num_pixels:,} pixels; the limit is {max_pixels:,}")
+    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+        raise UserError(
+            f"is {image.width} x {image.height} pixels; one side may be at most "
+            f"{MAX_ASPECT_RATIO} times the other: crop or pad it"
+        )
     num_frames = getattr(image, "n_frames", 1)
-    if num_frames > 1:
+    # A phone's MPO file is a JPEG with a preview, a gain map or the other eye behind it.
+    if num_frames > 1 and image.format != "MPO":
         raise UserError(f"has {num_frames} frames; save the frame that the question is about")
-
-
-def _to_rgb(image: "Image.Image") -> "Image.Image":
-    import numpy as np
-    from PIL import Image
-
-    if image.mode in DEEP_MODES:
-        values = np.asarray(image, dtype=np.float64)
-        if not np.isfinite(values).all():
-            raise UserError("has pixels that are NaN or infinite; replace them")
-        span = values.max() - values.min()
-        scaled = (values - values.min()) / (span or 1.0) * 255
-        return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer).convert("RGB")
-    return image.convert("RGB")

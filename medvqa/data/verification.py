@@ -15,6 +15,7 @@ from medvqa.data.storage.hub import RowImage
 
 # A tokenizer reads these as its own; in a question they would open a turn or stand for an image.
 CHAT_TOKEN = re.compile(r"<\|[a-z_]+\|>")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # no encoding can write it
 Stored = ImageFile | ZipImage | RowImage | ImageBytes  # a picture that is drawn cannot be damaged
 MAX_VERIFIED = 20_000
 
@@ -72,12 +73,19 @@ def check_images(examples: Iterable[Example]) -> int:
 
 
 def _check_texts(example: Example) -> None:
-    for text in (example.question, *example.answers):
-        found = CHAT_TOKEN.search(text)
-        if found:
+    for text in (example.question, *example.answers, *example.options):
+        if token := CHAT_TOKEN.search(text):
             raise UserError(
-                f"{example.source}/{example.id}: the text holds {found[0]}, a token of the chat "
+                f"{example.source}/{example.id}: the text holds {token[0]}, a token of the chat "
                 "format; take it out"
+            )
+    names = (example.id, *example.image_ids, *(image.name for image in example.images))
+    for text in (example.question, *example.answers, *example.options, *names):
+        if half := LONE_SURROGATE.search(text):
+            name = f"{example.source}/{example.id}".encode("ascii", "backslashreplace").decode()
+            raise UserError(
+                f"{name}: the text holds half a character (U+{ord(half[0]):04X}, a lone "
+                "surrogate); mend or remove it"
             )
 
 

@@ -1,5 +1,6 @@
 """ZIP files: checked, opened once, and read member by member without being unpacked."""
 
+import lzma
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medvqa.config.errors import UserError
-from medvqa.data.image import file_fingerprint
+from medvqa.data.image import MAX_BYTES, file_fingerprint
 
 
 def safe_name(name: str) -> str:
@@ -38,11 +39,20 @@ class ZipImage:
     def read(self) -> bytes:
         """Return the member's bytes."""
         try:
-            return open_once(self.archive).read(self.member)
+            with open_once(self.archive).open(self.member) as file:
+                data = file.read(MAX_BYTES + 1)
         except KeyError as error:
             raise UserError(f"{self.archive} has no member {self.member}") from error
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except (NotImplementedError, RuntimeError) as error:  # Deflate64; encrypted
+            raise UserError(
+                f"cannot read image {self.name}: {error}; unpack the archive and pack it again "
+                "with plain Deflate and no password"
+            ) from error
+        except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
             raise UserError(f"cannot read image {self.name}: {error}") from error
+        if len(data) > MAX_BYTES:
+            raise UserError(f"image {self.name} has more than {MAX_BYTES:,} bytes")
+        return data
 
     def fingerprint(self) -> str | None:
         """Return what changes with the archive, and the member."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def file_identity(path: Path) -> Identity:
         status = path.stat()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"cannot read {path}: it is no regular file")
     return (str(path.resolve()), status.st_size, status.st_mtime_ns)
 
 

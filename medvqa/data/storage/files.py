@@ -6,7 +6,7 @@ from typing import Any
 
 from medvqa.config.errors import UserError
 from medvqa.data.example import ImageSource
-from medvqa.data.image import ImageFile
+from medvqa.data.image import ImageFile, read_regular
 from medvqa.data.storage.archive import ZipImage, open_once, safe_name
 
 
@@ -17,9 +17,9 @@ def file_text(path: Path) -> str:
         UserError: If it cannot be read, or is in another encoding.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        return read_regular(path).decode("utf-8-sig")
+    except UserError as error:
+        raise UserError(f"cannot read {path}: {error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from error
 

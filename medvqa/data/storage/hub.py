@@ -19,10 +19,10 @@ class RowImage:
     def read(self) -> bytes:
         """Return the encoded image."""
         value = self.rows[self.index][self.column]
-        data = value.get("bytes") if isinstance(value, dict) else None
-        if not data:
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(data, bytes) or not data:
             raise UserError(f"{self.name} has no image bytes")
-        return bytes(data)
+        return data
 
 
 def load_rows(

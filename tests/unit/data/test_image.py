@@ -1,6 +1,8 @@
 """Any picture becomes upright 8-bit RGB, or an error that names it."""
 
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,3 +134,36 @@ def test_too_many_pixels_are_refused_before_decoding(monkeypatch):
 def test_equal_bytes_have_equal_ids():
     one, other = source(Image.new("L", (4, 4), 1)), source(Image.new("L", (4, 4), 2))
     assert image_id(one) == image_id(ImageBytes("elsewhere", one.data)) != image_id(other)
+
+
+@pytest.mark.parametrize("size", [(1000, 2), (2, 1000)])
+def test_a_picture_that_no_model_takes_is_refused_in_every_reading(size):
+    picture = source(Image.new("L", size))
+    for read in (load_rgb, check_decodes, module.image_size):
+        with pytest.raises(UserError, match=r"image picture is \d+ x \d+ pixels; one side may be"):
+            read(picture)
+    assert load_rgb(source(Image.new("L", (400, 2)))).size == (400, 2)
+
+
+def test_a_phones_picture_shows_its_first_frame():
+    whole = Image.new("RGB", (80, 60), (90, 90, 90))
+    preview = Image.new("RGB", (20, 15), (200, 0, 0))
+    photo = source(whole, "MPO", save_all=True, append_images=[preview])
+    assert load_rgb(photo).size == (80, 60)
+    assert abs(int(np.asarray(load_rgb(photo)).mean()) - 90) < 3
+    check_decodes(photo)
+
+
+def test_a_pipe_or_a_device_is_refused_before_it_is_read(tmp_path):
+    pipe = tmp_path / "a.png"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero"), tmp_path):
+        with pytest.raises(UserError, match=r"cannot read image .*: it is no regular file"):
+            ImageFile(path).read()
+
+
+def test_a_file_above_the_limit_is_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_BYTES", 10)
+    (tmp_path / "a.png").write_bytes(bytes(11))
+    with pytest.raises(UserError, match="it has 11 bytes; the limit is 10"):
+        ImageFile(tmp_path / "a.png").read()
