@@ -1,6 +1,8 @@
 """The config group `data`: the training pool and the sets to evaluate on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -12,9 +14,13 @@ class RowsConfig:
     """Some rows of one data set.
 
     Attributes:
-        name: A name of `medvqa.data.DATASETS`, or `mixture`.
-        path: Local copy in the hub's or the authors' layout; the hub if null.
+        name: A name of `medvqa.data.pool.DATASETS`, or `mixture`.
+        path: Local copy in the hub's or the authors' layout, or any table; the hub if null.
+        repository: Data set of the hub that `data=table` reads; `subset` is its configuration.
         split: As the data set calls it.
+        columns: What holds image, question, answer and more; see `medvqa/data/columns.py`.
+        image_root: Folder or ZIP file that the paths of pictures start from; the table's if null.
+        difficulty: A numeric column, for curricula that sort by it.
         limit: Keep a seeded sample of so many rows; all if null.
         max_bad_rows: So many unusable rows may be skipped, counted and listed; the next one is
             an error.
@@ -26,6 +32,18 @@ class RowsConfig:
     split: str = MISSING
     limit: int | None = None
     max_bad_rows: int = bounded("[0, 1000000000]", 0)
+    repository: str | None = None
+    subset: str | None = None
+    columns: Any = None  # a mapping; typed as one, Hydra would refuse each role as an unknown key
+    image_root: str | None = None
+    difficulty: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the type that the schema cannot state."""
+        check(
+            self.columns is None or isinstance(self.columns, Mapping),
+            f"data.columns must map roles to columns, such as {{image: img}}, got {self.columns!r}",
+        )
 
 
 @dataclass(kw_only=True)
@@ -42,6 +60,7 @@ class PartConfig(RowsConfig):
 
     def __post_init__(self) -> None:
         """Check contradictions."""
+        super().__post_init__()
         check(
             self.quota is None or self.weight is None,
             f"data.parts: {self.name} has a quota and a weight; give one of them",
@@ -64,6 +83,7 @@ class SourceConfig(RowsConfig):
 
     def __post_init__(self) -> None:
         """Check contradictions."""
+        super().__post_init__()
         mixed, weights = self.name == "mixture", [part.weight for part in self.parts.values()]
         check(mixed == bool(self.parts), "data.parts and data.name=mixture belong together")
         check(

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import stat
 import time
 import warnings
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medvqa.config.errors import UserError
+from medvqa.data.dicom import is_dicom, open_dicom, read_header
 from medvqa.data.example import ImageSource
 from medvqa.data.pixels import to_rgb
 
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 50_000_000  # three times a large mammogram; decoded it takes 150 MB
 MAX_BYTES = 256_000_000  # of one encoded picture
+MAX_VOLUME_BYTES = 2_000_000_000  # of one volume of slices
 MAX_ASPECT_RATIO = 200  # Qwen's image processors refuse more
+NIFTI = re.compile(r"\.nii(\.gz)?(#[^/]*)?$", re.IGNORECASE)
 SETTLED_S = 2.0  # a file system's clock may be that coarse
 
 
@@ -61,6 +65,15 @@ class ImageBytes:
     def read(self) -> bytes:
         """Return the encoded image."""
         return self.data
+
+
+def image_file(path: Path) -> ImageSource:
+    """Return the picture in a file; `scan.nii.gz#40` is slice 40 of a volume."""
+    if NIFTI.search(path.name):
+        from medvqa.data.nifti import NiftiSlice
+
+        return NiftiSlice(path)
+    return ImageFile(path)
 
 
 def read_regular(path: Path, max_bytes: int | None = None) -> bytes:
@@ -156,9 +169,14 @@ def _opened(
         with warnings.catch_warnings():
             # Our own limit speaks below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=formats) as image:
-                _check(image, limit)
-                yield image
+            if is_dicom(data) and (formats is None or "DICOM" in formats):
+                header = read_header(data)
+                _check_size(int(header.Columns), int(header.Rows), limit)
+                yield open_dicom(data)
+            else:
+                with Image.open(io.BytesIO(data), formats=formats) as image:
+                    _check(image, limit)
+                    yield image
     except UserError as error:
         raise type(error)(f"image {source.name} {error}") from None
     except Image.DecompressionBombError:  # Pillow refuses some before we can count
@@ -193,15 +211,18 @@ def _decoded(image: "Image.Image") -> "Image.Image":
 
 
 def _check(image: "Image.Image", max_pixels: int) -> None:
-    num_pixels = image.width * image.height
-    if num_pixels > max_pixels:
-        raise ImageTooLargeError(f"has {num_pixels:,} pixels; the limit is {max_pixels:,}")
-    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
-        raise UserError(
-            f"is {image.width} x {image.height} pixels; one side may be at most "
-            f"{MAX_ASPECT_RATIO} times the other: crop or pad it"
-        )
+    _check_size(image.width, image.height, max_pixels)
     num_frames = getattr(image, "n_frames", 1)
     # A phone's MPO file is a JPEG with a preview, a gain map or the other eye behind it.
     if num_frames > 1 and image.format != "MPO":
         raise UserError(f"has {num_frames} frames; save the frame that the question is about")
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageTooLargeError(f"has {width * height:,} pixels; the limit is {max_pixels:,}")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise UserError(
+            f"is {width} x {height} pixels; one side may be at most {MAX_ASPECT_RATIO} times the "
+            "other: crop or pad it"
+        )

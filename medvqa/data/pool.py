@@ -16,7 +16,7 @@ from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.example import Example
 from medvqa.data.rows import Drawn
-from medvqa.data.table import tables
+from medvqa.data.tables import tables
 from medvqa.data.verification import usable
 
 Loader = Callable[[RowsConfig, int, BadRows], list[Example] | Drawn]
@@ -26,8 +26,9 @@ SHOWN_SKIPPED = 100  # reasons in run.json; the log has them all
 # The module that loads each set; imported on demand, so that a config check costs no library.
 LOADERS = {
     name: f"medvqa.data.{name}"
-    for name in ("phantom", "vqa_rad", "slake", "vqa_med_2019", "pubmed_vision", "jsonl")
+    for name in ("phantom", "vqa_rad", "slake", "pubmed_vision", "jsonl")
 }
+LOADERS |= {f"vqa_med_{year}": "medvqa.data.vqa_med" for year in (2019, 2020, 2021)}
 DATASETS = {**LOADERS, **dict.fromkeys(tables(), "medvqa.data.table")}
 
 
@@ -79,11 +80,11 @@ class Pool(NamedTuple):
         }
 
 
-def repository(name: str) -> str | None:
-    """Return the repository of the hub that holds a data set; None for a set without one."""
-    if name in tables():
-        return tables()[name].repository
-    module = import_module(DATASETS[name]) if name in DATASETS else None
+def repository(config: RowsConfig) -> str | None:
+    """Return the repository of the hub that a source reads; None for a source without one."""
+    if config.name in tables():
+        return config.repository or tables()[config.name].repository
+    module = import_module(DATASETS[config.name]) if config.name in DATASETS else None
     return getattr(module, "HUB_NAME", None)
 
 

@@ -93,12 +93,13 @@ def _index(directory: Path | None, name: str, revision: str | None) -> tuple[Any
     if directory is not None and not directory.is_dir():
         raise UserError(f"data.path={directory} is no directory; give the one that holds {name}")
     if directory is not None and not (directory / f"{name}.json").is_file():
-        if not (directory / name).is_dir():
+        files = sorted((directory / name).rglob("train-*.parquet"))
+        if not files:
             raise UserError(
                 f"data.path={directory} has neither {name}.json nor a folder {name} with "
                 "train-*.parquet"
             )
-        rows = load_rows(HUB_NAME, directory, split="train", revision=None, subset=name)
+        rows = load_rows(str(directory / name), files=[*map(str, files)], split="train")
         columns = [name for name in rows.column_names if name in COLUMNS]
         return rows.select_columns(columns), f"{directory / name} train"
     path = hub_file(HUB_NAME, directory, f"{name}.json", revision=revision)

@@ -8,6 +8,7 @@ The rules, where a set states no types (`type_origin` is then `rule`):
 2. `offered_type`, for VQA-Med alone: closed also if the question lists the answer among choices.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from medvqa.config.errors import UserError
 from medvqa.data.example import AnswerType, Example
 
 MARKER = re.compile(r"[ \t]*<image>")
+NUMBERED_MARKER = re.compile(r"<image (\d+)>")
+DIFFICULTIES: dict[str, float | str] = {"easy": 1, "medium": 2, "hard": 3}
 
 
 class Drawn(NamedTuple):
@@ -42,6 +45,20 @@ def official_type(place: str, stated: str) -> AnswerType:
     if stated.upper() not in types:
         raise UserError(f"{place}: answer_type is {stated!r}, not OPEN or CLOSED")
     return types[stated.upper()]
+
+
+def difficulty_of(place: str, stated: object) -> float | None:
+    """Return a row's difficulty as a number; easy, medium and hard are 1, 2 and 3."""
+    if stated is None or stated == "":
+        return None
+    text = str(stated).strip().lower()
+    try:
+        number = float(DIFFICULTIES.get(text, text))
+    except ValueError:
+        number = math.nan
+    if isinstance(stated, bool) or not math.isfinite(number):
+        raise UserError(f"{place}: difficulty is {stated!r:.40}, not a number")
+    return number
 
 
 def row_texts(place: str, row: object, *names: str) -> dict[str, str]:
@@ -83,7 +100,9 @@ def offered_type(question: str, answers: Sequence[str]) -> AnswerType:
 
 
 def without_markers(place: str, text: str, *, num_images: int) -> str:
-    """Return the text without `<image>` markers: the prompt puts one an image itself.
+    """Return the text without `<image>` markers: the prompt puts one per image itself.
+
+    A numbered marker points to one of several images and stays as a word: `[image 2]`.
 
     Raises:
         UserError: Naming the place, if there are markers, but not one an image.
@@ -91,4 +110,4 @@ def without_markers(place: str, text: str, *, num_images: int) -> str:
     num_markers = text.count("<image>")
     if num_markers not in (0, num_images):
         raise UserError(f"{place} has {num_markers} <image> markers, but {num_images} image(s)")
-    return MARKER.sub("", text).strip()
+    return NUMBERED_MARKER.sub(r"[image \1]", MARKER.sub("", text)).strip()

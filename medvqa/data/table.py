@@ -1,53 +1,36 @@
-"""A table whose columns hold pictures, questions and answers -> `Example`.
+"""Any table with pictures, questions and answers -> `Example`; see `docs/data.md`.
 
-`tables.yaml` lists the data sets of the hub that differ only in these names. A set that states no
-answer types gets them by rule: an answer of yes or no is closed. A table of conversations gives one
-example per turn, without the turns before it. Only the mapped columns are ever read: others may
-quote the answer.
+`tables.yaml` lists the data sets that need no code. A set that states no answer types gets them by
+rule: an answer of yes or no is closed, and so is a question with options. A table of conversations
+gives one example per turn, without the turns before it. Only the mapped columns are ever read:
+others may quote the answer.
 """
 
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import yaml
+from typing import Any
 
 from medvqa.config.data import RowsConfig
 from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
+from medvqa.data.columns import cell, chosen_columns, roots
 from medvqa.data.conversations import turns
-from medvqa.data.example import Example
+from medvqa.data.example import AnswerType, Example, ImageSource
 from medvqa.data.image import image_id
-from medvqa.data.rows import check_split, row_texts, yes_no_type
-from medvqa.data.storage.hub import RowImage, load_rows
-
-# Tried in this order where a set names no columns.
-SHAPES = (
-    {"image": "image", "question": "question", "answer": "answer"},
-    {"image": "image", "conversations": "conversations"},
+from medvqa.data.options import REPEATED, options_of, right_option
+from medvqa.data.rows import (
+    check_split,
+    difficulty_of,
+    official_type,
+    row_texts,
+    without_markers,
+    yes_no_type,
 )
-
-
-class Table(NamedTuple):
-    """A data set of `tables.yaml`.
-
-    Attributes:
-        repository: Its name on the hub.
-        splits: As the hub calls them; any split may be asked for where none are documented.
-        columns: The column of each role: image, question, answer, id, conversations.
-    """
-
-    repository: str
-    splits: tuple[str, ...] = ()
-    columns: Mapping[str, str] | None = None
-
-
-@cache
-def tables() -> dict[str, Table]:
-    """Return the known tables by the name that `data.name` gives them."""
-    text = Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8")
-    return {name: Table(**values) for name, values in yaml.safe_load(text).items()}
+from medvqa.data.storage.hub import hub_file, load_rows
+from medvqa.data.storage.row_files import TableRows, open_table
+from medvqa.data.table_pictures import TablePictures
+from medvqa.data.tables import Table, tables
 
 
 def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> list[Example]:
@@ -57,10 +40,11 @@ def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> list[Example]:
         UserError: If the split is unknown, or a file, an image or a column is missing.
     """
     table = tables()[config.name]
-    if table.splits:
-        check_split(config, (*table.splits, "all"))
+    splits = tuple(table.files) if table.files else table.splits
+    if splits:
+        check_split(config, (*splits, "all"))
     examples: list[Example] = []
-    for split in table.splits if config.split == "all" else (config.split,):
+    for split in splits if splits and config.split == "all" else (config.split,):
         examples += table_examples(table, config, split, bad_rows)
     return examples
 
@@ -68,55 +52,143 @@ def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> list[Example]:
 def table_examples(
     table: Table, config: RowsConfig, split: str, bad_rows: BadRows
 ) -> list[Example]:
-    """Return the examples of one split; reads every picture once for its hash and keeps none."""
-    directory = Path(config.path) if config.path else None
-    rows = load_rows(table.repository, directory, split=split, revision=config.revision)
-    place = f"{directory or table.repository} {split}"
-    columns = _columns(table, rows.column_names, place)
-    images = rows.select_columns([columns["image"]])
-    texts = {role: name for role, name in columns.items() if role != "image"}
+    """Return the examples of one split; keeps no picture in memory."""
     examples: list[Example] = []
-    for number, row in enumerate(rows.select_columns(list(texts.values()))):
-        with bad_rows.row():
-            place_of_row = f"{place}[{number}]"
-            image = RowImage(place_of_row, images, number, columns["image"])
-            asked = list(_asked(place_of_row, row, texts, f"{split}-{number}"))
-            key = image_id(image)
-            examples += [
-                Example(
-                    id=name,
-                    images=(image,),
-                    question=question,
-                    answers=(answer,),
-                    answer_type=yes_no_type(answer),
-                    type_origin="rule",
-                    source=config.name,
-                    split=split,
-                    image_ids=(key,),
-                )
-                for name, question, answer in asked
-            ]
+    for subset in table.subsets or (config.subset,):
+        rows = _rows(table, config, split, subset)
+        given = {**(table.columns or {}), **(config.columns or {})}
+        if config.difficulty is not None:
+            given["difficulty"] = config.difficulty
+        columns = chosen_columns(given, rows.columns, rows.place)
+        reader = _Reader(
+            rows=rows,
+            columns=columns,
+            pictures=TablePictures(table, config, rows, columns["image"]),
+            source=config.name if config.name != "table" else _source(config),
+            prefix=f"{split}-{subset}" if table.subsets else split,
+        )
+        examples += reader.read(split, bad_rows)
     return examples
 
 
-def _columns(table: Table, present: list[str], place: str) -> Mapping[str, str]:
-    shapes = (table.columns,) if table.columns else SHAPES
-    for shape in shapes:
-        if set(shape.values()) <= set(present):
-            return shape
-    needed = ", or ".join(", ".join(shape.values()) for shape in shapes)
-    raise UserError(f"{place} needs the columns {needed}; found {', '.join(present)}")
+def _source(config: RowsConfig) -> str:
+    return Path(config.path).stem if config.path else str(config.repository).rpartition("/")[2]
+
+
+def _rows(table: Table, config: RowsConfig, split: str, subset: str | None) -> TableRows:
+    repository = config.repository or table.repository
+    pattern = table.files[split] if table.files else None
+    if config.path is not None:
+        path = Path(config.path).expanduser()
+        if subset is not None and (path / subset).is_dir():
+            path = path / subset
+        return open_table(path, split, pattern=pattern)
+    if repository is None:
+        raise UserError(
+            f"data={config.name} needs data.path=, a table or a directory of tables"
+            + (", or data.repository=, a data set of the hub" if not table.files else "")
+        )
+    if pattern is not None:
+        return open_table(hub_file(repository, None, pattern, revision=config.revision), split)
+    rows = load_rows(repository, split=split, revision=config.revision, subset=subset)
+    place = " ".join(part for part in (repository, subset, split) if part)
+    return TableRows(place, rows.column_names, Path(), rows)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Turns the rows of one table into examples.
+
+    Attributes:
+        source: Name of the data set.
+        prefix: What the ids of rows without one begin with.
+    """
+
+    rows: TableRows
+    columns: Mapping[str, Any]
+    pictures: TablePictures
+    source: str
+    prefix: str
+
+    def read(self, split: str, bad_rows: BadRows) -> list[Example]:
+        """Return the examples of the rows that belong to the split."""
+        present = self.rows.columns
+        names = [name for spec in self.columns.values() for name in roots(spec, present)]
+        texts = [name for name in dict.fromkeys(names) if not self.rows.holds_bytes(name)]
+        examples: list[Example] = []
+        splits: set[str] = set()
+        for number, row in enumerate(self.rows.texts(texts)):
+            with bad_rows.row():
+                if isinstance(row, UserError):
+                    raise row
+                if not isinstance(row, Mapping):
+                    raise UserError(f"{self.rows.named(number)} is no row but {type(row).__name__}")
+                stated = str(cell(row, self.columns["split"])) if "split" in self.columns else split
+                splits.add(stated)
+                if split in (stated, "all"):
+                    examples += self._examples(number, row, stated)
+        if splits and split not in {*splits, "all"}:
+            known = ", ".join(sorted(splits))
+            raise UserError(f"{self.rows.place} has no rows of split {split!r}; it has {known}")
+        return examples
+
+    def _examples(self, number: int, row: Mapping[str, Any], split: str) -> list[Example]:
+        place = self.rows.named(number)
+        cells = {role: cell(row, spec) for role, spec in self.columns.items() if role != "image"}
+        shown = self.pictures.of_row(place, row, number)
+        asked = list(_asked(place, cells, f"{self.prefix}-{number}", num_images=len(shown)))
+        keys = _image_ids(place, cells, shown)
+        options = options_of(place, cells.get("options"))
+        stated = cells.get("answer_type")
+        examples = []
+        for name, question, answers in asked:
+            if options:
+                answers = tuple(right_option(place, answer, options) for answer in answers)
+                question = REPEATED.sub("", question)
+            rule: AnswerType = "closed" if options else yes_no_type(answers[0])
+            examples.append(
+                Example(
+                    id=name,
+                    images=shown,
+                    question=question,
+                    answers=answers,
+                    answer_type=official_type(place, str(stated).strip()) if stated else rule,
+                    type_origin="official" if stated else "rule",
+                    source=self.source,
+                    split=split,
+                    image_ids=keys,
+                    options=options,
+                    difficulty=difficulty_of(place, cells.get("difficulty")),
+                )
+            )
+        return examples
+
+
+def _image_ids(
+    place: str, cells: Mapping[str, Any], shown: Sequence[ImageSource]
+) -> tuple[str, ...]:
+    stated = cells.get("image_id")
+    if stated is not None and len(shown) == 1:
+        return (str(stated),)
+    try:
+        return tuple(image_id(image) for image in shown)
+    except UserError as error:
+        raise UserError(str(error) if place in str(error) else f"{place}: {error}") from error
 
 
 def _asked(
-    place: str, row: Mapping[str, Any], columns: Mapping[str, str], name: str
-) -> Iterator[tuple[str, str, str]]:
-    """Yield id, question and answer of each example of a row."""
-    if "conversations" in columns:
-        said = turns(f"{place}: conversations", row[columns["conversations"]])
+    place: str, cells: Mapping[str, Any], name: str, *, num_images: int
+) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Yield id, question and answers of each example of a row."""
+    if "question" not in cells:
+        said = turns(f"{place}: conversations", cells["conversations"], num_images=num_images)
         for turn, (question, answer) in enumerate(said):
-            yield f"{name}-{turn}", question, answer
+            yield f"{name}-{turn}", question, (answer,)
         return
-    texts = row_texts(place, row, *columns.values())
-    stated = texts[columns["id"]] if "id" in columns else name
-    yield stated, texts[columns["question"]], texts[columns["answer"]]
+    references = cells["answer"] if isinstance(cells["answer"], list) else [cells["answer"]]
+    texts = row_texts(place, cells, "question", *(["id"] if "id" in cells else []))
+    answers = [row_texts(place, {"answer": answer}, "answer")["answer"] for answer in references]
+    if not answers:
+        raise UserError(f"{place} has no answer")
+    question = without_markers(f"{place}: question", texts["question"], num_images=num_images)
+    yield texts.get("id", name), question, tuple(answers)

@@ -18,7 +18,8 @@ from medvqa.data.example import Example
 from medvqa.data.image import ImageFile
 from medvqa.data.rows import check_split, official_type, row_texts
 from medvqa.data.storage.files import json_rows
-from medvqa.data.table import table_examples, tables
+from medvqa.data.table import table_examples
+from medvqa.data.tables import tables
 
 HUB_NAME = tables()["vqa_rad_hub"].repository
 JSON_NAME = "VQA_RAD Dataset Public.json"

@@ -39,12 +39,12 @@ def needed_downloads(config: Config) -> list[Download]:
     rows: list[RowsConfig] = [part for s in sources for part in (s.parts.values() or [s])]
     for source in rows:
         if source.path is None:
-            found += _hub_data(source.name)
+            found += _hub_data(source)
     return [_download(kind, name) for kind, name in dict.fromkeys(found)]
 
 
-def _hub_data(name: str) -> list[tuple[str, str]]:
-    hub_name = repository(name)
+def _hub_data(source: RowsConfig) -> list[tuple[str, str]]:
+    hub_name = repository(source)
     return [("dataset", hub_name)] if hub_name else []
 
 

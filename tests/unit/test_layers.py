@@ -22,7 +22,7 @@ HEAVY = {
     *("bitsandbytes", "triton", "wandb", "bert_score", "numpy", "PIL", "rich", "matplotlib"),
     *("wandb_workspaces", "optuna", "fastapi", "uvicorn", "starlette", "pydantic", "httpx"),
     *("fastmcp", "langchain_core", "langgraph", "gradio", "huggingface_hub", "safetensors"),
-    *("imagehash", "scipy", "sklearn", "statsmodels", "submitit", "ray"),
+    *("imagehash", "pydicom", "nibabel", "scipy", "sklearn", "statsmodels", "submitit", "ray"),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 # The fused engine stands behind `choice`, which imports it where it is chosen.

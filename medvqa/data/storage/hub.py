@@ -1,5 +1,6 @@
 """Rows and files of a data set in the hub's layout, from a local copy or from the hub."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,23 @@ from medvqa.config.errors import UserError
 
 @dataclass(frozen=True)
 class RowImage:
-    """An image that stays in the data set's file on disk until it is needed."""
+    """An image that stays in the data set's file on disk until it is needed.
+
+    Attributes:
+        keys: Where the image lies inside the cell: names and indices.
+    """
 
     name: str
     rows: Any = field(repr=False, compare=False)
     index: int = 0
     column: str = "image"
+    keys: tuple[str | int, ...] = ()
 
     def read(self) -> bytes:
         """Return the encoded image."""
         value = self.rows[self.index][self.column]
+        for key in self.keys:
+            value = value[key]
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes) or not data:
             raise UserError(f"{self.name} has no image bytes")
@@ -27,46 +35,42 @@ class RowImage:
 
 def load_rows(
     name: str,
-    directory: Path | None,
     *,
     split: str,
-    revision: str | None,
+    files: Sequence[str] = (),
+    revision: str | None = None,
     subset: str | None = None,
 ) -> Any:
     """Return the split as a `datasets.Dataset` on disk; images stay encoded.
 
     Args:
-        name: Hub id, used if there is no directory.
-        directory: Local copy with `<split>-*.parquet` somewhere below it.
+        name: Hub id; of local files, what messages call them.
         split: As the hub calls it.
+        files: Local parquet files, in place of the hub's.
         revision: Of the hub's repository.
-        subset: The hub's configuration; in a local copy the folder that holds its files.
+        subset: The hub's configuration.
 
     Raises:
-        UserError: If nothing is there.
+        UserError: If nothing is there or a file is broken.
     """
-    files: list[str] = []
-    if directory is not None:
-        place = directory / subset if subset and (directory / subset).is_dir() else directory
-        files = [str(p) for p in sorted(place.rglob(f"{split}-*.parquet"))]
-        if not files:
-            raise UserError(f"data.path={directory} holds no {split}-*.parquet of {name}")
     from datasets import Image, disable_progress_bars, load_dataset
 
     disable_progress_bars()
     try:
         if files:
-            rows = load_dataset("parquet", data_files={split: files}, split=split)
+            rows = load_dataset("parquet", data_files={split: list(files)}, split=split)
         else:
             rows = load_dataset(name, subset, split=split, revision=revision)
     except Exception as error:  # the hub raises a dozen unrelated types
         raise UserError(
-            f"cannot load {directory or name} ({first_line(error)})"
-            + ("" if directory else "; without a network give data.path=, a local copy")
+            f"cannot load {name} ({first_line(error)})"
+            + ("" if files else "; without a network give data.path=, a local copy")
         ) from error
     for column, feature in rows.features.items():
         if isinstance(feature, Image):
             rows = rows.cast_column(column, Image(decode=False))
+        elif isinstance(getattr(feature, "feature", None), Image):
+            rows = rows.cast_column(column, type(feature)(Image(decode=False)))
     return rows
 
 

@@ -106,15 +106,14 @@ def test_an_empty_cell_is_named_or_skipped(tmp_path, changed, message):
     assert (len(pool.examples), len(pool.skipped)) == (2, 1)
 
 
-def test_a_list_as_answer_is_refused(tmp_path):
+def test_a_list_as_answer_holds_several_right_answers(tmp_path):
     write(tmp_path, "test", rows(answer=[["a", "b"]] * 3), answer=datasets.List(TEXT))
-    with pytest.raises(UserError, match=r"test\[0\]: answer is list, not a text: \['a', 'b'\]"):
-        load(tmp_path)
+    assert load(tmp_path)[0].answers == ("a", "b")
 
 
 def test_other_columns_are_named(tmp_path):
     write(tmp_path, "test", {"image": [picture(1)], "caption": ["a"]}, caption=TEXT)
-    with pytest.raises(UserError, match=r"needs the columns .*, answer; found image, caption"):
+    with pytest.raises(UserError, match=r"no column for question, answer; it has image, caption"):
         load(tmp_path)
 
 
@@ -134,5 +133,5 @@ def test_a_file_that_was_cut_off_is_named(copy):
 def test_an_unknown_split_and_a_missing_file_say_what_is_there(copy, tmp_path):
     with pytest.raises(UserError, match="no split 'val'; it has train, validation, test, all"):
         load(copy, "val")
-    with pytest.raises(UserError, match=r"holds no test-\*.parquet of flaviagiammarino/path-vqa"):
+    with pytest.raises(UserError, match="nowhere is not there"):
         load(tmp_path / "nowhere")

@@ -114,7 +114,7 @@ def test_other_columns_are_named(hub_copy):
 
     for path in hub_copy.rglob("test-*.parquet"):
         datasets.Dataset.from_dict({"picture": [1], "question": ["q"]}).to_parquet(path)
-    with pytest.raises(UserError, match=r"needs the columns .*, answer; found picture, question"):
+    with pytest.raises(UserError, match=r"no column for image, answer; it has picture, question"):
         load(hub_copy, "test")
 
 
@@ -150,7 +150,7 @@ def test_an_unreachable_hub_tells_to_give_a_path(monkeypatch):
 
 
 def test_an_empty_folder_and_an_unknown_split_say_what_is_wanted(tmp_path):
-    with pytest.raises(UserError, match=r"holds no test-\*.parquet"):
+    with pytest.raises(UserError, match="holds no table of split test"):
         load(tmp_path, "test")
     with pytest.raises(UserError, match="no split 'tset'; it has train, test, all"):
         load(tmp_path, "tset")

@@ -1,0 +1,132 @@
+"""The pictures of a table's rows: bytes in the row, files, or members of ZIP files."""
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from medvqa.config.data import RowsConfig
+from medvqa.config.errors import UserError
+from medvqa.data.columns import cell, roots
+from medvqa.data.example import ImageSource
+from medvqa.data.image import ImageBytes, image_file
+from medvqa.data.storage.archive import safe_name
+from medvqa.data.storage.archive_set import ArchiveSet, local_archives
+from medvqa.data.storage.files import named_images
+from medvqa.data.storage.hub import RowImage
+from medvqa.data.storage.hub_archive import hub_archives
+from medvqa.data.storage.row_files import TableRows
+from medvqa.data.tables import Table
+
+
+class TablePictures:
+    """Finds the pictures of one table.
+
+    Args:
+        table: The data set: its archives and folders.
+        config: Path, repository and `image_root`.
+        rows: The rows.
+        spec: What holds the pictures, as `columns` has it.
+    """
+
+    def __init__(self, table: Table, config: RowsConfig, rows: TableRows, spec: Any) -> None:
+        self._rows, self._spec = rows, spec
+        self._stored = [name for name in roots(spec, rows.columns) if rows.holds_bytes(name)]
+        self._images = rows.rows.select_columns(self._stored) if self._stored else None
+        self._root = rows.folder
+        self._members: dict[str, ImageSource] | None = None
+        self._archives: ArchiveSet | None = None
+        directory = Path(config.path).expanduser() if config.path else None
+        unpacked = directory / table.image_root if directory and table.image_root else None
+        if config.image_root is not None:
+            self._open_root(Path(config.image_root).expanduser())
+        elif table.archives is not None and not self._stored:
+            if directory is not None:
+                self._archives = ArchiveSet(local_archives(directory, table.archives), unpacked)
+            else:
+                repository = config.repository or str(table.repository)
+                archives = hub_archives(repository, config.revision, table.archives)
+                self._archives = ArchiveSet(archives)
+            self._fetch(self._archives)
+        elif unpacked is not None and unpacked.is_dir():
+            self._root = unpacked
+
+    def _open_root(self, root: Path) -> None:
+        if root.suffix.lower() == ".zip":
+            self._members = named_images(root.with_suffix(""))
+        elif not root.is_dir():
+            raise UserError(f"data.image_root={root} is no directory and no ZIP file")
+        self._root = root
+
+    def _fetch(self, archives: ArchiveSet) -> None:
+        """Fetch the members that the rows name, before the first row is read."""
+        texts = self._rows.texts(roots(self._spec, self._rows.columns))
+        rows = (row for row in texts if isinstance(row, Mapping))
+        names = (name for row in rows for name in _listed(cell(row, self._spec)))
+        files = {PurePosixPath(name).name for name in names if isinstance(name, str)}
+        self._fetched = archives.fetch(files)
+
+    def of_row(self, place: str, row: Mapping[str, Any], number: int) -> tuple[ImageSource, ...]:
+        """Return the pictures of a row, in order.
+
+        Raises:
+            UserError: Naming the row, if it has none, or one cannot be found.
+        """
+        if self._stored:
+            shown = self._stored_images(place, number)
+        else:
+            shown = [self._named(place, name) for name in _listed(cell(row, self._spec))]
+        if not shown:
+            raise UserError(f"{place} has no image")
+        return tuple(shown)
+
+    def _stored_images(self, place: str, number: int) -> list[ImageSource]:
+        """Return the pictures inside a row of a data set on disk."""
+        images: Any = self._images
+        lists = [name for name in self._stored if _is_list(images.features[name])]
+        if not lists and len(self._stored) == 1:
+            return [RowImage(place, images, number, self._stored[0])]
+        row = images[number]
+        shown: list[ImageSource] = []
+        for column in self._stored:
+            for index, value in enumerate(row[column] if column in lists else [row[column]]):
+                if value is not None:
+                    keys = (index,) if column in lists else ()
+                    shown.append(RowImage(f"{place}.{column}", images, number, column, keys))
+        return shown
+
+    def _named(self, place: str, name: Any) -> ImageSource:
+        if isinstance(name, bytes):
+            return ImageBytes(place, name)
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"{place}: image is {type(name).__name__}, not a path: {name!r:.80}")
+        if "://" in name[:12]:
+            raise UserError(
+                f"{place}: image {name:.80} is an address; fetch the pictures and give "
+                "data.image_root=, and data.columns.image= a path or a template"
+            )
+        try:
+            return self._found(name)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from error
+
+    def _found(self, name: str) -> ImageSource:
+        if self._archives is not None:
+            base = PurePosixPath(safe_name(name)).name
+            if base not in self._fetched:
+                raise self._archives.missing(base)
+            return self._fetched[base]
+        if self._members is not None:
+            if safe_name(name) not in self._members:
+                raise UserError(f"image {name} is not in {self._root}")
+            return self._members[safe_name(name)]
+        return image_file(self._root / name)
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _is_list(feature: Any) -> bool:
+    return isinstance(feature, list) or hasattr(feature, "feature")
