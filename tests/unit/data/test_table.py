@@ -95,7 +95,7 @@ def test_pictures_may_lie_elsewhere_or_in_a_zip_file(pictures, tmp_path):
     zipped = pool(folder, image_root=str(tmp_path / "pictures.zip"), max_bad_rows=1)
     assert [e.images[0].read() for e in zipped.examples] == [picture(0)]
     assert "image b.jpg is not in" in zipped.skipped[0]
-    with pytest.raises(UserError, match="data.image_root=.*nowhere is no directory"):
+    with pytest.raises(UserError, match=r"data\.image_root=.*nowhere is no directory"):
         load(folder, image_root=str(tmp_path / "nowhere"))
 
 
