@@ -1,4 +1,4 @@
-"""VQA-Med 2019: the real rows with empty files as pictures, and a small copy in its layout."""
+"""VQA-Med: the real rows of 2019 with empty files as pictures, and a small copy in its layout."""
 
 import io
 import zipfile
@@ -11,6 +11,7 @@ from medvqa.config.data import SourceConfig
 from medvqa.config.errors import UserError
 from medvqa.data.image import load_rgb
 from medvqa.data.pool import load_examples, load_pool
+from tests.copies import picture
 
 TRAIN = "ImageClef-2019-VQA-Med-Training"
 VALIDATION = "ImageClef-2019-VQA-Med-Validation"
@@ -255,3 +256,86 @@ def test_what_is_missing_is_named(copy, tmp_path):
     (copy / TEST / "VQAMed2019_Test_Images.zip").unlink()
     with pytest.raises(UserError, match=r"neither .* nor VQAMed2019_Test_Images\.zip"):
         load(copy)
+
+
+# --- 2020 and 2021: rows without category, references in a file of their own ----------------------
+
+
+def write_rows(folder, files, images, names):
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / images).mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        (folder / images / f"{name}.jpg").write_bytes(picture(number))
+
+
+@pytest.fixture
+def later_years(tmp_path):
+    """Both years side by side, as their archives unpack."""
+    trained = tmp_path / "VQA-Med-2020-Task1-VQAnswering-TrainVal-Sets"
+    write_rows(
+        trained / "VQAMed2020-VQAnswering-TrainingSet",
+        {"VQAnswering_2020_Train_QA_pairs.txt": "synpic1|is this image normal?|no\n"},
+        *("VQAnswering_2020_Train_images", ["synpic1"]),
+    )
+    write_rows(
+        trained / "VQAMed2020-VQAnswering-ValidationSet",
+        {"VQAnswering_2020_Val_QA_Pairs.txt": "synpic2|what abnormality is seen?|cyst\n"},
+        *("VQAnswering_2020_Val_images", ["synpic2"]),
+    )
+    write_rows(
+        tmp_path / "VQA-TestSet-ReferenceAnswers-VQAMed2020-Task1",
+        {
+            "VQAMed2020-Task1-VQAnswering-Test-Questions.txt": "synpic3|what is abnormal?\n",
+            "VQAMed2020-Task1-VQAnswering-Test-ReferenceAnswers.txt": "synpic3|a|b (c)\n",
+        },
+        *("Task1-2020-VQAnswering-Test-Images", ["synpic3"]),
+    )
+    write_rows(
+        tmp_path / "VQA-Med-2021-Tasks-1-2-NewValidationSets",
+        {"VQA-Med-2021-VQAnswering-Task1-New-ValidationSet.txt": "synpic4|what is it?|mass\n"},
+        *("ImageCLEF-2021-VQA-Med-New-Validation-Images", ["synpic4"]),
+    )
+    write_rows(
+        tmp_path / "Task1-VQA-2021-TestSet-w-GroundTruth",
+        {
+            "Task1-VQA-2021-TestSet-Questions.txt": "synpic5|what is it?\n",
+            "Task1-VQA-2021-TestSet-ReferenceAnswers.txt": "synpic5|mass|tumor||\n",
+        },
+        *("images/VQA-500-Images", ["synpic5"]),
+    )
+    return tmp_path
+
+
+def load_year(year, path, split):
+    source = SourceConfig(name=f"vqa_med_{year}", path=str(path), split=split)
+    return load_examples(source, seed=0)
+
+
+def test_later_years_have_rows_without_category_and_several_references(later_years):
+    (trained,) = load_year(2020, later_years, "train")
+    assert (trained.id, trained.answers, trained.answer_type) == (
+        "train-synpic1",
+        ("no",),
+        "closed",
+    )
+    (asked,) = load_year(2020, later_years, "test")
+    assert (asked.question, asked.answers) == ("what is abnormal?", ("a", "b (c)"))
+    assert asked.images[0].read() == picture(0)
+    (newer,) = load_year(2021, later_years, "test")
+    assert (newer.source, newer.answers) == ("vqa_med_2021", ("mass", "tumor"))
+
+
+def test_training_rows_of_2021_are_those_of_2020_with_its_validation_set(later_years):
+    assert [e.image_ids[0] for e in load_year(2021, later_years, "train")] == [
+        *("synpic1.jpg", "synpic2.jpg"),
+    ]
+    assert len(load_year(2021, later_years, "all")) == 4
+
+
+def test_a_question_without_a_reference_is_named(later_years):
+    folder = later_years / "Task1-VQA-2021-TestSet-w-GroundTruth"
+    (folder / "Task1-VQA-2021-TestSet-ReferenceAnswers.txt").write_text("synpic6|mass\n")
+    with pytest.raises(UserError, match=r"Questions\.txt, line 1 has no answer"):
+        load_year(2021, later_years, "test")
