@@ -19,6 +19,7 @@ from medvqa.config.compose import checked, config_directory, hydra_files, regist
 from medvqa.config.errors import MISTAKES, Refused, explain
 from medvqa.config.fast_exit import leave_at_once
 from medvqa.config.identity import run_id
+from medvqa.config.secrets import masked_text
 from medvqa.sweep.launcher import SweepError
 
 log = logging.getLogger("medvqa")
@@ -141,7 +142,7 @@ def guarded(action: Callable[[], Any]) -> None:
 
 
 def _fail(text: str, *, code: int) -> None:
-    sys.stderr.write(f"medvqa: {text}\n")
+    sys.stderr.write(f"medvqa: {masked_text(text)}\n")
     sys.exit(code)
 
 

@@ -24,6 +24,7 @@ from medvqa.config.identity import run_id
 from medvqa.config.machine import num_cuda_devices
 from medvqa.config.model import Backend, Device
 from medvqa.config.schema import Config
+from medvqa.config.secrets import masked_values
 
 Group = TypeVar("Group")
 # Hydra scans `hydra_plugins` on Python's path for launchers.
@@ -129,7 +130,18 @@ def hydra_files(config: Mapping[str, Any], overrides: Sequence[str], hydra: Any)
         "overrides": list(overrides),
         "hydra": {"hydra": hydra},
     }
-    return {f"{name}.yaml": OmegaConf.to_yaml(OmegaConf.create(p)) for name, p in parts.items()}
+    plain = OmegaConf.to_container(OmegaConf.create(parts), enum_to_str=True)
+    assert isinstance(plain, dict)
+    return {
+        f"{name}.yaml": OmegaConf.to_yaml(OmegaConf.create(part))
+        for name, part in masked_values(plain).items()
+    }
+
+
+def quoted(text: str) -> str:
+    """Return the text as a value of an override, whatever characters it has."""
+    escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", text)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
 
 
 def typed_group(schema: type[Group], values: Mapping[str, Any]) -> Group:
@@ -244,7 +256,7 @@ class CheckFirst(Callback):
         with open_dict(config):
             directory = str(config.hydra.sweep.dir)
             config.hydra.sweep.dir = directory
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{directory}'")
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(directory)}")
         loader = GlobalHydra.instance().config_loader()
         here = config.hydra.runtime.choices["hydra/launcher"] not in CLUSTERS
         for swept, overrides in cells(config):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from medvqa.config.compose import checked, compose_cells
 from medvqa.config.errors import MISTAKES, UserError, explain
+from medvqa.config.secrets import masked
 from medvqa.tracking.record import write_json
 from medvqa.tracking.terminal import console
 
@@ -54,7 +55,7 @@ def main_preflight(argv: Sequence[str]) -> None:
     show(reports, assumptions)
     if options.json is not None:
         cells = [report.as_json() for report in reports]
-        write_json(options.json, {"overrides": list(options.overrides), "cells": cells})
+        write_json(options.json, {"overrides": masked(options.overrides), "cells": cells})
     if any(report.problems for report in reports):
         sys.exit(WOULD_FAIL)
 

@@ -10,12 +10,12 @@ import json
 from typing import Any
 
 from medvqa.config.model import ModelConfig
+from medvqa.config.secrets import masked
 from medvqa.data.image import ImageBytes, load_rgb
 from medvqa.models.prompt import user_message
 from medvqa.models.source import load_processor
 from medvqa.serve.answering import Answer, Question
 from medvqa.serve.errors import ErrorKind, ToolError
-from medvqa.tracking.secrets import masked
 
 MAX_BODY_BYTES = 4_000_000  # an answer is a short phrase
 MAX_REASON_CHARS = 200

@@ -3,9 +3,8 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from medvqa.sweep.job import Job, State, Status, read_job, read_status
+from medvqa.sweep.job import Job, State, Status, read_status
 from medvqa.sweep.launcher import ShowChange
 from medvqa.sweep.scheduler import Scheduler
 
@@ -13,12 +12,11 @@ POLL_S = 1.0
 ENDED = (State.finished, State.failed, State.killed, State.timed_out, State.interrupted)
 
 
-def run_on_node(directory: str) -> str:
-    """Run the job whose job.json is there, unless it is finished; return its state.
+def run_on_node(job: Job) -> str:
+    """Run the job, unless it is finished; return its state.
 
     The job has a process of its own. If it crashes or runs out of memory, this one records that.
     """
-    job = read_job(Path(directory))
     if job.is_finished:
         return State.finished.value
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # what the cluster gave

@@ -7,6 +7,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from medvqa.config.compose import quoted
+from medvqa.config.errors import UserError
+from medvqa.config.secrets import MASK
 from medvqa.sweep.display import grid_table
 from medvqa.sweep.status import counts, read_rows, sweep_json, write_summary
 from medvqa.tracking import record
@@ -38,8 +41,12 @@ def main_resume(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     stored = sweep_json(options.sweep)
     directory = options.sweep.resolve()
-    first = [text for text in stored["arguments"] if not text.startswith("fresh=")]
-    arguments = [*first, *options.overrides, f"hydra.sweep.dir='{directory}'"]
+    given = {"fresh", *(text.partition("=")[0] for text in options.overrides)}
+    first = [text for text in stored["arguments"] if text.partition("=")[0] not in given]
+    hidden = " ".join(text for text in first if MASK in text)
+    if hidden:
+        raise UserError(f"no file keeps a secret; give this part of the command again: {hidden}")
+    arguments = [*first, *options.overrides, f"hydra.sweep.dir={quoted(str(directory))}"]
     os.chdir(stored["working_directory"])
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "medvqa.cli", "train", *arguments])

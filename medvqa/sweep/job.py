@@ -1,5 +1,6 @@
 """One cell of a grid: what it is, where it writes, and how it stands."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -78,18 +79,15 @@ class Job:
             "name": self.name,
         }
 
-    def write(self) -> None:
-        """Write job.json, which a worker reads."""
-        values = asdict(self) | {"directory": str(self.directory)}
-        record.write_json(self.directory / "job.json", values)
+    def as_line(self) -> str:
+        """Return the job as the line of JSON that a worker reads; no file ever holds it."""
+        return json.dumps(asdict(self) | {"directory": str(self.directory)})
 
 
-def read_job(directory: Path) -> Job:
-    """Return the job that `Job.write` left there."""
-    values = record.read_json(directory / "job.json")
-    if not values:
-        raise UserError(f"{directory} has no job.json")
-    values |= {"directory": directory, "overrides": tuple(values["overrides"])}
+def job_of_line(line: str) -> Job:
+    """Return the job that `Job.as_line` wrote."""
+    values = json.loads(line)
+    values |= {"directory": Path(values["directory"]), "overrides": tuple(values["overrides"])}
     return Job(**values)
 
 

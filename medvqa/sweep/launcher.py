@@ -11,11 +11,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from medvqa.config.compose import check_hardware, hydra_files, resolved, swept_keys, typed_anywhere
 from medvqa.config.errors import UserError
 from medvqa.config.identity import run_id
+from medvqa.config.secrets import masked, masked_values
 from medvqa.sweep.display import grid_table, live_table, show_failures
 from medvqa.sweep.job import Job, State, Status, run_json
 from medvqa.sweep.status import counts, read_rows, write_summary
@@ -118,7 +119,7 @@ class GridLauncher(Launcher):
         """Return what sets the cell apart from the others of the grid."""
         swept = swept_keys(self.config)
         varied = [text for text in overrides if text.partition("=")[0].lstrip("+") in swept]
-        return " ".join(varied or overrides)[:MAX_NAME]
+        return " ".join(masked(varied or overrides))[:MAX_NAME]
 
     def _run(self, sweep: Path, jobs: Sequence[Job]) -> dict[int, Status]:
         unfinished = [job for job in jobs if not job.is_finished]
@@ -127,8 +128,6 @@ class GridLauncher(Launcher):
             log.info("%d of %d jobs are finished already", num_finished, len(jobs))
         # Cells may differ in words only, such as tracking.project: one run answers for them all.
         todo = list({job.directory: job for job in reversed(unfinished)}.values())[::-1]
-        for job in todo:
-            job.write()
         ended: dict[int, Status] = {}
         try:
             with live_table(sweep) as show_change:
@@ -200,7 +199,7 @@ def _write_sweep(sweep: Path, jobs: Sequence[Job]) -> None:
     entries += [
         {
             "number": job.number,
-            "overrides": list(job.overrides),
+            "overrides": masked(job.overrides),
             "name": job.name,
             "directory": job.directory.name,
             "run_id": job.run_id,
@@ -209,8 +208,12 @@ def _write_sweep(sweep: Path, jobs: Sequence[Job]) -> None:
     ]
     record.write_json(
         sweep / "sweep.json",
-        {"jobs": entries, "arguments": sys.argv[1:], "working_directory": str(Path.cwd())},
+        {"jobs": entries, "arguments": masked(sys.argv[1:]), "working_directory": str(Path.cwd())},
     )
+    written_by_hydra = sweep / "multirun.yaml"
+    if written_by_hydra.is_file():
+        values = masked_values(OmegaConf.to_container(OmegaConf.load(written_by_hydra)))
+        record.write_text(written_by_hydra, OmegaConf.to_yaml(OmegaConf.create(values)))
 
 
 def _job_return(job: Job, config: DictConfig) -> JobReturn:

@@ -46,7 +46,7 @@ class RayLauncher(GridLauncher):
             check_resources(self._options, ray.cluster_resources())  # type: ignore[no-untyped-call]
             mark_waiting(jobs)
             remote = ray.remote(**self._options["remote"])(run_on_node)
-            tasks = {job.number: remote.remote(str(job.directory)) for job in jobs}
+            tasks = {job.number: remote.remote(job) for job in jobs}
             try:
                 return wait_for(jobs, lambda job: _loss(tasks[job.number]), show_change)
             except KeyboardInterrupt:

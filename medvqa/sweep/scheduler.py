@@ -54,7 +54,7 @@ class Worker:
         """Send the job; a worker that has died meanwhile shows in `answer`."""
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(f"{job.directory}\n".encode())
+            self._process.stdin.write(f"{job.as_line()}\n".encode())
             self._process.stdin.flush()
         except BrokenPipeError:
             pass

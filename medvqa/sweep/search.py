@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from medvqa.config.compose import CLUSTERS, checked
 from medvqa.config.errors import MISTAKES, UserError, explain
+from medvqa.config.secrets import masked
 from medvqa.sweep.job import State, read_status, run_json
 from medvqa.sweep.launcher import SweepError
 from medvqa.sweep.space import Space, extremes, override, read_space
@@ -159,7 +160,7 @@ def _conclude(study: "Study", space: Space, sweep: Path) -> None:
     best = study.best_trial
     said = [text for text in sys.argv[1:] if not text.lstrip("+").startswith(SEARCH_ONLY)]
     values = [override(*item) for item in best.params.items()]
-    command = shlex.join(["python", "train.py", *said, "hydra.mode=RUN", *values])
+    command = shlex.join(["python", "train.py", *masked(said), "hydra.mode=RUN", *values])
     sys.stdout.write(f"best: {best.value:.4f} on the validation set\n{command}\n")
 
 

@@ -31,22 +31,22 @@ LOST_AFTER = 2  # queries in a row that do not list a job
 class NodeJob:
     """The callable that submitit runs on the machine; `checkpoint` lets it queue the job again."""
 
-    def __call__(self, directory: str) -> str:
+    def __call__(self, job: Job) -> str:
         """Run the job; see `run_on_node`.
 
         Raises:
             RuntimeError: If it did not finish, so that Slurm's own tools show a failed job.
         """
-        state = run_on_node(directory)
+        state = run_on_node(job)
         if state != State.finished.value:
-            raise RuntimeError(f"{directory}: {state}")
+            raise RuntimeError(f"{job.directory}: {state}")
         return state
 
-    def checkpoint(self, directory: str) -> Any:
+    def checkpoint(self, job: Job) -> Any:
         """Return the work after a preemption or a timeout: the same job, from its checkpoint."""
         import submitit
 
-        return submitit.helpers.DelayedSubmission(self, directory)
+        return submitit.helpers.DelayedSubmission(self, job)
 
 
 class SlurmLauncher(GridLauncher):
@@ -98,7 +98,7 @@ class SlurmLauncher(GridLauncher):
             **{name if name in common else f"slurm_{name}": v for name, v in options.items()}
         )
         os.environ["PYTHONPATH"] = python_path()  # `sbatch` takes it along
-        submitted = executor.map_array(NodeJob(), [str(job.directory) for job in jobs])
+        submitted = executor.map_array(NodeJob(), jobs)
         ids = {job.number: one.job_id for job, one in zip(jobs, submitted, strict=True)}
         for job in jobs:
             record.write_json(job.directory / "slurm.json", {"id": ids[job.number]})

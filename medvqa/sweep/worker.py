@@ -1,4 +1,4 @@
-"""The process that runs jobs: `python -m medvqa.sweep.worker`, directories on stdin.
+"""The process that runs jobs: `python -m medvqa.sweep.worker`, one line of JSON per job on stdin.
 
 It answers one JSON line a job on stdout. The job's own output goes to its console.log. When
 stdin ends, the launcher is done or dead, and the worker leaves at once: its run goes on from the
@@ -21,7 +21,8 @@ from typing import IO, Any
 from medvqa.config.compose import typed
 from medvqa.config.errors import UserError
 from medvqa.config.fast_exit import leave_at_once
-from medvqa.sweep.job import CONSOLE, Job, State, read_job
+from medvqa.config.secrets import MaskingFormatter, masked_text
+from medvqa.sweep.job import CONSOLE, Job, State, job_of_line
 
 log = logging.getLogger("medvqa")
 
@@ -30,24 +31,24 @@ FORMAT = "[%(asctime)s] %(message)s"
 
 
 def serve(run_job: RunJob, commands: IO[str], answers: IO[str]) -> None:
-    """Run the jobs whose directories come as lines, until one fails or the lines end."""
+    """Run the jobs that come as lines, until one fails or the lines end."""
     signal.signal(signal.SIGTERM, _interrupt)
     # Slurm's warning reaches all processes of a job; whoever started this one acts on it.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    directories: queue.Queue[str] = queue.Queue()
+    lines: queue.Queue[str] = queue.Queue()
     busy = threading.Event()
 
     def listen() -> None:
         for line in commands:
             busy.set()  # here: a launcher may die before the job is taken up
-            directories.put(line.strip())
+            lines.put(line.strip())
         if busy.is_set():
             os._exit(1)  # nobody waits for the result
-        directories.put("")
+        lines.put("")
 
     threading.Thread(target=listen, daemon=True).start()
-    while directory := directories.get():
-        state, error, goes_on = _run_one(run_job, Path(directory))
+    while line := lines.get():
+        state, error, goes_on = _run_one(run_job, job_of_line(line))
         busy.clear()
         answer = {"state": state.value, "error": error, "goes_on": goes_on}
         answers.write(json.dumps(answer) + "\n")
@@ -61,20 +62,22 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _run_one(run_job: RunJob, directory: Path) -> tuple[State, str | None, bool]:
-    with _console(directory / CONSOLE):
+def _run_one(run_job: RunJob, job: Job) -> tuple[State, str | None, bool]:
+    with _console(job.directory / CONSOLE):
         try:
-            return State.finished, None, run_job(read_job(directory))
+            return State.finished, None, run_job(job)
         except KeyboardInterrupt:
             return State.interrupted, "interrupted", False
         except UserError as error:
-            sys.stderr.write(f"medvqa: {error}\n")
-            return State.failed, str(error), False
+            text = masked_text(str(error))
+            sys.stderr.write(f"medvqa: {text}\n")
+            return State.failed, text, False
         except SystemExit as error:
             return State.failed, f"left with exit code {error.code}", False
         except BaseException as error:
-            traceback.print_exc()
-            return State.failed, f"{type(error).__name__}: {error}".splitlines()[0], False
+            sys.stderr.write(masked_text(traceback.format_exc()))
+            text = masked_text(f"{type(error).__name__}: {error}")
+            return State.failed, text.splitlines()[0], False
 
 
 @contextlib.contextmanager
@@ -84,7 +87,7 @@ def _console(path: Path) -> Iterator[None]:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(FORMAT))
+    handler.setFormatter(MaskingFormatter(FORMAT))
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     root.addHandler(handler)

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from medvqa.tracking.secrets import masked
+from medvqa.config.secrets import masked
 
 PACKAGES = (
     *("medvqa", "hydra-core", "omegaconf", "unsloth", "unsloth_zoo", "transformers", "trl", "peft"),

@@ -12,6 +12,7 @@ from typing import Any
 from medvqa.config.compose import with_defaults
 from medvqa.config.errors import UserError
 from medvqa.config.identity import results_only
+from medvqa.config.secrets import masked_values
 from medvqa.tracking.files import has_results
 from medvqa.tracking.record import DIVERGED, FINISHED, read_run
 
@@ -85,7 +86,9 @@ def is_finished(
     earlier = read_run(directory)
     if not has_results(directory, earlier):
         return False
-    differences = list(_settings(earlier["config"], config)) or list(_rows(earlier, rows()))
+    differences = list(_settings(earlier["config"], masked_values(config))) or list(
+        _rows(earlier, rows())
+    )
     if differences:
         shown = "; ".join(differences[:SHOWN])
         more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""

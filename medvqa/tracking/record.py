@@ -16,8 +16,8 @@ from typing import IO, Any, Self
 
 from medvqa.config.earlier import upgraded
 from medvqa.config.errors import UserError
+from medvqa.config.secrets import masked, masked_text, masked_values
 from medvqa.tracking.environment import environment, git_state, now
-from medvqa.tracking.secrets import masked
 
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 DIVERGED = "diverged"
@@ -192,7 +192,7 @@ class RunRecord:
         self.values: dict[str, Any] = {
             "state": RUNNING,
             "run_id": settings["run_id"],
-            "config": settings["config"],
+            "config": masked_values(settings["config"]),
             "overrides": masked(settings["overrides"]),
             "command": masked(sys.argv),
             "started": before.get("started", now()),
@@ -233,7 +233,7 @@ class RunRecord:
             yield
         except BaseException as error:
             state = INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
-            (text,) = masked([f"{type(error).__name__}: {error}"])
+            text = masked_text(f"{type(error).__name__}: {error}")
             self.update(state=state, error=text, ended=now())
             raise
 

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from medvqa.config.errors import UserError
+from medvqa.config.secrets import masked, masked_text, masked_values
 from medvqa.config.tracking import TrackingConfig, TrackingMode
 from medvqa.data.example import Example
 from medvqa.data.image import load_rgb
 from medvqa.tracking.record import RunRecord, read_lines
-from medvqa.tracking.secrets import masked
 
 log = logging.getLogger(__name__)
 
 THUMBNAIL_PX = 256
 INIT_TIMEOUT_S = 20
+MODES = ("disabled", "offline", "online")
 COLUMNS = ("id", "question", "references", "prediction", "answer_type", "exact_match", "f1")
 
 
@@ -129,9 +130,9 @@ def tracker(
         "entity": config.entity,
         "group": config.group or settings.get("sweep"),
         "job_type": "train",
-        "name": settings.get("name") or directory.name,
+        "name": masked_text(settings.get("name") or directory.name),
         "tags": list(config.tags),
-        "config": {"medvqa": dict(settings.get("config", {}))},
+        "config": {"medvqa": masked_values(settings.get("config", {}))},
         "dir": str(directory),
     }
     with _replaced(os.environ, "WANDB_DATA_DIR", str(staging)):
@@ -160,17 +161,18 @@ def _replaced(environment: MutableMapping[str, str], name: str, value: str) -> I
 
 
 def resolve_mode(wanted: TrackingMode, environment: Mapping[str, str]) -> str:
-    """Return W&B's mode: its own variable first, then the config; `auto` goes by the key.
+    """Return W&B's mode: the config's, unless `WANDB_MODE` asks for less; `auto` goes by the key.
 
     Raises:
         UserError: If the variable is no mode, or online is asked for without a key.
     """
-    mode = environment.get("WANDB_MODE") or wanted.value
-    if mode not in TrackingMode.__members__:
-        known = ", ".join(TrackingMode.__members__)
-        raise UserError(f"WANDB_MODE={mode} is unknown; use one of {known}")
-    if mode in ("offline", "disabled"):
+    mode, limit = wanted.value, environment.get("WANDB_MODE") or "online"
+    if mode == "disabled":
         return mode
+    if limit not in MODES:
+        raise UserError(f"WANDB_MODE={limit} is unknown; use one of {', '.join(MODES)}")
+    if "disabled" in (mode, limit) or "offline" in (mode, limit):
+        return "disabled" if limit == "disabled" else "offline"
     if has_key(environment):
         return "online"
     if mode == "online":
@@ -185,10 +187,10 @@ def has_key(environment: Mapping[str, str]) -> bool:
     """Return whether a W&B key is set or filed; asks no server."""
     if environment.get("WANDB_API_KEY"):
         return True
-    import wandb
-
     # Where a key is filed depends on the server, whose address W&B's settings know.
     from wandb.sdk.lib.wbauth import read_netrc_auth
+
+    import wandb
 
     return read_netrc_auth(host=wandb.setup().settings.base_url) is not None
 
@@ -196,8 +198,16 @@ def has_key(environment: Mapping[str, str]) -> bool:
 def _init(mode: str, directory: Path, options: Mapping[str, Any]) -> Any:
     import wandb
 
-    def quiet() -> wandb.Settings:  # a new one each time: `init` writes the run's id into it
-        return wandb.Settings(init_timeout=INIT_TIMEOUT_S, silent=True, console="off")
+    def settings() -> wandb.Settings:  # a new one each time: `init` writes the run's id into it
+        # The config has no option to upload code or what is printed, so no variable has one.
+        return wandb.Settings(
+            init_timeout=INIT_TIMEOUT_S,
+            silent=True,
+            console="off",
+            save_code=False,
+            disable_code=True,
+            disable_git=True,
+        )
 
     arguments = sys.argv
     sys.argv = masked(arguments)  # W&B keeps the command line
@@ -205,12 +215,12 @@ def _init(mode: str, directory: Path, options: Mapping[str, Any]) -> Any:
         if mode == "online":
             try:
                 online: dict[str, Any] = {"id": _online_id(directory), "resume": "allow"}
-                return wandb.init(mode="online", settings=quiet(), **online, **options)
+                return wandb.init(mode="online", settings=settings(), **online, **options)
             except wandb.errors.CommError as error:
                 reason = str(error).partition("\n")[0]
                 log.warning("W&B cannot be reached (%s); logging offline", reason)
         # Resuming offline under one id makes two logs that overwrite each other when synced.
-        return wandb.init(mode="offline", settings=quiet(), **options)
+        return wandb.init(mode="offline", settings=settings(), **options)
     except wandb.errors.UsageError as error:
         raise UserError(f"W&B: {error}; or use tracking.mode=offline") from error
     finally:

@@ -10,7 +10,7 @@ import pytest
 
 from medvqa.config.errors import UserError
 from medvqa.sweep.isolated import find_slots
-from medvqa.sweep.job import CONSOLE, Job, State, Status, read_job, read_status
+from medvqa.sweep.job import CONSOLE, Job, State, Status, job_of_line, read_status
 from medvqa.sweep.scheduler import Scheduler, _environment
 from tests.conftest import ROOT
 from tests.faulty_worker import EXITS, HANGS, KILLED, LEAKS, NO_MEMORY, RAISES
@@ -35,7 +35,7 @@ def make_jobs(directory, *seeds, model="tiny", gpus=1):
             run_id=str(number),
             sweep=directory.name,
         )
-        job.write()
+        job.directory.mkdir(parents=True)
         jobs.append(job)
     return jobs
 
@@ -148,8 +148,8 @@ def test_fail_fast_ends_the_others_so_that_they_can_go_on(tmp_path):
 def test_a_dead_launcher_takes_its_workers_along(tmp_path):
     (job,) = make_jobs(tmp_path, HANGS)
     code = (
-        "import pathlib, sys; from tests.integration.test_scheduler import *; "
-        f"scheduler().run([read_job(pathlib.Path({str(job.directory)!r}))])"
+        "from tests.integration.test_scheduler import *; "
+        f"scheduler().run([job_of_line({job.as_line()!r})])"
     )
     launcher = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     while not (job.directory / "pid").is_file() or not (job.directory / "pid").read_text():
@@ -170,7 +170,7 @@ def test_a_launcher_that_dies_as_it_hands_out_a_job_leaves_no_worker_with_it(tmp
     for number in range(5):  # one would often be right by chance
         (job,) = make_jobs(tmp_path / str(number), HANGS)
         worker = subprocess.run(
-            WORKER, cwd=ROOT, input=f"{job.directory}\n", text=True, timeout=60, check=False
+            WORKER, cwd=ROOT, input=f"{job.as_line()}\n", text=True, timeout=60, check=False
         )
         assert worker.returncode == 1
 
@@ -180,7 +180,7 @@ def test_a_damaged_status_counts_as_waiting(tmp_path):
     for text in ("", "{", "[]", '{"state": "asleep"}'):
         (job.directory / "status.json").write_text(text)
         assert read_status(job.directory) == Status(state=State.waiting)
-    assert read_job(job.directory) == job
+    assert job_of_line(job.as_line()) == job
 
 
 def test_slots_are_gpus_or_processors(monkeypatch):

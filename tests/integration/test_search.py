@@ -47,12 +47,12 @@ def test_a_search_killed_after_its_first_trial_goes_on_and_repeats_nothing(tmp_p
     search = start(tmp_path, *TWO)
     wait_for(lambda: list(tmp_path.glob("multirun/*/trials.csv")))
     sweep = sweep_of(tmp_path)
-    wait_for(lambda: len(list(sweep.glob("*/job.json"))) == 2)  # the second one is under way
+    wait_for(lambda: len(list(sweep.glob("*/status.json"))) == 2)  # the second one is under way
     os.killpg(search.pid, signal.SIGKILL)
     search.communicate()
     (first,) = trials_of(sweep)
     before = (sweep / first["directory"] / "run.json").read_bytes()
-    begun = {path.parent.name for path in sweep.glob("*/job.json")}
+    begun = {path.parent.name for path in sweep.glob("*/status.json")}
 
     code, output = call(tmp_path, *TWO)
     assert code == 0, output

@@ -90,7 +90,7 @@ def test_a_grid_of_runs_on_two_processes_is_that_of_one_process(tmp_path):
     config = record["config"] | {"tracking": {"mode": "disabled"}}
     alone(tmp_path / "alone", config)
     same_run(tmp_path / "alone", cell)
-    ours = {"console.log", "job.json", "status.json", ".lock", "checkpoints/.lock"}
+    ours = {"console.log", "status.json", ".lock", "checkpoints/.lock"}
     theirs = {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"}
     assert kept_files(cell) - ours - theirs == kept_files(tmp_path / "alone")
 

@@ -1,6 +1,6 @@
 import pytest
 
-from medvqa.tracking.secrets import masked
+from medvqa.config.secrets import masked
 
 
 @pytest.mark.parametrize(
