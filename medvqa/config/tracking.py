@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from medvqa.config.bounds import bounded
+from medvqa.config.bounds import bounded, check
+
+MAX_TAG, MAX_NAME = 64, 128  # characters
 
 
 class TrackingMode(Enum):
@@ -30,3 +32,18 @@ class TrackingConfig:
     group: str | None = None
     tags: list[str] = field(default_factory=list)
     table_rows: int = bounded("[0, 1000000]", 64)
+
+    def __post_init__(self) -> None:
+        """Check W&B's own limits."""
+        for tag in self.tags:
+            check(
+                0 < len(tag) <= MAX_TAG,
+                f"tracking.tags: W&B takes 1 to {MAX_TAG} characters per tag, got {len(tag)}: "
+                f"{tag[:20]!r}",
+            )
+        for name in ("project", "group", "entity"):
+            text = getattr(self, name)
+            check(
+                text is None or 0 < len(text) <= MAX_NAME,
+                f"tracking.{name}: W&B takes 1 to {MAX_NAME} characters",
+            )

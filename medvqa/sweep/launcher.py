@@ -26,7 +26,6 @@ from medvqa.tracking.terminal import console
 
 log = logging.getLogger(__name__)
 
-MAX_NAME = 120  # W&B cuts names above 128 characters
 
 ShowChange = Callable[[Job, Status], None]
 
@@ -119,7 +118,7 @@ class GridLauncher(Launcher):
         """Return what sets the cell apart from the others of the grid."""
         swept = swept_keys(self.config)
         varied = [text for text in overrides if text.partition("=")[0].lstrip("+") in swept]
-        return " ".join(masked(varied or overrides))[:MAX_NAME]
+        return " ".join(masked(varied or overrides))
 
     def _run(self, sweep: Path, jobs: Sequence[Job]) -> dict[int, Status]:
         unfinished = [job for job in jobs if not job.is_finished]

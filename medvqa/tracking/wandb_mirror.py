@@ -12,7 +12,7 @@ from typing import Any
 
 from medvqa.config.errors import UserError
 from medvqa.config.secrets import masked, masked_text, masked_values
-from medvqa.config.tracking import TrackingConfig, TrackingMode
+from medvqa.config.tracking import MAX_NAME, TrackingConfig, TrackingMode
 from medvqa.data.example import Example
 from medvqa.data.image import load_rgb
 from medvqa.tracking.record import RunRecord, read_lines
@@ -128,9 +128,9 @@ def tracker(
     options = {
         "project": config.project,
         "entity": config.entity,
-        "group": config.group or settings.get("sweep"),
+        "group": config.group or (settings.get("sweep") or "")[:MAX_NAME] or None,
         "job_type": "train",
-        "name": masked_text(settings.get("name") or directory.name),
+        "name": masked_text(settings.get("name") or directory.name)[:MAX_NAME],
         "tags": list(config.tags),
         "config": {"medvqa": masked_values(settings.get("config", {}))},
         "dir": str(directory),

@@ -17,6 +17,7 @@ from medvqa.data.example import Example
 from medvqa.data.image import ImageBytes
 from medvqa.tracking import wandb_mirror as tracking
 from medvqa.tracking.wandb_mirror import Tracker, resolve_mode, tracker
+from tests.loopback import body, served
 
 OFFLINE = TrackingConfig(mode=TrackingMode.offline, tags=["smoke"], table_rows=2)
 Record = dict[str, Any]
@@ -264,17 +265,54 @@ KEY = {"WANDB_API_KEY": "0" * 40}
     [
         ("auto", {}, "offline"),
         ("auto", KEY, "online"),
+        ("auto", {"WANDB_MODE": "online"}, "offline"),
+        ("auto", {**KEY, "WANDB_MODE": "offline"}, "offline"),
         ("online", KEY, "online"),
-        ("offline", KEY, "offline"),
-        ("disabled", KEY, "disabled"),
         ("online", {**KEY, "WANDB_MODE": "disabled"}, "disabled"),
-        ("disabled", {"WANDB_MODE": "offline"}, "offline"),
+        ("offline", {**KEY, "WANDB_MODE": "online"}, "offline"),
+        ("disabled", {**KEY, "WANDB_MODE": "online"}, "disabled"),
+        ("disabled", {"WANDB_MODE": "offline"}, "disabled"),
     ],
 )
-def test_the_variable_beats_the_config_and_auto_goes_by_the_key(
+def test_the_variable_can_only_make_the_configs_mode_stricter(
     wanted: str, environment: dict[str, str], mode: str
 ) -> None:
     assert resolve_mode(TrackingMode[wanted], environment) == mode
+
+
+def recorded(server: Any) -> list[str]:
+    return [path for path, _, _ in server.requests]
+
+
+def test_an_offline_run_asks_no_server_whatever_the_variables_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(body(b"{}")) as server:
+        variables = {**KEY, "WANDB_BASE_URL": f"http://127.0.0.1:{server.port}"}
+        variables |= {"WANDB_MODE": "online", "WANDB_SAVE_CODE": "true", "WANDB_CONSOLE": "wrap"}
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        with tracker(OFFLINE, tmp_path, {}) as run:
+            run.log({"train/loss": 1.0}, step=1)
+    assert recorded(server) == []
+    files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert not {name for name in files if name.endswith((".py", ".patch", "output.log"))}
+
+
+def test_wandb_sync_reads_the_directory_that_the_log_names(tmp_path: Path) -> None:
+    with tracker(OFFLINE, tmp_path, {"sweep": "study"}) as run:
+        run.log({"train/loss": 1.0}, step=1)
+    (offline,) = tmp_path.glob("wandb/offline-run-*")
+    with served(body(b'{"errors": [{"message": "no"}]}', status=400)) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        subprocess.run(
+            [sys.executable, "-m", "wandb", "sync", str(offline)],
+            env={**os.environ, **KEY, "WANDB_BASE_URL": url},
+            capture_output=True,
+            check=False,
+        )
+    uploads = [body for path, _, body in server.requests if path == "/graphql"]
+    assert any(b"UpsertBucket" in body and b'"groupName":"study"' in body for body in uploads)
 
 
 def test_a_key_that_wandb_login_has_filed_makes_auto_online(tmp_path: Path) -> None:
@@ -293,7 +331,7 @@ def test_online_without_a_key_is_one_clear_line() -> None:
 
 
 def test_an_unknown_mode_lists_the_known_ones() -> None:
-    with pytest.raises(UserError, match="WANDB_MODE=on is unknown; use one of auto, online"):
+    with pytest.raises(UserError, match="WANDB_MODE=on is unknown; use one of disabled, off"):
         resolve_mode(TrackingMode.auto, {"WANDB_MODE": "on"})
 
 
