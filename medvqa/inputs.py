@@ -114,7 +114,7 @@ class Inputs:
             self.config.curriculum,
             self.training.examples,
             max_steps=training.max_steps,
-            batch_size=training.micro_batch_size * training.accumulation_steps,
+            batch_size=training.batch_size,
             seed=self.config.seed,
         )
         warmup_steps(training, plan)

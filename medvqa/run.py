@@ -20,9 +20,9 @@ from medvqa.models.sample import write_preview
 from medvqa.tracking import identity, record
 from medvqa.tracking.files import set_aside
 from medvqa.tracking.wandb_mirror import Records, log_step, tracker
-from medvqa.training.loop import Trainer
 from medvqa.training.ranks import ALONE, Ranks
 from medvqa.training.torchrun import run_ranks
+from medvqa.training.trainers import TRAINERS
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +100,8 @@ def train_and_evaluate(
     write_preview(encoder, inputs.by_id[plan.order[0]], directory)
     places: dict[str, Any] = {"directory": directory, "seed": config.seed, "ranks": ranks}
     # First, because it puts the engine's kernels into the model: every phase computes with them.
-    trainer = Trainer(loaded, encoder, config.training, **places)
-    keeper.update(model=loaded.describe(), code=identity.code(trainer.engine.value))
+    trainer = TRAINERS[config.training.trainer](loaded, encoder, config.training, **places)
+    keeper.update(model=loaded.describe(), code=identity.code(trainer.engine_name))
     evaluator = Evaluator(inputs.questions, config.evaluation, **places)
     phases = Phases(evaluator, loaded, encoder, records)
     phases.before_training(inputs.training.examples)

@@ -24,6 +24,20 @@ class Engine(Enum):
     fused = "fused"
 
 
+class TrainerName(Enum):
+    """Who takes the optimiser steps: this package's loop, or TRL's SFTTrainer."""
+
+    medvqa = "medvqa"
+    trl = "trl"
+
+
+class LossOn(Enum):
+    """Which tokens the loss covers: the answer, or prompt and answer without image tokens."""
+
+    answer = "answer"
+    text = "text"
+
+
 class Schedule(Enum):
     """Shape of the learning rate after the warm-up."""
 
@@ -42,6 +56,8 @@ class TrainingConfig:
         max_steps: Optimiser steps that the stages' shares divide.
         warmup_steps: Steps of the warm-up; derived from the plan if null, see
             `medvqa.training.schedule`.
+        trainer: See `TrainerName`; `trl` takes micro_batch_size as it is, on one GPU.
+        loss_on: See `LossOn`; `text` needs `trainer=trl`.
         checkpoint_every: Steps between checkpoints; a killed run goes on from the last one.
         gradient_checkpointing: Recompute activations; slower, for when memory is short.
         fit_micro_batch: On a GPU, compute as much of the effective batch at once as its memory
@@ -60,14 +76,34 @@ class TrainingConfig:
     checkpoint_every: int = 50
     gradient_checkpointing: bool = False
     engine: Engine = Engine.auto
+    trainer: TrainerName = TrainerName.medvqa
+    loss_on: LossOn = LossOn.answer
     fit_micro_batch: bool = True
     gpus: int = bounded("[1, 1024]", 1)
 
+    @property
+    def batch_size(self) -> int:
+        """Effective batch: examples per optimiser step."""
+        return self.micro_batch_size * self.accumulation_steps
+
     def __post_init__(self) -> None:
-        """Check that every process has an example."""
-        batch_size = self.micro_batch_size * self.accumulation_steps
+        """Check that every process has an example, and what goes with which trainer."""
         check(
-            self.gpus <= batch_size,
-            f"training.gpus={self.gpus} is above the effective batch of {batch_size} examples "
+            self.gpus <= self.batch_size,
+            f"training.gpus={self.gpus} is above the effective batch of {self.batch_size} examples "
             "(micro_batch_size x accumulation_steps): some would have nothing to do",
+        )
+        through_trl = self.trainer is TrainerName.trl
+        check(
+            through_trl or self.loss_on is LossOn.answer,
+            "training.loss_on=text is computed by TRL; use training.trainer=trl with it",
+        )
+        check(
+            not (through_trl and self.engine is Engine.fused),
+            "training.engine=fused replaces TRL's steps; use training.engine=auto or "
+            "training.trainer=medvqa",
+        )
+        check(
+            not (through_trl and self.gpus > 1),
+            f"training.trainer=trl trains on one GPU, but training.gpus={self.gpus}",
         )

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from medvqa.data.example import Example
+from medvqa.data.image import load_rgb
+
 INSTRUCTION = "Answer with a word or a short phrase."
 
 Message = dict[str, Any]
@@ -14,6 +17,16 @@ def user_message(question: str, *, num_images: int) -> Message:
         "role": "user",
         "content": [*images, {"type": "text", "text": f"{question.strip()}\n{INSTRUCTION}"}],
     }
+
+
+def conversation(example: Example, *, answer_apart: bool) -> dict[str, Any]:
+    """Return question and answer in the form that TRL's and Unsloth's collators document."""
+    user = user_message(example.question, num_images=len(example.images))
+    answer = {"role": "assistant", "content": [{"type": "text", "text": example.answers[0]}]}
+    images = {"images": [load_rgb(image) for image in example.images]}
+    if answer_apart:
+        return {**images, "prompt": [user], "completion": [answer]}
+    return {**images, "messages": [user, answer]}
 
 
 def question_of(text: str) -> str:

@@ -139,7 +139,7 @@ class Inspector:
             num_samples=len(pool),
             num_dropped=len(inputs.pool.examples) - len(pool),
             num_steps=plan.num_steps,
-            batch_size=config.training.micro_batch_size * config.training.accumulation_steps,
+            batch_size=config.training.batch_size,
             num_seen=len(set(plan.order)),
             tokens=tokens,
             memory=memory,

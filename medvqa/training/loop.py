@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medvqa.config.curriculum import OptimizerPolicy
 from medvqa.config.errors import UserError
@@ -30,7 +30,7 @@ from medvqa.training.checkpoint import Checkpoint, CheckpointWriter, load_checkp
 from medvqa.training.clock import Arriving, GpuTimestamp
 from medvqa.training.optimizer import AdapterOptimizer
 from medvqa.training.ranks import ALONE, Ranks
-from medvqa.training.schedule import learning_rate_factor, warmup_steps
+from medvqa.training.schedule import learning_rate_of
 from medvqa.training.step_log import Step, StepCallback, StepLog, recorded_steps
 
 if TYPE_CHECKING:
@@ -96,9 +96,14 @@ class Trainer:
             self._micro_batch_size = largest_share
 
     @property
+    def engine_name(self) -> str:
+        """The engine as run.json records it."""
+        return self.engine.value
+
+    @property
     def batch_size(self) -> int:
         """Effective batch: examples an optimiser step."""
-        return self.config.micro_batch_size * self.config.accumulation_steps
+        return self.config.batch_size
 
     def train(
         self,
@@ -172,13 +177,7 @@ class Trainer:
             sum(len(sample.answer_ids) for sample in samples),
             sum(sample.num_tokens for sample in samples),
         )
-        factor = learning_rate_factor(
-            plan,
-            number,
-            warmup_steps=warmup_steps(self.config, plan),
-            schedule=self.config.schedule,
-        )
-        learning_rate = self.config.learning_rate * factor
+        learning_rate = learning_rate_of(self.config, plan)(number)
         self.loaded.use_for(training=True)
         # Dropout depends on step and rank alone, so a continued run draws what the whole one drew.
         seed = _step_seed(self.seed, number, self.ranks.rank)
@@ -268,20 +267,29 @@ class Trainer:
         return saved.step
 
     def _result(self, plan: Plan, first_step: int) -> TrainingResult:
-        losses = [float(row["loss"]) for row in read_lines(self.directory / "metrics.jsonl")]
-        consumed = [i for row in read_lines(self.directory / "order.jsonl") for i in row["ids"]]
-        digest = order_sha256(consumed)
-        assert digest == plan.sha256, "the model was fed another order than planned"
-        return TrainingResult(
-            num_steps=plan.num_steps,
-            final_loss=losses[-1],
-            average_loss=sum(losses) / len(losses),
+        return training_result(
+            self.directory,
+            plan,
             optimizer=self.optimizer.name,
-            engine=self.engine.value,
+            engine=self.engine_name,
             micro_batch_size=self._micro_batch_size,
-            consumed_sha256=digest,
             resumed_from_step=first_step,
         )
+
+
+def training_result(directory: Path, plan: Plan, **fields: Any) -> TrainingResult:
+    """Return the result of a training whose logs are complete; `fields` are the trainer's own."""
+    losses = [float(row["loss"]) for row in read_lines(directory / "metrics.jsonl")]
+    consumed = [i for row in read_lines(directory / "order.jsonl") for i in row["ids"]]
+    digest = order_sha256(consumed)
+    assert digest == plan.sha256, "the model was fed another order than planned"
+    return TrainingResult(
+        num_steps=plan.num_steps,
+        final_loss=losses[-1],
+        average_loss=sum(losses) / len(losses),
+        consumed_sha256=digest,
+        **fields,
+    )
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

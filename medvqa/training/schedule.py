@@ -1,6 +1,7 @@
 """The learning rate of each step: warm-up, shape and what the stages say about both."""
 
 import math
+from collections.abc import Callable
 
 from medvqa.config.curriculum import LearningRatePolicy
 from medvqa.config.errors import UserError
@@ -36,6 +37,15 @@ def warmup_steps(config: TrainingConfig, plan: Plan) -> int:
                 "training.warmup_steps=null to derive it from the plan"
             )
     return asked
+
+
+def learning_rate_of(config: TrainingConfig, plan: Plan) -> Callable[[int], float]:
+    """Return a function from a 0-based step to its learning rate."""
+    warmup = warmup_steps(config, plan)
+    return lambda step: (
+        config.learning_rate
+        * learning_rate_factor(plan, step, warmup_steps=warmup, schedule=config.schedule)
+    )
 
 
 def learning_rate_factor(plan: Plan, step: int, *, warmup_steps: int, schedule: Schedule) -> float:
