@@ -188,9 +188,8 @@ def has_key(environment: Mapping[str, str]) -> bool:
     if environment.get("WANDB_API_KEY"):
         return True
     # Where a key is filed depends on the server, whose address W&B's settings know.
-    from wandb.sdk.lib.wbauth import read_netrc_auth
-
     import wandb
+    from wandb.sdk.lib.wbauth import read_netrc_auth
 
     return read_netrc_auth(host=wandb.setup().settings.base_url) is not None
 
