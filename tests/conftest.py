@@ -47,9 +47,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
+SHARED = Path(os.environ.get("MEDVQA_SHARED", ROOT.parent / "shared"))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    place = Path(os.environ.get("MEDVQA_SHARED", ROOT.parent / "shared"))
+    place = SHARED
     if not (place / "data").is_dir():
         pytest.skip(f"real data is absent: no {place / 'data'} (set MEDVQA_SHARED)")
     return place

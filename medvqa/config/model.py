@@ -1,7 +1,8 @@
 """The config group `model`: base model, backend, precision and pixel budget."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -38,8 +39,10 @@ class ModelConfig:
     Attributes:
         name: Hub id, or `medvqa/tiny` for the embedded one.
         path: Local directory in the hub's layout, used in place of the hub.
-        min_pixels: Pixel budget of an image, lower end; smaller ones are scaled up.
-        max_pixels: Pixel budget of an image, upper end; larger ones are scaled down.
+        min_pixels: Qwen's pixel budget of an image, lower end; smaller ones are scaled up.
+        max_pixels: Qwen's pixel budget of an image, upper end; larger ones are scaled down. Without
+            it, 512 x 512.
+        image_options: Size options of another family's image processor, by its own names.
         max_length_tokens: A longer sample is an error, never cut: cutting drops image tokens.
     """
 
@@ -51,13 +54,14 @@ class ModelConfig:
     dtype: Dtype = Dtype.auto
     load_in_4bit: bool = False
     min_pixels: int = 4096
-    max_pixels: int = 262144
+    max_pixels: int | None = None
+    image_options: dict[str, Any] = field(default_factory=dict)
     max_length_tokens: int = 2048
 
     def __post_init__(self) -> None:
         """Check contradictions."""
         check(
-            self.min_pixels <= self.max_pixels,
+            self.max_pixels is None or self.min_pixels <= self.max_pixels,
             f"model.min_pixels={self.min_pixels} is above model.max_pixels={self.max_pixels}",
         )
         check(

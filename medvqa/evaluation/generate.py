@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, groupby, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medvqa.config.evaluation import Decoding
 from medvqa.data.example import Example
@@ -104,9 +104,9 @@ def generate(
         every = chain.from_iterable(encoded)
         for indices in track(batches, description=description):
             samples = list(islice(every, len(indices)))
-            new = _within_memory(engine, samples, max_new_tokens, tokenizer.eos_token_id)
-            endless = (new != tokenizer.eos_token_id).all(dim=1).tolist()
-            ended = _ended(new, tokenizer)
+            new = _within_memory(engine, samples, max_new_tokens, encoder.end_token_id)
+            endless = (new != encoder.end_token_id).all(dim=1).tolist()
+            ended = _ended(new, encoder.end_token_id)
             decoded = tokenizer.batch_decode(ended, skip_special_tokens=True)
             for index, text, is_cut, row in zip(indices, decoded, endless, ended, strict=True):
                 texts[index], cut[index] = text.strip(), is_cut
@@ -114,9 +114,9 @@ def generate(
     return Answers(tuple(texts), tuple(cut), tuple(num_tokens), chosen.value)
 
 
-def _ended(new: "torch.Tensor", tokenizer: Any) -> "list[torch.Tensor]":
+def _ended(new: "torch.Tensor", end_token_id: int) -> "list[torch.Tensor]":
     """Cut each answer behind its first end token."""
-    ends = (new == tokenizer.eos_token_id).int()
+    ends = (new == end_token_id).int()
     return [
         row[: int(end.argmax())] if end.any() else row for row, end in zip(new, ends, strict=True)
     ]

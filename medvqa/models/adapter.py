@@ -2,17 +2,19 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medvqa.config.errors import UserError
 from medvqa.config.lora import LoraConfig
+from medvqa.models.families.layers import QWEN, family_of
 
 if TYPE_CHECKING:
     from medvqa.models.loaded import LoadedModel
 
 ADAPTER_FILE = "adapter_model.safetensors"
-LANGUAGE_MODEL, VISION_TOWER = "language_model", "visual"
+VISION_TOWER = QWEN.vision
 
 
 def load_adapter(loaded: "LoadedModel", directory: Path) -> None:
@@ -42,34 +44,65 @@ def load_adapter(loaded: "LoadedModel", directory: Path) -> None:
         parameter.data = weights[name].to(loaded.device)
 
 
+def target_modules(base: Any, lora: LoraConfig) -> tuple[str, ...]:
+    """Return the names of the layers to adapt: the configured ones, or the family's.
+
+    Raises:
+        UserError: If a configured name matches no layer, or the family's table does not cover a
+            linear layer: training would silently adapt less than expected.
+    """
+    family = family_of(base)
+    present = _leaves(linear_layers(base, family.language_model))
+    known = ", ".join(sorted(present))
+    if lora.target_modules is not None:
+        unmatched = [name for name in lora.target_modules if name not in present]
+        if unmatched:
+            raise UserError(
+                f"lora.target_modules: {', '.join(unmatched)} match no layer of the language "
+                f"model; it has {known}"
+            )
+        return tuple(lora.target_modules)
+    uncovered = present - {*family.targets, *family.exceptions}
+    if uncovered:
+        raise UserError(
+            f"no list of layers to adapt covers {', '.join(sorted(uncovered))} of "
+            f"{base.config.model_type}; choose some with lora.target_modules=[...]; the language "
+            f"model has {known}"
+        )
+    return tuple(name for name in family.targets if name in present)
+
+
+def linear_layers(base: Any, module: str) -> list[str]:
+    """Return the full names of the linear layers below a module."""
+    import torch
+
+    inside = re.compile(rf"(.*\.)?{re.escape(module)}\..*")
+    layers = [n for n, layer in base.named_modules() if isinstance(layer, torch.nn.Linear)]
+    return [name for name in layers if inside.fullmatch(name)]
+
+
 def target_pattern(base: Any, lora: LoraConfig) -> str:
     """Return a regular expression that matches exactly the layers to adapt.
 
     `q_proj` alone would also match vision towers that use the same names, hence the prefix.
 
     Raises:
-        UserError: If a name in `lora.target_modules` matches no layer: training would silently
-            adapt less than asked.
+        UserError: As `target_modules`.
     """
-    import torch
-
-    linear = [n for n, module in base.named_modules() if isinstance(module, torch.nn.Linear)]
-    text = [name for name in linear if f"{LANGUAGE_MODEL}." in name]
-    unmatched = [m for m in lora.target_modules if not any(n.endswith(f".{m}") for n in text)]
-    if unmatched:
-        known = sorted({name.rsplit(".", 1)[-1] for name in text})
-        raise UserError(
-            f"lora.target_modules: {', '.join(unmatched)} match no layer of the language model; "
-            f"it has {', '.join(known)}"
-        )
-    names = "|".join(map(re.escape, lora.target_modules))
-    pattern = rf".*\b{LANGUAGE_MODEL}\..*\.({names})"
+    family = family_of(base)
+    pattern = _pattern(family.language_model, target_modules(base, lora))
     if not lora.vision_layers:
         return pattern
-    vision = sorted(
-        {n.rsplit(".", 1)[-1] for n in linear if re.search(rf"\b{VISION_TOWER}\.blocks\.", n)}
-    )
-    return rf"{pattern}|.*\b{VISION_TOWER}\.blocks\..*\.({'|'.join(map(re.escape, vision))})"
+    tower = ".".join(filter(None, (family.vision, family.vision_blocks)))
+    return f"{pattern}|{_pattern(tower, sorted(_leaves(linear_layers(base, tower))))}"
+
+
+def _leaves(names: Iterable[str]) -> set[str]:
+    return {name.rsplit(".", 1)[-1] for name in names}
+
+
+def _pattern(module: str, names: Iterable[str]) -> str:
+    return rf".*\b{re.escape(module)}\..*\.({'|'.join(map(re.escape, names))})"
 
 
 def reset_adapter(model: Any, *, seed: int) -> None:

@@ -1,38 +1,38 @@
 """Messages and images -> tensors; labels only on the answer.
 
-Shapes: B batch, T tokens, P image patches, D values of a patch.
+The chat template writes the prompt (`medvqa.models.turn`), a family encodes the pictures
+(`medvqa.models.families`). Shapes: B batch, T tokens, P image patches, D values of a patch.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from medvqa.config.errors import UserError
 from medvqa.config.model import ModelConfig
-from medvqa.data.example import Example, ImageSource
-from medvqa.data.image import image_size, load_rgb
+from medvqa.data.example import Example
+from medvqa.data.image import image_size
+from medvqa.models.families import processor as any_family
+from medvqa.models.families import qwen
 from medvqa.models.patches import Patches
-from medvqa.models.prompt import user_message
 from medvqa.models.sample import Sample, TokenCount
+from medvqa.models.turn import Template, Turn, tokenize
 
 if TYPE_CHECKING:
     import torch
 
     from medvqa.models.loaded import LoadedModel
 
-IGNORED = -100  # PyTorch's cross-entropy skips this label
 MARKERS = 8  # more tokens than a chat template writes around a picture
 
 
 class Encoder:
-    """Turns examples into token ids and image patches, the same way for every user of the model.
-
-    Each picture is decoded and cut into patches once while it stays in the cache.
+    """Turns examples into token ids and pixels, the same way for every user of the model.
 
     Args:
         processor: The model's.
         max_length_tokens: A longer sample is an error.
-        patches: The cache; without it, one of the last 512 pictures.
+        patches: Qwen's cache of pictures; without it, one of the last 512 pictures.
         pixel_dtype: The vision tower's type. It casts to it in any case; done here, by threads,
             half as many bytes are cached and moved.
     """
@@ -47,62 +47,66 @@ class Encoder:
     ) -> None:
         self.processor = processor
         self.max_length_tokens = max_length_tokens
-        self._patches = Patches(max_images=512) if patches is None else patches
-        self._pixel_dtype = pixel_dtype
-        self._image_tokens: dict[str, int] = {}
-        self._image_token = processor.image_token
-        self.image_token_id: int = processor.image_token_id
+        self._template = Template(processor)
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self._pictures: Any = (
+            qwen.Grids(processor, patches, pixel_dtype)
+            if type(processor).__name__ in qwen.PROCESSORS
+            else any_family.Pictures(processor, pixel_dtype)
+        )
+        self.image_token_id: int = self._pictures.image_token_id
+        self.image_token_ids: set[int] = self._pictures.image_token_ids
+        self.end_token_id = self._template.end_token_id
 
     @property
     def pad_token_id(self) -> int:
         """Id that fills a batch; it is masked wherever it stands."""
-        tokenizer = self.processor.tokenizer
-        pad = tokenizer.pad_token_id
-        return int(tokenizer.eos_token_id if pad is None else pad)
+        pad = self.processor.tokenizer.pad_token_id
+        return int(self.end_token_id if pad is None else pad)
 
     def prompt(self, question: str, *, num_images: int) -> str:
         """Return the text that the model is given, with one marker per image."""
-        text = self.processor.apply_chat_template(
-            [user_message(question, num_images=num_images)],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        return str(text)
+        return self._template.prompt(question, num_images=num_images)
 
-    def _tokens(self, text: str) -> list[int]:
-        ids: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+    def _turn(self, example: Example) -> Turn:
+        num_images = len(example.images)
+        try:
+            return self._template.turn(example.question, example.answers[0], num_images=num_images)
+        except UserError as error:
+            raise UserError(f"{example.source}/{example.id}: {error}") from error
 
     def count(self, example: Example) -> TokenCount:
         """Return how many tokens `encode` would give, without decoding a picture."""
-        text = self.prompt(example.question, num_images=len(example.images))
-        num_text = len(self._tokens(text)) + len(self._tokens(example.answers[0])) + 1
-        # Each image's marker is in the prompt already, as one token that the patches replace.
-        return TokenCount(num_text - len(example.images), self._count_images(example))
+        turn = self._turn(example)
+        num_images = len(example.images)
+        num_added = self._pictures.count(self._image_sizes(example), turn.prompt)
+        # Each picture's marker is in the prompt already, as one token that others replace.
+        num_text = len(turn.prompt_ids) + len(turn.answer_ids) - num_images
+        return TokenCount(num_text, num_added + num_images)
 
-    def _count_images(self, example: Example) -> int:
-        return sum(map(self._count_image, example.images, example.image_ids))
-
-    def _count_image(self, image: ImageSource, image_id: str) -> int:
-        key = _image_key(image, image_id)
-        if key not in self._image_tokens:
-            width, height = image_size(image)
-            processor = self.processor.image_processor
-            num_patches = processor.get_number_of_image_patches(height, width)
-            self._image_tokens[key] = int(num_patches) // processor.merge_size**2
-        return self._image_tokens[key]
+    def _image_sizes(self, example: Example) -> list[tuple[int, int]]:
+        sizes = []
+        for image, image_id in zip(example.images, example.image_ids, strict=True):
+            key = f"{image.name}:{image_id}"
+            if key not in self._sizes:
+                self._sizes[key] = image_size(image)
+            sizes.append(self._sizes[key])
+        return sizes
 
     def check_lengths(self, examples: Iterable[Example]) -> None:
         """Raise before the first step what `encode` would raise in the middle.
 
         Texts are tokenised only where a sample could be too long: a byte is a token at most.
         """
-        rest = len(self._tokens(self.prompt("", num_images=0)))
+        prompt = cache(lambda num_images: self.prompt("", num_images=num_images))
+        rest = len(tokenize(self.processor, prompt(0))) + MARKERS
         too_long = []
         for example in examples:
             num_bytes = len(f"{example.question}{example.answers[0]}".encode())
-            num_image = self._count_images(example) + MARKERS * len(example.images)
-            if rest + num_bytes + num_image + 1 > self.max_length_tokens:
+            sizes = self._image_sizes(example)
+            num_added = self._pictures.count(sizes, prompt(len(sizes)))
+            num_image = num_added + MARKERS * len(sizes)
+            if rest + num_bytes + num_image > self.max_length_tokens:
                 num_tokens = self.count(example).total
                 if num_tokens > self.max_length_tokens:
                     too_long.append((num_tokens, f"{example.source}/{example.id}"))
@@ -115,34 +119,13 @@ class Encoder:
             )
 
     def encode(self, example: Example) -> Sample:
-        """Return the example's tokens and patches.
+        """Return the example's tokens and pixels.
 
         Raises:
             UserError: If the sample is longer than the limit. It is never cut: that would drop
-                image tokens or the answer.
+                image tokens or the answer. Or if the chat template hides the answer.
         """
-        import torch
-
-        text = self.prompt(example.question, num_images=len(example.images))
-        patches = list(map(self._encode_image, example.images, example.image_ids))
-        merge = self.processor.image_processor.merge_size**2
-        # From the back, so that an expanded image does not shift the markers before it.
-        pieces = text.split(self._image_token)
-        for index, (_, grid) in enumerate(patches):
-            pieces[index] += self._image_token * (int(grid.prod()) // merge)
-        values = [values for values, _ in patches]
-        sample = Sample(
-            prompt_ids=tuple(self._tokens("".join(pieces))),
-            # Tokenised apart, so that the boundary is where generation starts.
-            answer_ids=(
-                *self._tokens(example.answers[0]),
-                self.processor.tokenizer.eos_token_id,
-            ),
-            # One picture per question is the rule, and needs no copy.
-            pixel_values=torch.cat(values) if len(values) > 1 else next(iter(values), None),
-            image_grid_thw=torch.stack([grid for _, grid in patches]) if patches else None,
-            image_keys=tuple(map(_image_key, example.images, example.image_ids)),
-        )
+        sample: Sample = self._pictures.encode(self._turn(example), example)
         if sample.num_tokens > self.max_length_tokens:
             raise UserError(
                 f"{example.source}/{example.id}: {sample.num_tokens} tokens with its "
@@ -151,55 +134,14 @@ class Encoder:
             )
         return sample
 
-    def _encode_image(
-        self, image: ImageSource, image_id: str
-    ) -> "tuple[torch.Tensor, torch.Tensor]":
-        key = _image_key(image, image_id)
-        cached = self._patches.get(key)
-        if cached is not None:
-            values, grid = cached
-            return values, grid
-        encoded = self.processor.image_processor(images=[load_rgb(image)], return_tensors="pt")
-        values, grid = encoded["pixel_values"], encoded["image_grid_thw"][0]
-        values = values.to(self._pixel_dtype or values.dtype)
-        self._patches.keep(key, values, grid)
-        return values, grid
-
     def training_batch(self, samples: Sequence[Sample]) -> "dict[str, torch.Tensor]":
-        """Return right-padded tensors, (B, T) and patches (P, D); labels on answers only."""
-        rows = [sample.prompt_ids + sample.answer_ids for sample in samples]
-        batch = self._batch(samples, rows, pad_left=False)
-        labels = batch["input_ids"].new_full(batch["input_ids"].shape, IGNORED)
-        for label, sample, row in zip(labels, samples, rows, strict=True):
-            label[len(sample.prompt_ids) : len(row)] = label.new_tensor(sample.answer_ids)
-        return {**batch, "labels": labels}
+        """Return right-padded tensors, (B, T), with pixels; labels on answers only."""
+        batch: dict[str, torch.Tensor] = self._pictures.training_batch(samples)
+        return batch
 
     def generation_batch(self, samples: Sequence[Sample]) -> "dict[str, torch.Tensor]":
         """Return left-padded prompts, (B, T) each: every answer starts at the same column."""
-        return self._batch(samples, [sample.prompt_ids for sample in samples], pad_left=True)
-
-    def _batch(
-        self, samples: Sequence[Sample], rows: Sequence[tuple[int, ...]], *, pad_left: bool
-    ) -> "dict[str, torch.Tensor]":
-        import torch
-
-        width = max(len(row) for row in rows)
-        ids = torch.full((len(rows), width), self.pad_token_id, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for index, row in enumerate(rows):
-            start = width - len(row) if pad_left else 0
-            ids[index, start : start + len(row)] = torch.tensor(row)
-            mask[index, start : start + len(row)] = 1
-        batch = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            # 1 on image tokens; the model derives its three-dimensional rotary positions from it.
-            "mm_token_type_ids": (ids == self.image_token_id).long(),
-        }
-        for name in ("pixel_values", "image_grid_thw"):
-            tensors = [getattr(sample, name) for sample in samples if sample.image_keys]
-            if tensors:
-                batch[name] = torch.cat(tensors)
+        batch: dict[str, torch.Tensor] = self._pictures.generation_batch(samples)
         return batch
 
 
@@ -213,10 +155,6 @@ def encode_alone() -> Callable[[], None]:
 
     torch.get_num_threads()  # a thread that never asked would take the new number, too
     return partial(torch.set_num_threads, 1)
-
-
-def _image_key(image: ImageSource, image_id: str) -> str:
-    return f"{image.name}:{image_id}"
 
 
 def encoder_of(loaded: "LoadedModel", config: ModelConfig, patches: Patches | None) -> Encoder:

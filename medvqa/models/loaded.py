@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from medvqa.config.model import Backend
-from medvqa.models.adapter import VISION_TOWER
+from medvqa.models.families.layers import family_of
 from medvqa.models.patches import PictureCache
 
 if TYPE_CHECKING:
@@ -54,10 +54,12 @@ class LoadedModel:
     @property
     def has_frozen_vision(self) -> bool:
         """Whether a picture's features stay the same throughout training."""
-        return not any(f".{VISION_TOWER}." in name for name, _ in self.trainable)
+        tower = f".{family_of(self.inner).vision}."
+        return not any(tower in name for name, _ in self.trainable)
 
     def describe(self) -> dict[str, Any]:
         """Return what run.json keeps of the model."""
+        names = [name for name, _ in self.trainable]
         trainable = sum(parameter.numel() for _, parameter in self.trainable)
         return {
             "source": self.source,
@@ -70,6 +72,7 @@ class LoadedModel:
             "is_quantized": self.is_quantized,
             "num_parameters": sum(p.numel() for p in self.model.parameters()),
             "num_trainable": trainable,
+            "adapted_layers": sorted({n.split(".lora_")[0].rsplit(".", 1)[-1] for n in names}),
             "num_adapted_layers": sum("lora_A" in name for name, _ in self.trainable),
         }
 

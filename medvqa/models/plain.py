@@ -1,11 +1,13 @@
 """The plain engine: loss and answers by transformers' own modules, the reference."""
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from medvqa.config.model import Backend
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
-from medvqa.models.sample import Sample
+from medvqa.models.sample import IGNORED, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -23,15 +25,37 @@ class PlainEngine:
     def __init__(self, loaded: LoadedModel, encoder: Encoder) -> None:
         self._loaded = loaded
         self._encoder = encoder
+        # Unsloth's forward computes its own loss.
+        parameters = inspect.signature(loaded.inner.forward).parameters
+        self._selects_logits = (
+            loaded.backend is Backend.transformers and "logits_to_keep" in parameters
+        )
 
     def loss(self, samples: Sequence[Sample], num_answer_tokens: int) -> "torch.Tensor":
-        """Return the answer tokens' summed cross-entropy over `num_answer_tokens`."""
-        batch = self._on_device(self._encoder.training_batch(samples))
+        """Return the answer tokens' summed cross-entropy over `num_answer_tokens`.
+
+        Where the model allows it, logits are computed only in columns that predict an answer token
+        of some row: of a large vocabulary, the others take more memory than all layers.
+        """
+        import torch
+
+        batch = self._encoder.training_batch(samples)
+        if not self._selects_logits:
+            with self._loaded.autocast():
+                whole: torch.Tensor = self._loaded.model(
+                    **self._on_device(batch), num_items_in_batch=num_answer_tokens
+                ).loss
+            return whole
+        labels = batch.pop("labels")
+        columns = (labels[:, 1:] != IGNORED).any(dim=0).nonzero()[:, 0]
+        inputs = self._on_device({**batch, "logits_to_keep": columns})
+        targets = labels[:, columns + 1].to(self._loaded.device)
         with self._loaded.autocast():
-            loss: torch.Tensor = self._loaded.model(
-                **batch, num_items_in_batch=num_answer_tokens
-            ).loss
-        return loss
+            logits = self._loaded.model(**inputs).logits
+        total = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        return total / num_answer_tokens
 
     def answer(self, samples: Sequence[Sample], max_new_tokens: int) -> "torch.Tensor":
         """Return new tokens (B, N) on the CPU by transformers' own greedy loop."""
@@ -48,7 +72,7 @@ class PlainEngine:
                 top_k=50,
                 repetition_penalty=1.0,
                 pad_token_id=self._encoder.pad_token_id,
-                eos_token_id=self._loaded.processor.tokenizer.eos_token_id,
+                eos_token_id=self._encoder.end_token_id,
             )
         # Only the new tokens: the prompt never leaks into the answer.
         new: torch.Tensor = output[:, batch["input_ids"].shape[1] :].cpu()

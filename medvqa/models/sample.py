@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+IGNORED = -100  # PyTorch's cross-entropy skips this label
+
+
 @dataclass(frozen=True)
 class Sample:
     """One encoded example.
@@ -55,8 +58,11 @@ class TokenCount(NamedTuple):
 def preview(encoder: "Encoder", sample: Sample) -> str:
     """Return one sample as text: image tokens counted, the supervised answer between [[ and ]]."""
     decode = encoder.processor.tokenizer.decode
+    row = encoder.training_batch([sample])["input_ids"][0].tolist()
     parts = []
-    for is_image, group in groupby(sample.prompt_ids, encoder.image_token_id.__eq__):
+    for is_image, group in groupby(
+        row[: -len(sample.answer_ids)], encoder.image_token_ids.__contains__
+    ):
         tokens = list(group)
         parts.append(f"<{len(tokens)} image tokens>" if is_image else decode(tokens))
     return f"{''.join(parts)}[[{decode(list(sample.answer_ids))}]]"

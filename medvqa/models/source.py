@@ -7,6 +7,8 @@ from typing import Any
 
 from medvqa.config.errors import UserError
 from medvqa.config.model import ModelConfig
+from medvqa.models.families import qwen
+from medvqa.models.families.processor import set_image_options
 
 EMBEDDED = {"medvqa/tiny": Path(__file__).parents[1] / "weights" / "tiny"}
 
@@ -48,8 +50,22 @@ def load_processor(config: ModelConfig, *, local_only: bool = False) -> Any:
     from transformers import AutoProcessor
 
     processor = from_pretrained(AutoProcessor, config, local_files_only=local_only)
-    set_pixel_budget(processor, config)
+    if getattr(processor, "image_processor", None) is None:
+        raise UserError(
+            f"{model_source(config)} takes no pictures: its processor is {type(processor).__name__}"
+        )
+    set_sizes(processor, config)
     return processor
+
+
+def set_sizes(processor: Any, config: ModelConfig) -> None:
+    """Set how large the family's pictures become.
+
+    Raises:
+        UserError: If the family has no such setting, or does not obey it.
+    """
+    is_qwen = type(processor).__name__ in qwen.PROCESSORS
+    (qwen.set_pixel_budget if is_qwen else set_image_options)(processor, config)
 
 
 def from_pretrained(kind: Any, config: ModelConfig, **options: Any) -> Any:
@@ -69,35 +85,19 @@ def from_pretrained(kind: Any, config: ModelConfig, **options: Any) -> Any:
 
 @contextmanager
 def readable_load_errors(source: str) -> Iterator[None]:
-    """Turn the hub's and the disk's errors into one clear line."""
+    """Turn the errors of the hub, the disk and transformers into one clear line."""
     try:
         yield
-    except OSError as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"cannot load the base model {source}: {first_line} "
-            "(no network? give model.path=, a local copy in the hub's layout)"
-        ) from error
-
-
-def set_pixel_budget(processor: Any, config: ModelConfig) -> None:
-    """Set the pixel budget and prove that it is obeyed.
-
-    `max_pixels` given to `from_pretrained` is ignored by recent processors
-    (transformers issue 41955), so the size is set and a probe image is counted.
-    """
-    import numpy as np
-
-    images = processor.image_processor
-    images.size = type(images.size)(shortest_edge=config.min_pixels, longest_edge=config.max_pixels)
-    probe = np.zeros((2000, 1500, 3), dtype=np.uint8)
-    grid = images(images=[probe], return_tensors="pt")["image_grid_thw"][0]
-    pixels = int(grid.prod()) * images.patch_size**2
-    if pixels > config.max_pixels:
-        raise UserError(
-            f"model.max_pixels={config.max_pixels} is not obeyed: a large image became "
-            f"{pixels} pixels; it must be at least {(images.patch_size * images.merge_size) ** 2}"
+    except UserError:
+        raise
+    except (OSError, ImportError, ValueError, KeyError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        hint = (
+            " (no network? give model.path=, a local copy in the hub's layout)"
+            if isinstance(error, OSError)
+            else ""
         )
+        raise UserError(f"cannot load the base model {source}: {lines[0]}{hint}") from error
 
 
 def is_stored_in_4bit(config: ModelConfig) -> bool:

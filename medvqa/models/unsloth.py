@@ -10,7 +10,7 @@ from medvqa.config.lora import LoraConfig
 from medvqa.config.model import Dtype, ModelConfig
 from medvqa.models.adapter import target_pattern
 from medvqa.models.loaded import LoadedModel
-from medvqa.models.source import model_source, readable_load_errors, set_pixel_budget
+from medvqa.models.source import model_source, readable_load_errors, set_sizes
 
 
 def load_unsloth(
@@ -54,7 +54,7 @@ def load_unsloth(
             load_in_4bit=config.load_in_4bit,
             use_gradient_checkpointing=checkpointing,
         )
-    set_pixel_budget(processor, config)
+    set_sizes(processor, config)
     check(processor)
     model = FastVisionModel.get_peft_model(
         base,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from medvqa.config.errors import UserError
 from medvqa.config.schema import Config
-from medvqa.models.adapter import LANGUAGE_MODEL, target_pattern
+from medvqa.models.adapter import linear_layers, target_pattern
+from medvqa.models.families.layers import family_of
 from medvqa.models.source import model_source
 from medvqa.preflight.downloads import hub_answers
 
@@ -94,8 +95,9 @@ def count_shapes(model: "torch.nn.Module", config: Config) -> Shapes:
     pattern = re.compile(target_pattern(model, config.lora))
     linear = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     adapted = [m for n, m in linear.items() if pattern.fullmatch(n)]
-    sizes = {n: (m.in_features, m.out_features) for n, m in linear.items() if LANGUAGE_MODEL in n}
-    first = {n.rsplit(".", 1)[-1]: size for n, size in sizes.items() if ".layers.0." in n}
+    text_layers = linear_layers(model, family_of(model).language_model)
+    sizes = {n.rsplit(".", 1)[-1]: linear[n] for n in reversed(text_layers)}
+    first = {name: (m.in_features, m.out_features) for name, m in sizes.items()}
     text: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
     return Shapes(
         num_parameters=sum(p.numel() for p in model.parameters()),

@@ -78,8 +78,7 @@ def test_choosing_a_published_model_alone_brings_its_numbers(option, hub_id, ste
     assert (training.optimizer, training.schedule) == (Optimizer.adamw_8bit, Schedule.linear)
     assert training.weight_decay == 0.01
     assert (lora.r, lora.alpha, lora.dropout, lora.vision_layers) == (16, 32.0, 0.0, False)
-    expected = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"
-    assert lora.target_modules == expected.split()
+    assert lora.target_modules is None  # the family's own: all seven projections
 
 
 def test_a_model_without_a_training_file_gets_the_published_recipe():

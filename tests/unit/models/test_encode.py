@@ -12,9 +12,9 @@ import torch
 
 from medvqa.config.errors import UserError
 from medvqa.data.image import load_rgb
-from medvqa.models.encode import IGNORED, Encoder
+from medvqa.models.encode import Encoder
 from medvqa.models.patches import Patches
-from medvqa.models.sample import preview
+from medvqa.models.sample import IGNORED, preview
 from tests.conftest import ROOT, PngImage
 
 

@@ -1,0 +1,1 @@
+"""What differs between families: pictures, sizes, adapted layers; may import config and data."""
