@@ -49,7 +49,8 @@ class Template:
         self._has_own_turn = type(processor).__name__ in OWN_TURN
         tokenizer = processor.tokenizer
         _, _, rest = self._split(user_message("", num_images=0), PROBE)
-        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        added = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
+        special = added.union(tokenizer.all_special_ids)
         end = next((token for token in rest if token in special), None)
         if end is None:
             raise UserError(

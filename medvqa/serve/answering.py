@@ -71,7 +71,9 @@ class Answerer:
             pixel_dtype=loaded.dtype,
         )
         # Tokens that only the prompt may hold: a question with one would speak in its place.
-        self._control_tokens = tuple(sorted(loaded.processor.tokenizer.get_added_vocab()))
+        # Gemma's vocabulary also adds runs of spaces and newlines.
+        added = loaded.processor.tokenizer.get_added_vocab()
+        self._control_tokens = tuple(sorted(token for token in added if token.strip(" \n\t\u2581")))
         self._lock = threading.Lock()
 
     @classmethod
