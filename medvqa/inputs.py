@@ -14,7 +14,7 @@ from medvqa.data.pool import Pool, load_pool, load_sets, rows_sha256
 from medvqa.data.verification import check_images
 from medvqa.evaluation.bertscore import check_encoder
 from medvqa.models.encode import Encoder
-from medvqa.models.source import model_source
+from medvqa.models.hub import check_base
 from medvqa.training.schedule import warmup_steps
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Inputs:
             UserError: If model path, encoder or data are wrong, or a stage asks for more
                 examples than there are.
         """
-        model_source(self.config.model)
+        check_base(self.config.model)
         check_encoder(self.config.evaluation.bertscore)
         examples = self.pool.examples
         stage_pools(self.config.curriculum, examples, seed=self.config.seed)

@@ -33,9 +33,10 @@ def vllm_command(trained: Trained, *, weights: Path | str, base: str | None = No
     """
     model = trained.model
     size = {"shortest_edge": model.min_pixels, "longest_edge": model.max_pixels}
+    options = {"size": size} if model.max_pixels else model.image_options
     common = [
         *("--limit-mm-per-prompt", json.dumps({"image": MAX_IMAGES})),
-        *("--mm-processor-kwargs", json.dumps({"size": size})),
+        *("--mm-processor-kwargs", json.dumps(options)),
         # Qwen2-VL's own generation config samples and penalises repetition.
         *("--generation-config", "vllm"),
         *("--max-model-len", str(model.max_length_tokens + trained.evaluation.max_new_tokens)),

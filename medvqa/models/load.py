@@ -10,6 +10,7 @@ from medvqa.config.errors import UserError
 from medvqa.config.lora import LoraConfig
 from medvqa.config.model import Backend, Device, Dtype, ModelConfig
 from medvqa.models.adapter import reset_adapter, target_pattern
+from medvqa.models.families.processor import tell_model
 from medvqa.models.loaded import LoadedModel
 from medvqa.models.source import from_pretrained, load_processor, model_source
 from medvqa.models.unsloth import load_unsloth
@@ -119,6 +120,7 @@ def load_base(config: ModelConfig, check: CheckProcessor = accept) -> LoadedMode
     # Safetensors, since a pickle could do anything.
     base = from_pretrained(AutoModelForImageTextToText, config, use_safetensors=True, **options)
     base.requires_grad_(False)
+    tell_model(base, config)
     quantized = bool(getattr(base, "is_loaded_in_4bit", False))
     return LoadedModel(
         base,

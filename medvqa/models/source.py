@@ -10,6 +10,7 @@ from medvqa.config.model import ModelConfig
 from medvqa.models.families import qwen
 from medvqa.models.families.processor import set_image_options
 
+NO_NETWORK = "(no network? give model.path=, a local copy in the hub's layout)"
 EMBEDDED = {"medvqa/tiny": Path(__file__).parents[1] / "weights" / "tiny"}
 
 
@@ -92,11 +93,7 @@ def readable_load_errors(source: str) -> Iterator[None]:
         raise
     except (OSError, ImportError, ValueError, KeyError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        hint = (
-            " (no network? give model.path=, a local copy in the hub's layout)"
-            if isinstance(error, OSError)
-            else ""
-        )
+        hint = f" {NO_NETWORK}" if isinstance(error, OSError) else ""
         raise UserError(f"cannot load the base model {source}: {lines[0]}{hint}") from error
 
 

@@ -2,17 +2,16 @@
 
 import shutil
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from medvqa.config.data import RowsConfig, SourceConfig
 from medvqa.config.schema import Config
 from medvqa.data.pool import repository
+from medvqa.models.hub import HUB_PATIENCE_S, hub_answers
 from medvqa.models.source import EMBEDDED
 
 CHECKPOINTS_KEPT = 2
-HUB_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,20 +52,6 @@ def _download(kind: str, name: str) -> Download:
 
     folder = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
     return Download(kind=kind, name=name, num_bytes=_size(kind, name), is_cached=folder.is_dir())
-
-
-@cache
-def hub_answers() -> bool:
-    """Return whether the hub can be reached; asked once, since each refusal takes its time."""
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_PATIENCE_S)
-    except Exception:  # the network raises a dozen unrelated types
-        return False
-    return True
 
 
 def _size(kind: str, name: str) -> int | None:

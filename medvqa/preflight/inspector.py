@@ -18,11 +18,11 @@ from medvqa.data.example import Example
 from medvqa.evaluation.power import minimal_detectable_effect
 from medvqa.inputs import Inputs
 from medvqa.models.encode import Encoder
+from medvqa.models.hub import hub_answers
 from medvqa.models.source import load_processor
 from medvqa.preflight.downloads import (
     Download,
     free_bytes,
-    hub_answers,
     needed_downloads,
     written_bytes,
 )

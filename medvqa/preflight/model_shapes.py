@@ -10,8 +10,8 @@ from medvqa.config.errors import UserError
 from medvqa.config.schema import Config
 from medvqa.models.adapter import linear_layers, target_pattern
 from medvqa.models.families.layers import family_of
+from medvqa.models.hub import hub_answers
 from medvqa.models.source import model_source
-from medvqa.preflight.downloads import hub_answers
 
 if TYPE_CHECKING:
     import torch

@@ -9,6 +9,7 @@ from medvqa.config.model import ModelConfig
 from medvqa.data.example import Example, ImageSource
 from medvqa.data.image import image_size
 from medvqa.models.encode import Encoder
+from medvqa.models.families.qwen import MAX_PIXELS
 from medvqa.models.prompt import INSTRUCTION
 from medvqa.models.sample import TokenCount
 from medvqa.tracking.progress import track
@@ -68,7 +69,10 @@ class Estimator:
 
         width, height = image_size(image)
         side = self._pixels_a_token_side
-        budget = {"min_pixels": self.config.min_pixels, "max_pixels": self.config.max_pixels}
+        budget = {
+            "min_pixels": self.config.min_pixels,
+            "max_pixels": self.config.max_pixels or MAX_PIXELS,
+        }
         resized_height, resized_width = smart_resize(height, width, side, **budget)
         return int(resized_height // side * (resized_width // side))
 

@@ -42,8 +42,15 @@ def facts_of(run: Run, set_name: str) -> dict[str, str]:
         "numeric tolerance": str(scoring.get("numeric_tolerance")),
         "longest answer in tokens": str(scoring.get("max_new_tokens")),
         "BERTScore": _encoder(scoring.get("bertscore")),
-        "pixels an image": f"{model['min_pixels']} to {model['max_pixels']}",
+        "pixels an image": _pixels(model),
     }
+
+
+def _pixels(model: Mapping[str, Any]) -> str:
+    """Return the pixel budget, or what stands in its place in a family without one."""
+    if model["max_pixels"] is not None:
+        return f"{model['min_pixels']} to {model['max_pixels']}"
+    return json.dumps(model["image_options"]) if model["image_options"] else "the model's own"
 
 
 def _test_set(run: Run, set_name: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from medvqa.config.model import ModelConfig
 from medvqa.config.secrets import masked
 from medvqa.data.image import ImageBytes, load_rgb
+from medvqa.models.families.qwen import PROCESSORS
 from medvqa.models.prompt import user_message
 from medvqa.models.source import load_processor
 from medvqa.serve.answering import Answer, Question
@@ -135,12 +136,17 @@ class PixelBudget:
     """
 
     def __init__(self, model: ModelConfig) -> None:
-        self._images: Any = load_processor(model).image_processor
+        processor = load_processor(model)
+        self._images: Any = processor.image_processor
+        # Other families cut pictures into tiles, which no endpoint takes.
+        self._has_budget = type(processor).__name__ in PROCESSORS
 
     def resized(self, image: ImageBytes) -> ImageBytes:
         """Return the image as the model sees it, as PNG."""
         from PIL import Image
 
+        if not self._has_budget:
+            return image
         picture = load_rgb(image)
         grid = self._images(images=[picture], return_tensors="pt")["image_grid_thw"][0]
         height, width = (int(n) * self._images.patch_size for n in grid[1:])

@@ -103,5 +103,5 @@ def test_what_is_served_is_what_was_evaluated(family_run):
 def test_the_merged_model_answers_as_the_run_did(family_run, tmp_path):
     _, directory = family_run
     target = export(ExportOptions(run=directory, target=tmp_path / "merged", is_merged=True))
-    counts = json.loads((target / "export.json").read_text())["equal_answers"]["test"]
+    counts = json.loads((target / "export.json").read_text())["merge"]["equal_answers"]["test"]
     assert counts == {"equal": 10, "of": 10}

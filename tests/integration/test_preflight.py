@@ -15,8 +15,8 @@ from medvqa.config.machine import num_cuda_devices
 from medvqa.curriculum import plan_curriculum
 from medvqa.data.image import load_rgb
 from medvqa.models.encode import Encoder
+from medvqa.models.hub import hub_answers
 from medvqa.preflight.command import main_preflight
-from medvqa.preflight.downloads import hub_answers
 from medvqa.preflight.gpu_memory import KEPT, estimate_memory, kept_bytes
 from medvqa.preflight.model_shapes import PUBLISHED, count_shapes, model_shapes
 from medvqa.preflight.probe import run_probe, total_seconds

@@ -28,6 +28,8 @@ SIZE_OPTIONS = (
     "pan_and_scan_min_ratio_to_activate",
 )
 
+SHARED_OPTIONS = {"image_grid_pinpoints"}  # the model's configuration repeats them
+
 
 @dataclass(frozen=True, kw_only=True)
 class PictureSample(Sample):
@@ -159,6 +161,12 @@ def set_image_options(processor: Any, config: ModelConfig) -> None:
                 f"what can: {choices or 'nothing'}"
             )
         setattr(images, name, _converted(getattr(images, name, None), name, value))
+
+
+def tell_model(base: Any, config: ModelConfig) -> None:
+    """Give the model those size options that its processor shares with it."""
+    for name in SHARED_OPTIONS & config.image_options.keys():
+        setattr(base.config, name, config.image_options[name])
 
 
 def _converted(present: Any, name: str, value: Any) -> Any:

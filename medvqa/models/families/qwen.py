@@ -122,9 +122,17 @@ def set_pixel_budget(processor: Any, config: ModelConfig) -> None:
 
     `max_pixels` given to `from_pretrained` is ignored by recent processors
     (transformers issue 41955), so the size is set and a probe image is counted.
+
+    Raises:
+        UserError: If the budget is not obeyed, or another size option is given.
     """
     import numpy as np
 
+    for name in config.image_options:
+        raise UserError(
+            f"model.image_options.{name} cannot be set for this family: it has model.min_pixels "
+            "and model.max_pixels"
+        )
     images = processor.image_processor
     most = config.max_pixels or MAX_PIXELS
     images.size = type(images.size)(shortest_edge=config.min_pixels, longest_edge=most)
