@@ -14,9 +14,9 @@ from medvqa.data.image import ImageBytes
 from medvqa.data.pool import load_examples
 from medvqa.models.adapter import reset_adapter, target_pattern
 from medvqa.models.encode import Encoder
+from medvqa.models.families.qwen import set_pixel_budget
 from medvqa.models.load import load_model
 from medvqa.models.loaded import LoadedModel
-from medvqa.models.source import set_pixel_budget
 
 if TYPE_CHECKING:
     import torch

@@ -41,7 +41,8 @@ def run_directory(*overrides: str) -> str:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_file_composes_and_passes_every_check(path):
-    config_of(f"{path.parent.name}={path.stem}")
+    name = ("model.name=ORG/NAME",) if path.stem == "hub" else ()  # which the user gives
+    config_of(f"{path.parent.name}={path.stem}", *name)
 
 
 def test_the_default_is_the_embedded_run():

@@ -11,6 +11,7 @@ from medvqa.config.errors import UserError
 from medvqa.config.lora import LoraConfig
 from medvqa.config.model import ModelConfig
 from medvqa.models.adapter import reset_adapter, save_adapter
+from medvqa.models.hub import check_base, hub_answers
 from medvqa.models.load import load_model
 from medvqa.models.source import model_source
 from tests.conftest import TINY
@@ -95,6 +96,14 @@ def test_the_saved_adapter_loads_back_with_peft(tiny, encoder, phantoms, tmp_pat
     loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
     assert torch.allclose(logits(loaded, encoder, phantoms[:2]), expected, atol=1e-5)
     assert not (tmp_path / "adapter" / "adapter_model.bin").exists()
+
+
+def test_a_hub_model_without_a_network_is_refused_in_seconds_and_in_one_line(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    hub_answers.cache_clear()
+    with pytest.raises(UserError, match=r"cannot load the base model a/b: .*\(no network\? give"):
+        check_base(ModelConfig(name="a/b"))
+    hub_answers.cache_clear()
 
 
 def test_a_path_without_a_model_is_refused_before_anything_loads(tmp_path):
