@@ -22,6 +22,10 @@ class UserError(ValueError):
     """A mistake in the user's input; the command line prints it as one line and exits with 2."""
 
 
+class DivergenceError(UserError):
+    """A loss, a gradient norm or a weight is not finite: the run's settings must change."""
+
+
 # What is the user's to mend; any other exception is ours.
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.MarkedYAMLError)
 

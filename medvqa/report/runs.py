@@ -166,7 +166,7 @@ def _state(directory: Path, entry: Entry, values: Mapping[str, Any]) -> tuple[st
     if state == record.RUNNING and record.is_locked(directory):
         return record.RUNNING, None
     status = read_status(directory)
-    if status.state in (State.failed, State.killed, State.timed_out):
+    if status.state in (State.failed, State.diverged, State.killed, State.timed_out):
         return status.state.value, status.error or error
     if state is None:
         return State.waiting.value, None

@@ -9,7 +9,7 @@ from medvqa.sweep.launcher import ShowChange
 from medvqa.sweep.scheduler import Scheduler
 
 POLL_S = 1.0
-ENDED = (State.finished, State.failed, State.killed, State.timed_out, State.interrupted)
+ENDED = tuple(state for state in State if state not in (State.waiting, State.running))
 
 
 def run_on_node(job: Job) -> str:

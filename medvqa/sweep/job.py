@@ -21,6 +21,7 @@ class State(Enum):
     running = "running"
     finished = "finished"
     failed = "failed"  # raised, or left with an exit code
+    diverged = "diverged"  # a loss is not finite; only other settings can help
     killed = "killed"  # by a signal; where nobody sent one, the system was out of memory
     timed_out = "timed_out"
     interrupted = "interrupted"  # the launcher ended it; the same command goes on
@@ -66,8 +67,16 @@ class Job:
     @property
     def is_finished(self) -> bool:
         """Whether this very run has been finished before."""
+        return self._is_recorded_as(record.FINISHED)
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether this very run has diverged before, and would again."""
+        return self._is_recorded_as(record.DIVERGED)
+
+    def _is_recorded_as(self, state: str) -> bool:
         stored = run_json(self.directory)
-        return stored.get("state") == record.FINISHED and stored.get("run_id") == self.run_id
+        return stored.get("state") == state and stored.get("run_id") == self.run_id
 
     def settings(self) -> dict[str, Any]:
         """Return what run.json keeps of the command."""

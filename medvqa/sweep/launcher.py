@@ -14,7 +14,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from medvqa.config.compose import check_hardware, hydra_files, resolved, swept_keys, typed_anywhere
-from medvqa.config.errors import UserError
+from medvqa.config.errors import DivergenceError, UserError
 from medvqa.config.identity import run_id
 from medvqa.config.secrets import masked, masked_values
 from medvqa.sweep.display import grid_table, live_table, show_failures
@@ -84,15 +84,17 @@ class GridLauncher(Launcher):
                     with record.directory_lock(job.directory, patience_s=record.PATIENCE_S):
                         set_aside(job.directory)
                 files = hydra_files(job.config, job.overrides, config.hydra)
-                for name, text in {} if job.is_finished else files.items():
+                is_shown = job.is_finished or job.has_diverged
+                for name, text in {} if is_shown else files.items():
                     record.write_text(job.directory / ".hydra" / name, text)
             _write_sweep(sweep, jobs)
             statuses = self._run(sweep, jobs)
         left = [str(n) for n, status in statuses.items() if status.state is not State.finished]
         if left:
+            all_diverged = all(statuses[int(n)].state is State.diverged for n in left)
+            advice = "those diverged" if all_diverged else "the same command runs what is left"
             raise SweepError(
-                f"{len(left)} of {len(jobs)} jobs did not finish ({', '.join(left)}); "
-                "the same command runs what is left"
+                f"{len(left)} of {len(jobs)} jobs did not finish ({', '.join(left)}); {advice}"
             )
         return [_job_return(job, config) for job, config in composed]
 
@@ -121,10 +123,10 @@ class GridLauncher(Launcher):
         return " ".join(masked(varied or overrides))
 
     def _run(self, sweep: Path, jobs: Sequence[Job]) -> dict[int, Status]:
-        unfinished = [job for job in jobs if not job.is_finished]
+        unfinished = [job for job in jobs if not (job.is_finished or job.has_diverged)]
         if len(unfinished) < len(jobs):
-            num_finished = len(jobs) - len(unfinished)
-            log.info("%d of %d jobs are finished already", num_finished, len(jobs))
+            num_ended = len(jobs) - len(unfinished)
+            log.info("%d of %d jobs have finished or diverged already", num_ended, len(jobs))
         # Cells may differ in words only, such as tracking.project: one run answers for them all.
         todo = list({job.directory: job for job in reversed(unfinished)}.values())[::-1]
         ended: dict[int, Status] = {}
@@ -138,8 +140,10 @@ class GridLauncher(Launcher):
             title = f"{counts(rows)}; summary.csv and all runs in {sweep}"
             console().print(grid_table(rows, title=title))
         of_directory = {job.directory: ended[job.number] for job in todo}
-        finished = Status(state=State.finished)
-        return {job.number: of_directory.get(job.directory, finished) for job in jobs}
+        for job in jobs:
+            state = State.diverged if job.has_diverged else State.finished
+            of_directory.setdefault(job.directory, Status(state=state))
+        return {job.number: of_directory[job.directory] for job in jobs}
 
 
 def mark_waiting(jobs: Sequence[Job]) -> None:
@@ -183,6 +187,8 @@ def check_jobs(jobs: Sequence[Job], sweep: Path, *, here: bool, fresh: bool) -> 
             inputs.check()
             inputs.show_overlap()
             assert inputs.plan.num_steps
+        except DivergenceError:
+            continue  # it is left as it is, and shown
         except UserError as error:
             raise UserError(f"job {job.number} ({job.name}): {error}") from error
 

@@ -27,6 +27,7 @@ from medvqa.models.load import load_in_own_process
 from medvqa.run import Kept, run_rank
 from medvqa.tracking import record
 from medvqa.training.ranks import join, leave
+from medvqa.training.torchrun import MISTAKES
 
 GRACE_S = 5.0  # to leave in order after SIGTERM
 
@@ -109,7 +110,7 @@ def _tell(path: Path, rank: int, error: BaseException) -> None:
             {
                 "rank": rank,
                 "time": time.time(),
-                "is_mistake": isinstance(error, UserError),
+                "kind": next((kind for kind in MISTAKES if isinstance(error, MISTAKES[kind])), ""),
                 "text": str(error)
                 if isinstance(error, UserError)
                 else f"{type(error).__name__}: {error}",

@@ -35,7 +35,7 @@ SEARCH_ONLY = (
     *("-m", "--multirun", "fresh=", "hydra.mode=", "hydra.sweep"),
     *("hydra.launcher", "hydra/launcher"),
 )
-FAILURES = (State.failed, State.killed, State.timed_out)
+FAILURES = (State.failed, State.diverged, State.killed, State.timed_out)
 
 
 class OptunaSweeper(Sweeper):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from medvqa.config.compose import typed
-from medvqa.config.errors import UserError
+from medvqa.config.errors import DivergenceError, UserError
 from medvqa.config.fast_exit import leave_at_once
 from medvqa.config.secrets import MaskingFormatter, masked_text
 from medvqa.sweep.job import CONSOLE, Job, State, job_of_line
@@ -71,7 +71,8 @@ def _run_one(run_job: RunJob, job: Job) -> tuple[State, str | None, bool]:
         except UserError as error:
             text = masked_text(str(error))
             sys.stderr.write(f"medvqa: {text}\n")
-            return State.failed, text, False
+            state = State.diverged if isinstance(error, DivergenceError) else State.failed
+            return state, text, False
         except SystemExit as error:
             return State.failed, f"left with exit code {error.code}", False
         except BaseException as error:

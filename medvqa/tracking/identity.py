@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medvqa.config.compose import with_defaults
-from medvqa.config.errors import UserError
+from medvqa.config.errors import DivergenceError, UserError
 from medvqa.config.identity import results_only
 from medvqa.config.secrets import masked_values
 from medvqa.tracking.files import has_results
@@ -94,7 +94,9 @@ def is_finished(
         more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise UserError(f"{directory} holds another run ({shown}{more}); {WAYS_OUT}")
     if earlier["state"] == DIVERGED:
-        raise UserError(f"the run in {directory} has diverged ({earlier['error']}); {WAYS_OUT}")
+        raise DivergenceError(
+            f"the run in {directory} has diverged ({earlier['error']}); {WAYS_OUT}"
+        )
     other_code = ", ".join(_code(earlier))
     finished = bool(earlier["state"] == FINISHED)
     if other_code and not finished:
@@ -116,7 +118,9 @@ def _warn(place: Path, other_code: str) -> None:
 
 
 def _settings(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
-    before, now = (dict(_flat(results_only(with_defaults(c)))) for c in (earlier, config))
+    before, now = (
+        dict(_flat(results_only(with_defaults(masked_values(c))))) for c in (earlier, config)
+    )
     for key in dict.fromkeys([*before, *now]):
         if before.get(key) != now.get(key):
             yield f"{key} {_short(before.get(key))} -> {_short(now.get(key))}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from medvqa.config.earlier import upgraded
-from medvqa.config.errors import UserError
+from medvqa.config.errors import DivergenceError, UserError
 from medvqa.config.secrets import masked, masked_text, masked_values
 from medvqa.tracking.environment import environment, git_state, now
 
@@ -183,6 +183,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def state_after(error: BaseException) -> str:
+    """Return the state of a run that the error ended."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return DIVERGED if isinstance(error, DivergenceError) else FAILED
+
+
 class RunRecord:
     """run.json while the run goes on: each update is on the disk at once."""
 
@@ -232,9 +239,8 @@ class RunRecord:
         try:
             yield
         except BaseException as error:
-            state = INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
             text = masked_text(f"{type(error).__name__}: {error}")
-            self.update(state=state, error=text, ended=now())
+            self.update(state=state_after(error), error=text, ended=now())
             raise
 
     def finish(self, **values: Any) -> None:

@@ -31,7 +31,7 @@ from medvqa.training.clock import Arriving, GpuTimestamp
 from medvqa.training.optimizer import AdapterOptimizer
 from medvqa.training.ranks import ALONE, Ranks
 from medvqa.training.schedule import learning_rate_of
-from medvqa.training.step_log import Step, StepCallback, StepLog, recorded_steps
+from medvqa.training.step_log import Step, StepCallback, StepLog, diverged, recorded_steps
 
 if TYPE_CHECKING:
     import torch
@@ -149,7 +149,10 @@ class Trainer:
                     self.ranks.first(self._save, plan, done)
                 if done in stage_ends:
                     on_stage_end(stage_ends[done], done)
-        return self.ranks.first(self._result, plan, first_step)
+        result = self.ranks.first(self._result, plan, first_step)
+        if not self.optimizer.is_finite():
+            raise diverged("a weight is not finite", plan.num_steps, self.config.learning_rate)
+        return result
 
     def _begin_stage(self, stage: PlannedStage, step: int) -> None:
         if step == stage.first_step > 0 and stage.optimizer is OptimizerPolicy.reset:

@@ -110,6 +110,12 @@ class AdapterOptimizer:
             with torch.no_grad():
                 torch._foreach_copy_(self._computing, self._weights)
 
+    def is_finite(self) -> bool:
+        """Return whether every weight is a number; waits for the device."""
+        import torch
+
+        return bool(torch.stack([weight.isfinite().all() for weight in self._weights]).all())
+
     def weights(self) -> "dict[str, torch.Tensor]":
         """Return the adapter in full precision on the CPU, by name."""
         copies = (

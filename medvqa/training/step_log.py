@@ -1,10 +1,12 @@
 """metrics.jsonl and order.jsonl: one line per optimiser step."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from medvqa.config.errors import DivergenceError
 from medvqa.tracking.record import JsonLines, read_lines
 from medvqa.training.clock import Arriving, GpuTimestamp
 
@@ -72,7 +74,11 @@ class StepLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is left."""
+        """Write what is left.
+
+        Raises:
+            DivergenceError: If the step's loss or gradient norm is not finite.
+        """
         step, self._waiting = self._waiting, None
         if step is None:
             return
@@ -81,6 +87,9 @@ class StepLog:
         self._metrics.write(row)
         self._order.write({"step": step.number, "stage": step.stage, "ids": list(step.ids)})
         self._on_step(row)
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(row[name]):
+                raise diverged(f"{name}={row[name]}", step.number, step.learning_rate)
 
     def sync(self) -> None:
         """Bring all steps to the disk, before a checkpoint that goes on behind them."""
@@ -96,6 +105,14 @@ class StepLog:
         self.flush()
         self._metrics.close()
         self._order.close()
+
+
+def diverged(value: str, step: int, learning_rate: float) -> DivergenceError:
+    """Return the error of a run whose numbers are no longer finite."""
+    return DivergenceError(
+        f"the training diverged: {value} in step {step} at learning rate {learning_rate:g}; lower "
+        "training.learning_rate or training.max_grad_norm, or give a longer training.warmup_steps"
+    )
 
 
 def recorded_steps(directory: Path) -> int:

@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from medvqa.config.errors import UserError
+from medvqa.config.errors import DivergenceError, UserError
 from medvqa.config.fast_exit import leave_at_once
 from medvqa.tracking import record
 
@@ -27,6 +27,7 @@ GRACE_S = 15.0  # for the first rank to mark its run as interrupted
 # What only the command line's own process needs.
 NOT_INHERITED = ("HYDRA_FULL_ERROR",)
 SHOWN_LINES = 20
+MISTAKES = {kind.__name__: kind for kind in (DivergenceError, UserError)}  # the narrower first
 
 
 class RankError(Exception):
@@ -125,8 +126,8 @@ def _failure(place: Path, num_ranks: int, exit_code: int) -> Exception:
         said = "\n".join(log[-SHOWN_LINES:])
         return RankError(f"torchrun left with exit code {exit_code}:\n{said}")
     first = min(told, key=lambda error: error["time"])
-    if first["is_mistake"]:
-        return UserError(first["text"])
+    if first["kind"] in MISTAKES:
+        return MISTAKES[first["kind"]](first["text"])
     return RankError(f"rank {first['rank']} of {num_ranks}: {first['text']}\n{first['traceback']}")
 
 
@@ -134,9 +135,8 @@ def _mark_ended(path: Path, error: BaseException) -> None:
     """Say in run.json what the first rank could not know of, or had no time to say."""
     values = record.read_json(path)
     if values:
-        state = record.INTERRUPTED if isinstance(error, KeyboardInterrupt) else record.FAILED
         text = f"{type(error).__name__}: {error}".partition("\n")[0]
-        record.write_json(path, values | {"state": state, "error": text})
+        record.write_json(path, values | {"state": record.state_after(error), "error": text})
 
 
 def main() -> None:

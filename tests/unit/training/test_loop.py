@@ -1,13 +1,14 @@
 """The loop: equal batches give equal steps, the base stays, what was begun is finished exactly."""
 
 import dataclasses
+import math
 import time
 
 import pytest
 import torch
 
 from medvqa.config.curriculum import CurriculumConfig, Filter, StageConfig
-from medvqa.config.errors import UserError
+from medvqa.config.errors import DivergenceError, UserError
 from medvqa.config.evaluation import Decoding
 from medvqa.config.lora import LoraConfig
 from medvqa.config.model import Backend
@@ -91,6 +92,31 @@ def test_training_moves_the_adapter_and_nothing_else(tiny, encoder, phantoms, tm
     train(tiny, encoder, phantoms[:48], tmp_path)
     for name, parameter in tiny.model.named_parameters():
         assert torch.equal(parameter, before[name]) == ("lora_" not in name), name
+
+
+def test_the_first_loss_that_is_not_finite_ends_the_training(tiny, encoder, phantoms, tmp_path):
+    config = dataclasses.replace(BASE, learning_rate=1e6, max_grad_norm=1e6, checkpoint_every=1)
+    with pytest.raises(
+        DivergenceError, match=r"diverged: \w+=nan in step \d at .*; lower training"
+    ):
+        train(tiny, encoder, phantoms[:48], tmp_path, config=config)
+    *finite, last = read_lines(tmp_path / "metrics.jsonl")
+    assert last["step"] < BASE.max_steps
+    assert "NaN" in (last["loss"], last["grad_norm"])
+    assert all(math.isfinite(row["loss"]) for row in finite)
+    checkpoints = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert checkpoints[-1] == f"step-{last['step'] - 1:06d}"
+
+
+def test_a_weight_that_is_not_finite_after_the_last_step_is_no_result(
+    tiny, encoder, phantoms, tmp_path
+):
+    def poison(row):
+        if row["step"] == BASE.max_steps:
+            tiny.trainable[0][1].data[0, 0] = math.inf
+
+    with pytest.raises(DivergenceError, match=r"a weight is not finite in step 6"):
+        train(tiny, encoder, phantoms[:48], tmp_path, on_step=poison)
 
 
 def test_the_loss_falls_on_repeated_examples(tiny, encoder, phantoms, tmp_path):
