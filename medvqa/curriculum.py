@@ -1,11 +1,11 @@
-"""Examples -> stages -> order of ids; pure, seeded, and long to hold the whole in one place."""
+"""Examples -> stages -> the order in which ids are consumed; pure and seeded."""
 
 import hashlib
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from fractions import Fraction
 from functools import cached_property
@@ -15,14 +15,14 @@ from medvqa.config.curriculum import (
     CurriculumConfig,
     Filter,
     LearningRatePolicy,
-    Merge,
     OptimizerPolicy,
-    Order,
     StageConfig,
 )
 from medvqa.config.errors import UserError
 from medvqa.data.example import Example
+from medvqa.ordering import MERGES, ORDERS
 
+MAX_LEVELS_SHOWN = 12
 Choice = TypeVar("Choice", bound=Enum)
 Function = TypeVar("Function")
 
@@ -35,6 +35,7 @@ class PlannedStage:
         example_ids: `num_steps` x batch size ids; an id comes again once all have been seen.
         first_step: 0-based optimiser step at which the stage begins.
         num_available: Different examples that the stage may draw from.
+        levels: Different examples of each stated difficulty; empty where none is stated.
     """
 
     name: str
@@ -44,6 +45,7 @@ class PlannedStage:
     num_available: int
     learning_rate: LearningRatePolicy
     optimizer: OptimizerPolicy
+    levels: Mapping[float, int] = field(default_factory=dict)
 
     @property
     def num_distinct(self) -> int:
@@ -63,7 +65,14 @@ class PlannedStage:
             "num_examples": len(self.example_ids),
             "learning_rate": self.learning_rate.name,
             "optimizer": self.optimizer.name,
+            **({"levels": {f"{k:g}": n for k, n in self.levels.items()}} if self.levels else {}),
         }
+
+    def __str__(self) -> str:
+        levels = ", ".join(f"{n:,} of level {level:g}" for level, n in self.levels.items())
+        # A field with a value per example has no levels to list.
+        shown = f" with {levels}" if 0 < len(self.levels) <= MAX_LEVELS_SHOWN else ""
+        return f"{self.name} {self.num_steps} steps{shown}"
 
 
 @dataclass(frozen=True)
@@ -154,6 +163,7 @@ def plan_curriculum(
                 num_available=len(pool),
                 learning_rate=stage.learning_rate,
                 optimizer=stage.optimizer,
+                levels=_levels(drawn[-1]),
             )
         )
     merged = merge(drawn, _generator(seed, "merge"))
@@ -165,8 +175,14 @@ def plan_curriculum(
         example_ids=tuple(example.id for example in merged),
         num_steps=sum(lengths),
         num_available=len({example.id for pool in pools for example in pool}),
+        levels=_levels(merged),
     )
     return Plan((only,))
+
+
+def _levels(examples: Sequence[Example]) -> dict[float, int]:
+    stated = {e.id: e.difficulty for e in examples if e.difficulty is not None}
+    return dict(sorted(Counter(stated.values()).items()))
 
 
 def _generator(seed: int, *names: str) -> random.Random:
@@ -190,6 +206,8 @@ def _stage_pool(stage: StageConfig, examples: Sequence[Example], seed: int) -> l
             f"curriculum stage {stage.name!r} wants {kind.value} examples, but the pool has "
             f"{counts['open']} open and {counts['closed']} closed"
         )
+    if stage.levels is not None:
+        pool = _of_levels(stage, pool)
     if stage.quota is None:
         return pool
     if stage.quota > len(pool):
@@ -200,6 +218,19 @@ def _stage_pool(stage: StageConfig, examples: Sequence[Example], seed: int) -> l
         )
     kept = _generator(seed, stage.name, "quota").sample(range(len(pool)), stage.quota)
     return [pool[i] for i in sorted(kept)]
+
+
+def _of_levels(stage: StageConfig, pool: Sequence[Example]) -> list[Example]:
+    levels = stage.levels or []
+    chosen = [example for example in pool if example.difficulty in levels]
+    if chosen:
+        return chosen
+    there = ", ".join(f"{level:g}" for level in _levels(pool)) or "none"
+    raise UserError(
+        f"curriculum stage {stage.name!r} wants examples of level "
+        f"{', '.join(f'{level:g}' for level in levels)}; the pool states {there:.80} "
+        "(data.difficulty= names the column)"
+    )
 
 
 def _stage_steps(
@@ -242,103 +273,9 @@ def _split(max_steps: int, shares: Mapping[str, float]) -> list[int]:
     return list(steps.values())
 
 
-def shuffled(pool: Sequence[Example], size: int, generator: random.Random) -> list[Example]:
-    """Draw pass after pass, each pass in a new random order."""
-    return _passes(pool, size, generator.shuffle)
-
-
-def in_dataset_order(pool: Sequence[Example], size: int, generator: random.Random) -> list[Example]:
-    """Draw pass after pass, each pass in the order of the data set."""
-    return _passes(pool, size, lambda _: None)
-
-
-def easiest_first(pool: Sequence[Example], size: int, generator: random.Random) -> list[Example]:
-    """Draw as `shuffled` does and sort each pass, easiest first.
-
-    The last, partial pass is cut before it is sorted: this order then consumes the same mix of
-    easy and hard examples as a shuffled stage.
-    """
-    return _sort_passes(shuffled(pool, size, generator))
-
-
-def _passes(
-    pool: Sequence[Example], size: int, rearrange: Callable[[list[Example]], None]
-) -> list[Example]:
-    """Return `size` examples pass by pass: none comes again before all have come."""
-    drawn: list[Example] = []
-    while len(drawn) < size:
-        once = list(pool)
-        rearrange(once)
-        drawn += once[: size - len(drawn)]
-    return drawn
-
-
-def _sort_passes(drawn: Sequence[Example]) -> list[Example]:
-    """Sort each pass, easiest first; ties keep the order of the first pass, so passes agree."""
-    rank: dict[str, int] = {}
-    seen: Counter[str] = Counter()
-    keys = []
-    for position, example in enumerate(drawn):
-        rank.setdefault(example.id, position)
-        keys.append((seen[example.id], *difficulty(example), rank[example.id]))
-        seen[example.id] += 1
-    return [drawn[i] for i in sorted(range(len(drawn)), key=keys.__getitem__)]
-
-
-def difficulty(example: Example) -> tuple[int, int]:
-    """Return words of the answer, then of the question: shorter is easier.
-
-    Source of the idea: Bengio et al., Curriculum Learning, ICML 2009; the measure is ours.
-    """
-    return len(example.answers[0].split()), len(example.question.split())
-
-
-def in_sequence(stages: Sequence[list[Example]], generator: random.Random) -> None:
-    """Keep the stages apart, one after the other."""
-
-
-def merged_shuffled(stages: Sequence[list[Example]], generator: random.Random) -> list[Example]:
-    """Join the stages and shuffle."""
-    joined = [example for stage in stages for example in stage]
-    generator.shuffle(joined)
-    return joined
-
-
-def interleaved(stages: Sequence[list[Example]], generator: random.Random) -> list[Example]:
-    """Alternate between the stages, each spread evenly over the whole; ties go by stage."""
-    positions = [
-        ((i + 0.5) / len(stage), number, example)
-        for number, stage in enumerate(stages)
-        for i, example in enumerate(stage)
-    ]
-    return [example for *_, example in sorted(positions, key=lambda position: position[:2])]
-
-
-def merged_easiest_first(
-    stages: Sequence[list[Example]], generator: random.Random
-) -> list[Example]:
-    """Join the stages, shuffle, and sort each pass, easiest first."""
-    return _sort_passes(merged_shuffled(stages, generator))
-
-
-# How a stage draws from its pool so many examples, each pass in some order.
-ORDERS: dict[Order, Callable[[Sequence[Example], int, random.Random], list[Example]]] = {
-    Order.shuffle: shuffled,
-    Order.dataset: in_dataset_order,
-    Order.easy_first: easiest_first,
-}
-# How the stages' examples become those of one stage; None keeps the stages apart.
-MERGES: dict[Merge, Callable[[Sequence[list[Example]], random.Random], list[Example] | None]] = {
-    Merge.sequence: in_sequence,
-    Merge.shuffle: merged_shuffled,
-    Merge.interleave: interleaved,
-    Merge.easy_first: merged_easiest_first,
-}
-
-
 def _function(table: Mapping[Choice, Function], choice: Choice, key: str) -> Function:
     """Return the function of a choice; a choice without one must not run as another."""
     if choice not in table:
         known = ", ".join(known.name for known in table)
-        raise UserError(f"{key}={choice.name} has no function in medvqa.curriculum; it has {known}")
+        raise UserError(f"{key}={choice.name} has no function in medvqa.ordering; it has {known}")
     return table[choice]

@@ -164,7 +164,7 @@ class Inputs:
     def opening_line(self) -> str:
         """Return one line about what will happen: steps, warm-up, share of the pool, sets."""
         plan, pool = self.plan, self.training.examples
-        stages = ", ".join(f"{stage.name} {stage.num_steps} steps" for stage in plan.stages)
+        stages = ", ".join(map(str, plan.stages))
         warmup = warmup_steps(self.config.training, plan)
         seen = len(set(plan.order))
         counts = [f"{name} {len(examples)}" for name, examples in self.questions.items()]

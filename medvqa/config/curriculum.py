@@ -18,25 +18,31 @@ class Order(Enum):
     """Order in a stage.
 
     `shuffle` draws each pass in a new random order, `dataset` in the order of the data set;
-    `easy_first` sorts each pass of `shuffle` by the length of answer and question.
+    `easy_first` and `hard_first` sort each pass of `shuffle` by the stated difficulty
+    (`data.difficulty`), else by the length of answer and question; `interleave_sources` spreads
+    each data set of a mixture evenly over each pass.
     """
 
     shuffle = "shuffle"
     dataset = "dataset"
     easy_first = "easy_first"
+    hard_first = "hard_first"
+    interleave_sources = "interleave_sources"
 
 
 class Merge(Enum):
     """What becomes of the stages.
 
     `sequence` keeps them apart. The others make one stage of the same examples: `shuffle` in
-    random order, `interleave` alternating between the stages, `easy_first` sorted by length.
+    random order, `interleave` alternating between the stages, `easy_first` and `hard_first`
+    sorted as the orders of these names.
     """
 
     sequence = "sequence"
     shuffle = "shuffle"
     interleave = "interleave"
     easy_first = "easy_first"
+    hard_first = "hard_first"
 
 
 # Functional syntax because `continue` is a keyword of Python but the right word for the user.
@@ -55,6 +61,7 @@ class StageConfig:
     """One stage: what it draws, how long it lasts, what happens at its start.
 
     Attributes:
+        levels: Difficulties that the stage draws from; all if null.
         quota: At most so many different examples (a seeded choice); all that match if null.
         share: Part of `training.max_steps`, in (0, 1]. Give exactly one of share, steps, epochs.
         epochs: Passes over the stage's examples.
@@ -64,6 +71,7 @@ class StageConfig:
 
     name: str = named()
     filter: Filter = Filter.all
+    levels: list[float] | None = field(default=None, metadata={"interval": "[-1000000, 1000000]"})
     quota: int | None = None
     order: Order = Order.shuffle
     share: float | None = bounded("(0, 1]", None)

@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).resolve().parents[1]
 # The code that can change a result.
 COMPUTING = (
-    *("data", "contamination", "curriculum.py", "inputs.py", "models", "fast", "training"),
-    *("evaluation", "run.py"),
+    *("data", "contamination", "ordering.py", "curriculum.py", "inputs.py", "models", "fast"),
+    *("training", "evaluation", "run.py"),
 )
 LIBRARIES = ("torch", "transformers")
 SHOWN_LENGTH = 60  # characters of a setting's value

@@ -1,5 +1,6 @@
 import hashlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from medvqa.config.curriculum import (
     StageConfig,
 )
 from medvqa.config.errors import UserError
-from medvqa.curriculum import MERGES, ORDERS, Plan, plan_curriculum
+from medvqa.curriculum import Plan, plan_curriculum
 from medvqa.data.example import AnswerType, Example
+from medvqa.ordering import MERGES, ORDERS
 
 CONF = Path(__file__).parents[2] / "conf"
 SHIPPED = sorted(path.stem for path in (CONF / "curriculum").glob("*.yaml"))
@@ -271,6 +273,7 @@ UNEVEN = [
     example("c2", "closed", answer="yes", question="a"),
     example("c3", "closed", answer="no", question="a b c"),
 ]
+UNEVEN = [replace(e, source=e.answer_type) for e in UNEVEN]
 
 
 def order_of(order: Order) -> tuple[str, ...]:
@@ -305,7 +308,7 @@ def test_a_choice_without_a_function_is_an_error_and_never_another_choice(table,
     monkeypatch.delitem(table, choice)
     settings = {"order": choice} if table is ORDERS else {}
     merge = choice if table is MERGES else Merge.sequence
-    with pytest.raises(UserError, match=f"={choice.name} has no function in medvqa.curriculum"):
+    with pytest.raises(UserError, match=f"={choice.name} has no function in medvqa.ordering"):
         plan(stage(steps=2, **settings), examples=UNEVEN, merge=merge)
 
 
@@ -320,11 +323,53 @@ def test_a_shipped_file_carries_its_own_name_and_command(name: str) -> None:
 def test_arms_of_one_study_spend_the_same_examples() -> None:
     arms = {
         name: plan_curriculum(shipped(name), pool(30, 30), max_steps=41, batch_size=8, seed=3)
-        for name in ("open_first", "closed_first", "mixed", "interleaved", "easy_first")
+        for name in (
+            *("open_first", "closed_first", "mixed", "interleaved", "easy_first", "hard_first"),
+        )
     }
     counts = [Counter(made.order) for made in arms.values()]
     assert all(count == counts[0] for count in counts)
-    assert len({made.sha256 for made in arms.values()}) == 5
+    assert len({made.sha256 for made in arms.values()}) == 6
     assert {made.num_steps for made in arms.values()} == {41}
     assert {name[0] for name in arms["open_first"].stages[0].example_ids} == {"o"}
     assert {name[0] for name in arms["closed_first"].stages[0].example_ids} == {"c"}
+
+
+def levelled(*levels: float | None, source: str = "toy") -> list[Example]:
+    made = [example(f"{source}{n}", "open") for n in range(len(levels))]
+    return [replace(e, difficulty=d, source=source) for e, d in zip(made, levels, strict=True)]
+
+
+def test_a_stated_difficulty_decides_before_the_length_of_answers() -> None:
+    examples = levelled(3, 1, 2, 1)
+    level = {e.id: e.difficulty for e in examples}
+    for order, expected in ((Order.easy_first, [1, 1, 2, 3]), (Order.hard_first, [3, 2, 1, 1])):
+        ids = plan(stage(order=order, steps=4), examples=examples).order
+        assert [level[name] for name in ids] == expected * 2
+
+
+def test_a_difficulty_that_only_some_examples_state_is_an_error() -> None:
+    with pytest.raises(UserError, match="1 of 2 examples state a difficulty"):
+        plan(stage(order=Order.hard_first, steps=2), examples=levelled(1, None))
+
+
+def test_by_complexity_goes_up_the_levels_and_the_plan_counts_them() -> None:
+    examples = levelled(*([1, 2, 3] * 10))
+    made = plan_curriculum(shipped("by_complexity"), examples, max_steps=12, batch_size=2, seed=0)
+    assert [stage.levels for stage in made.stages] == [{1.0: 8}, {2.0: 8}, {3.0: 8}]
+    assert made.stages[0].describe()["levels"] == {"1": 8}
+    assert str(made.stages[2]) == "level_3 4 steps with 8 of level 3"
+    with pytest.raises(
+        UserError, match="'level_1' wants examples of level 1; the pool states none"
+    ):
+        plan_curriculum(shipped("by_complexity"), pool(3, 3), max_steps=12, batch_size=2, seed=0)
+
+
+def test_sources_are_spread_evenly_over_each_pass() -> None:
+    examples = [*levelled(*[1] * 8, source="big"), *levelled(*[1] * 2, source="small")]
+    made = plan(stage(order=Order.interleave_sources, steps=10), examples=examples)
+    first, second = made.order[:10], made.order[10:]
+    assert Counter(first) == Counter(second) == Counter(e.id for e in examples)
+    for once in (first, second):
+        assert [name[:5] for name in (*once[:5], *once[5:])].count("small") == 2
+        assert sum(name.startswith("small") for name in once[:5]) == 1

@@ -12,7 +12,17 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "medvqa"
 # From the ground up: a place may import from itself and from what stands before it.
 ORDER = (
-    *("config", "data", "curriculum", "tracking", "models", "fast", "training", "evaluation"),
+    *(
+        "config",
+        "data",
+        "ordering",
+        "curriculum",
+        "tracking",
+        "models",
+        "fast",
+        "training",
+        "evaluation",
+    ),
     *("contamination", "inputs", "run", "export", "sweep", "report", "preflight", "serve", "api"),
     *("plugins", "cli"),
 )

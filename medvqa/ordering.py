@@ -1,0 +1,147 @@
+"""Examples -> their order in a stage or in several: `ORDERS` and `MERGES`; pure and seeded."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from medvqa.config.curriculum import Merge, Order
+from medvqa.config.errors import UserError
+from medvqa.data.example import Example
+
+
+def shuffled(pool: Sequence[Example], size: int, generator: random.Random) -> list[Example]:
+    """Draw pass after pass, each pass in a new random order."""
+    return _passes(pool, size, generator.shuffle)
+
+
+def in_dataset_order(pool: Sequence[Example], size: int, generator: random.Random) -> list[Example]:
+    """Draw pass after pass, each pass in the order of the data set."""
+    return _passes(pool, size, lambda _: None)
+
+
+def easiest_first(pool: Sequence[Example], size: int, generator: random.Random) -> list[Example]:
+    """Draw as `shuffled` does and sort each pass, easiest first.
+
+    The last, partial pass is cut before it is sorted: this order then consumes the same mix of
+    easy and hard examples as a shuffled stage.
+    """
+    return _sort_passes(shuffled(pool, size, generator))
+
+
+def _passes(
+    pool: Sequence[Example], size: int, rearrange: Callable[[list[Example]], None]
+) -> list[Example]:
+    """Return `size` examples pass by pass: none comes again before all have come."""
+    drawn: list[Example] = []
+    while len(drawn) < size:
+        once = list(pool)
+        rearrange(once)
+        drawn += once[: size - len(drawn)]
+    return drawn
+
+
+def _sort_passes(drawn: Sequence[Example], *, hardest_first: bool = False) -> list[Example]:
+    """Sort each pass; ties keep the order of the first pass, so passes agree."""
+    rank: dict[str, int] = {}
+    seen: Counter[str] = Counter()
+    keys = []
+    sign = -1 if hardest_first else 1
+    measures = difficulties(drawn)
+    for position, (example, measure) in enumerate(zip(drawn, measures, strict=True)):
+        rank.setdefault(example.id, position)
+        keys.append((seen[example.id], *(sign * part for part in measure), rank[example.id]))
+        seen[example.id] += 1
+    return [drawn[i] for i in sorted(range(len(drawn)), key=keys.__getitem__)]
+
+
+def difficulties(examples: Sequence[Example]) -> list[tuple[float, ...]]:
+    """Return each example's difficulty as the data set states it (`data.difficulty`).
+
+    A set that states none is measured by words of the answer, then of the question: shorter is
+    easier. Source of the idea: Bengio et al., Curriculum Learning, ICML 2009; the measure is ours.
+
+    Raises:
+        UserError: If only some examples state a difficulty.
+    """
+    stated = {example.id: example.difficulty is not None for example in examples}
+    if not any(stated.values()):
+        return [(len(e.answers[0].split()), len(e.question.split())) for e in examples]
+    if not all(stated.values()):
+        raise UserError(
+            f"{sum(stated.values()):,} of {len(stated):,} examples state a difficulty, so "
+            "they cannot be sorted by it; give data.difficulty= for every part, or choose "
+            "another curriculum"
+        )
+    return [(example.difficulty or 0.0,) for example in examples]
+
+
+def hardest_first(pool: Sequence[Example], size: int, generator: random.Random) -> list[Example]:
+    """Draw as `shuffled` does and sort each pass, hardest first."""
+    return _sort_passes(shuffled(pool, size, generator), hardest_first=True)
+
+
+def by_sources(pool: Sequence[Example], size: int, generator: random.Random) -> list[Example]:
+    """Draw as `shuffled` does and spread each data set evenly over each pass."""
+    drawn = shuffled(pool, size, generator)
+    passes = [drawn[start : start + len(pool)] for start in range(0, size, len(pool))]
+    return [example for once in passes for example in interleaved(_by_source(once), generator)]
+
+
+def _by_source(examples: Sequence[Example]) -> list[list[Example]]:
+    sources: dict[str, list[Example]] = {}
+    for example in examples:
+        sources.setdefault(example.source, []).append(example)
+    return [sources[name] for name in sorted(sources)]
+
+
+def in_sequence(stages: Sequence[list[Example]], generator: random.Random) -> None:
+    """Keep the stages apart, one after the other."""
+
+
+def merged_shuffled(stages: Sequence[list[Example]], generator: random.Random) -> list[Example]:
+    """Join the stages and shuffle."""
+    joined = [example for stage in stages for example in stage]
+    generator.shuffle(joined)
+    return joined
+
+
+def interleaved(stages: Sequence[list[Example]], generator: random.Random) -> list[Example]:
+    """Alternate between the stages, each spread evenly over the whole; ties go by stage."""
+    positions = [
+        ((i + 0.5) / len(stage), number, example)
+        for number, stage in enumerate(stages)
+        for i, example in enumerate(stage)
+    ]
+    return [example for *_, example in sorted(positions, key=lambda position: position[:2])]
+
+
+def merged_easiest_first(
+    stages: Sequence[list[Example]], generator: random.Random
+) -> list[Example]:
+    """Join the stages, shuffle, and sort each pass, easiest first."""
+    return _sort_passes(merged_shuffled(stages, generator))
+
+
+def merged_hardest_first(
+    stages: Sequence[list[Example]], generator: random.Random
+) -> list[Example]:
+    """Join the stages, shuffle, and sort each pass, hardest first."""
+    return _sort_passes(merged_shuffled(stages, generator), hardest_first=True)
+
+
+# How a stage draws from its pool so many examples, each pass in some order.
+ORDERS: dict[Order, Callable[[Sequence[Example], int, random.Random], list[Example]]] = {
+    Order.shuffle: shuffled,
+    Order.dataset: in_dataset_order,
+    Order.easy_first: easiest_first,
+    Order.hard_first: hardest_first,
+    Order.interleave_sources: by_sources,
+}
+# How the stages' examples become those of one stage; None keeps the stages apart.
+MERGES: dict[Merge, Callable[[Sequence[list[Example]], random.Random], list[Example] | None]] = {
+    Merge.sequence: in_sequence,
+    Merge.shuffle: merged_shuffled,
+    Merge.interleave: interleaved,
+    Merge.easy_first: merged_easiest_first,
+    Merge.hard_first: merged_hardest_first,
+}
