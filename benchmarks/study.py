@@ -17,7 +17,7 @@ from typing import Any
 
 from medvqa.config.evaluation import Normalizer
 from medvqa.evaluation.comparison import ArmMean, arm_mean, compare_arms
-from medvqa.evaluation.metrics import normalize
+from medvqa.evaluation.normalize import normalize
 from medvqa.evaluation.power import detectable_difference, minimal_detectable_effect
 from medvqa.evaluation.statistics import holm
 from medvqa.tracking.record import read_json, read_lines, write_json

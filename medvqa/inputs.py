@@ -150,7 +150,8 @@ class Inputs:
     def check_lengths(self, processor: Any) -> None:
         """Raise a `UserError` if a sample that the model will be shown is too long for it."""
         limit = self.config.model.max_length_tokens
-        Encoder(processor, max_length_tokens=limit).check_lengths(self.used(self.plan))
+        encoder = Encoder(processor, max_length_tokens=limit, prompt=self.config.prompt)
+        encoder.check_lengths(self.used(self.plan))
 
     def describe(self) -> dict[str, Any]:
         """Return counts and hashes of pools and plan, for run.json."""

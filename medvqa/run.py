@@ -96,7 +96,7 @@ def train_and_evaluate(
     config, plan, (keeper, mirror) = inputs.config, inputs.plan, records
     with keeper.phase("load"):
         loaded = kept.load(config.model, config.lora, **inputs.load_options())
-    encoder = encoder_of(loaded, config.model, kept.patches)
+    encoder = encoder_of(loaded, config.model, kept.patches, config.prompt)
     write_preview(encoder, inputs.by_id[plan.order[0]], directory)
     places: dict[str, Any] = {"directory": directory, "seed": config.seed, "ranks": ranks}
     # First, because it puts the engine's kernels into the model: every phase computes with them.

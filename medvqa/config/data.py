@@ -24,6 +24,7 @@ class RowsConfig:
         limit: Keep a seeded sample of so many rows; all if null.
         max_bad_rows: So many unusable rows may be skipped, counted and listed; the next one is
             an error.
+        with_modality: Write PubMedVision's modality and body part after each question.
     """
 
     name: str = MISSING
@@ -37,12 +38,17 @@ class RowsConfig:
     columns: Any = None  # a mapping; typed as one, Hydra would refuse each role as an unknown key
     image_root: str | None = None
     difficulty: str | None = None
+    with_modality: bool = False
 
     def __post_init__(self) -> None:
         """Check the type that the schema cannot state."""
         check(
             self.columns is None or isinstance(self.columns, Mapping),
             f"data.columns must map roles to columns, such as {{image: img}}, got {self.columns!r}",
+        )
+        check(
+            not self.with_modality or self.name in ("pubmed_vision", MISSING),
+            f"data.with_modality=true is for pubmed_vision; {self.name} states no modality",
         )
 
 

@@ -15,11 +15,32 @@ class Decoding(Enum):
 
 
 class Normalizer(Enum):
-    """How text is normalised before exact match and F1; see `medvqa.evaluation.metrics`."""
+    """How text is normalised before exact match and F1; see `medvqa.evaluation.normalize`."""
 
+    medical = "medical"
     squad = "squad"
     vqa = "vqa"
     punctuation = "punctuation"
+
+
+class ProtocolName(Enum):
+    """How others score answers; see docs/protocols.md."""
+
+    seed = "seed"
+    llava_med = "llava_med"
+    medevalkit = "medevalkit"
+    lmms_eval = "lmms_eval"
+    substring = "substring"
+    multiple_choice = "multiple_choice"
+    medico = "medico"
+    medvqa = "medvqa"
+
+
+class Tolerance(Enum):
+    """Whether `numeric_tolerance` is a share of the reference or a difference."""
+
+    relative = "relative"
+    absolute = "absolute"
 
 
 @dataclass(kw_only=True)
@@ -56,16 +77,20 @@ class EvaluationConfig:
         blind: Also ask the trained model without the pictures: what it then has right, it knows
             from the questions alone.
         after_each_stage: Evaluate where one stage ends and the next begins (forgetting).
-        numeric_tolerance: Relative; 0.05 takes 3.3 cm for 3.4 cm.
+        numeric_tolerance: 0.05 takes 3.3 cm for 3.4 cm where `numeric_tolerance_kind` is relative;
+            counts must be equal there.
         bootstrap_samples: Resamples of the image clusters for the 95 % intervals.
+        protocols: Rules of other projects by which answers are scored as well.
     """
 
     batch_size: int = bounded("[1, 65536]", 128)
     max_new_tokens: int = bounded("[1, 65536]", 32)
     decoding: Decoding = Decoding.auto
-    normalizer: Normalizer = Normalizer.squad
+    normalizer: Normalizer = Normalizer.medical
     numeric_tolerance: float = bounded("[0, 1)", 0.05)
+    numeric_tolerance_kind: Tolerance = Tolerance.relative
     bootstrap_samples: int = bounded("[1, 1000000]", 2000)
+    protocols: list[ProtocolName] = field(default_factory=list)
     zero_shot: bool = False
     blind: bool = False
     after_each_stage: bool = True

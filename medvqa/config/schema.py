@@ -11,6 +11,7 @@ from medvqa.config.data import DataConfig
 from medvqa.config.evaluation import Decoding, EvaluationConfig
 from medvqa.config.lora import LoraConfig
 from medvqa.config.model import Backend, ModelConfig
+from medvqa.config.prompt import PromptConfig
 from medvqa.config.tracking import TrackingConfig
 from medvqa.config.training import Engine, TrainingConfig
 
@@ -32,6 +33,7 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = MISSING
     tracking: TrackingConfig = MISSING
+    prompt: PromptConfig = field(default_factory=PromptConfig)
     seed: int = bounded(SEED, 0)
     fresh: bool = False
 

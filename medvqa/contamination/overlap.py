@@ -18,7 +18,7 @@ from medvqa.contamination.image_matches import (
     keys_of,
 )
 from medvqa.data.example import Example
-from medvqa.evaluation.metrics import normalize
+from medvqa.evaluation.normalize import normalize
 from medvqa.tracking.progress import track
 
 BLOCK = 2048  # training pictures whose hashes are held at once

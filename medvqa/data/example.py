@@ -63,6 +63,9 @@ class Prediction:
 
     Attributes:
         cluster: Identity of the picture(s); questions of one cluster are not independent.
+        options: As in `Example`.
+        cut: Whether the answer hit the limit of new tokens; None if that is unknown.
+        level: Difficulty that the data set states, such as Kvasir-VQA-x1's complexity 1 to 3.
     """
 
     id: str
@@ -73,6 +76,9 @@ class Prediction:
     source: str
     split: str
     cluster: str
+    options: tuple[str, ...] = ()
+    cut: bool | None = None
+    level: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ several images, and no `<image>` marker stands in its text: the prompt puts one 
 
 The images lie in twenty ZIP files of together about 60 GB. So rows are drawn from the index first;
 then only the archives that hold their images are opened (`archive_set`). The columns `modality` and
-`body_part` come from a model and are not read. Ids are `<split>-<row>-<turn>` by the index.
+`body_part` come from a model; `data.with_modality=true` writes them after each
+question. Ids are `<split>-<row>-<turn>` by the index.
 """
 
 import random
@@ -35,6 +36,7 @@ CONFIGURATIONS = {
     "instruction_tuning": "PubMedVision_InstructionTuning_VQA",
 }
 COLUMNS = ("image", "conversations")
+DESCRIPTIONS = ("modality", "body_part")
 ARCHIVES = "images_*.zip"
 UNPACKED = "images"  # where the set's card says to unpack them
 
@@ -44,7 +46,7 @@ class IndexRow(NamedTuple):
 
     number: int
     images: tuple[str, ...]
-    said: list[tuple[str, str]]
+    questions: list[tuple[str, str]]
 
 
 def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> Drawn:
@@ -71,7 +73,8 @@ def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> Drawn:
         read: list[IndexRow] = []
         for number in numbers:
             with bad_rows.row():
-                read.append(_index_row(f"{place}, row {number}", number, rows[number]))
+                name, described = f"{place}, row {number}", config.with_modality
+                read.append(_index_row(name, number, rows[number], with_modality=described))
         sources = images.fetch({name for row in read for name in row.images})
         complete: list[Example] = []
         numbered: dict[str, int] = {}
@@ -100,7 +103,7 @@ def _index(directory: Path | None, name: str, revision: str | None) -> tuple[Any
                 "train-*.parquet"
             )
         rows = load_rows(str(directory / name), files=[*map(str, files)], split="train")
-        columns = [name for name in rows.column_names if name in COLUMNS]
+        columns = [name for name in rows.column_names if name in (*COLUMNS, *DESCRIPTIONS)]
         return rows.select_columns(columns), f"{directory / name} train"
     path = hub_file(HUB_NAME, directory, f"{name}.json", revision=revision)
     return JsonList(path), str(path)
@@ -112,7 +115,7 @@ def _images(directory: Path | None, revision: str | None) -> ArchiveSet:
     return ArchiveSet(local_archives(directory, ARCHIVES), directory / UNPACKED)
 
 
-def _index_row(place: str, number: int, row: object) -> IndexRow:
+def _index_row(place: str, number: int, row: object, *, with_modality: bool) -> IndexRow:
     if not isinstance(row, Mapping):
         raise UserError(f"{place} is no row but {type(row).__name__}")
     lacking = [column for column in COLUMNS if row.get(column) is None]
@@ -126,8 +129,19 @@ def _index_row(place: str, number: int, row: object) -> IndexRow:
         files = tuple(PurePosixPath(safe_name(name)).name for name in names)
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
-    said = turns(f"{place}: conversations", row["conversations"], num_images=len(files))
-    return IndexRow(number, files, said)
+    questions = turns(f"{place}: conversations", row["conversations"], num_images=len(files))
+    if with_modality:
+        modality, body_part = (_description(place, row, name) for name in DESCRIPTIONS)
+        suffix = f"\nModality: {modality}. Body part: {body_part}."
+        questions = [(f"{question}{suffix}", answer) for question, answer in questions]
+    return IndexRow(number, files, questions)
+
+
+def _description(place: str, row: Mapping[str, Any], column: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{place} has no text in {column}; say data.with_modality=false")
+    return value.strip()
 
 
 def _examples(row: IndexRow, sources: Mapping[str, ImageSource], split: str) -> list[Example]:
@@ -143,5 +157,5 @@ def _examples(row: IndexRow, sources: Mapping[str, ImageSource], split: str) -> 
             split=split,
             image_ids=tuple(f"pubmed_vision/{name}" for name in row.images),
         )
-        for turn, (question, answer) in enumerate(row.said)
+        for turn, (question, answer) in enumerate(row.questions)
     ]

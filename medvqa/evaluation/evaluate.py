@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +32,7 @@ class Evaluation:
         phase: `zero_shot`, `majority`, `after_` with the stage that has just ended, `blind`, or
             `final`.
         num_cut_answers: Answers that hit `max_new_tokens`.
+        protocols: Means by protocol and its own metrics.
     """
 
     phase: str
@@ -39,6 +40,7 @@ class Evaluation:
     step: int
     summary: Summary
     num_cut_answers: int
+    protocols: Summary = field(default_factory=dict)
 
     def flat(self) -> dict[str, float]:
         """Return `eval/<set>/<phase>/<group>/<metric>` -> mean, for a tracker."""
@@ -159,7 +161,7 @@ class Evaluator:
         device: str,
         images: Literal["shown", "removed"],
     ) -> Evaluation:
-        predictions = to_predictions(self.sets[name], answers.texts)
+        predictions = to_predictions(self.sets[name], answers.texts, answers.cut)
         scored = score_predictions(predictions, self.config, device=device, seed=self.seed)
         result = Evaluation(
             phase=phase,
@@ -167,6 +169,7 @@ class Evaluator:
             step=step,
             summary=scored.summary,
             num_cut_answers=answers.num_cut,
+            protocols=scored.protocols,
         )
         directory = self.place(phase, name)
         write_predictions(directory / "predictions.jsonl", predictions, scored.items)
@@ -174,6 +177,7 @@ class Evaluator:
         protocol = {
             "normalizer": self.config.normalizer.value,
             "numeric_tolerance": self.config.numeric_tolerance,
+            "numeric_tolerance_kind": self.config.numeric_tolerance_kind.value,
             "max_new_tokens": self.config.max_new_tokens,
             "bertscore": scored.bertscore,
             "images": images,
@@ -226,12 +230,16 @@ def read_evaluation(path: Path) -> Evaluation:
     """
     stored = read_json(path)
     try:
-        summary = {
-            group: {metric: Score(**score) for metric, score in metrics.items()}
-            for group, metrics in stored["summary"].items()
-        }
-        fields = ("phase", "set_name", "step", "num_cut_answers")
-        return Evaluation(summary=summary, **{field: stored[field] for field in fields})
+        summary, protocols = (
+            {
+                group: {metric: Score(**score) for metric, score in metrics.items()}
+                for group, metrics in stored.get(name, {}).items()
+            }
+            for name in ("summary", "protocols")
+        )
+        names = ("phase", "set_name", "step", "num_cut_answers")
+        values = {name: stored[name] for name in names}
+        return Evaluation(summary=summary, protocols=protocols, **values)
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); say fresh=true to start over") from error
 
@@ -251,7 +259,9 @@ def without_images(example: Example) -> Example:
     return replace(example, images=(), image_ids=())
 
 
-def to_predictions(examples: Sequence[Example], texts: Sequence[str]) -> list[Prediction]:
+def to_predictions(
+    examples: Sequence[Example], texts: Sequence[str], cut: Sequence[bool | None] = ()
+) -> list[Prediction]:
     """Join examples and answers; questions on the same picture(s) form one cluster."""
     return [
         Prediction(
@@ -263,6 +273,9 @@ def to_predictions(examples: Sequence[Example], texts: Sequence[str]) -> list[Pr
             source=example.source,
             split=example.split,
             cluster="+".join(example.image_ids),
+            options=example.options,
+            cut=is_cut,
+            level="" if example.difficulty is None else f"{example.difficulty:g}",
         )
-        for example, text in zip(examples, texts, strict=True)
+        for example, text, is_cut in zip(examples, texts, cut or [None] * len(texts), strict=True)
     ]

@@ -1,90 +1,284 @@
-"""Read a predictions file, ours or another project's."""
+"""Read answers files, ours or another project's: JSON Lines, a JSON array, CSV or TSV."""
 
+import csv
+import io
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 from medvqa.config.errors import UserError
 from medvqa.data.example import AnswerType, Prediction
-from medvqa.evaluation.metrics import yes_or_no
+from medvqa.evaluation.metrics import is_yes_or_no
+from medvqa.evaluation.normalize import fold
 
-# What others call our fields; the first name found counts.
-REFERENCES = ("references", "reference", "answers", "answer", "label", "ground_truth", "gt")
-PREDICTIONS = ("prediction", "pred", "predicted", "response", "output")
-TYPES = ("answer_type", "qtype", "question_type")
-CLUSTERS = ("cluster", "image_id", "image", "image_name")
+# What others call our fields; the first name that a row has counts.
+COLUMNS = {
+    "prediction": ("prediction", "pred", "answer_pred", "pred_answer", "model_answer", "response",
+                   "text", "predicted", "output", "generated_answer"),
+    "reference": ("references", "reference", "answers", "answer", "gt", "gt_answer", "gt_ans",
+                  "answer_gt", "label", "ground_truth", "target"),
+    "type": ("answer_type", "qtype", "question_type"),
+    "cluster": ("cluster", "image_id", "image", "image_name", "img_name", "img_id"),
+    "id": ("id", "question_id", "qid"),
+    "question": ("question", "prompt"),
+    "options": ("options", "choices"),
+    "cut": ("cut", "truncated", "finish_reason"),
+    "level": ("level", "complexity"),
+    "split": ("split",),
+    "source": ("source", "dataset"),
+}  # fmt: skip
+MANY = 10  # names or ids in a message
+NO_TEXT = {"nan", "null"}  # how pandas and others write a missing value into a table
 
 
-def read_predictions(path: Path) -> tuple[list[Prediction], list[str]]:
-    """Return the file's predictions, and notes on what it left open.
+class Answers(NamedTuple):
+    """A file's answers, what the file leaves open, and whether it states the types."""
+
+    predictions: list[Prediction]
+    notes: list[str]
+    has_types: bool
+
+
+class Row(NamedTuple):
+    """One row and its place, for messages: `p.csv, line 3`."""
+
+    place: str
+    values: Mapping[str, Any]
+
+
+def read_predictions(path: Path, columns: Mapping[str, str] | None = None) -> Answers:
+    """Return the file's answers.
+
+    Args:
+        path: The format follows from the content; a table's from its suffix too.
+        columns: Our field (a key of `COLUMNS`) -> the file's name for it.
 
     Raises:
-        UserError: Naming file and line, if a line is no JSON object or lacks a field.
+        UserError: Naming file and line, if a row cannot be read or lacks a value.
     """
+    rows = list(_rows(path))
+    if not rows:
+        raise UserError(f"{path} holds no predictions")
+    known = {field: (name,) for field, name in (columns or {}).items()}
+    predictions = [
+        _prediction(row, number, path, {**COLUMNS, **known})
+        for number, row in enumerate(rows, start=1)
+    ]
+    return Answers(predictions, *_notes(rows, predictions, {**COLUMNS, **known}))
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """Return the mapping of `--columns prediction=NAME,reference=NAME`."""
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    unknown = [field for field, _, name in pairs if field not in COLUMNS or not name]
+    if unknown:
+        raise UserError(
+            f"--columns {unknown[0]}: write FIELD=NAME; the fields are {', '.join(COLUMNS)}"
+        )
+    return {field: name for field, _, name in pairs}
+
+
+def aligned(answers: Answers, others: Answers, path: Path) -> list[Prediction]:
+    """Return the second file's answers in the order of the first one's questions.
+
+    Raises:
+        UserError: If the files do not hold the same questions, each once.
+    """
+    by_id = {prediction.id: prediction for prediction in others.predictions}
+    ids = [prediction.id for prediction in answers.predictions]
+    if len(by_id) != len(others.predictions) or len(set(ids)) != len(ids):
+        raise UserError(f"{path}: some id stands in several rows, so answers cannot be paired")
+    missing = [name for name in ids if name not in by_id]
+    extra = [name for name in by_id if name not in set(ids)]
+    if missing or extra:
+        shown = ", ".join([*missing, *extra][:MANY])
+        raise UserError(
+            f"{path} answers other questions: it lacks {len(missing)} ids and has {len(extra)} "
+            f"more ({shown})"
+        )
+    for prediction in answers.predictions:
+        other = by_id[prediction.id]
+        if set(map(fold, prediction.references)) != set(map(fold, other.references)):
+            raise UserError(
+                f"{path}, id {prediction.id}: the reference is {other.references[0]!r}, in the "
+                f"first file it is {prediction.references[0]!r}; is the order another?"
+            )
+    return [by_id[name] for name in ids]
+
+
+def _rows(path: Path) -> list[Row]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            text = file.read()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error}") from error
-    rows = [(n, _row(path, n, line)) for n, line in enumerate(lines, start=1) if line.strip()]
-    if not rows:
-        raise UserError(f"{path} holds no predictions")
-    notes = []
-    untyped = sum(not any(name in row for name in TYPES) for _, row in rows)
-    if untyped:
-        notes.append(f"{untyped} of {len(rows)} rows name no type: yes/no answers count as closed")
-    unclustered = sum(not any(name in row for name in CLUSTERS) for _, row in rows)
-    if unclustered:
-        notes.append(
-            f"{unclustered} of {len(rows)} rows name no image: intervals take questions as "
-            "independent, which is too narrow where images repeat"
-        )
-    return [_prediction(path, number, row) for number, row in rows], notes
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return _table(path, text)
+    if text.lstrip().startswith("[") and text.strip() != "[]":
+        rows = _parsed(text, str(path))
+        if not isinstance(rows, list):
+            raise UserError(f"{path} is no JSON array of objects")
+        return [_object(f"{path}, row {n}", row) for n, row in enumerate(rows, start=1)]
+    # A line ends at a line feed only: U+2028 and its like may stand inside a text.
+    places = ((f"{path}, line {n}", line) for n, line in enumerate(text.split("\n"), start=1))
+    return [_object(place, _parsed(line, place)) for place, line in places if line.strip()]
 
 
-def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+def _parsed(text: str, place: str) -> Any:
     try:
-        row = json.loads(line)
+        return json.loads(text)
+    except RecursionError as error:
+        raise UserError(f"{place} is nested too deeply") from error
     except ValueError as error:
-        raise UserError(f"{path}, line {number} is no JSON (cut off?): {error}") from error
+        raise UserError(f"{place} is no JSON (cut off?): {error}") from error
+
+
+def _object(place: str, row: Any) -> Row:
     if not isinstance(row, dict):
-        raise UserError(f"{path}, line {number} is no JSON object")
-    return row
+        raise UserError(f"{place} is no JSON object")
+    return Row(place, row)
 
 
-def _prediction(path: Path, number: int, row: Mapping[str, Any]) -> Prediction:
-    wanted = row[_field(path, number, row, REFERENCES)]
-    references = tuple(map(str, wanted)) if isinstance(wanted, list) else (str(wanted),)
+def _table(path: Path, text: str) -> list[Row]:
+    header = text.partition("\n")[0]
+    delimiter = "\t" if path.suffix.lower() == ".tsv" or "\t" in header else ","
+    if delimiter == "," and ";" in header and "," not in header:
+        delimiter = ";"
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows = []
+    try:
+        for values in reader:
+            place = f"{path}, line {reader.line_num}"
+            if None in values or None in values.values():
+                raise UserError(f"{place} has not as many cells as the header ({header.strip()})")
+            rows.append(Row(place, values))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num} is no table row: {error}") from error
+    return rows
+
+
+def _prediction(
+    row: Row, number: int, path: Path, columns: Mapping[str, Sequence[str]]
+) -> Prediction:
+    def value(field: str, default: str) -> str:
+        name = _column(row, columns[field])
+        return default if name is None else str(row.values[name])
+
+    name = _required(row, "reference", columns)
+    stored = row.values[name]
+    references = tuple(
+        _text(row, name, one) for one in (stored if isinstance(stored, list) else [stored])
+    )
     if not references:
-        raise UserError(f"{path}, line {number} has an empty list of references")
-    cluster = next((str(row[name]) for name in CLUSTERS if name in row), f"line {number}")
+        raise UserError(f"{row.place} has an empty list of references")
+    name = _required(row, "prediction", columns)
     return Prediction(
-        id=str(row.get("id", number)),
-        question=str(row.get("question", "")),
+        id=value("id", str(number)),
+        question=value("question", ""),
         references=references,
-        prediction=str(row[_field(path, number, row, PREDICTIONS)]),
-        answer_type=_type(path, number, row, references),
-        source=str(row.get("source", path.stem)),
-        split=str(row.get("split", "")),
-        cluster=cluster,
+        prediction=_text(row, name, row.values[name]),
+        answer_type=_type(row, references, columns),
+        source=value("source", path.stem),
+        split=value("split", ""),
+        cluster=value("cluster", f"line {number}"),
+        options=_options(row, columns),
+        cut=_cut(row, columns),
+        level=value("level", ""),
     )
 
 
-def _field(path: Path, number: int, row: Mapping[str, Any], names: Sequence[str]) -> str:
-    for name in names:
-        if name in row:
-            return name
+def _column(row: Row, names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in row.values), None)
+
+
+def _required(row: Row, field: str, columns: Mapping[str, Sequence[str]]) -> str:
+    name = _column(row, columns[field])
+    if name is not None:
+        return name
+    keys = list(row.values)
+    shown = ", ".join(map(str, keys[:MANY])) + (
+        f" and {len(keys) - MANY} more" if keys[MANY:] else ""
+    )
     raise UserError(
-        f"{path}, line {number} has none of {', '.join(names)}; it has {', '.join(row)}"
+        f"{row.place} has none of {', '.join(columns[field])}; it has {shown}; "
+        f"name the column: --columns {field}=NAME"
     )
 
 
-def _type(path: Path, number: int, row: Mapping[str, Any], references: Sequence[str]) -> AnswerType:
-    stated = next((str(row[name]).strip().lower() for name in TYPES if name in row), None)
-    if stated in get_args(AnswerType):
-        return cast(AnswerType, stated)
-    if stated is not None:
-        raise UserError(f"{path}, line {number}: type {stated!r} is neither open nor closed")
-    return "closed" if all(yes_or_no(r) == r.strip().lower() for r in references) else "open"
+def _text(row: Row, name: str, value: Any) -> str:
+    """Return an answer as text: true is yes, false is no."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    is_missing = value is None or (isinstance(value, float) and not math.isfinite(value))
+    if is_missing or (isinstance(value, str) and value.strip().lower() in NO_TEXT):
+        raise UserError(f"{row.place}: {name} is {json.dumps(value)}, which is no answer")
+    if isinstance(value, list | dict):
+        raise UserError(f"{row.place}: {name} is a {type(value).__name__}, not one text")
+    return str(value)
+
+
+def _type(row: Row, references: Sequence[str], columns: Mapping[str, Sequence[str]]) -> AnswerType:
+    name = _column(row, columns["type"])
+    if name is None:
+        return "closed" if all(map(is_yes_or_no, references)) else "open"
+    stated = str(row.values[name]).strip().lower()
+    if stated not in get_args(AnswerType):
+        raise UserError(f"{row.place}: type {stated!r} is neither open nor closed")
+    return cast(AnswerType, stated)
+
+
+def _options(row: Row, columns: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    name = _column(row, columns["options"])
+    stored = row.values[name] if name else ()
+    if isinstance(stored, str) and stored.strip()[:1] in ("[", "{"):
+        stored = _parsed(stored, f"{row.place}: {name}")
+    if isinstance(stored, dict):  # {"A": "left", "B": "right"}
+        stored = list(stored.values())
+    if isinstance(stored, str) or stored is None:
+        stored = [part for part in (stored or "").split("|") if part]
+    return tuple(str(option) for option in stored)
+
+
+def _cut(row: Row, columns: Mapping[str, Sequence[str]]) -> bool | None:
+    name = _column(row, columns["cut"])
+    stored = str(row.values[name]).lower() if name else "none"
+    return None if stored in ("none", "") else stored in ("true", "1", "length")
+
+
+def _notes(
+    rows: Sequence[Row], predictions: Sequence[Prediction], columns: Mapping[str, Sequence[str]]
+) -> tuple[list[str], bool]:
+    """Return what the file leaves open, and whether any row states its type."""
+    notes = []
+    num_lacking = {
+        field: sum(_column(row, columns[field]) is None for row in rows)
+        for field in ("type", "cluster")
+    }
+    if num_lacking["type"]:
+        notes.append(
+            f"{num_lacking['type']} of {len(rows)} rows name no type: "
+            "yes/no answers count as closed"
+        )
+    if num_lacking["cluster"]:
+        notes.append(
+            f"{num_lacking['cluster']} of {len(rows)} rows name no image: intervals take questions "
+            "as independent, which is too narrow where images repeat"
+        )
+    duplicates = [name for name, count in Counter(p.id for p in predictions).items() if count > 1]
+    if duplicates:
+        shown = ", ".join(duplicates[:MANY]) + (", ..." if duplicates[MANY:] else "")
+        notes.append(f"{len(duplicates)} ids stand in several rows; each row counts: {shown}")
+    num_empty = sum(not p.prediction.strip() for p in predictions)
+    if num_empty:
+        notes.append(f"{num_empty} answers are empty")
+    known = [p.cut for p in predictions if p.cut is not None]
+    if known:
+        notes.append(f"{sum(known)} of {len(known)} answers were cut at the limit of new tokens")
+    else:
+        notes.append("cut answers: unknown; no row has a column cut or finish_reason")
+    return notes, num_lacking["type"] < len(rows)

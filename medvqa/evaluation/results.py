@@ -9,6 +9,7 @@ from typing import Any
 from medvqa.data.example import Example
 from medvqa.evaluation.evaluate import Evaluation, read_evaluations
 from medvqa.evaluation.plots import draw_pictures
+from medvqa.evaluation.protocols.table import overview_table
 from medvqa.evaluation.score import summary_table
 from medvqa.tracking.record import read_json, write_json
 from medvqa.tracking.terminal import console
@@ -24,6 +25,10 @@ def show_results(evaluations: Sequence[Evaluation], directory: Path) -> None:
     for name in dict.fromkeys(e.set_name for e in evaluations):
         phases = [(e.phase, e.summary) for e in evaluations if e.set_name == name]
         console().print(summary_table(phases, title=f"{name}: mean [95 % interval]"))
+        for evaluation in evaluations:
+            if evaluation.set_name == name and evaluation.protocols:
+                title = f"{name}, {evaluation.phase}: the same answers by other rules"
+                console().print(overview_table(evaluation.protocols, None, title=title))
     sys.stdout.write(f"everything is in {directory}\n")
 
 
@@ -131,6 +136,12 @@ def write_results(
             for evaluation in evaluations
             for group, scores in evaluation.summary.items()
             for metric, score in scores.items()
+        ],
+        "protocols": [
+            {"set": e.set_name, "phase": e.phase, "protocol": name, "metric": metric, **asdict(s)}
+            for e in evaluations
+            for name, scores in e.protocols.items()
+            for metric, s in scores.items()
         ],
     }
     write_json(directory / "results.json", results)

@@ -11,6 +11,7 @@ from medvqa.config.evaluation import EvaluationConfig
 from medvqa.data.example import AnswerType, Prediction, Score
 from medvqa.evaluation import metrics
 from medvqa.evaluation.bertscore import bert_scores
+from medvqa.evaluation.protocols.table import score_protocols
 from medvqa.evaluation.statistics import clustered_bootstrap
 from medvqa.tracking.record import write_text
 
@@ -25,6 +26,8 @@ SHOWN = {
     "closed_accuracy": "closed acc.",
     "bertscore_f1": "BERTScore F1",
 }
+# What the table of `medvqa score` and of a run shows as well.
+COLUMNS = {**SHOWN, "token_recall": "recall", "unparsable": "unparsable"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +48,16 @@ METRICS = tuple(ItemScores.__annotations__)
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """Items in the order of the predictions, their means by group, BERTScore's settings."""
+    """Items in the order of the predictions, their means by group, BERTScore's settings.
+
+    Attributes:
+        protocols: Means by protocol and its own metrics, of `evaluation.protocols`.
+    """
 
     items: tuple[ItemScores, ...]
     summary: Summary
     bertscore: dict[str, Any] | None
+    protocols: Summary
 
 
 def score_predictions(
@@ -76,21 +84,31 @@ def score_predictions(
         )
         for group in _groups(predictions)
     }
-    return Scored(items=items, summary=summary, bertscore=bert.record() if bert else None)
+    protocols = score_protocols(
+        config.protocols, predictions, num_samples=config.bootstrap_samples, seed=seed
+    )
+    return Scored(
+        items=items,
+        summary=summary,
+        bertscore=bert.record() if bert else None,
+        protocols=protocols,
+    )
 
 
 def _score_item(
     prediction: Prediction, config: EvaluationConfig, bertscore: float | None
 ) -> ItemScores:
-    said, wanted, normalizer = prediction.prediction, prediction.references, config.normalizer
+    texts = (prediction.prediction, prediction.references)
     closed = None
     if prediction.answer_type == "closed":
-        closed = metrics.closed_answer(said, wanted, normalizer)
+        closed = metrics.closed_answer(*texts, config.normalizer)
     return ItemScores(
-        exact_match=metrics.exact_match(said, wanted, normalizer),
-        f1=metrics.token_f1(said, wanted, normalizer),
-        token_recall=metrics.token_recall(said, wanted, normalizer),
-        numeric_exact_match=metrics.numeric_match(said, wanted, config.numeric_tolerance),
+        exact_match=metrics.exact_match(*texts, config.normalizer),
+        f1=metrics.token_f1(*texts, config.normalizer),
+        token_recall=metrics.token_recall(*texts, config.normalizer),
+        numeric_exact_match=metrics.numeric_match(
+            *texts, config.numeric_tolerance, config.numeric_tolerance_kind
+        ),
         closed_accuracy=bool(closed) if prediction.answer_type == "closed" else None,
         unparsable=closed is None if prediction.answer_type == "closed" else None,
         bertscore_f1=bertscore,
@@ -165,8 +183,8 @@ def summary_table(phases: Sequence[tuple[str, Summary]], *, title: str) -> "Tabl
     """Return a table with a row per phase and group: mean, 95 % interval, n of each metric."""
     from rich.table import Table
 
-    shown = [m for m in SHOWN if any(m in scores for _, s in phases for scores in s.values())]
-    table = Table("", "questions", *(SHOWN[m] for m in shown), title=title, title_justify="left")
+    shown = [m for m in COLUMNS if any(m in scores for _, s in phases for scores in s.values())]
+    table = Table("", "questions", *(COLUMNS[m] for m in shown), title=title, title_justify="left")
     for phase, summary in phases:
         table.add_section()
         for position, (group, scores) in enumerate(summary.items()):

@@ -13,7 +13,6 @@ from medvqa.evaluation.evaluate import Evaluation
 from medvqa.evaluation.score import SHOWN, cell
 from medvqa.export.merging import MERGED
 from medvqa.export.vllm import vllm_command
-from medvqa.models.prompt import INSTRUCTION
 from medvqa.models.source import EMBEDDED
 from medvqa.models.trained import Trained
 
@@ -82,7 +81,7 @@ def model_card(
         disclaimer=DISCLAIMER,
         results=results(evaluations),
         evaluation=trained.evaluation,
-        instruction=INSTRUCTION,
+        prompt=trained.prompt,
         place=place,
         quoted_place=shlex.quote(place),
         base_argument=_base_argument(trained),

@@ -92,7 +92,8 @@ def merge(
     import torch
 
     loaded = load_with_adapter(trained, config)
-    encoder = Encoder(loaded.processor, max_length_tokens=config.max_length_tokens)
+    limit = config.max_length_tokens
+    encoder = Encoder(loaded.processor, max_length_tokens=limit, prompt=trained.prompt)
     prompts = prompts[:NUM_PROMPTS]
     adapter = _logits(loaded, encoder, prompts)
     with loaded.adapter_disabled():
@@ -159,7 +160,8 @@ def reevaluate(
     place = trained.directory / PLACE
     shutil.rmtree(place, ignore_errors=True)
     evaluator = Evaluator(sets, config.evaluation, directory=place, seed=config.seed)
-    encoder = Encoder(loaded.processor, max_length_tokens=config.model.max_length_tokens)
+    limit = config.model.max_length_tokens
+    encoder = Encoder(loaded.processor, max_length_tokens=limit, prompt=config.prompt)
     steps = int(trained.values["training"]["num_steps"])
     evaluator.model(loaded, encoder, phase=MERGED, step=steps)
     before = trained.directory / "evaluation" / "final"

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from medvqa.config.errors import UserError
 from medvqa.config.model import ModelConfig
+from medvqa.config.prompt import PromptConfig
 from medvqa.data.example import Example
 from medvqa.data.image import image_size
 from medvqa.models.families import processor as any_family
 from medvqa.models.families import qwen
 from medvqa.models.patches import Patches
+from medvqa.models.prompt import DEFAULT, question_text
 from medvqa.models.sample import Sample, TokenCount
 from medvqa.models.turn import Template, Turn, tokenize
 
@@ -35,6 +37,7 @@ class Encoder:
         patches: Qwen's cache of pictures; without it, one of the last 512 pictures.
         pixel_dtype: The vision tower's type. It casts to it in any case; done here, by threads,
             half as many bytes are cached and moved.
+        prompt: What stands around each question.
     """
 
     def __init__(
@@ -44,10 +47,12 @@ class Encoder:
         max_length_tokens: int,
         patches: Patches | None = None,
         pixel_dtype: "torch.dtype | None" = None,
+        prompt: PromptConfig = DEFAULT,
     ) -> None:
         self.processor = processor
         self.max_length_tokens = max_length_tokens
-        self._template = Template(processor)
+        self.prompt_config = prompt
+        self._template = Template(processor, prompt)
         self._sizes: dict[str, tuple[int, int]] = {}
         self._pictures: Any = (
             qwen.Grids(processor, patches, pixel_dtype)
@@ -71,7 +76,9 @@ class Encoder:
     def _turn(self, example: Example) -> Turn:
         num_images = len(example.images)
         try:
-            return self._template.turn(example.question, example.answers[0], num_images=num_images)
+            return self._template.turn(
+                question_text(example), example.answers[0], num_images=num_images
+            )
         except UserError as error:
             raise UserError(f"{example.source}/{example.id}: {error}") from error
 
@@ -102,7 +109,7 @@ class Encoder:
         rest = len(tokenize(self.processor, prompt(0))) + MARKERS
         too_long = []
         for example in examples:
-            num_bytes = len(f"{example.question}{example.answers[0]}".encode())
+            num_bytes = len(f"{question_text(example)}{example.answers[0]}".encode())
             sizes = self._image_sizes(example)
             num_added = self._pictures.count(sizes, prompt(len(sizes)))
             num_image = num_added + MARKERS * len(sizes)
@@ -157,11 +164,17 @@ def encode_alone() -> Callable[[], None]:
     return partial(torch.set_num_threads, 1)
 
 
-def encoder_of(loaded: "LoadedModel", config: ModelConfig, patches: Patches | None) -> Encoder:
+def encoder_of(
+    loaded: "LoadedModel",
+    config: ModelConfig,
+    patches: Patches | None,
+    prompt: PromptConfig = DEFAULT,
+) -> Encoder:
     """Return the encoder of a loaded model; `patches` outlive it where they are given."""
     return Encoder(
         loaded.processor,
         max_length_tokens=config.max_length_tokens,
         patches=patches,
         pixel_dtype=loaded.dtype,
+        prompt=prompt,
     )

@@ -1,27 +1,32 @@
 """Example -> chat messages: the only prompt text, for training, evaluation and serving."""
 
+import string
 from typing import Any
 
+from medvqa.config.prompt import QUESTION, Images, PromptConfig
 from medvqa.data.example import Example
 from medvqa.data.image import load_rgb
 
-INSTRUCTION = "Answer with a word or a short phrase."
+DEFAULT = PromptConfig()
+INSTRUCTION = DEFAULT.text.partition(QUESTION)[2].strip()
 
 Message = dict[str, Any]
 
 
-def user_message(question: str, *, num_images: int) -> Message:
-    """Return the user's turn: the images first, then the question and how to answer it."""
-    images: list[dict[str, str]] = [{"type": "image"}] * num_images
-    return {
-        "role": "user",
-        "content": [*images, {"type": "text", "text": f"{question.strip()}\n{INSTRUCTION}"}],
-    }
+def user_message(question: str, *, num_images: int, prompt: PromptConfig = DEFAULT) -> Message:
+    """Return the user's turn: images and text in the prompt's order."""
+    text = {"type": "text", "text": prompt.text.replace(QUESTION, question.strip())}
+    images = [{"type": "image"}] * num_images
+    is_first = prompt.images is Images.first
+    return {"role": "user", "content": [*images, text] if is_first else [text, *images]}
 
 
-def conversation(example: Example, *, answer_apart: bool) -> dict[str, Any]:
+def conversation(
+    example: Example, *, answer_apart: bool, prompt: PromptConfig = DEFAULT
+) -> dict[str, Any]:
     """Return question and answer in the form that TRL's and Unsloth's collators document."""
-    user = user_message(example.question, num_images=len(example.images))
+    num_images = len(example.images)
+    user = user_message(question_text(example), num_images=num_images, prompt=prompt)
     answer = {"role": "assistant", "content": [{"type": "text", "text": example.answers[0]}]}
     images = {"images": [load_rgb(image) for image in example.images]}
     if answer_apart:
@@ -29,6 +34,14 @@ def conversation(example: Example, *, answer_apart: bool) -> dict[str, Any]:
     return {**images, "messages": [user, answer]}
 
 
-def question_of(text: str) -> str:
+def question_text(example: Example) -> str:
+    """Return the question, and one line per option with its letter: "A. left lung"."""
+    letters = zip(string.ascii_uppercase, example.options, strict=False)
+    options = [f"{letter}. {option}" for letter, option in letters]
+    return "\n".join([example.question.strip(), *options])
+
+
+def question_of(text: str, prompt: PromptConfig = DEFAULT) -> str:
     """Return the question of a user's text: a client may send the whole prompt or the question."""
-    return text.strip().removesuffix(INSTRUCTION).strip()
+    before, _, after = (part.strip() for part in prompt.text.partition(QUESTION))
+    return text.strip().removeprefix(before).removesuffix(after).strip()

@@ -15,6 +15,7 @@ from medvqa.config.evaluation import EvaluationConfig
 from medvqa.config.lora import LoraConfig
 from medvqa.config.machine import num_cuda_devices
 from medvqa.config.model import Backend, Device, ModelConfig
+from medvqa.config.prompt import PromptConfig
 from medvqa.models.adapter import ADAPTER_FILE, load_adapter
 from medvqa.models.load import load_base, load_model
 from medvqa.models.loaded import LoadedModel
@@ -49,6 +50,11 @@ class Trained:
     lora: LoraConfig
     evaluation: EvaluationConfig
     values: Mapping[str, Any]
+
+    @property
+    def prompt(self) -> PromptConfig:
+        """What stood around each question in training; ours in records that name none."""
+        return typed_group(PromptConfig, self.values["config"].get("prompt", {}))
 
     @property
     def adapter(self) -> Path | None:

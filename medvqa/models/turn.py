@@ -5,7 +5,8 @@ from functools import partial
 from typing import Any
 
 from medvqa.config.errors import UserError
-from medvqa.models.prompt import Message, user_message
+from medvqa.config.prompt import PromptConfig
+from medvqa.models.prompt import DEFAULT, Message, user_message
 
 # Their template writes a space before the newline of an answer, but not into the prompt: the
 # answer's turn is the prompt, the answer and the tokenizer's end of text.
@@ -37,8 +38,9 @@ class Template:
         end_token_id: What ends an answer.
     """
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, prompt: PromptConfig = DEFAULT) -> None:
         self.processor = processor
+        self._message = partial(user_message, prompt=prompt)
         template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
         self._template = template.get("default") if isinstance(template, dict) else template
         if not self._template:
@@ -48,7 +50,7 @@ class Template:
             )
         self._has_own_turn = type(processor).__name__ in OWN_TURN
         tokenizer = processor.tokenizer
-        _, _, rest = self._split(user_message("", num_images=0), PROBE)
+        _, _, rest = self._split(self._message("", num_images=0), PROBE)
         added = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
         special = added.union(tokenizer.all_special_ids)
         end = next((token for token in rest if token in special), None)
@@ -62,7 +64,7 @@ class Template:
 
     def prompt(self, question: str, *, num_images: int) -> str:
         """Return the text that the model is given, with one marker per picture."""
-        return self._render([user_message(question, num_images=num_images)], prompt=True)
+        return self._render([self._message(question, num_images=num_images)], prompt=True)
 
     def turn(self, question: str, answer: str, *, num_images: int) -> Turn:
         """Return the prompt, and the answer with the end of its turn.
@@ -71,7 +73,7 @@ class Template:
             UserError: If the prompt's tokens do not begin those of prompt and answer, or the rest
                 is not the answer and the end of the turn.
         """
-        message = user_message(question, num_images=num_images)
+        message = self._message(question, num_images=num_images)
         prompt, text, ids = self._split(message, answer)
         stop = (ids.index(self.end_token_id) if self.end_token_id in ids else len(ids)) + 1
         decode = partial(self.processor.tokenizer.decode, clean_up_tokenization_spaces=False)

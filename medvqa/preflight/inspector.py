@@ -247,9 +247,9 @@ def _encoder(config: Config) -> Encoder | Estimator:
         processor = load_processor(model, local_only=not hub_answers())
     except UserError:
         if model.path is None and model.name in PUBLISHED:
-            return Estimator(model)
+            return Estimator(model, config.prompt)
         raise
-    return Encoder(processor, max_length_tokens=model.max_length_tokens)
+    return Encoder(processor, max_length_tokens=model.max_length_tokens, prompt=config.prompt)
 
 
 def _memory(

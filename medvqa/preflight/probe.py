@@ -50,7 +50,7 @@ def run_probe(
         seed=config.seed,
     )
     load_seconds = time.perf_counter() - started
-    encoder = encoder_of(loaded, config.model, None)
+    encoder = encoder_of(loaded, config.model, None, config.prompt)
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
         # A configured warm-up may be longer than these few steps.

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from medvqa.config.model import ModelConfig
+from medvqa.config.prompt import PromptConfig
 from medvqa.data.example import Example, ImageSource
 from medvqa.data.image import image_size
 from medvqa.models.encode import Encoder
 from medvqa.models.families.qwen import MAX_PIXELS
-from medvqa.models.prompt import INSTRUCTION
+from medvqa.models.prompt import DEFAULT, question_text, user_message
 from medvqa.models.sample import TokenCount
 from medvqa.tracking.progress import track
 
@@ -53,14 +54,16 @@ class Estimator:
     For where the processor cannot be had; texts come out too long rather than too short.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, prompt: PromptConfig = DEFAULT) -> None:
         self.config = config
+        self.prompt = prompt
         self.max_length_tokens = config.max_length_tokens
         self._pixels_a_token_side = 2 * (16 if "Qwen3" in config.name else 14)
 
     def count(self, example: Example) -> TokenCount:
         """Return the sample's tokens."""
-        text = "".join((example.question, INSTRUCTION, example.answers[0]))
+        message = user_message(question_text(example), num_images=0, prompt=self.prompt)
+        text = message["content"][0]["text"] + example.answers[0]
         num_text = TEMPLATE_TOKENS + math.ceil(len(text) / CHARACTERS_A_TOKEN)
         return TokenCount(num_text, sum(self._count_image(image) for image in example.images))
 

@@ -4,13 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-SOURCE = "https://github.com/MdSufiyan005/Medical_Image_Analysis, Finetuning/README.md"
-# What the source leaves open, so that no run can be said to match it.
+SOURCE = "https://github.com/MdSufiyan005/MEDICO-AGENT (commit 8ba3d27), Finetuning"
+# What no setting of a run can match.
 NOT_STATED = (
-    "LoRA dropout (0.0, 0.01 or 0.05), order of the examples, seed, normaliser, BERTScore's encoder"
+    "which rows of the pool were drawn and in what order; decoding follows the model's generation "
+    "config; the loss covers the prompt too, unless the trainer was told otherwise"
 )
 LORA = (16, 32.0)
-LEARNING_RATE, WARMUP_STEPS, BATCH_SIZE = 2e-4, 5, 8
+LEARNING_RATE, WARMUP_STEPS, BATCH_SIZE, SEED = 2e-4, 5, 8, 1200
+DROPOUT, WEIGHT_DECAY, MAX_NEW_TOKENS, NUM_TEST = 0.05, 0.001, 200, 451
+TOLERANCE = (0.01, "absolute")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,7 @@ class PublishedRow:
     """One published fine-tuning.
 
     Attributes:
-        option: Of the config group `model`.
+        option: Of the config group `model`; all four were loaded in 4 bits.
         base: As the source names it; `-Instruct` is an assumption for the Qwen2-VL rows.
         num_train: Size of the pool, of which `max_steps` x 8 examples were seen.
         average_loss: Mean over all steps; `final_loss` is the last step's.
@@ -28,7 +31,6 @@ class PublishedRow:
     base: str
     pool: str
     num_train: int
-    num_test: int
     max_steps: int
     final_loss: float
     average_loss: float
@@ -40,22 +42,22 @@ class PublishedRow:
 ROWS = (
     PublishedRow(
         option="qwen3_vl_8b", base="Qwen3-VL-8B-Instruct", pool="closed_mix", num_train=12_149,
-        num_test=2_248, max_steps=40, final_loss=0.2119, average_loss=0.4616,
+        max_steps=40, final_loss=0.2119, average_loss=0.4616,
         exact_match=0.4590, f1=0.4929, bertscore_f1=0.9479,
     ),
     PublishedRow(
         option="qwen3_vl_2b", base="Qwen3-VL-2B-Instruct", pool="closed_mix", num_train=12_149,
-        num_test=2_248, max_steps=40, final_loss=0.2594, average_loss=0.5055,
+        max_steps=40, final_loss=0.2594, average_loss=0.5055,
         exact_match=0.3503, f1=0.3798, bertscore_f1=0.9436,
     ),
     PublishedRow(
         option="qwen2_vl_7b", base="Qwen2-VL-7B-Instruct", pool="pubmed_vision", num_train=6_666,
-        num_test=451, max_steps=50, final_loss=1.27, average_loss=1.5580,
+        max_steps=50, final_loss=1.27, average_loss=1.5580,
         exact_match=0.3769, f1=0.4309, bertscore_f1=0.9257,
     ),
     PublishedRow(
         option="qwen2_vl_2b_4bit", base="Qwen2-VL-2B-Instruct-bnb-4bit", pool="pubmed_vision",
-        num_train=6_666, num_test=451, max_steps=60, final_loss=1.53, average_loss=1.5879,
+        num_train=6_666, max_steps=60, final_loss=1.53, average_loss=1.5879,
         exact_match=0.2084, f1=0.2793, bertscore_f1=0.8934,
     ),
 )  # fmt: skip
@@ -80,12 +82,14 @@ def differences(
         num_train: Rows in the run's pool.
         num_test: Questions of its first evaluation set.
     """
-    training, lora = config["training"], config["lora"]
+    training, lora, scoring = config["training"], config["lora"], config["evaluation"]
+    prompt = config.get("prompt", {})
+    tolerance = (scoring["numeric_tolerance"], scoring.get("numeric_tolerance_kind", "relative"))
     pairs: list[tuple[str, Any, Any]] = [
         ("base", row.base, str(config["model"]["name"]).rpartition("/")[2]),
-        ("4-bit weights", row.option.endswith("4bit"), config["model"]["load_in_4bit"]),
+        ("4-bit weights", True, config["model"]["load_in_4bit"]),
         ("training pool, rows", row.num_train, num_train),
-        ("test questions", row.num_test, num_test),
+        ("test questions", NUM_TEST, num_test),
         ("optimiser steps", row.max_steps, training["max_steps"]),
         ("examples a step", BATCH_SIZE,
          training["micro_batch_size"] * training["accumulation_steps"]),
@@ -93,6 +97,12 @@ def differences(
         ("warm-up steps", WARMUP_STEPS, training["warmup_steps"]),
         ("optimiser", "adamw_8bit", training["optimizer"]),
         ("LoRA rank and alpha", LORA, (lora["r"], lora["alpha"])),
+        ("LoRA dropout", DROPOUT, lora["dropout"]),
         ("vision layers trained", False, lora["vision_layers"]),
+        ("weight decay", WEIGHT_DECAY, training["weight_decay"]),
+        ("seed", SEED, config["seed"]),
+        ("images in the prompt", "last", prompt.get("images", "first")),
+        ("new tokens at most", MAX_NEW_TOKENS, scoring["max_new_tokens"]),
+        ("numeric tolerance", TOLERANCE, tolerance),
     ]  # fmt: skip
     return [f"{what}: {theirs}, here {ours}" for what, theirs, ours in pairs if theirs != ours]

@@ -16,6 +16,7 @@ from medvqa.evaluation.generate import generate
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
 from medvqa.models.patches import Patches
+from medvqa.models.prompt import question_of
 from medvqa.models.trained import Trained, load_trained, read_trained
 
 CACHED_IMAGES = 64  # a client asks several questions about one picture; a server has many clients
@@ -69,6 +70,7 @@ class Answerer:
             max_length_tokens=trained.model.max_length_tokens,
             patches=Patches(max_images=CACHED_IMAGES),
             pixel_dtype=loaded.dtype,
+            prompt=trained.prompt,
         )
         # Tokens that only the prompt may hold: a question with one would speak in its place.
         # Gemma's vocabulary also adds runs of spaces and newlines.
@@ -162,7 +164,7 @@ class Answerer:
         return Example(
             id=str(index),
             images=images,
-            question=question.text,
+            question=question_of(question.text, self.trained.prompt),
             answers=("",),
             answer_type="open",
             type_origin="rule",

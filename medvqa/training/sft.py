@@ -159,7 +159,8 @@ class SftTrainer:
             collator = DataCollatorForVisionLanguageModeling(
                 processor, completion_only_loss=on_answer
             )
-        batch = collator([conversation(example, answer_apart=on_answer) for example in examples])
+        prompt = self.encoder.prompt_config
+        batch = collator([conversation(e, answer_apart=on_answer, prompt=prompt) for e in examples])
         batch["labels"].masked_fill_(batch["input_ids"] == self.encoder.image_token_id, IGNORED)
         counts = int((batch["labels"] != IGNORED).sum()), int(batch["attention_mask"].sum())
         self._counts.append(counts)

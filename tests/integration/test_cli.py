@@ -69,7 +69,7 @@ MISTAKES = {
     "missing group": ("~lora", ["missing value: give lora=..."]),
     "range": ("lora.dropout=2", ["lora.dropout must be in [0, 1), got 2.0"]),
     "override": ("data.name=a=b", ["cannot read the override 'data.name=a=b'"]),
-    "enum": ("evaluation.normalizer=sqad", ["'sqad'", "[squad, vqa, punctuation]"]),
+    "enum": ("evaluation.normalizer=sqad", ["'sqad'", "[medical, squad, vqa, punctuation]"]),
     "interpolation": ("data.path=${nope}", ["'nope' not found"]),
     "training split": ("data.split=test", ["contains training rows", "allow_training_rows=true"]),
     "no GPU": ("model=qwen3_vl_8b", ["no CUDA GPU is visible", "model.backend=unsloth"]),

@@ -60,7 +60,7 @@ def test_the_recipes_are_12149_and_6666_samples():
     assert sum(quotas.values()) == 12149
     assert {part.split for part in parts.values()} == {"train"}
     assert data_config("data=pubmed_vision").limit == 6666
-    for option, split in (("closed_mix", "all"), ("pubmed_vision", "test")):
+    for option, split in (("closed_mix", "test"), ("pubmed_vision", "test")):
         (evaluated,) = data_config(f"data={option}").evaluation.values()
         assert (evaluated.name, evaluated.split) == ("vqa_rad", split)
 

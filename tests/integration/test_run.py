@@ -81,7 +81,7 @@ def test_results_json_quotes_each_mean_with_its_protocol_and_provenance(finished
     assert results["order_sha256"] == record["plan"]["order_sha256"]
     assert results["code"] == record["git"]
     assert results["packages"]["torch"] == record["environment"]["packages"]["torch"]
-    assert results["protocol"]["test"]["normalizer"] == "squad"
+    assert results["protocol"]["test"]["normalizer"] == "medical"
     assert results["protocol"]["test"]["bertscore"]["model"] == "minilm"
     assert (results["seed"], results["choices"]["curriculum"]) == (0, "open_first")
 

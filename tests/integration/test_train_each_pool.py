@@ -28,8 +28,8 @@ def closed_mix(folder, vqa_rad):
         "data=closed_mix",
         *(f"data.parts.{name}.path={folder / name}" for name in PARTS),
         *(f"data.parts.{name}.quota=8" for name in PARTS),
-        f"data.evaluation.all.path={vqa_rad}",
-        "data.evaluation.all.limit=6",
+        f"data.evaluation.test.path={vqa_rad}",
+        "data.evaluation.test.limit=6",
     ]
 
 

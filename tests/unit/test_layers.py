@@ -33,6 +33,7 @@ HEAVY = {
     *("wandb_workspaces", "optuna", "fastapi", "uvicorn", "starlette", "pydantic", "httpx"),
     *("fastmcp", "langchain_core", "langgraph", "gradio", "huggingface_hub", "safetensors"),
     *("imagehash", "pydicom", "nibabel", "scipy", "sklearn", "statsmodels", "submitit", "ray"),
+    *("nltk", "sacrebleu", "rouge", "rouge_score"),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 # The fused engine stands behind `choice`, which imports it where it is chosen.

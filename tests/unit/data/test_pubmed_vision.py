@@ -58,6 +58,15 @@ def archive_of(example):
     return row_of(example) // 10
 
 
+def test_modality_and_body_part_are_part_of_the_text_where_asked(copy):
+    (example,) = (e for e in load(copy, limit=None, with_modality=True).examples if row_of(e) == 5)
+    assert example.question.endswith("?\nModality: Computed Tomography. Body part: Chest.")
+    edit(copy, 5, modality=None)
+    with pytest.raises(UserError, match="row 5 has no text in modality"):
+        load(copy, limit=None, with_modality=True)
+    assert load(copy, limit=None).examples
+
+
 def test_a_row_becomes_one_example_with_all_its_images_in_order(copy):
     (example,) = (e for e in load(copy, limit=None).examples if row_of(e) == 5)
     assert (example.id, example.question) == (

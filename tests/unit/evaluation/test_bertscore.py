@@ -50,6 +50,16 @@ def test_an_empty_answer_scores_zero_and_is_counted():
     assert result.num_empty == 2
 
 
+def test_texts_that_the_encoder_cannot_write_are_left_out_and_counted(caplog):
+    # MiniLM writes both answers as [UNK] alone: the package gives them 1.
+    pairs = [("左肺", ["肾脏"]), ("left lung", ["left lung"]), ("肺 ct", ["肺 ct"])]
+    result = bert_scores(pairs, MINILM, device="cpu")
+    assert [score is None for score in result.f1] == [True, False, True]
+    assert result.num_unknown == result.record()["num_unknown"] == 2
+    assert "leaves out 2 of 3 answers (67 %)" in caplog.text
+    assert "multilingual" in caplog.text
+
+
 def test_the_record_says_what_the_numbers_depend_on():
     record = bert_scores([("a b", ["a b"])], MINILM, device="cpu").record()
     assert (record["model"], record["num_layers"], record["rescale"]) == ("minilm", 6, False)

@@ -19,21 +19,20 @@ def test_a_seed_experiment_differs_from_its_row_in_nothing_that_was_stated(name,
     assert row_of(config) is row
     parts = config["data"]["parts"].values()
     num_train = sum(part["quota"] for part in parts) if parts else config["data"]["limit"]
-    assert differences(row, config, num_train=num_train, num_test=row.num_test) == []
+    assert differences(row, config, num_train=num_train, num_test=451) == []
     assert config["contamination"]["action"] == "report"
     (evaluation,) = config["data"]["evaluation"].values()
-    assert (evaluation["name"], evaluation["split"]) == (
-        "vqa_rad",
-        "all" if row.num_test == 2248 else "test",
-    )
-    assert "dropout" in NOT_STATED
+    assert (evaluation["name"], evaluation["split"]) == ("vqa_rad", "test")
+    assert config["prompt"]["text"].endswith("Question: {question}")
+    assert config["evaluation"]["protocols"] == ["seed"]
+    assert "decoding" in NOT_STATED
 
 
 def test_each_difference_is_named_with_both_values():
     config = resolved("experiment=seed_model_1", "training.max_steps=60", "lora.r=8")
-    found = differences(ROWS[0], config, num_train=12_149, num_test=451)
+    found = differences(ROWS[0], config, num_train=12_149, num_test=2_248)
     assert found == [
-        "test questions: 2248, here 451",
+        "test questions: 451, here 2248",
         "optimiser steps: 40, here 60",
         "LoRA rank and alpha: (16, 32.0), here (8, 32.0)",
     ]

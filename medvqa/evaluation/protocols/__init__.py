@@ -1,0 +1,1 @@
+"""How the field scores answers: one file per protocol; answers go in, its metrics come out."""

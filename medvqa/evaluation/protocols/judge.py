@@ -1,0 +1,125 @@
+"""A language model as judge of open answers, through any OpenAI-compatible server.
+
+Rows that such a judge scored compare only with rows that one scored. Verdicts are cached beside
+the answers file, so that a second call costs nothing and gives the same numbers.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medvqa.config.errors import UserError
+from medvqa.data.example import Prediction
+from medvqa.tracking.record import read_lines
+
+QUESTION = (
+    "You grade an answer to a medical question about an image.\n"
+    "Question: {question}\nReference answer: {reference}\nGiven answer: {answer}\n"
+    "Does the given answer say the same as the reference answer, in whatever words? "
+    "Reply with one word: correct or incorrect."
+)
+VERDICT = re.compile(r"\b(incorrect|correct)\b")
+NUM_REQUESTS = 8  # at once
+TIMEOUT_S = 180.0
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Where the judge answers, and where its verdicts are kept."""
+
+    endpoint: str
+    model: str
+    cache: Path
+
+    def verdicts(self, predictions: Sequence[Prediction]) -> list[bool | None]:
+        """Return whether each answer is right; None if the judge's reply says neither.
+
+        Raises:
+            UserError: If the server cannot be reached or refuses.
+        """
+        replies = {row["key"]: row["reply"] for row in read_lines(self.cache)}
+        prompts = [_prompt(prediction) for prediction in predictions]
+        keys = [self._key(prompt) for prompt in prompts]
+        missing = {k: p for k, p in zip(keys, prompts, strict=True) if k not in replies}
+        if missing:
+            with (
+                self.cache.open("a", encoding="utf-8") as file,
+                ThreadPoolExecutor(NUM_REQUESTS) as pool,
+            ):
+                for key, reply in zip(missing, pool.map(self._ask, missing.values()), strict=True):
+                    replies[key] = reply
+                    file.write(json.dumps({"key": key, "reply": reply}) + "\n")
+                    file.flush()
+        return [_verdict(replies[key]) for key in keys]
+
+    def _key(self, prompt: str) -> str:
+        return hashlib.sha256(f"{self.model}\n{prompt}".encode()).hexdigest()
+
+    def _ask(self, prompt: str) -> str:
+        import httpx
+
+        url = self.endpoint.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        key = os.environ.get("OPENAI_API_KEY")
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+        }
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        try:
+            response = httpx.post(url, json=body, headers=headers, timeout=TIMEOUT_S)
+            response.raise_for_status()
+            return str(response.json()["choices"][0]["message"]["content"])
+        except (
+            httpx.HTTPError,
+            httpx.InvalidURL,
+            ValueError,
+            KeyError,
+            IndexError,
+            TypeError,
+        ) as error:
+            raise UserError(f"the judge at {url} gave no verdict: {error!r}") from error
+
+
+def parse_judge(pairs: Sequence[str], cache: Path) -> Judge:
+    """Return the judge of `--judge endpoint=URL model=NAME`."""
+    values = dict(pair.partition("=")[::2] for pair in pairs)
+    if set(values) != {"endpoint", "model"} or not all(values.values()):
+        raise UserError("--judge needs endpoint=URL and model=NAME, both of the judge's server")
+    return Judge(values["endpoint"], values["model"], cache)
+
+
+def _prompt(prediction: Prediction) -> str:
+    return QUESTION.format(
+        question=prediction.question,
+        reference=" or ".join(prediction.references),
+        answer=prediction.prediction,
+    )
+
+
+def _verdict(reply: str) -> bool | None:
+    found = VERDICT.findall(reply.lower())
+    return found[-1] == "correct" if found else None
+
+
+def agreement(
+    verdicts: Sequence[bool | None], values: Sequence[Mapping[str, Any]], metric: str
+) -> str:
+    """Return how often judge and rule agree on open answers, with Cohen's kappa."""
+    pairs = [(bool(v), row[metric] == 1) for v, row in zip(verdicts, values, strict=True)]
+    observed = sum(a == b for a, b in pairs) / len(pairs)
+    judge, rule = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
+    chance = judge * rule + (1 - judge) * (1 - rule)
+    kappa = (observed - chance) / (1 - chance) if chance < 1 else 1.0
+    unclear = sum(verdict is None for verdict in verdicts)
+    return (
+        f"the judge and {metric} agree on {observed:.1%} of {len(pairs)} open answers (Cohen's "
+        f"kappa {kappa:.2f}); the judge takes {judge:.1%} as right, the rule {rule:.1%}; "
+        f"{unclear} replies said neither and count as wrong"
+    )

@@ -1,0 +1,125 @@
+"""Answers files of any origin are read, or refused with file and line."""
+
+import codecs
+import json
+
+import pytest
+
+from medvqa.config.errors import UserError
+from medvqa.evaluation.predictions import aligned, parse_columns, read_predictions
+
+ROWS = [
+    {"id": "7", "gt_ans": "left\u2028lung", "model_answer": 'a "left" lung', "image": "x.jpg"},
+    {"id": "8", "gt_ans": "Yes.", "model_answer": "yes, it is", "image": "x.jpg"},
+]
+
+
+def as_table(delimiter: str) -> str:
+    cells = [list(ROWS[0]), *(list(row.values()) for row in ROWS)]
+    quoted = [['"' + cell.replace('"', '""') + '"' for cell in row] for row in cells]
+    return "\r\n".join(delimiter.join(row) for row in quoted) + "\r\n"
+
+
+FILES = {
+    "lines.jsonl": "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n",
+    "crlf.jsonl": "\r\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS),
+    "array.json": json.dumps(ROWS, indent=2, ensure_ascii=False),
+    "table.csv": as_table(","),
+    "semicolons.csv": as_table(";"),
+    "table.tsv": as_table("\t"),
+}
+
+
+@pytest.mark.parametrize("has_bom", [False, True])
+@pytest.mark.parametrize("name", FILES)
+def test_every_format_gives_the_same_answers(tmp_path, name, has_bom):
+    path = tmp_path / name
+    path.write_bytes((codecs.BOM_UTF8 if has_bom else b"") + FILES[name].encode())
+    answers = read_predictions(path).predictions
+    assert [(a.id, a.references, a.prediction, a.cluster, a.answer_type) for a in answers] == [
+        ("7", ("left\u2028lung",), 'a "left" lung', "x.jpg", "open"),
+        ("8", ("Yes.",), "yes, it is", "x.jpg", "closed"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.jsonl", "", "holds no predictions"),
+        ("p.jsonl", '{"prediction": "a"}', "line 1 has none of references, .*--columns reference="),
+        ("p.jsonl", '{"gt": "a", "pred": "a"}\n{"gt": "b", "pre', "line 2 is no JSON"),
+        ("p.jsonl", '{"answer": [], "prediction": "a"}', "line 1 has an empty list of references"),
+        ("p.jsonl", '{"gt": "a", "pred": "a", "qtype": "x"}', "neither open nor closed"),
+        ("p.jsonl", '{"gt": "a", "pred": null}', "line 1: pred is null"),
+        ("p.jsonl", '{"gt": "a", "pred": "a"}\n{"gt": "a", "pred": NaN}', "line 2: pred is NaN"),
+        ("p.jsonl", '{"gt": ["a", null], "pred": "a"}', "line 1: gt is null"),
+        ("p.jsonl", '{"gt": "a", "pred": ["b"]}', "line 1: pred is a list"),
+        ("p.jsonl", '{"gt": {"b": 1}, "pred": "a"}', "line 1: gt is a dict"),
+        ("p.jsonl", "[" * 300_000, "nested too deeply"),
+        ("p.json", "[1, 2]", "row 1 is no JSON object"),
+        ("p.csv", "gt,pred\na,nan\n", "line 2: pred is"),
+        ("p.csv", "gt,pred\na,b,c\n", "line 2 has not as many cells"),
+        ("p.csv", "gt,pred\na\n", "line 2 has not as many cells"),
+    ],
+)
+def test_a_bad_file_names_file_and_line(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        read_predictions(tmp_path / name)
+    assert "\n" not in str(error.value)
+    assert name in str(error.value)
+
+
+def test_an_unknown_file_shows_ten_keys_and_the_option(tmp_path):
+    row = {f"key{number}": number for number in range(30)}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError, match="key9 and 20 more; name the column: --columns") as error:
+        read_predictions(tmp_path / "p.jsonl")
+    assert "key10" not in str(error.value)
+    columns = parse_columns("prediction=key3,reference=key4")
+    (answer,) = read_predictions(tmp_path / "p.jsonl", columns).predictions
+    assert (answer.prediction, answer.references) == ("3", ("4",))
+    with pytest.raises(UserError, match="the fields are prediction, reference"):
+        parse_columns("answr=key3")
+
+
+def test_true_is_yes_and_numbers_are_texts(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"gt": "yes", "pred": true}\n{"gt": 3, "pred": 3.5}\n')
+    answers = read_predictions(tmp_path / "p.jsonl").predictions
+    assert [(a.references, a.prediction) for a in answers] == [(("yes",), "yes"), (("3",), "3.5")]
+
+
+def test_what_a_file_leaves_open_is_noted(tmp_path):
+    lines = ['{"id": 1, "answer": "Yes", "pred": "no"}', '{"id": 1, "label": 3, "pred": ""}']
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    notes = "\n".join(read_predictions(tmp_path / "p.jsonl").notes)
+    for note in ("name no type", "name no image", "several rows; each row counts: 1", "are empty"):
+        assert note in notes
+    (tmp_path / "q.jsonl").write_text('{"gt": "a", "pred": "b", "finish_reason": "length"}')
+    assert "1 of 1 answers were cut" in "\n".join(read_predictions(tmp_path / "q.jsonl").notes)
+
+
+def test_two_files_are_paired_by_id_or_refused(tmp_path):
+    def answers(name, *rows):
+        path = tmp_path / name
+        path.write_text("\n".join(json.dumps({"id": i, "gt": g, "pred": p}) for i, g, p in rows))
+        return read_predictions(path), path
+
+    first, _ = answers("a", (1, "x", "x"), (2, "y", "y"))
+    second, path = answers("b", (2, "y", "z"), (1, "x", "w"))
+    assert [p.prediction for p in aligned(first, second, path)] == ["w", "z"]
+    for rows, message in (
+        ([(1, "x", "x"), (3, "y", "y")], "lacks 1 ids and has 1 more"),
+        ([(1, "x", "x"), (2, "other", "y")], "the reference is 'other'"),
+        ([(1, "x", "x"), (1, "x", "y")], "stands in several rows"),
+    ):
+        third, path = answers("c", *rows)
+        with pytest.raises(UserError, match=message):
+            aligned(first, third, path)
+
+
+@pytest.mark.parametrize("stored", [["left", "right"], "left|right", {"A": "left", "B": "right"}])
+def test_options_are_read_from_lists_tables_and_letters(tmp_path, stored):
+    row = {"gt": "left", "pred": "A", "options": stored}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row))
+    assert read_predictions(tmp_path / "p.jsonl").predictions[0].options == ("left", "right")
