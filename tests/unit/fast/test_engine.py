@@ -305,6 +305,7 @@ def test_a_full_cache_forgets_the_oldest_picture(trained, encoder, samples, monk
     assert cache.num_added >= num_before + 2
 
 
+@pytest.mark.bitsandbytes
 def test_four_bits_are_unpacked_as_the_library_does(encoder, samples):
     bitsandbytes = pytest.importorskip("bitsandbytes", reason="NF4 is NOT checked: no bitsandbytes")
     from benchmarks.engine.workload import quantize

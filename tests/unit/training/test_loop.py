@@ -285,6 +285,7 @@ def test_updates_below_bfloat16_are_not_lost(tiny):
     assert torch.equal(dict(low.trainable)[name], after[name].bfloat16())
 
 
+@pytest.mark.bitsandbytes
 @pytest.mark.parametrize("max_grad_norm", [1.0, 1e9])
 @pytest.mark.parametrize("rank", [2, 23])  # 23: tensors that are no whole number of blocks
 def test_eight_bit_steps_of_all_tensors_together_are_those_of_each(rank, max_grad_norm):
