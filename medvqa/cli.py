@@ -104,7 +104,7 @@ def _dispatch(command: str) -> None:
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, 1)
         hint = f"; did you mean `medvqa {near[0]}`?" if near else ""
-        _fail(f"unknown command {command!r}{hint}\n  known: {', '.join(COMMANDS)}", code=2)
+        _fail(f"unknown command {command!r}{hint}\n  known: {', '.join(COMMANDS)}", 2)
     if command in HANDLERS:
         module, _, function = HANDLERS[command].partition(":")
         handler = getattr(import_module(module), function)
@@ -125,23 +125,32 @@ def guarded(action: Callable[[], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         action()
-    except (Refused, *MISTAKES) as error:
+    except (Refused, SweepError, ValueError, KeyboardInterrupt, *MISTAKES) as error:
         mistake = error.__cause__ if isinstance(error, Refused) else error
         assert mistake is not None
-        if before not in (None, "", "0"):
+        if isinstance(mistake, MISTAKES) and before not in (None, "", "0"):
             raise mistake from None
-        _fail(explain(mistake), code=2)
-    except SweepError as error:
-        _fail(str(error), code=1)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last checkpoint", code=130)
+        _fail(*_ending(mistake))
     finally:
         os.environ.pop("HYDRA_FULL_ERROR")
         if before is not None:
             os.environ["HYDRA_FULL_ERROR"] = before
 
 
-def _fail(text: str, *, code: int) -> None:
+def _ending(error: BaseException) -> tuple[str, int]:
+    """Return the line and the exit code for an error that needs no traceback; raise any other."""
+    if isinstance(error, MISTAKES):
+        return explain(error), 2
+    if isinstance(error, SweepError):
+        return str(error), 1
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the same command goes on from the last checkpoint", 130
+    if str(error).startswith("Only one of --run"):  # Hydra's own check of its flags
+        return "--cfg and --info show one run: leave -m out, and give one value per key", 2
+    raise error
+
+
+def _fail(text: str, code: int) -> None:
     sys.stderr.write(f"medvqa: {masked_text(text)}\n")
     sys.exit(code)
 

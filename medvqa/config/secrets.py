@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 MASK = "***"
-# Whole words: max_new_tokens is no secret.
+# Whole words: max_new_tokens is no secret, and `key=value` is an example in our messages.
 NAME = r"(?:api)?(?:key|token|secret|password|passwd|credentials?)"
 NAMED = re.compile(rf"(?i)(?:^|[^a-z]){NAME}$")
-SECRET = re.compile(rf"""(?i)((?:^|[^a-z]){NAME}["']?\s*[=:]\s*)('[^']*'|"[^"]*"|[^,&}}\s]+)""")
+SECRET = re.compile(
+    rf"""(?i)((?:^|[^a-z]){NAME}["']?\s*[=:]\s*)(?!value\b|'a=b')('[^']*'|"[^"]*"|[^,&}}\s]+)"""
+)
 # The user and password of an address.
 CREDENTIALS = re.compile(r"(://)[^/@\s]+@")
 # The forms in which Hugging Face, OpenAI, GitHub and Amazon hand out keys.

@@ -11,7 +11,7 @@ from medvqa.config.compose import quoted
 from medvqa.config.errors import UserError
 from medvqa.config.secrets import MASK
 from medvqa.sweep.display import grid_table
-from medvqa.sweep.status import counts, read_rows, sweep_json, write_summary
+from medvqa.sweep.status import counts, read_rows, strays, sweep_json, write_summary
 from medvqa.tracking import record
 from medvqa.tracking.terminal import console
 
@@ -28,6 +28,7 @@ def main_status(argv: Sequence[str]) -> None:
         rows = read_rows(options.sweep)
         write_summary(options.sweep, rows)
         console().print(grid_table(rows, title=counts(rows)))
+        sys.stdout.writelines(f"{line}\n" for line in strays(options.sweep))
         if not (options.watch and record.is_locked(options.sweep)):
             return
         time.sleep(5)
@@ -41,8 +42,12 @@ def main_resume(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     stored = sweep_json(options.sweep)
     directory = options.sweep.resolve()
-    given = {"fresh", *(text.partition("=")[0] for text in options.overrides)}
-    first = [text for text in stored["arguments"] if text.partition("=")[0] not in given]
+    given = {"fresh", *(text.partition("=")[0].lstrip("+") for text in options.overrides)}
+    first = [
+        text
+        for text in map(str, stored["arguments"])
+        if text.partition("=")[0].lstrip("+") not in given
+    ]
     hidden = " ".join(text for text in first if MASK in text)
     if hidden:
         raise UserError(f"no file keeps a secret; give this part of the command again: {hidden}")

@@ -10,6 +10,7 @@ from typing import Any
 from medvqa.config.errors import UserError
 from medvqa.config.identity import run_id
 from medvqa.tracking import record
+from medvqa.tracking.identity import other_settings
 
 CONSOLE = "console.log"
 
@@ -76,7 +77,11 @@ class Job:
 
     def _is_recorded_as(self, state: str) -> bool:
         stored = run_json(self.directory)
-        return stored.get("state") == state and stored.get("run_id") == self.run_id
+        if stored.get("state") != state:
+            return False
+        if stored.get("run_id") == self.run_id:
+            return True
+        return not any(other_settings(stored["config"], self.config))  # by an earlier version
 
     def settings(self) -> dict[str, Any]:
         """Return what run.json keeps of the command."""

@@ -4,6 +4,7 @@ import logging
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from medvqa.config.identity import run_id
 from medvqa.config.secrets import masked, masked_values
 from medvqa.sweep.display import grid_table, live_table, show_failures
 from medvqa.sweep.job import Job, State, Status, run_json
-from medvqa.sweep.status import counts, read_rows, write_summary
+from medvqa.sweep.status import counts, read_rows, sweep_json, write_summary
 from medvqa.tracking import identity, record
 from medvqa.tracking.files import set_aside
 from medvqa.tracking.terminal import console
@@ -198,7 +199,9 @@ def _write_sweep(sweep: Path, jobs: Sequence[Job]) -> None:
 
     A sweeper that searches launches batch after batch; each adds its jobs.
     """
-    stored = record.read_json(sweep / "sweep.json").get("jobs", [])
+    stored: list[dict[str, Any]] = []
+    with suppress(UserError):  # missing or damaged: it is written anew
+        stored = sweep_json(sweep)["jobs"]
     first = jobs[0].number if jobs else 0
     entries = [entry for entry in stored if entry["number"] < first]
     entries += [
@@ -207,7 +210,7 @@ def _write_sweep(sweep: Path, jobs: Sequence[Job]) -> None:
             "overrides": masked(job.overrides),
             "name": job.name,
             "directory": job.directory.name,
-            "run_id": job.run_id,
+            "run_id": run_json(job.directory)["run_id"] if job.is_finished else job.run_id,
         }
         for job in jobs
     ]

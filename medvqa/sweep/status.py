@@ -11,6 +11,10 @@ from medvqa.config.errors import UserError
 from medvqa.sweep.job import State, read_status, run_json, tail
 from medvqa.tracking import record
 
+SWEEP = {"jobs": list, "arguments": list, "working_directory": str}
+ENTRY = {"number": int, "overrides": list, "name": str, "directory": str, "run_id": str}
+OTHER_RUN = "other run"  # the state of a job whose directory holds a run of something else
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -49,39 +53,79 @@ def read_rows(sweep: Path) -> list[Row]:
 
 
 def sweep_json(sweep: Path) -> dict[str, Any]:
-    """Return the launcher's description of the sweep."""
-    stored = record.read_json(sweep / "sweep.json")
-    if not stored:
+    """Return the launcher's description of the sweep.
+
+    Raises:
+        UserError: If there is none, or it is damaged.
+    """
+    path = sweep / "sweep.json"
+    if not path.is_file():
         raise UserError(f"{sweep} holds no sweep.json; give a directory below multirun/")
+    try:
+        stored = record.read_json(path)
+        whole = all(type(stored[name]) is kind for name, kind in SWEEP.items())
+        whole = whole and all(
+            type(entry[name]) is kind for entry in stored["jobs"] for name, kind in ENTRY.items()
+        )
+    except (UserError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path} is damaged; the grid's own command writes it anew")
     return stored
+
+
+def strays(sweep: Path) -> list[str]:
+    """Return a line for each run in the sweep's directory that is none of its jobs."""
+    entries = sweep_json(sweep)["jobs"]
+    owners = {entry["run_id"]: entry["number"] for entry in entries}
+    known = {entry["directory"] for entry in entries}
+    others = sorted({path.parent.name for path in sweep.glob("*/run.json")} - known)
+    lines = []
+    for name in others:
+        number = owners.get(str(run_json(sweep / name).get("run_id")))
+        copied = "" if number is None else f" (a copy of job {number})"
+        lines.append(f"{name}{copied} is no job of this grid and is left out")
+    return lines
 
 
 def _row(sweep: Path, entry: dict[str, Any], *, is_led: bool) -> Row:
     directory = sweep / entry["directory"]
     run, status = run_json(directory), read_status(directory)
-    state = status.state
-    if run.get("state") == record.FINISHED and run.get("run_id") == entry["run_id"]:
-        state = State.finished
-    elif state is State.running and not (is_led or record.is_locked(directory)):
-        state = State.interrupted  # the launcher was killed before it could record this
-    step, loss = _last_step(directory)
-    results: dict[str, dict[str, float]] = run.get("results") or {"": {}}
-    name, values = next(iter(results.items()))
+    state, error = status.state.value, status.error
+    if run.get("run_id", entry["run_id"]) != entry["run_id"] and not is_led:
+        state, error, run = OTHER_RUN, f"run.json is of another run, {run['run_id']}", {}
+    elif run.get("state") == record.FINISHED:
+        state, error = State.finished.value, None
+    elif status.state is State.finished:
+        state, error = State.failed.value, "run.json is missing or damaged"
+    elif status.state is State.running and not (is_led or record.is_locked(directory)):
+        state = State.interrupted.value  # the launcher was killed before it could record this
+    step, loss = (None, None) if state == OTHER_RUN else _last_step(directory)
+    plan, results = _mapping(run.get("plan")), _mapping(run.get("results"))
+    name, values = next(((name, _mapping(of)) for name, of in results.items()), ("", {}))
     return Row(
         job=entry["number"],
         name=entry["name"],
         overrides=" ".join(entry["overrides"]),
-        state=state.value,
+        state=state,
         slot=status.slot,
         step=step,
-        num_steps=run.get("plan", {}).get("num_steps"),
+        num_steps=plan.get("num_steps"),
         loss=loss,
-        exact_match=values.get(f"eval/{name}/final/overall/exact_match"),
-        f1=values.get(f"eval/{name}/final/overall/f1"),
+        exact_match=_number(values.get(f"eval/{name}/final/overall/exact_match")),
+        f1=_number(values.get(f"eval/{name}/final/overall/f1")),
         seconds=status.seconds,
-        error=None if state is State.finished else status.error,
+        error=error,
         directory=entry["directory"],
     )
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _last_step(directory: Path) -> tuple[int | None, float | None]:
@@ -89,7 +133,7 @@ def _last_step(directory: Path) -> tuple[int | None, float | None]:
         try:
             row = json.loads(line)
             return int(row["step"]), float(row["loss"])
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # a line that is being written
     return None, None
 

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from medvqa.config.errors import UserError
 from medvqa.tracking.record import read_json
 
 # Written by a run or a command about it; `fresh=true` moves nothing else.
@@ -29,8 +30,9 @@ def set_aside(directory: Path) -> Path | None:
 
     Nothing is deleted, and no file that a run does not write is touched.
     """
-    if not read_json(directory / "run.json"):
-        return None
+    with suppress(UserError):  # a damaged record is set aside as well
+        if not read_json(directory / "run.json"):
+            return None
     number = 1
     while (directory / f"previous-{number}").exists():
         number += 1

@@ -86,9 +86,7 @@ def is_finished(
     earlier = read_run(directory)
     if not has_results(directory, earlier):
         return False
-    differences = list(_settings(earlier["config"], masked_values(config))) or list(
-        _rows(earlier, rows())
-    )
+    differences = list(other_settings(earlier["config"], config)) or list(_rows(earlier, rows()))
     if differences:
         shown = "; ".join(differences[:SHOWN])
         more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
@@ -117,7 +115,8 @@ def _warn(place: Path, other_code: str) -> None:
     )
 
 
-def _settings(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+def other_settings(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield each setting that changes results and differs from the recorded config."""
     before, now = (
         dict(_flat(results_only(with_defaults(masked_values(c))))) for c in (earlier, config)
     )

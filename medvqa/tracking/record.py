@@ -53,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); say fresh=true to start over") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is damaged: no JSON object; say fresh=true to start over")
@@ -177,7 +177,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
                 raise UserError(f"{path}, line {number} is damaged; say fresh=true") from error
     return rows

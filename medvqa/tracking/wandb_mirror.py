@@ -128,10 +128,10 @@ def tracker(
     options = {
         "project": config.project,
         "entity": config.entity,
-        "group": config.group or (settings.get("sweep") or "")[:MAX_NAME] or None,
+        "group": masked_text(config.group or settings.get("sweep") or "")[:MAX_NAME] or None,
         "job_type": "train",
         "name": masked_text(settings.get("name") or directory.name)[:MAX_NAME],
-        "tags": list(config.tags),
+        "tags": masked(config.tags),
         "config": {"medvqa": masked_values(settings.get("config", {}))},
         "dir": str(directory),
     }

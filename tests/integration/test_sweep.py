@@ -268,13 +268,24 @@ def read_until_closed(terminal):
 
 def test_a_launcher_that_is_told_to_leave_ends_in_order(tmp_path):
     launcher = start(tmp_path, *SMOKE, "training.max_steps=2000", "seed=1,2")
-    statuses = "multirun/*/*/status.json"
-    wait_for(lambda: any("running" in path.read_text() for path in tmp_path.glob(statuses)))
+    wait_for(lambda: [*tmp_path.glob("multirun/*/*/metrics.jsonl")])
     launcher.send_signal(signal.SIGTERM)
     output, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 130, output
     assert "1 interrupted, 1 waiting" in output
     assert (sweep_of(tmp_path) / "summary.csv").is_file()
+    (run,) = runs(sweep_of(tmp_path))
+    assert json.loads((run / "run.json").read_text())["state"] == "interrupted"
+
+
+def test_a_single_run_that_is_told_to_leave_records_it(tmp_path):
+    place = tmp_path / "run"
+    run = conftest.start(tmp_path, *SMOKE, "training.max_steps=2000", f"hydra.run.dir={place}")
+    wait_for(lambda: (place / "metrics.jsonl").is_file())
+    run.send_signal(signal.SIGTERM)
+    output, _ = run.communicate(timeout=60)
+    assert (run.returncode, "interrupted; the same command goes on" in output) == (130, True)
+    assert json.loads((place / "run.json").read_text())["state"] == "interrupted"
 
 
 def test_mistakes_of_any_cell_come_before_the_first_job(tmp_path):
