@@ -11,6 +11,7 @@ from medvqa.contamination import gate
 from medvqa.evaluation.evaluate import Evaluation, Evaluator, read_evaluations
 from medvqa.evaluation.phases import Phases
 from medvqa.evaluation.results import headline, record_results, show_results
+from medvqa.fast.choice import log_path
 from medvqa.inputs import Inputs
 from medvqa.models.adapter import save_adapter
 from medvqa.models.encode import encoder_of
@@ -99,9 +100,9 @@ def train_and_evaluate(
     encoder = encoder_of(loaded, config.model, kept.patches, config.prompt)
     write_preview(encoder, inputs.by_id[plan.order[0]], directory)
     places: dict[str, Any] = {"directory": directory, "seed": config.seed, "ranks": ranks}
-    # First, because it puts the engine's kernels into the model: every phase computes with them.
     trainer = TRAINERS[config.training.trainer](loaded, encoder, config.training, **places)
-    keeper.update(model=loaded.describe(), code=identity.code(trainer.engine_name))
+    engine = trainer.engine_name
+    keeper.update(code=identity.code(engine), **log_path(loaded, config, engine))
     evaluator = Evaluator(inputs.questions, config.evaluation, **places)
     phases = Phases(evaluator, loaded, encoder, records)
     phases.before_training(inputs.training.examples)

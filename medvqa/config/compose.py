@@ -170,7 +170,7 @@ def check_hardware(config: Config) -> None:
     if asked and num_cuda_devices(os.environ) == 0:
         raise UserError(
             f"no CUDA GPU is visible here, but the config says {' and '.join(asked)}; on a CPU "
-            "use model=tiny, or model.backend=transformers model.load_in_4bit=false"
+            "use model=tiny, or model.device=cpu model.backend=auto model.load_in_4bit=false"
         )
     visible = num_cuda_devices(os.environ) if num_gpus > 1 else num_gpus
     if model.device is not Device.cpu and num_gpus > visible:

@@ -7,7 +7,7 @@ from medvqa.config.bounds import bounded, check
 
 
 class Decoding(Enum):
-    """How answers are decoded; `auto` is `shared_prefix` but for Unsloth's kernels."""
+    """How answers are decoded; `auto` is `shared_prefix` where the model is supported."""
 
     auto = "auto"
     plain = "plain"

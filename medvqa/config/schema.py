@@ -52,7 +52,7 @@ class Config:
                     not is_asked,
                     f"{setting} computes on transformers' own layers, and model.backend=unsloth "
                     f"replaces them; say {setting.partition('=')[0]}=auto or "
-                    "model.backend=transformers",
+                    "model.backend=auto",
                 )
 
 

@@ -14,9 +14,9 @@ class Optimizer(Enum):
 
 
 class Engine(Enum):
-    """How a step is computed; see `medvqa.fast.engine`.
+    """How a step is computed; see docs/engine.md.
 
-    `auto` is `fused` on a GPU with the transformers backend, else `plain`.
+    `auto` is `fused` on a GPU where the fused engine supports the model, else `plain`.
     """
 
     auto = "auto"

@@ -8,9 +8,10 @@ from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING
 
 from medvqa.config.evaluation import Decoding
+from medvqa.config.training import Engine
 from medvqa.data.example import Example
 from medvqa.data.prefetch import ahead
-from medvqa.fast.choice import ComputeEngine, choose_decoding, make_engine
+from medvqa.fast.choice import ComputeEngine, choose_path, make_engine
 from medvqa.models.encode import Encoder, encode_alone
 from medvqa.models.loaded import LoadedModel
 from medvqa.models.sample import Sample
@@ -71,7 +72,7 @@ def generate(
     """
     import torch
 
-    chosen = choose_decoding(decoding, loaded)
+    chosen = choose_path(loaded, Engine.auto, decoding).decoding
     if not examples:  # all were known already
         return Answers((), (), (), chosen.value)
     engine = make_engine(chosen, loaded, encoder)

@@ -6,18 +6,13 @@ from collections.abc import Sequence
 from medvqa.curriculum import Plan, PlannedStage
 from medvqa.data.example import Example
 from medvqa.evaluation.evaluate import Evaluation, Evaluator
-from medvqa.fast.choice import choose_decoding
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
 from medvqa.tracking.wandb_mirror import Records
 
 
 class Phases:
-    """Evaluates a model before, between and after the stages of its training.
-
-    Raises:
-        UserError: If the model cannot decode as configured; not when all steps are trained.
-    """
+    """Evaluates a model before, between and after the stages of its training."""
 
     def __init__(
         self,
@@ -31,7 +26,6 @@ class Phases:
         self._loaded = loaded
         self._encoder = encoder
         self._keeper, self._tracker = records
-        choose_decoding(self._config.decoding, loaded)
 
     def before_training(self, pool: Sequence[Example]) -> None:
         """Evaluate the baselines: the pool's majority answers and, if configured, zero-shot."""

@@ -85,14 +85,18 @@ def _attend_one_by_one(
         first = row * segments.room if segments.room else ends[row]
         queries = q[ends[row] : ends[row] + length]
         keys, values = (tensor[first : first + num_keys] for tensor in (k, v))
-        seen = torch.ones(length, num_keys, dtype=torch.bool, device=q.device)
+        is_square, seen = length == num_keys, None
+        if causal and not is_square:
+            seen = torch.ones(length, num_keys, dtype=torch.bool, device=q.device)
+            seen = seen.tril(num_keys - length)
         output = torch.nn.functional.scaled_dot_product_attention(
             queries.transpose(0, 1)[None],
             keys.transpose(0, 1)[None],
             values.transpose(0, 1)[None],
-            attn_mask=seen.tril(num_keys - length) if causal else None,
+            attn_mask=seen,
+            is_causal=causal and is_square,
             scale=scaling,
             enable_gqa=True,
         )
         outputs.append(output[0].transpose(0, 1).flatten(1))
-    return torch.cat(outputs)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

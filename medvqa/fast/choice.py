@@ -1,11 +1,14 @@
 """Which engine trains and which one answers: the one place that knows both."""
 
+import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Union
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Union
 
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import Decoding
 from medvqa.config.model import Backend
+from medvqa.config.schema import Config
 from medvqa.config.training import Engine
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
@@ -16,39 +19,96 @@ if TYPE_CHECKING:
 
 ComputeEngine = Union[PlainEngine, "FusedEngine"]  # both have `loss` and `answer`
 
-ARCHITECTURES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # whose layers the fused engine computes
+log = logging.getLogger(__name__)
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # whose layers the fused engine computes
+# Measured with Qwen3-VL-8B on one H100; docs/engine.md has the tables.
+COST = "a step takes about 2.7 times as long as a fused one would, an answer about 10 times"
+LINE = "compute path: %(backend)s backend, %(engine)s engine, %(decoding)s decoding: %(reason)s"
 
 
-def choose_engine(wanted: Engine, loaded: LoadedModel) -> Engine:
-    """Return the engine that trains; `auto` is the fused one on a GPU that supports the model.
+@dataclass(frozen=True)
+class ComputePath:
+    """How a run computes, and why so.
+
+    Attributes:
+        backend: Library that loads the model.
+        engine: What trains.
+        decoding: How answers are decoded.
+        reason: One sentence, with the cost where a faster path exists for other models.
+    """
+
+    backend: Backend
+    engine: Engine
+    decoding: Decoding
+    reason: str
+
+    @property
+    def line(self) -> str:
+        """The line that logs and preflight show."""
+        return LINE % self.describe()
+
+    def describe(self) -> dict[str, str]:
+        """Return what run.json keeps."""
+        choices = {"backend": self.backend, "engine": self.engine, "decoding": self.decoding}
+        return {**{n: choice.value for n, choice in choices.items()}, "reason": self.reason}
+
+
+def choose_path(loaded: LoadedModel, engine: Engine, decoding: Decoding) -> ComputePath:
+    """Return the path of a loaded model; see `path_of`."""
+    on_gpu = loaded.device.type == "cuda"
+    return path_of(loaded.family, loaded.backend, engine, decoding, on_gpu=on_gpu)
+
+
+def log_path(loaded: LoadedModel, config: Config, engine_name: str) -> dict[str, Any]:
+    """Log a run's path in one line; return what run.json keeps of the model and its path."""
+    path = choose_path(loaded, config.training.engine, config.evaluation.decoding)
+    if engine_name != path.engine.value:
+        path = replace(path, reason=f"{engine_name} takes the steps, as configured")
+    values = {**path.describe(), "engine": engine_name}
+    log.info("%s", LINE % values)
+    return {"model": loaded.describe(), "compute_path": values}
+
+
+def path_of(
+    family: str, backend: Backend, engine: Engine, decoding: Decoding, *, on_gpu: bool
+) -> ComputePath:
+    """Return the fastest path that is proven equal, as far as the options leave a choice.
+
+    Unsloth is never chosen by itself: the fused engine is faster where it supports the model, and
+    elsewhere nobody has shown that Unsloth's results are equal.
+
+    Args:
+        family: The `model_type` of transformers' configuration.
+        backend: As configured.
+        engine: As configured; `auto` is the fused one on a GPU.
+        decoding: As configured; `auto` shares prefixes on a CPU, too.
+        on_gpu: Whether the model is on a GPU.
 
     Raises:
         UserError: If the fused engine is asked for and does not support the model.
     """
-    _check(wanted is Engine.fused, "training.engine", wanted.value, loaded)
-    if wanted is not Engine.auto:
-        return wanted
-    on_gpu = loaded.device.type == "cuda"
-    return Engine.fused if on_gpu and is_supported(loaded) else Engine.plain
-
-
-def choose_decoding(wanted: Decoding, loaded: LoadedModel) -> Decoding:
-    """Return how answers are decoded; `auto` shares prefixes wherever the model is supported.
-
-    Raises:
-        UserError: If a prefix shall be shared and the fused engine does not support the model.
-    """
-    _check(wanted is Decoding.shared_prefix, "evaluation.decoding", wanted.value, loaded)
-    if wanted is not Decoding.auto:
-        return wanted
-    return Decoding.shared_prefix if is_supported(loaded) else Decoding.plain
-
-
-def is_supported(loaded: LoadedModel) -> bool:
-    """Whether the fused engine can compute the model; Unsloth has replaced the layers."""
-    return (
-        loaded.backend is Backend.transformers and loaded.inner.config.model_type in ARCHITECTURES
-    )
+    backend = Backend.transformers if backend is Backend.auto else backend
+    is_supported = backend is Backend.transformers and family in FAMILIES
+    for option, choice in (("training.engine", engine), ("evaluation.decoding", decoding)):
+        if choice in (Engine.fused, Decoding.shared_prefix) and not is_supported:
+            raise UserError(
+                f"{option}={choice.value} cannot compute {family} on "
+                f"model.backend={backend.value}; say {option}=auto"
+            )
+    if engine is Engine.auto:
+        engine = Engine.fused if is_supported and on_gpu else Engine.plain
+    if decoding is Decoding.auto:
+        decoding = Decoding.shared_prefix if is_supported else Decoding.plain
+    if backend is Backend.unsloth:
+        reason = "as configured; Unsloth's kernels replace the layers that the fused engine needs"
+    elif not is_supported:
+        reason = f"the fused engine does not support {family}; {COST}"
+    elif not on_gpu:
+        reason = "on a CPU transformers' own modules train, the reference"
+    else:
+        reason = f"the fused engine gives the plain engine's results for {family}"
+    return ComputePath(backend, engine, decoding, reason)
 
 
 def make_engine(choice: Engine | Decoding, loaded: LoadedModel, encoder: Encoder) -> ComputeEngine:
@@ -72,11 +132,3 @@ ENGINES: Mapping[Engine | Decoding, Callable[[LoadedModel, Encoder], ComputeEngi
     Decoding.plain: PlainEngine,
     Decoding.shared_prefix: _fused,
 }
-
-
-def _check(needs_fused: bool, option: str, value: str, loaded: LoadedModel) -> None:
-    if needs_fused and not is_supported(loaded):
-        raise UserError(
-            f"{option}={value} cannot compute {loaded.inner.config.model_type} on "
-            f"model.backend={loaded.backend.value}; say {option}=auto"
-        )

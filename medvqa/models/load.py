@@ -33,7 +33,7 @@ def load_in_own_process(config: ModelConfig, lora: LoraConfig, **options: Any) -
     life of the process, so a program that imports transformers itself must not call this.
     """
     # Unsloth must be imported before transformers.
-    if config.backend is Backend.transformers and "transformers" not in sys.modules:
+    if config.backend is not Backend.unsloth and "transformers" not in sys.modules:
         hidden = [name for name in UNUSED if name not in sys.modules]
         sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None hides a module
         import_module("peft")
@@ -127,7 +127,7 @@ def load_base(config: ModelConfig, check: CheckProcessor = accept) -> LoadedMode
         processor,
         torch.device(device),
         dtype,
-        config.backend,
+        Backend.transformers,
         model_source(config),
         quantized,
         is_adapted=False,

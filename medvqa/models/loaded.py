@@ -47,6 +47,11 @@ class LoadedModel:
         return self.model.get_base_model() if self.is_adapted else self.model
 
     @property
+    def family(self) -> str:
+        """The architecture as transformers' configuration names it, such as `qwen3_vl`."""
+        return str(self.inner.config.model_type)
+
+    @property
     def trainable(self) -> "list[tuple[str, torch.nn.Parameter]]":
         """The adapter's parameters: nothing else takes a gradient."""
         return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]

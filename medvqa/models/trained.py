@@ -164,6 +164,6 @@ def model_config(trained: Trained, *, device: Device, base: str | None = None) -
         )
     if model.backend is Backend.unsloth and not has_gpu:
         log.info("no GPU: transformers in place of unsloth")
-        model = replace(model, backend=Backend.transformers)
+        model = replace(model, backend=Backend.auto)
     # The very weights that were trained on, also where the config named no revision.
     return replace(model, device=device, path=base or model.path, revision=trained.revision)

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from medvqa.config.model import Backend, Dtype
+from medvqa.config.model import Dtype
 from medvqa.config.schema import Config
-from medvqa.config.training import Engine, Optimizer
+from medvqa.config.training import Optimizer
+from medvqa.fast.choice import ComputePath, path_of
 from medvqa.preflight.model_shapes import Shapes
 
 # Bytes that autograd keeps a token and layer for each unit of hidden size, query width, key-value
@@ -56,7 +57,7 @@ def estimate_memory(
         on_gpu: As the run would be there; else as on a CPU.
     """
     training, is_wide = config.training, config.model.dtype is Dtype.float32 or not on_gpu
-    engine = _engine(config, on_gpu=on_gpu)
+    engine = compute_path(config, shapes.family, on_gpu=on_gpu).engine.value
     batch_size = training.micro_batch_size
     if on_gpu and training.fit_micro_batch:
         batch_size *= training.accumulation_steps
@@ -82,18 +83,15 @@ def estimate_memory(
     )
 
 
+def compute_path(config: Config, family: str, *, on_gpu: bool) -> ComputePath:
+    """Return how the run would compute a model of the family."""
+    engine, decoding = config.training.engine, config.evaluation.decoding
+    return path_of(family, config.model.backend, engine, decoding, on_gpu=on_gpu)
+
+
 def kept_bytes(shapes: Shapes, engine: str, *, dropout: float) -> int:
     """Return the bytes of a token and layer that autograd keeps, computing in 16 bits."""
     kept = KEPT["norm" if shapes.has_query_norm else "no norm", engine]
     more = KEPT_BY_DROPOUT[engine] if dropout else (0, 0, 0, 0)
     widths = (shapes.hidden, shapes.query_width, shapes.key_width, shapes.mlp)
     return sum((a + b) * width for a, b, width in zip(kept, more, widths, strict=True))
-
-
-def _engine(config: Config, *, on_gpu: bool) -> str:
-    if config.model.backend is Backend.unsloth:
-        return "plain"
-    wanted = config.training.engine
-    if wanted is Engine.auto:
-        return "fused" if on_gpu else "plain"
-    return "plain" if wanted is Engine.plain else "fused"

@@ -26,7 +26,7 @@ from medvqa.preflight.downloads import (
     needed_downloads,
     written_bytes,
 )
-from medvqa.preflight.gpu_memory import MemoryEstimate, estimate_memory
+from medvqa.preflight.gpu_memory import MemoryEstimate, compute_path, estimate_memory
 from medvqa.preflight.model_shapes import PUBLISHED, Shapes, model_shapes
 from medvqa.preflight.probe import Probe, run_probe, total_seconds
 from medvqa.preflight.tokens import Estimator, TokenReport, count_tokens
@@ -199,6 +199,12 @@ class Inspector:
             cell.notes.append(f"memory is unknown: {shapes}")
             return None
         assert isinstance(shapes, Shapes)
+        try:
+            path = compute_path(config, shapes.family, on_gpu=_on_gpu(config))
+        except UserError as error:
+            cell.problems.append(str(error))
+            return None
+        cell.notes.append(path.line)
         return shapes
 
     def _probe(self, cell: Cell) -> Probe | None:
@@ -262,9 +268,15 @@ def _memory(
         notes.append("lora.vision_layers=true: the vision tower's activations are not estimated")
     if config.model.backend is Backend.unsloth and not config.training.gradient_checkpointing:
         notes.append("Unsloth recomputes by itself: the memory estimate is an upper bound")
-    on_gpu = config.model.device is not Device.cpu
     longest = tokens["training"].longest
-    return estimate_memory(shapes, config, longest_tokens=longest, on_gpu=on_gpu)
+    return estimate_memory(shapes, config, longest_tokens=longest, on_gpu=_on_gpu(config))
+
+
+def _on_gpu(config: Config) -> bool:
+    """Whether the run is checked as on a GPU: only the tiny model is meant for a CPU, too."""
+    if config.model.device is Device.auto and config.model.name == "medvqa/tiny":
+        return num_cuda_devices(os.environ) > 0
+    return config.model.device is not Device.cpu
 
 
 def _machine_notes(config: Config) -> list[str]:

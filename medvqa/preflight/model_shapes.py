@@ -53,11 +53,13 @@ class Shapes:
     """What of a model decides over its memory; counts are numbers of parameters.
 
     Attributes:
+        family: The `model_type` of transformers' configuration.
         num_linear: In linear layers but the output head: what 4 bits quantise.
         num_adapter: Of the LoRA adapter.
         has_query_norm: Whether queries and keys are normalised (Qwen3).
     """
 
+    family: str
     num_parameters: int
     num_linear: int
     num_adapter: int
@@ -100,6 +102,7 @@ def count_shapes(model: "torch.nn.Module", config: Config) -> Shapes:
     first = {name: (m.in_features, m.out_features) for name, m in sizes.items()}
     text: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
     return Shapes(
+        family=model.config.model_type,  # type: ignore[union-attr, arg-type]
         num_parameters=sum(p.numel() for p in model.parameters()),
         num_linear=sum(m.weight.numel() for n, m in linear.items() if "lm_head" not in n),
         num_adapter=sum(config.lora.r * (m.in_features + m.out_features) for m in adapted),

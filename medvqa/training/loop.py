@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from medvqa.config.curriculum import OptimizerPolicy
 from medvqa.config.errors import UserError
+from medvqa.config.evaluation import Decoding
 from medvqa.config.training import TrainingConfig
 from medvqa.curriculum import Plan, PlannedStage, order_sha256
 from medvqa.data.example import Example
 from medvqa.data.prefetch import ahead
-from medvqa.fast.choice import choose_engine, make_engine
+from medvqa.fast.choice import choose_path, make_engine
 from medvqa.models.encode import Encoder, encode_alone
 from medvqa.models.loaded import LoadedModel
 from medvqa.models.sample import Sample
@@ -84,8 +85,7 @@ class Trainer:
         self.seed = seed
         self.ranks = ranks
         self.checkpoints = CheckpointWriter(directory / "checkpoints")
-        self.engine = choose_engine(config.engine, loaded)
-        log.info("engine: %s", self.engine.value)
+        self.engine = choose_path(loaded, config.engine, Decoding.auto).engine
         self._on_gpu = loaded.device.type == "cuda"
         self._engine = make_engine(self.engine, loaded, encoder)
         in_compute_type = self._on_gpu and self._engine.adapts_in_compute_type

@@ -72,7 +72,7 @@ MISTAKES = {
     "enum": ("evaluation.normalizer=sqad", ["'sqad'", "[medical, squad, vqa, punctuation]"]),
     "interpolation": ("data.path=${nope}", ["'nope' not found"]),
     "training split": ("data.split=test", ["contains training rows", "allow_training_rows=true"]),
-    "no GPU": ("model=qwen3_vl_8b", ["no CUDA GPU is visible", "model.backend=unsloth"]),
+    "no GPU": ("model=qwen3_vl_8b", ["no CUDA GPU is visible", "model.device=cuda"]),
     "4-bit": ("model.load_in_4bit=true", ["no CUDA GPU is visible", "model.load_in_4bit=true"]),
     "several values": ("lora=default,x", ["lora=default,x", "needs -m"]),
 }

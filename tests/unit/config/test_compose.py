@@ -69,7 +69,7 @@ def test_choosing_a_published_model_alone_brings_its_numbers(option, hub_id, ste
     config = config_of(f"model={option}")
     assert config.model.name == hub_id
     assert config.model.load_in_4bit is is_4bit
-    assert config.model.backend is Backend.unsloth
+    assert config.model.backend is Backend.auto
     assert config.model.dtype is Dtype.auto
     assert config.model.max_pixels == 512 * 512
     training, lora = config.training, config.lora
@@ -135,8 +135,9 @@ def test_a_directory_is_named_by_what_was_chosen():
 def test_our_kernels_on_unsloth_s_layers_are_refused(setting):
     name = setting.partition("=")[0]
     with pytest.raises(ValueError, match=f"^{setting} computes on .*; say {name}=auto or model"):
-        config_of("model=qwen3_vl_8b", setting)
-    config_of("model=qwen3_vl_8b", "model.backend=transformers", setting)
+        config_of("model=qwen3_vl_8b", "model.backend=unsloth", setting)
+    for backend in ("auto", "transformers"):
+        config_of("model=qwen3_vl_8b", f"model.backend={backend}", setting)
 
 
 def test_the_smoke_experiment_asks_few_questions_of_any_data_set():

@@ -9,12 +9,10 @@ import torch
 
 from medvqa.config.curriculum import CurriculumConfig, Filter, StageConfig
 from medvqa.config.errors import DivergenceError, UserError
-from medvqa.config.evaluation import Decoding
 from medvqa.config.lora import LoraConfig
 from medvqa.config.model import Backend
 from medvqa.config.training import Engine, TrainingConfig
 from medvqa.curriculum import plan_curriculum
-from medvqa.fast.choice import choose_decoding, choose_engine
 from medvqa.models.load import load_model
 from medvqa.tracking.record import read_lines
 from medvqa.training.clock import Arriving
@@ -238,10 +236,6 @@ def test_an_engine_that_does_not_know_the_model_is_an_error_where_it_was_asked_f
     config = dataclasses.replace(BASE, engine=Engine.fused)
     with pytest.raises(UserError, match=r"engine=fused .* model\.backend=unsloth; say .*=auto"):
         Trainer(other, encoder, config, directory=tmp_path, seed=0)
-    assert choose_engine(Engine.auto, other) is Engine.plain
-    with pytest.raises(UserError, match=r"shared_prefix .* say evaluation\.decoding=auto"):
-        choose_decoding(Decoding.shared_prefix, other)
-    assert choose_decoding(Decoding.auto, other) is Decoding.plain
 
 
 def test_each_line_of_the_order_names_stage_and_ids(tiny, encoder, phantoms, tmp_path):
