@@ -101,8 +101,7 @@ def train_and_evaluate(
     write_preview(encoder, inputs.by_id[plan.order[0]], directory)
     places: dict[str, Any] = {"directory": directory, "seed": config.seed, "ranks": ranks}
     trainer = TRAINERS[config.training.trainer](loaded, encoder, config.training, **places)
-    engine = trainer.engine_name
-    keeper.update(code=identity.code(engine), **log_path(loaded, config, engine))
+    keeper.update(**log_path(loaded, config, trainer.engine_name))
     evaluator = Evaluator(inputs.questions, config.evaluation, **places)
     phases = Phases(evaluator, loaded, encoder, records)
     phases.before_training(inputs.training.examples)

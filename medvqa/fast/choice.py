@@ -13,6 +13,7 @@ from medvqa.config.training import Engine
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
 from medvqa.models.plain import PlainEngine
+from medvqa.tracking import identity
 
 if TYPE_CHECKING:
     from medvqa.fast.engine import FusedEngine
@@ -56,18 +57,22 @@ class ComputePath:
 
 def choose_path(loaded: LoadedModel, engine: Engine, decoding: Decoding) -> ComputePath:
     """Return the path of a loaded model; see `path_of`."""
-    on_gpu = loaded.device.type == "cuda"
-    return path_of(loaded.family, loaded.backend, engine, decoding, on_gpu=on_gpu)
+    on_gpu, family = loaded.device.type == "cuda", loaded.family
+    layer_types = getattr(loaded.inner.config.get_text_config(), "layer_types", None) or ()
+    if "sliding_attention" in layer_types:
+        family += " with sliding attention"  # which no fused layer computes
+    return path_of(family, loaded.backend, engine, decoding, on_gpu=on_gpu)
 
 
 def log_path(loaded: LoadedModel, config: Config, engine_name: str) -> dict[str, Any]:
-    """Log a run's path in one line; return what run.json keeps of the model and its path."""
+    """Log a run's path in one line; return what run.json keeps of model, path and their code."""
     path = choose_path(loaded, config.training.engine, config.evaluation.decoding)
     if engine_name != path.engine.value:
         path = replace(path, reason=f"{engine_name} takes the steps, as configured")
     values = {**path.describe(), "engine": engine_name}
     log.info("%s", LINE % values)
-    return {"model": loaded.describe(), "compute_path": values}
+    code = identity.code(engine_name)
+    return {"model": loaded.describe(), "compute_path": values, "code": code}
 
 
 def path_of(
@@ -100,15 +105,20 @@ def path_of(
         engine = Engine.fused if is_supported and on_gpu else Engine.plain
     if decoding is Decoding.auto:
         decoding = Decoding.shared_prefix if is_supported else Decoding.plain
-    if backend is Backend.unsloth:
-        reason = "as configured; Unsloth's kernels replace the layers that the fused engine needs"
-    elif not is_supported:
-        reason = f"the fused engine does not support {family}; {COST}"
-    elif not on_gpu:
-        reason = "on a CPU transformers' own modules train, the reference"
-    else:
-        reason = f"the fused engine gives the plain engine's results for {family}"
+    reason = _reason(family, backend, is_supported=is_supported, on_gpu=on_gpu)
+    if is_supported and on_gpu and Engine.plain is engine:
+        reason = "as configured; auto would take the fused engine"
     return ComputePath(backend, engine, decoding, reason)
+
+
+def _reason(family: str, backend: Backend, *, is_supported: bool, on_gpu: bool) -> str:
+    if backend is Backend.unsloth:
+        return "as configured; Unsloth's kernels replace the layers that the fused engine needs"
+    if not is_supported:
+        return f"the fused engine does not support {family}; {COST}"
+    if not on_gpu:
+        return "on a CPU transformers' own modules train, the reference"
+    return f"the fused engine gives the plain engine's results for {family}"
 
 
 def make_engine(choice: Engine | Decoding, loaded: LoadedModel, encoder: Encoder) -> ComputeEngine:

@@ -36,7 +36,9 @@ class FusedEngine:
         self._inner = loaded.inner
         self._pictures = Pictures(loaded)
 
-    def loss(self, samples: Sequence[Sample], num_answer_tokens: int) -> torch.Tensor:
+    def loss(
+        self, samples: Sequence[Sample], num_answer_tokens: int | torch.Tensor
+    ) -> torch.Tensor:
         """Return the answer tokens' summed cross-entropy over `num_answer_tokens`.
 
         Args:

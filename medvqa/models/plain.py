@@ -31,7 +31,9 @@ class PlainEngine:
             loaded.backend is Backend.transformers and "logits_to_keep" in parameters
         )
 
-    def loss(self, samples: Sequence[Sample], num_answer_tokens: int) -> "torch.Tensor":
+    def loss(
+        self, samples: Sequence[Sample], num_answer_tokens: "int | torch.Tensor"
+    ) -> "torch.Tensor":
         """Return the answer tokens' summed cross-entropy over `num_answer_tokens`.
 
         Where the model allows it, logits are computed only in columns that predict an answer token

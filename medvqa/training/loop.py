@@ -29,6 +29,7 @@ from medvqa.tracking.progress import track
 from medvqa.tracking.record import read_lines
 from medvqa.training.checkpoint import Checkpoint, CheckpointWriter, load_checkpoint
 from medvqa.training.clock import Arriving, GpuTimestamp
+from medvqa.training.gradient_sum import GradientSum
 from medvqa.training.optimizer import AdapterOptimizer
 from medvqa.training.ranks import ALONE, Ranks
 from medvqa.training.schedule import learning_rate_of
@@ -90,6 +91,8 @@ class Trainer:
         self._engine = make_engine(self.engine, loaded, encoder)
         in_compute_type = self._on_gpu and self._engine.adapts_in_compute_type
         self.optimizer = AdapterOptimizer(loaded, config, in_compute_type=in_compute_type)
+        has_dropout = ranks.size > 1 and loaded.model.active_peft_config.lora_dropout > 0
+        self._gradient_sum = GradientSum(ranks, self.optimizer, overlaps=not has_dropout)
         largest_share = math.ceil(self.batch_size / ranks.size)
         self._micro_batch_size = min(config.micro_batch_size, largest_share)
         if self._on_gpu and config.fit_micro_batch:
@@ -149,6 +152,7 @@ class Trainer:
                     self.ranks.first(self._save, plan, done)
                 if done in stage_ends:
                     on_stage_end(stage_ends[done], done)
+        self._micro_batch_size = min(self.ranks.gather(self._micro_batch_size))
         result = self.ranks.first(self._result, plan, first_step)
         if not self.optimizer.is_finite():
             raise diverged("a weight is not finite", plan.num_steps, self.config.learning_rate)
@@ -176,36 +180,32 @@ class Trainer:
         self, plan: Plan, number: int, ids: Sequence[str], samples: Sequence[Sample]
     ) -> "Step":
         begun = GpuTimestamp(self.loaded.device)
-        num_answer_tokens, num_tokens = self.ranks.total(
-            sum(len(sample.answer_ids) for sample in samples),
-            sum(sample.num_tokens for sample in samples),
-        )
+        num_tokens = sum(sample.num_tokens for sample in samples)
+        counts = sum(len(sample.answer_ids) for sample in samples), num_tokens
+        totals = self.ranks.total(counts, self.loaded.device)
         learning_rate = learning_rate_of(self.config, plan)(number)
         self.loaded.use_for(training=True)
         # Dropout depends on step and rank alone, so a continued run draws what the whole one drew.
         seed = _step_seed(self.seed, number, self.ranks.rank)
-        loss = self._gradients(samples, num_answer_tokens, seed)
-        # One rank without memory makes all of them start over: none waits for another's sum.
-        while self.ranks.any(loss is None):
+        loss = self._gradients(samples, totals[0], seed)
+        while loss is None:
             self._shrink()
-            loss = self._gradients(samples, num_answer_tokens, seed)
-        assert loss is not None
-        self.ranks.sum_([loss, *self.optimizer.gradients()])
+            loss = self._gradients(samples, totals[0], seed)
+        self._gradient_sum.finish(loss)
         norm = self.optimizer.step(learning_rate, max_grad_norm=self.config.max_grad_norm)
         return Step(
             number=number + 1,
             stage=plan.stage_at(number).name,
             ids=ids,
-            numbers=Arriving([loss, norm]),
+            numbers=Arriving([loss, norm, *totals] if self.ranks.size > 1 else [loss, norm]),
             learning_rate=learning_rate,
-            num_answer_tokens=num_answer_tokens,
-            num_tokens=num_tokens,
+            counts=counts,
             num_examples=(number + 1) * len(ids),
             begun=begun,
         )
 
     def _gradients(
-        self, samples: Sequence[Sample], num_answer_tokens: int, seed: int
+        self, samples: Sequence[Sample], num_answer_tokens: "int | torch.Tensor", seed: int
     ) -> "torch.Tensor | None":
         """Leave this rank's gradients; return its part of the loss, or None without memory."""
         import torch
@@ -215,7 +215,9 @@ class Trainer:
         try:
             for start in range(0, len(samples), self._micro_batch_size):
                 micro_batch = samples[start : start + self._micro_batch_size]
-                loss += self._backward(micro_batch, num_answer_tokens)
+                is_last = start + self._micro_batch_size >= len(samples)
+                with self._gradient_sum.overlapping() if is_last else nullcontext():
+                    loss += self._backward(micro_batch, num_answer_tokens)
         except torch.OutOfMemoryError:
             return None
         return loss
@@ -239,7 +241,9 @@ class Trainer:
         self._micro_batch_size = (self._micro_batch_size + 1) // 2
         log.warning("out of memory: micro-batches of %d from now on", self._micro_batch_size)
 
-    def _backward(self, samples: Sequence[Sample], num_answer_tokens: int) -> "torch.Tensor":
+    def _backward(
+        self, samples: Sequence[Sample], num_answer_tokens: "int | torch.Tensor"
+    ) -> "torch.Tensor":
         loss = self._engine.loss(samples, num_answer_tokens)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.collect()

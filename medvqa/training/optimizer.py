@@ -27,6 +27,7 @@ class AdapterOptimizer:
 
     Attributes:
         name: The optimiser really used.
+        parameters: Of the adapter, as they compute, in the order of the model.
     """
 
     def __init__(
@@ -35,19 +36,20 @@ class AdapterOptimizer:
         import torch
 
         self._names = [name for name, _ in loaded.trainable]
-        self._computing: list[torch.Tensor] = [parameter for _, parameter in loaded.trainable]
+        self.parameters: list[torch.Tensor] = [parameter for _, parameter in loaded.trainable]
         self._in_compute_type = in_compute_type
-        self._weights = self._stepped = self._computing
+        self._is_summed = [False] * len(self.parameters)
+        self._weights = self._stepped = self.parameters
         if in_compute_type:
-            shapes = [parameter.shape for parameter in self._computing]
-            self._together = Together(shapes, self._computing[0].device)
+            shapes = [parameter.shape for parameter in self.parameters]
+            self._together = Together(shapes, self.parameters[0].device)
             self._weights, self._stepped = self._together.parts, self._together.wholes
-            torch._foreach_copy_(self._weights, [p.detach() for p in self._computing])
-            sums = Together(shapes, self._computing[0].device)
-            self._sums, self._has_sums = sums.parts, False
+            torch._foreach_copy_(self._weights, [p.detach() for p in self.parameters])
+            sums = Together(shapes, self.parameters[0].device)
+            self._sums = sums.parts
             for whole, total in zip(self._stepped, sums.wholes, strict=True):
                 whole.grad = total
-            for parameter in self._computing:
+            for parameter in self.parameters:
                 parameter.data = parameter.data.to(loaded.dtype)
         self._config = config
         self._on_gpu = loaded.device.type == "cuda"
@@ -57,37 +59,58 @@ class AdapterOptimizer:
         """Forget the moments."""
         self._optimizer, self.name = _build(self._stepped, self._config, on_gpu=self._on_gpu)
 
-    def collect(self) -> None:
-        """Add a micro-batch's gradients; needed after each backward pass."""
+    def collect(self, indices: Sequence[int] | None = None) -> None:
+        """Add a micro-batch's gradients; needed after each backward pass.
+
+        Args:
+            indices: Of the parameters whose gradients are there; all of them by default.
+        """
         if not self._in_compute_type:
             return
         import torch
 
+        chosen = range(len(self.parameters)) if indices is None else indices
+        new = [(i, self.parameters[i].grad) for i in chosen]
+        gradients = [(i, gradient) for i, gradient in new if gradient is not None]
+        first = [(i, gradient) for i, gradient in gradients if not self._is_summed[i]]
+        more = [(i, gradient) for i, gradient in gradients if self._is_summed[i]]
         # A call for all of them, not one each: a step would wait for the host otherwise.
         with torch.no_grad():
-            found = [p.grad for p in self._computing if p.grad is not None]
-            if self._has_sums:
-                torch._foreach_add_(self._sums, [gradient.float() for gradient in found])
-            else:
-                torch._foreach_copy_(self._sums, found)
-        self._has_sums = True
-        for parameter in self._computing:
-            parameter.grad = None
+            if first:
+                torch._foreach_copy_([self._sums[i] for i, _ in first], [g for _, g in first])
+            if more:
+                torch._foreach_add_([self._sums[i] for i, _ in more], [g.float() for _, g in more])
+        for i, _ in gradients:
+            self._is_summed[i] = True
+            self.parameters[i].grad = None
 
     def forget_gradients(self) -> None:
         """Drop what a step that ran out of memory has left."""
-        self._has_sums = False
-        for parameter in self._computing:
+        self._is_summed = [False] * len(self.parameters)
+        for parameter in self.parameters:
             parameter.grad = None
 
-    def gradients(self) -> "list[torch.Tensor]":
-        """Return what the next step goes by, in full precision; to be summed over ranks."""
-        if self._in_compute_type:
-            assert self._has_sums, "nothing has been collected for this step"
-            return self._sums
-        gradients = [parameter.grad for parameter in self._computing]
-        assert all(gradient is not None for gradient in gradients)
-        return [gradient for gradient in gradients if gradient is not None]
+    def gradients(self, indices: Sequence[int] | None = None) -> "list[torch.Tensor]":
+        """Return what the next step goes by, in full precision; zeros where there is none.
+
+        Args:
+            indices: Of the parameters; all of them by default.
+        """
+        import torch
+
+        gradients = []
+        for i in range(len(self.parameters)) if indices is None else indices:
+            parameter = self.parameters[i]
+            if self._in_compute_type:
+                if not self._is_summed[i]:
+                    self._sums[i].zero_()
+                    self._is_summed[i] = True
+                gradients.append(self._sums[i])
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        return gradients
 
     def step(self, learning_rate: float, *, max_grad_norm: float) -> "torch.Tensor":
         """Clip, step, and return the gradients' norm before clipping, on the device."""
@@ -108,7 +131,7 @@ class AdapterOptimizer:
 
         if self._in_compute_type:
             with torch.no_grad():
-                torch._foreach_copy_(self._computing, self._weights)
+                torch._foreach_copy_(self.parameters, self._weights)
 
     def is_finite(self) -> bool:
         """Return whether every weight is a number; waits for the device."""

@@ -1,10 +1,4 @@
-"""The processes of one run on several GPUs, and what they tell each other.
-
-The adapter's gradients are summed once a step, not wrapped in torch's DistributedDataParallel: it
-averages over the ranks what must be a sum over answer tokens, wants each parameter touched in each
-backward pass, and hides the reduction in the last of several. One sum of some million numbers is
-exact, and little beside a forward pass through billions.
-"""
+"""The processes of one run on several GPUs, and what they tell each other."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -65,33 +59,21 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def total(self, *counts: int) -> list[int]:
-        """Return each count summed over the ranks; needs no GPU, so waits for none."""
+    def total(self, counts: Sequence[int], device: "torch.device") -> "Sequence[Any]":
+        """Return each count summed over the ranks, as numbers alone and else on the device.
+
+        There the ranks' GPUs meet, and no host waits for another.
+        """
         if self.size == 1:
-            return list(counts)
+            return counts
         import torch
         import torch.distributed as dist
 
-        sums = torch.tensor(counts, dtype=torch.int64)
+        sums = torch.tensor(counts, dtype=torch.float32)  # exact up to 16 million
+        if device.type == "cuda":
+            sums = sums.pin_memory().to(device, non_blocking=True)
         dist.all_reduce(sums)
-        return [int(number) for number in sums]
-
-    def any(self, value: bool) -> bool:
-        """Return whether it holds on one rank at least."""
-        return self.total(int(value))[0] > 0
-
-    def sum_(self, tensors: "Sequence[torch.Tensor]") -> None:
-        """Sum float32 tensors over the ranks in place; every rank gets the same bits."""
-        if self.size == 1:
-            return
-        import torch
-        import torch.distributed as dist
-
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        dist.all_reduce(flat)
-        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
-        for tensor, part in zip(tensors, parts, strict=True):
-            tensor.copy_(part.view_as(tensor))
+        return sums.unbind()
 
 
 ALONE = Ranks()

@@ -18,7 +18,9 @@ class Step:
     """One optimiser step whose numbers may still be on their way from the GPU.
 
     Attributes:
-        numbers: Loss and gradient norm; their mark is the step's end.
+        numbers: Loss, gradient norm and, of several ranks, the counts; their mark is the step's
+            end.
+        counts: Answer tokens and all tokens of this rank.
         begun: Before its first operation.
     """
 
@@ -27,8 +29,7 @@ class Step:
     ids: Sequence[str]
     numbers: Arriving
     learning_rate: float
-    num_answer_tokens: int
-    num_tokens: int
+    counts: Sequence[int]
     num_examples: int
     begun: GpuTimestamp
 
@@ -39,13 +40,17 @@ class Step:
             since: The end of the step before; what lay between belongs to this step. Without
                 it, the step counts from its own beginning.
         """
-        loss, grad_norm = self.numbers.read()
-        names = ("learning_rate", "num_answer_tokens", "num_tokens", "num_examples", "stage")
+        loss, grad_norm, *totals = self.numbers.read()
+        num_answer_tokens, num_tokens = map(int, totals or self.counts)
         return {
             "step": self.number,
             "loss": loss,
             "grad_norm": grad_norm,
-            **{name: getattr(self, name) for name in names},
+            "learning_rate": self.learning_rate,
+            "num_answer_tokens": num_answer_tokens,
+            "num_tokens": num_tokens,
+            "num_examples": self.num_examples,
+            "stage": self.stage,
             "seconds": self.numbers.mark.seconds_since(since or self.begun),
         }
 

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,15 @@ from medvqa.config.compose import typed
 from medvqa.config.errors import UserError
 from medvqa.config.lora import LoraConfig
 from medvqa.config.model import Device
-from medvqa.config.training import TrainingConfig
+from medvqa.config.training import Engine, TrainingConfig
 from medvqa.evaluation.evaluate import shares_by_picture, without_images
+from medvqa.fast.choice import make_engine
 from medvqa.models.load import load_model
 from medvqa.run import Kept, run_rank
 from medvqa.tracking.record import read_lines
+from medvqa.training.gradient_sum import NUM_BUCKETS, GradientSum
 from medvqa.training.loop import Trainer, _step_seed
+from medvqa.training.optimizer import AdapterOptimizer
 from medvqa.training.ranks import Ranks, join, leave
 from tests.conftest import PATIENCE_S, TINY, start, wait_for
 from tests.unit.training.test_loop import BASE, STAGES, adapter, make_plan
@@ -241,15 +245,33 @@ class ForgetfulTrainer(Trainer):
         return super()._backward(samples, num_answer_tokens)
 
 
+class LateTrainer(Trainer):
+    """The second rank runs out of memory once, when its gradients have left already."""
+
+    def _backward(self, samples, num_answer_tokens):
+        loss = super()._backward(samples, num_answer_tokens)
+        if self.ranks.rank == 1 and len(samples) > 1:
+            assert self._gradient_sum._sent
+            raise torch.OutOfMemoryError("pretended")
+        return loss
+
+
+@pytest.mark.parametrize("forgetful", [ForgetfulTrainer, LateTrainer])
+@pytest.mark.parametrize("engine", [Engine.plain, Engine.fused])
 def test_three_ranks_share_eight_examples_and_one_without_memory_stops_no_other(
-    tiny, encoder, phantoms, tmp_path
+    tiny, encoder, phantoms, tmp_path, forgetful, engine
 ):
+    config = dataclasses.replace(BASE, engine=engine)
     examples = phantoms[:48]
-    in_ranks(1, lambda ranks: train(ranks, tiny, encoder, examples, tmp_path / "one"))
+    in_ranks(
+        1, lambda ranks: train(ranks, tiny, encoder, examples, tmp_path / "one", config=config)
+    )
     in_ranks(
         3,
         lambda ranks: train(
-            ranks, tiny, encoder, examples, tmp_path / "three", trainer=ForgetfulTrainer
+            *(ranks, tiny, encoder, examples, tmp_path / "three"),
+            config=config,
+            trainer=forgetful,
         ),
     )
     assert losses(tmp_path / "three") == pytest.approx(losses(tmp_path / "one"), rel=TOLERANCE)
@@ -267,6 +289,36 @@ def test_three_ranks_share_eight_examples_and_one_without_memory_stops_no_other(
     for name, weight in weights[0].items():
         assert torch.equal(weight, weights[1][name]), name
         assert torch.equal(weight, weights[2][name]), name
+
+
+def test_gradients_leave_in_buckets_before_the_backward_pass_has_ended(
+    tiny, encoder, phantoms, monkeypatch
+):
+    samples = [encoder.encode(example) for example in phantoms[:4]]
+
+    def step(ranks):
+        optimizer = AdapterOptimizer(tiny, BASE, in_compute_type=True)
+        gradient_sum = GradientSum(ranks, optimizer, overlaps=True)
+        engine = make_engine(Engine.fused, tiny, encoder)
+        own = ranks.share(samples)
+        for part, sends in ((own[:1], False), (own[1:], True)):  # two micro-batches
+            with gradient_sum.overlapping() if sends else nullcontext():
+                loss = engine.loss(part, 100)
+                loss.backward()
+                optimizer.collect()
+        return gradient_sum, optimizer, loss.detach()
+
+    _, optimizer, _ = step(Ranks())
+    expected = [gradient.clone() for gradient in optimizer.gradients()]
+
+    def check(ranks):
+        gradient_sum, optimizer, loss = step(ranks)
+        assert len(gradient_sum._sent) == NUM_BUCKETS
+        gradient_sum.finish(loss)
+        for gradient, whole in zip(optimizer.gradients(), expected, strict=True):
+            torch.testing.assert_close(gradient, whole, rtol=1e-4, atol=1e-5)
+
+    in_ranks(2, check)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
@@ -331,6 +383,6 @@ def test_one_process_needs_nobody():
     ranks = Ranks()
     assert ranks.first(max, 1, 2) == 2
     assert ranks.gather("a") == ["a"]
-    assert ranks.total(3, 4) == [3, 4]
+    assert ranks.total((3, 4), torch.device("cpu")) == (3, 4)
     assert ranks.share([1, 2, 3]) == [1, 2, 3]
     assert TrainingConfig().gpus == 1
