@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
@@ -35,11 +36,11 @@ NO_TEXT = {"nan", "null"}  # how pandas and others write a missing value into a 
 
 
 class Answers(NamedTuple):
-    """A file's answers, what the file leaves open, and whether it states the types."""
+    """A file's answers, what the file leaves open, and whether every row names its image."""
 
     predictions: list[Prediction]
     notes: list[str]
-    has_types: bool
+    has_clusters: bool
 
 
 class Row(NamedTuple):
@@ -82,7 +83,9 @@ def parse_columns(text: str) -> dict[str, str]:
 
 
 def aligned(answers: Answers, others: Answers, path: Path) -> list[Prediction]:
-    """Return the second file's answers in the order of the first one's questions.
+    """Return the second file's answers to the first one's questions, in its order.
+
+    Types, references and pictures are the first file's, so that both are scored alike.
 
     Raises:
         UserError: If the files do not hold the same questions, each once.
@@ -99,14 +102,16 @@ def aligned(answers: Answers, others: Answers, path: Path) -> list[Prediction]:
             f"{path} answers other questions: it lacks {len(missing)} ids and has {len(extra)} "
             f"more ({shown})"
         )
+    rows = []
     for prediction in answers.predictions:
         other = by_id[prediction.id]
+        rows.append(replace(prediction, prediction=other.prediction, cut=other.cut))
         if set(map(fold, prediction.references)) != set(map(fold, other.references)):
             raise UserError(
                 f"{path}, id {prediction.id}: the reference is {other.references[0]!r}, in the "
                 f"first file it is {prediction.references[0]!r}; is the order another?"
             )
-    return [by_id[name] for name in ids]
+    return rows
 
 
 def _rows(path: Path) -> list[Row]:
@@ -253,7 +258,7 @@ def _cut(row: Row, columns: Mapping[str, Sequence[str]]) -> bool | None:
 def _notes(
     rows: Sequence[Row], predictions: Sequence[Prediction], columns: Mapping[str, Sequence[str]]
 ) -> tuple[list[str], bool]:
-    """Return what the file leaves open, and whether any row states its type."""
+    """Return what the file leaves open, and whether every row names its image."""
     notes = []
     num_lacking = {
         field: sum(_column(row, columns[field]) is None for row in rows)
@@ -281,4 +286,4 @@ def _notes(
         notes.append(f"{sum(known)} of {len(known)} answers were cut at the limit of new tokens")
     else:
         notes.append("cut answers: unknown; no row has a column cut or finish_reason")
-    return notes, num_lacking["type"] < len(rows)
+    return notes, not num_lacking["cluster"]
