@@ -51,6 +51,7 @@ def within_bounds(
     if values is None or values == MISSING:
         return values
     if dataclasses.is_dataclass(schema):
+        check(isinstance(values, Mapping), f"{key} must hold settings, got {values!r:.40}")
         hints, prefix = get_type_hints(schema), f"{key}." if key else ""
         return {
             f.name: within_bounds(hints[f.name], values[f.name], prefix + f.name, f.metadata)
@@ -60,6 +61,7 @@ def within_bounds(
     if kind in (Union, UnionType):
         return within_bounds(parts[0], values, key, field)
     if kind is list:
+        check(isinstance(values, list), f"{key} must be a list, got {values!r:.40}")
         return [within_bounds(parts[0], v, f"{key}[{i}]", field) for i, v in enumerate(values)]
     if kind is dict:
         for name in values:
@@ -70,6 +72,7 @@ def within_bounds(
 
 
 def _number(key: str, value: Any, field: Mapping[str, Any]) -> Any:
+    check(isinstance(value, int | float), f"{key} must be a number, got {value!r:.40}")
     kind = float if isinstance(value, float) else int
     interval = field.get("interval", INTERVALS[kind])
     match = INTERVAL.fullmatch(interval)
@@ -82,6 +85,7 @@ def _number(key: str, value: Any, field: Mapping[str, Any]) -> Any:
 
 
 def _text(key: str, value: str, field: Mapping[str, Any]) -> str:
+    check(isinstance(value, str), f"{key} must be a text, got {value!r:.40}")
     check("\0" not in value, f"{key} holds a NUL character; remove it")
     check(not re.search("[\ud800-\udfff]", value), f"{key} holds half a character; retype it")
     check(
@@ -91,7 +95,12 @@ def _text(key: str, value: str, field: Mapping[str, Any]) -> str:
     )
     if field.get("is_name"):
         _check_name(key, value)
-    return str(Path(value).expanduser()) if value.startswith("~") else value
+    try:
+        return str(Path(value).expanduser()) if value.startswith("~") else value
+    except RuntimeError:
+        raise ValueError(
+            f"{key} names the home of a user who is not there: {value!r:.40}"
+        ) from None
 
 
 def _check_name(key: str, value: str) -> None:

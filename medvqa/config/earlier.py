@@ -14,7 +14,7 @@ def upgraded(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     for old in (*RENAMED, *REMOVED):
         group, _, name = old.partition(".")
-        if name in groups.get(group, {}):
+        if isinstance(groups.get(group), dict) and name in groups[group]:
             value = groups[group].pop(name)
             if old in RENAMED:
                 groups[group][RENAMED[old].partition(".")[2]] = value

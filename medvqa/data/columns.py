@@ -96,17 +96,24 @@ def _mismatch(chosen: Columns, roles: Sequence[str], present: Sequence[str], pla
     free = iter([name for name in present if name not in used])
     line = {role: spec for role, spec in chosen.items() if role not in roles}
     line |= {role: next(free, "COLUMN") for role in roles}
+    names = ", ".join(map(_plain, present))
     asked = ", ".join(
-        role if chosen.get(role, role) == role else f"{role} ({chosen[role]})" for role in roles
+        role if chosen.get(role, role) == role else f"{role} ({_plain(chosen[role])})"
+        for role in roles
     )
     return (
-        f"{place}: no column for {asked}; it has {', '.join(present) or 'none'}. Say which holds "
+        f"{place}: no column for {asked}; it has {names or 'none'}. Say which holds "
         f"what, such as 'data.columns={{{_shown(line)}}}'"
     )
 
 
 def _shown(columns: Columns) -> str:
-    return ", ".join(f"{role}: {spec}" for role, spec in columns.items())
+    return ", ".join(f"{role}: {_plain(spec)}" for role, spec in columns.items())
+
+
+def _plain(name: object) -> str:
+    """Return a name without line breaks and other characters that a terminal acts on."""
+    return str(name).encode("unicode_escape").decode() if not str(name).isprintable() else str(name)
 
 
 def cell(row: Mapping[str, Any], spec: Any) -> Any:
