@@ -17,7 +17,6 @@ from medvqa.data.bad_rows import BadRows
 from medvqa.data.columns import cell, chosen_columns, roots
 from medvqa.data.conversations import turns
 from medvqa.data.example import AnswerType, Example, ImageSource
-from medvqa.data.image import image_id
 from medvqa.data.options import REPEATED, options_of, right_option
 from medvqa.data.rows import (
     check_split,
@@ -137,7 +136,7 @@ class _Reader:
         cells = {role: cell(row, spec) for role, spec in self.columns.items() if role != "image"}
         shown = self.pictures.of_row(place, row, number)
         asked = list(_asked(place, cells, f"{self.prefix}-{number}", num_images=len(shown)))
-        keys = _image_ids(place, cells, shown)
+        keys = self._image_ids(place, cells, shown)
         options = options_of(place, cells.get("options"))
         stated = cells.get("answer_type")
         examples = []
@@ -163,17 +162,16 @@ class _Reader:
             )
         return examples
 
-
-def _image_ids(
-    place: str, cells: Mapping[str, Any], shown: Sequence[ImageSource]
-) -> tuple[str, ...]:
-    stated = cells.get("image_id")
-    if stated is not None and len(shown) == 1:
-        return (str(stated),)
-    try:
-        return tuple(image_id(image) for image in shown)
-    except UserError as error:
-        raise UserError(str(error) if place in str(error) else f"{place}: {error}") from error
+    def _image_ids(
+        self, place: str, cells: Mapping[str, Any], shown: Sequence[ImageSource]
+    ) -> tuple[str, ...]:
+        stated = cells.get("image_id")
+        if stated is not None and len(shown) == 1:
+            return (str(stated),)
+        try:
+            return self.pictures.ids(shown)
+        except UserError as error:
+            raise UserError(str(error) if place in str(error) else f"{place}: {error}") from error
 
 
 def _asked(

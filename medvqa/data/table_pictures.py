@@ -1,6 +1,6 @@
 """The pictures of a table's rows: bytes in the row, files, or members of ZIP files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -8,7 +8,7 @@ from medvqa.config.data import RowsConfig
 from medvqa.config.errors import UserError
 from medvqa.data.columns import cell, roots
 from medvqa.data.example import ImageSource
-from medvqa.data.image import ImageBytes, image_file
+from medvqa.data.image import ImageBytes, image_file, image_id
 from medvqa.data.storage.archive import safe_name
 from medvqa.data.storage.archive_set import ArchiveSet, local_archives
 from medvqa.data.storage.files import named_images
@@ -32,6 +32,7 @@ class TablePictures:
         self._rows, self._spec = rows, spec
         self._stored = [name for name in roots(spec, rows.columns) if rows.holds_bytes(name)]
         self._images = rows.rows.select_columns(self._stored) if self._stored else None
+        self._ids: dict[str, str] = {}
         self._root = rows.folder
         self._members: dict[str, ImageSource] | None = None
         self._archives: ArchiveSet | None = None
@@ -64,6 +65,17 @@ class TablePictures:
         names = (name for row in rows for name in _listed(cell(row, self._spec)))
         files = {PurePosixPath(name).name for name in names if isinstance(name, str)}
         self._fetched = archives.fetch(files)
+
+    def ids(self, shown: Sequence[ImageSource]) -> tuple[str, ...]:
+        """Return what tells pictures apart: a hash of the bytes, computed once per file."""
+        return tuple(self._id(image) for image in shown)
+
+    def _id(self, image: ImageSource) -> str:
+        if isinstance(image, RowImage | ImageBytes):  # each row has its own
+            return image_id(image)
+        if image.name not in self._ids:
+            self._ids[image.name] = image_id(image)
+        return self._ids[image.name]
 
     def of_row(self, place: str, row: Mapping[str, Any], number: int) -> tuple[ImageSource, ...]:
         """Return the pictures of a row, in order.
