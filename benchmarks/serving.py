@@ -1,4 +1,4 @@
-"""Load test of `medvqa serve`: 16 clients against one that asks one question after the other.
+"""Load test of `medvqa serve`: 32 clients against one that asks one question after the other.
 
     python -m benchmarks.serving RUN --data DIR --out benchmarks/results/serving.json
 
@@ -29,7 +29,7 @@ from medvqa.data.example import Example, ImageSource
 from medvqa.data.pool import load_examples
 
 ROOT = Path(__file__).resolve().parents[1]
-CLIENTS = 16
+CLIENTS = 32
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 START_TIMEOUT_S = 300
 
@@ -110,23 +110,23 @@ def ask_all(
 def measure(server: Server, bodies: Sequence[dict[str, Any]], *, rounds: int) -> dict[str, Any]:
     """Return both arms; their answers must be equal."""
     warm, _, _ = ask_all(server, bodies, num_clients=CLIENTS)
-    arms: dict[str, list[tuple[list[float], float]]] = {"one_by_one": [], "16_clients": []}
+    arms: dict[str, list[tuple[list[float], float]]] = {"one_by_one": [], "many_clients": []}
     batches = len(batch_sizes(server))
     sizes: list[int] = []
     for _ in range(rounds):
-        for name, num_clients in (("one_by_one", 1), ("16_clients", CLIENTS)):
+        for name, num_clients in (("one_by_one", 1), ("many_clients", CLIENTS)):
             texts, seconds, wall_s = ask_all(server, bodies, num_clients=num_clients)
             if texts != warm:
                 raise RuntimeError(f"{name}: the load has changed an answer")
             arms[name].append((seconds, wall_s))
             new = batch_sizes(server)[batches:]
             batches += len(new)
-            if name == "16_clients":
+            if name == "many_clients":
                 sizes += new
     result = {name: summary(measured) for name, measured in arms.items()}
-    result["16_clients"]["mean_batch"] = round(sum(sizes) / len(sizes), 2)
+    result["many_clients"]["mean_batch"] = round(sum(sizes) / len(sizes), 2)
     result["speedup"] = round(
-        result["16_clients"]["requests_per_s"] / result["one_by_one"]["requests_per_s"], 2
+        result["many_clients"]["requests_per_s"] / result["one_by_one"]["requests_per_s"], 2
     )
     return result
 

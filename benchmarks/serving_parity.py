@@ -72,7 +72,7 @@ def in_process(directory: Path, examples: Sequence[Example]) -> list[str]:
 
 
 def over_http(server: Server, examples: Sequence[Example]) -> list[str]:
-    """Return the answers of `medvqa serve`, asked by 16 clients at once."""
+    """Return the answers of `medvqa serve`, asked by many clients at once."""
     bodies = [request_body(example, server.model) for example in examples]
     return ask_all(server, bodies, num_clients=CLIENTS)[0]
 

@@ -140,6 +140,10 @@ def load_rgb(
         ImageTooLargeError: Naming the image, if it has more pixels.
         UserError: Naming the image, if it is missing, broken, animated or too long and narrow.
     """
+    own = getattr(source, "load_rgb", None)  # a source with stricter limits decodes itself
+    if own is not None:
+        picture: Image.Image = own()
+        return picture
     with _opened(source, formats, max_pixels) as image:
         if enough_px is not None:
             image.draft("RGB", (enough_px, enough_px))
@@ -190,15 +194,19 @@ def _opened(
         raise UserError(f"image {source.name} is broken or no image: {reason}") from error
 
 
-def image_size(source: ImageSource) -> tuple[int, int]:
+def image_size(
+    source: ImageSource, *, formats: tuple[str, ...] | None = None, max_pixels: int | None = None
+) -> tuple[int, int]:
     """Return (width, height) of the upright picture from the file's head alone.
+
+    `formats` and `max_pixels` limit it as in `load_rgb`.
 
     Raises:
         UserError: As `load_rgb`, but for what only decoding brings to light.
     """
     from PIL import ExifTags
 
-    with _opened(source) as image:
+    with _opened(source, formats, max_pixels) as image:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (image.height, image.width) if turned else image.size
 

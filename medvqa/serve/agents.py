@@ -1,14 +1,18 @@
 """The tool for agents: a LangChain tool, and the MCP server of `medvqa mcp`."""
 
 import argparse
+import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from medvqa.serve.errors import ErrorKind, ToolError, require
+from medvqa.serve.hosts import LOOPBACK
 from medvqa.serve.reference import listed
 from medvqa.serve.tool import DESCRIPTION, IMAGES, NAME, QUERY, Specialist, build
 from medvqa.serve.tool_config import read_tool_config
@@ -17,24 +21,31 @@ if TYPE_CHECKING:
     from fastmcp import FastMCP
     from langchain_core.tools import StructuredTool
 
-HOST = "127.0.0.1"
 PORT = 8765
-
-
-def _image_list() -> Any:
-    """Return the type of the argument `images`; agents send one string, or nulls, as well."""
-    from pydantic import BeforeValidator, Field
-
-    return Annotated[list[str] | None, BeforeValidator(listed), Field(description=IMAGES)]
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+PARAMETERS = {
+    "type": "object",
+    "properties": {
+        "query": {"type": "string", "description": QUERY},
+        "images": {
+            "anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "null"}],
+            "default": None,
+            "description": IMAGES,
+        },
+    },
+    "required": ["query"],
+}
 
 
 def langchain_tool(specialist: Specialist) -> "StructuredTool":
     """Return the tool for LangChain and LangGraph; wrong arguments come back as text too."""
     from langchain_core.tools import StructuredTool
-    from pydantic import Field, create_model
+    from pydantic import BeforeValidator, Field, create_model
 
     query = Annotated[str, Field(description=QUERY)]
-    arguments = create_model("Arguments", query=(query, ...), images=(_image_list(), None))
+    # Agents send one string, or nulls among strings, as well.
+    images = Annotated[list[str] | None, BeforeValidator(listed), Field(description=IMAGES)]
+    arguments = create_model("Arguments", query=(query, ...), images=(images, None))
     return StructuredTool.from_function(
         specialist.great_brain_specialist,
         name=NAME,
@@ -46,33 +57,53 @@ def langchain_tool(specialist: Specialist) -> "StructuredTool":
 
 def _invalid(error: Any) -> str:
     # Without the values, which may be secrets or megabytes.
-    names = sorted({str(name) for problem in error.errors() for name in problem["loc"][:1]})
-    message = f"check {', '.join(names)}: query is a string, images a list of strings"
+    return _check_arguments(str(name) for problem in error.errors() for name in problem["loc"][:1])
+
+
+def _check_arguments(names: Iterable[str]) -> str:
+    message = f"check {', '.join(sorted(set(names)))}: query is a string, images a list of strings"
     return str(ToolError(ErrorKind.invalid_arguments, message))
 
 
 def mcp_server(specialist: Specialist) -> "FastMCP":
-    """Return an MCP server with the one tool."""
+    """Return an MCP server with the one tool; wrong arguments come back as text too."""
     from fastmcp import FastMCP
-    from pydantic import Field
+    from fastmcp.tools import Tool, ToolResult
+    from starlette.concurrency import run_in_threadpool
 
     import medvqa
 
+    class SpecialistTool(Tool):
+        """The tool; it checks its arguments itself, so that an agent reads each mistake."""
+
+        async def run(self, arguments: dict[str, Any]) -> ToolResult:
+            query: Any = arguments.get("query")
+            images = listed(arguments.get("images"))
+            wrong = sorted(ascii(name)[1:-1][:40] for name in set(arguments) - {"query", "images"})
+            wrong += ["query"] * (not isinstance(query, str))
+            wrong += ["images"] * (not _is_list_of_strings(images))
+            if wrong:
+                return ToolResult(_check_arguments(wrong))
+            return ToolResult(
+                await run_in_threadpool(specialist.great_brain_specialist, query, images)
+            )
+
     server: FastMCP = FastMCP("medvqa", version=medvqa.__version__, mask_error_details=True)
-
-    def ask(query: Annotated[str, Field(description=QUERY)], images: Any = None) -> str:
-        return specialist.great_brain_specialist(query, images)
-
-    ask.__annotations__["images"] = _image_list()
-    server.tool(ask, name=NAME, description=DESCRIPTION)
+    tool = SpecialistTool(name=NAME, description=DESCRIPTION, parameters=PARAMETERS)
+    server.add_tool(tool)
     return server
+
+
+def _is_list_of_strings(images: Any) -> bool:
+    is_list = isinstance(images, list) and all(isinstance(image, str) for image in images)
+    return images is None or is_list
 
 
 def main_mcp(argv: Sequence[str]) -> None:
     """Serve the tool to MCP clients, over stdio unless --http is given."""
     parser = argparse.ArgumentParser("medvqa mcp", description=main_mcp.__doc__)
     parser.add_argument("--config", type=Path, help="the tool's YAML file; see docs/tool.md")
-    parser.add_argument("--http", action="store_true", help=f"at http://{HOST}:PORT/mcp")
+    parser.add_argument("--http", action="store_true", help=f"at http://{LOOPBACK}:PORT/mcp")
     parser.add_argument("--port", type=int, default=PORT, help=f"for --http; {PORT} if not given")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="for example run=outputs/RUN"
@@ -85,14 +116,15 @@ def main_mcp(argv: Sequence[str]) -> None:
     if options.http:
         server.run(
             transport="http",
-            host=HOST,
+            host=LOOPBACK,
             port=options.port,
             show_banner=False,
             # Else a web page could reach it through a name that it lets point to 127.0.0.1.
             host_origin_protection=True,
         )
     else:
-        server.run(transport="stdio", show_banner=False)
+        with valid_stdin():
+            server.run(transport="stdio", show_banner=False)
 
 
 @contextmanager
@@ -107,3 +139,39 @@ def stdout_to_stderr() -> Iterator[None]:
         sys.stdout.flush()
         os.dup2(protocol, 1)
         os.close(protocol)
+
+
+@contextmanager
+def valid_stdin() -> Iterator[None]:
+    """Give the protocol a standard input without halves of surrogate pairs.
+
+    The protocol's parser drops a line that holds one, and the client would wait for ever. As null
+    characters they reach the tool, which refuses them by name.
+    """
+    wire = os.fdopen(os.dup(0), "rb")
+    read_end, write_end = os.pipe()
+
+    def pump() -> None:
+        with os.fdopen(write_end, "wb") as cleaned, suppress(OSError):
+            for line in wire:
+                cleaned.write(without_half_surrogates(line))
+                cleaned.flush()
+
+    threading.Thread(target=pump, name="stdin", daemon=True).start()
+    original = sys.stdin
+    sys.stdin = os.fdopen(read_end, encoding="utf-8")
+    try:
+        yield
+    finally:
+        sys.stdin = original
+
+
+def without_half_surrogates(line: bytes) -> bytes:
+    """Return the JSON text with null characters in place of halves of surrogate pairs."""
+    if not SURROGATE.search(line):
+        return line
+    try:
+        text = json.dumps(json.loads(line), ensure_ascii=False)
+    except (ValueError, RecursionError):  # no JSON: the protocol's to refuse
+        return line
+    return re.sub("[\ud800-\udfff]", r"\\u0000", text).encode() + b"\n"

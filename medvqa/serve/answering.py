@@ -1,25 +1,29 @@
 """A trained model in process: the evaluator's prompt, pixel budget and post-processing."""
 
 import hashlib
+import math
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from medvqa.config.errors import UserError
 from medvqa.config.model import Device
 from medvqa.data.example import Example, ImageSource
-from medvqa.data.image import ImageBytes
+from medvqa.data.image import ImageBytes, image_size
 from medvqa.evaluation.evaluate import read_evaluations
 from medvqa.evaluation.generate import generate
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
 from medvqa.models.patches import Patches
 from medvqa.models.prompt import question_of
+from medvqa.models.sample import Sample
 from medvqa.models.trained import Trained, load_trained, read_trained
+from medvqa.serve.pixels import PixelLimit
 
 CACHED_IMAGES = 64  # a client asks several questions about one picture; a server has many clients
+PIXELS_AT_ONCE = 50_000_000  # decoded and resized in float32 they take about 1 GB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +48,28 @@ class Answer:
         num_images: Images that the model was shown.
         was_cut: Whether the limit of tokens ended it.
         num_tokens: New tokens, the end of the turn included; 0 if an endpoint did not say.
+        num_prompt_tokens: Tokens of the prompt, those of images included; 0 likewise.
     """
 
     text: str
     num_images: int
     was_cut: bool
     num_tokens: int = 0
+    num_prompt_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """An encoded question; the pictures themselves are not kept.
+
+    Attributes:
+        num_images: Images that the model is shown.
+        max_new_tokens: Limit of the answer.
+    """
+
+    sample: Sample
+    num_images: int
+    max_new_tokens: int
 
 
 class Answerer:
@@ -77,6 +97,7 @@ class Answerer:
         added = loaded.processor.tokenizer.get_added_vocab()
         self._control_tokens = tuple(sorted(token for token in added if token.strip(" \n\t\u2581")))
         self._lock = threading.Lock()
+        self._pixel_limit = PixelLimit(PIXELS_AT_ONCE)
 
     @classmethod
     def of_run(
@@ -113,31 +134,38 @@ class Answerer:
             },
         }
 
-    def check(self, question: Question) -> int:
-        """Return the number of tokens of the prompt.
+    def prepare(self, question: Question) -> Prepared:
+        """Encode the question, pictures included; several threads may do so at once.
 
         Raises:
-            UserError: Whatever would make `answer` refuse the question.
+            UserError: If it cannot be asked: a broken image, a control token, more tokens than
+                the model was trained on.
         """
-        return len(self._encoder.encode(self._example(question, 0)).prompt_ids)
+        self._check_text(question.text)
+        ids = tuple(_image_id(image) for image in question.images)
+        text = question_of(question.text, self.trained.prompt)
+        example = _example(text, question.images, ids)
+        # The pictures of one question are decoded one after the other.
+        with self._pixel_limit.hold(max(map(_num_pixels, question.images), default=0)):
+            sample = self._encode(example)
+        limit = min(question.max_new_tokens or self.max_new_tokens, self.max_new_tokens)
+        return Prepared(sample=sample, num_images=len(example.images), max_new_tokens=limit)
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """Answer the questions, in their order.
+        """Answer the questions, in their order; raise a `UserError` as `prepare` does."""
+        return self.answer_prepared([self.prepare(question) for question in questions])
 
-        Raises:
-            UserError: On the first question that cannot be asked: a broken image, a control token,
-                more tokens than the model was trained on.
-        """
-        examples = [self._example(question, i) for i, question in enumerate(questions)]
-        limits = [self._limit(question) for question in questions]
+    def answer_prepared(self, prepared: Sequence[Prepared]) -> list[Answer]:
+        """Answer the questions as one batch, in their order."""
         answers: dict[int, Answer] = {}
         with self._lock:
-            for limit in sorted(set(limits)):
-                indices = [i for i, own in enumerate(limits) if own == limit]
+            for limit in sorted({own.max_new_tokens for own in prepared}):
+                indices = [i for i, own in enumerate(prepared) if own.max_new_tokens == limit]
+                samples = [prepared[i].sample for i in indices]
                 batch = generate(
                     self._loaded,
-                    self._encoder,
-                    [examples[i] for i in indices],
+                    _ReadySamples(self._encoder, samples),
+                    [_placeholder(i, sample) for i, sample in enumerate(samples)],
                     max_new_tokens=limit,
                     batch_size=self.batch_size,
                     decoding=self._config.decoding,
@@ -145,31 +173,64 @@ class Answerer:
                 for place, i in enumerate(indices):
                     answers[i] = Answer(
                         text=batch.texts[place],
-                        num_images=len(examples[i].images),
+                        num_images=prepared[i].num_images,
                         was_cut=batch.cut[place],
                         num_tokens=batch.num_tokens[place],
+                        num_prompt_tokens=len(prepared[i].sample.prompt_ids),
                     )
-        return [answers[i] for i in range(len(questions))]
+        return [answers[i] for i in range(len(prepared))]
 
-    def _limit(self, question: Question) -> int:
-        return min(question.max_new_tokens or self.max_new_tokens, self.max_new_tokens)
+    def _encode(self, example: Example) -> Sample:
+        try:
+            return self._encoder.encode(example)
+        except UserError:
+            raise
+        except ValueError as error:  # of the image processor, for example on the aspect ratio
+            raise UserError(f"the model's image processor refuses the image: {error}") from error
 
-    def _example(self, question: Question, index: int) -> Example:
-        if not question.text.strip():
+    def _check_text(self, text: str) -> None:
+        if not text.strip():
             raise UserError("the question is empty")
         for token in self._control_tokens:
-            if token in question.text:
+            if token in text:
                 raise UserError(f"the question holds the model's control token {token!r}")
-        images = tuple(ImageBytes(image.name, image.read()) for image in question.images)
-        return Example(
-            id=str(index),
-            images=images,
-            question=question_of(question.text, self.trained.prompt),
-            answers=("",),
-            answer_type="open",
-            type_origin="rule",
-            source="question",
-            split="",
-            # By content: pictures of two clients may have the same name.
-            image_ids=tuple(hashlib.sha256(image.data).hexdigest() for image in images),
-        )
+
+
+def _image_id(image: ImageSource) -> str:
+    digest: str | None = getattr(image, "digest", None)
+    return digest or hashlib.sha256(image.read()).hexdigest()
+
+
+def _num_pixels(image: ImageSource) -> int:
+    return int(getattr(image, "num_pixels", 0)) or math.prod(image_size(image))
+
+
+def _example(text: str, images: tuple[ImageSource, ...], ids: tuple[str, ...]) -> Example:
+    return Example(
+        id="",
+        images=images,
+        question=text,
+        answers=("",),
+        answer_type="open",
+        type_origin="rule",
+        source="question",
+        split="",
+        image_ids=ids,  # by content: pictures of two clients may have the same name
+    )
+
+
+def _placeholder(index: int, sample: Sample) -> Example:
+    """Return what `generate` needs beside a ready sample: an id, and the names of pictures."""
+    images = tuple(ImageBytes(key, b"") for key in sample.image_keys)
+    return replace(_example("", images, sample.image_keys), id=str(index))
+
+
+class _ReadySamples(Encoder):
+    """An encoder whose samples are ready: `encode` looks them up by the example's id."""
+
+    def __init__(self, encoder: Encoder, samples: Sequence[Sample]) -> None:
+        self.__dict__.update(encoder.__dict__)
+        self._samples = samples
+
+    def encode(self, example: Example) -> Sample:
+        return self._samples[int(example.id)]

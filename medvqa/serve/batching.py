@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from medvqa.serve.answering import Answer, Question
+from medvqa.serve.answering import Answer, Prepared
 
 log = logging.getLogger(__name__)
 
-AnswerAll = Callable[[Sequence[Question]], Sequence[Answer]]
-Waiting = tuple[Question, "Future[Answer]"]
+AnswerAll = Callable[[Sequence[Prepared]], Sequence[Answer]]
+Waiting = tuple[Prepared, "Future[Answer]"]
 
 
 class OverloadedError(Exception):
@@ -40,7 +40,7 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
         self._thread.start()
 
-    def submit(self, question: Question) -> "Future[Answer]":
+    def submit(self, question: Prepared) -> "Future[Answer]":
         """Return the answer to come.
 
         Raises:

@@ -8,20 +8,26 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medvqa.config.errors import UserError
 from medvqa.config.model import Device
 from medvqa.models.trained import Trained, load_trained, read_trained
 from medvqa.serve.answering import Answerer
-from medvqa.serve.app import build_app
-from medvqa.serve.engines import LOOPBACK, Engine, OwnEngine, start_transformers, start_vllm
+from medvqa.serve.app import ChatService, build_app
+from medvqa.serve.engines import Engine, OwnEngine, start_transformers, start_vllm
 from medvqa.serve.errors import require
+from medvqa.serve.hosts import ANY_ADDRESS, LOCAL_HOSTS, LOOPBACK, Hosts
 from medvqa.serve.intake import Intake, Limits
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 128
+IDLE_S = 30.0
+MAX_HEADER_BYTES = 32 * 2**10
 
 
 def main_serve(argv: Sequence[str]) -> None:
@@ -29,23 +35,35 @@ def main_serve(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("medvqa serve", description=main_serve.__doc__)
     parser.add_argument("run", type=Path, help="a finished run, or an export of one")
     parser.add_argument("--host", default=LOOPBACK, help="anybody who reaches it may ask")
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="another Host to answer"
+    )
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--engine", choices=["own", "vllm", "transformers"], default="own")
     parser.add_argument("--base", metavar="DIR", help="the base's own weights, in place of the hub")
     parser.add_argument("--device", choices=[d.value for d in Device], default="auto")
+    parser.add_argument(
+        "--lenient",
+        action="store_true",
+        help="ignore settings, system prompts and histories; answer the last question alone",
+    )
     options = parser.parse_args(argv)
-    require("fastapi", "uvicorn", "httpx")
+    require("starlette", "uvicorn", "httpx")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
     trained = read_trained(options.run)
     # Before the model: a port that is taken is said at once.
     with listening(options.host, options.port) as listener:
-        if options.host not in (LOOPBACK, "localhost", "::1"):
+        if options.host not in LOCAL_HOSTS:
             log.warning("%s: whoever reaches this address may ask; there is no key", options.host)
         engine = _engine(trained, options)
+        # Only pictures inside the request: no file and no address of this machine's network.
+        intake = Intake([], Limits())
+        service = ChatService(engine, intake, name=trained.name, is_lenient=options.lenient)
+        hosts = Hosts({options.host, *options.allow_host} - set(ANY_ADDRESS))
         try:
-            serve(engine, trained.name, listener)
+            serve(build_app(service, hosts), trained.name, listener)
         finally:
             engine.close()
 
@@ -80,7 +98,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def serve(engine: Engine, name: str, listener: socket.socket) -> None:
+def serve(app: "Starlette", name: str, listener: socket.socket) -> None:
     """Answer until SIGTERM or SIGINT; what is in flight then is finished, a second one ends it."""
     import uvicorn
 
@@ -104,14 +122,45 @@ def serve(engine: Engine, name: str, listener: socket.socket) -> None:
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
-    # Only pictures inside the request: no file and no address of this machine's network.
-    intake = Intake([], Limits())
     config = uvicorn.Config(
-        build_app(engine, intake, name=name),
+        app,
+        http=idle_closing_protocol(IDLE_S),
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        timeout_keep_alive=int(IDLE_S),
+        backlog=BACKLOG,
         access_log=False,
         log_config=None,
         log_level="warning",
         lifespan="off",
+        ws="none",
+        server_header=False,
     )
     Server(config).run(sockets=[listener])
     log.info("stopped; all that was asked has been answered")
+
+
+def idle_closing_protocol(idle_s: float) -> Any:
+    """Return uvicorn's protocol with an end for connections that send no whole request.
+
+    uvicorn itself closes a connection only when it is idle after a response.
+    """
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Protocol(H11Protocol):
+        """Closes a connection that has had no request in flight for a while."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(idle_s, self._close_if_idle, None)
+
+        def _close_if_idle(self, idle_since_cycle: Any) -> None:
+            if self.transport.is_closing():
+                return
+            cycle = self.cycle
+            is_idle = cycle is None or cycle.response_complete
+            if is_idle and cycle is idle_since_cycle:
+                self.transport.close()
+            else:
+                self.loop.call_later(idle_s, self._close_if_idle, cycle)
+
+    return Protocol

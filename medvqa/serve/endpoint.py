@@ -11,6 +11,7 @@ from typing import Any
 
 from medvqa.config.model import ModelConfig
 from medvqa.config.secrets import masked
+from medvqa.data.example import ImageSource
 from medvqa.data.image import ImageBytes, load_rgb
 from medvqa.models.families.qwen import PROCESSORS
 from medvqa.models.prompt import user_message
@@ -141,7 +142,7 @@ class PixelBudget:
         # Other families cut pictures into tiles, which no endpoint takes.
         self._has_budget = type(processor).__name__ in PROCESSORS
 
-    def resized(self, image: ImageBytes) -> ImageBytes:
+    def resized(self, image: ImageSource) -> ImageSource:
         """Return the image as the model sees it, as PNG."""
         from PIL import Image
 

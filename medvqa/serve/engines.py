@@ -8,18 +8,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from medvqa.config.errors import UserError
+from medvqa.data.image import ImageBytes
 from medvqa.export.vllm import vllm_command
 from medvqa.models.trained import Kind, Trained
-from medvqa.serve.answering import Answer, Answerer, Question
+from medvqa.serve.answering import PIXELS_AT_ONCE, Answer, Answerer, Prepared, Question
 from medvqa.serve.batching import Batcher
 from medvqa.serve.endpoint import Endpoint
+from medvqa.serve.hosts import LOOPBACK
+from medvqa.serve.pixels import PixelLimit
 
 log = logging.getLogger(__name__)
 
-LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 1800.0  # loading and compiling a large model
 STOP_TIMEOUT_S = 30.0
 POLL_S = 0.2
@@ -34,13 +37,13 @@ class OwnEngine:
     def __init__(self, answerer: Answerer, *, max_wait_s: float = MAX_WAIT_S) -> None:
         self._answerer = answerer
         self._batcher = Batcher(
-            answerer.answer,
+            answerer.answer_prepared,
             max_batch=answerer.batch_size,
             max_wait_s=max_wait_s,
             max_waiting=MAX_WAITING,
         )
         # A model that cannot answer must not look healthy.
-        self._batcher.submit(Question(text="Is this a test?", images=())).result()
+        self._batcher.submit(self.prepare(Question(text="Is this a test?", images=()))).result()
 
     def describe(self) -> Mapping[str, Any]:
         """Return base, adapter, pixel budget and the run's metrics."""
@@ -51,13 +54,14 @@ class OwnEngine:
         """Whether its thread lives."""
         return self._batcher.is_alive
 
-    def check(self, question: Question) -> int:
-        """Return the number of tokens of the prompt; raise `UserError` if it is refused."""
-        return self._answerer.check(question)
+    def prepare(self, question: Question) -> Prepared:
+        """Encode the question; raise `UserError` if it is refused."""
+        return self._answerer.prepare(question)
 
-    async def answer(self, question: Question) -> Answer:
+    async def answer(self, prepared: Prepared | Question) -> Answer:
         """Answer, together with others that come now."""
-        return await asyncio.wrap_future(self._batcher.submit(question))
+        assert isinstance(prepared, Prepared)
+        return await asyncio.wrap_future(self._batcher.submit(prepared))
 
     def close(self) -> None:
         """Answer what waits."""
@@ -69,6 +73,7 @@ class ProgramEngine:
 
     def __init__(self, trained: Trained, command: Sequence[str], *, model: str, port: int) -> None:
         self._trained = trained
+        self._pixel_limit = PixelLimit(PIXELS_AT_ONCE)
         # In a session of its own: an interrupt from the terminal must not end it before the
         # requests in flight are done. Its messages go to stderr: stdout is for our own line.
         self._process = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True)
@@ -112,13 +117,18 @@ class ProgramEngine:
         """Whether the program runs."""
         return self._process.poll() is None
 
-    def check(self, question: Question) -> int:
-        """Leave the check to the program; 0 stands for an unknown number of tokens."""
-        return 0
+    def prepare(self, question: Question) -> Question:
+        """Decode the images, one after the other, and send only their pixels on."""
+        images = []
+        for image in question.images:
+            with self._pixel_limit.hold(getattr(image, "num_pixels", 0)):
+                images.append(ImageBytes(image.name, image.read()))
+        return replace(question, images=tuple(images))
 
-    async def answer(self, question: Question) -> Answer:
+    async def answer(self, prepared: Prepared | Question) -> Answer:
         """Forward the question as the tool's endpoint does: same prompt, greedy."""
-        return await asyncio.to_thread(self._endpoint.answer, question)
+        assert isinstance(prepared, Question)
+        return await asyncio.to_thread(self._endpoint.answer, prepared)
 
     def close(self) -> None:
         """End the program."""

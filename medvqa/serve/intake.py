@@ -1,20 +1,27 @@
 """What an agent asks -> a question that is safe to answer; nothing here runs a model.
 
-Agents pass on what they were told, so query and images are a stranger's input. A picture is decoded
-by the evaluator's own code and goes on as an RGB PNG: its pixels, without the metadata in which
-medical files carry names, and nothing for another decoder to trip over.
+Agents pass on text from documents and web pages, so query and images are untrusted input. An image
+is decoded by the evaluator's own code, from six formats only. Only its pixels go on, without the
+metadata in which medical files carry names.
 """
 
+import hashlib
 import io
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medvqa.config.errors import UserError
-from medvqa.data.image import ImageBytes, ImageTooLargeError, load_rgb
+from medvqa.data.image import ImageBytes, ImageTooLargeError, image_size, load_rgb
 from medvqa.serve.errors import ErrorKind, ToolError
 from medvqa.serve.reference import Images, read_reference, references, shown
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # Pillow's other decoders are for rare files; one of them starts another program (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -48,12 +55,12 @@ class Accepted:
     """A question that passed.
 
     Attributes:
-        images: RGB pictures as PNG, in the order of the list.
+        images: In the order of the list, not decoded yet.
         num_ignored: Entries of the list that meant no image.
     """
 
     query: str
-    images: tuple[ImageBytes, ...]
+    images: "tuple[CheckedImage, ...]"
     num_ignored: int
 
 
@@ -70,7 +77,7 @@ class Intake:
         self._limits = limits
 
     def accept(self, query: str, images: Images) -> Accepted:
-        """Return the question with its images read and decoded.
+        """Return the question with its images read and their headers checked.
 
         Raises:
             ToolError: On the first thing that is not allowed, missing, broken or too large; a
@@ -104,20 +111,49 @@ class Intake:
             )
         return query.strip()
 
-    def _image(self, reference: str) -> ImageBytes:
+    def _image(self, reference: str) -> "CheckedImage":
         data = read_reference(reference, self._roots, max_bytes=self._limits.max_image_bytes)
-        return self._decoded(shown(reference), data)
+        return CheckedImage(shown(reference), data, self._limits.max_image_pixels)
 
-    def _decoded(self, name: str, data: bytes) -> ImageBytes:
-        try:
-            picture = load_rgb(
-                ImageBytes(name, data), formats=FORMATS, max_pixels=self._limits.max_image_pixels
-            )
-        except ImageTooLargeError as error:
-            raise ToolError(ErrorKind.too_large, str(error)) from None
-        except UserError as error:
-            raise ToolError(ErrorKind.image_unreadable, str(error)) from None
+
+class CheckedImage:
+    """An encoded image from outside, whose header has been checked; it decodes itself.
+
+    Whatever fails is a `ToolError` that names the image.
+
+    Attributes:
+        digest: The SHA-256 of the encoded image.
+        num_pixels: By its header.
+    """
+
+    def __init__(self, name: str, data: bytes, max_pixels: int) -> None:
+        self.name = name
+        self.digest = hashlib.sha256(data).hexdigest()
+        self._source = ImageBytes(name, data)
+        self._max_pixels = max_pixels
+        with _image_errors():
+            size = image_size(self._source, formats=FORMATS, max_pixels=max_pixels)
+        self.num_pixels = math.prod(size)
+
+    def load_rgb(self) -> "Image.Image":
+        """Decode it as the evaluator does, without metadata."""
+        with _image_errors():
+            picture = load_rgb(self._source, formats=FORMATS, max_pixels=self._max_pixels)
         picture.info.clear()
+        return picture
+
+    def read(self) -> bytes:
+        """Return its pixels as PNG, for another program to decode."""
         buffer = io.BytesIO()
-        picture.save(buffer, "PNG", compress_level=1)
-        return ImageBytes(name, buffer.getvalue())
+        self.load_rgb().save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue()
+
+
+@contextmanager
+def _image_errors() -> Iterator[None]:
+    try:
+        yield
+    except ImageTooLargeError as error:
+        raise ToolError(ErrorKind.too_large, str(error)) from None
+    except UserError as error:
+        raise ToolError(ErrorKind.image_unreadable, str(error)) from None

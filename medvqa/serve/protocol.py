@@ -1,7 +1,7 @@
 """OpenAI's chat completions <-> our questions and answers; what is not supported is refused.
 
-A field is taken, or holds a value that changes nothing (`n: 1`), or is an error. Dropping one in
-silence would answer another question than the one that was asked.
+A field is taken, or holds a value that changes nothing (`n: 1`), or is an error. A lenient server
+ignores what clients always send, and its response lists what was ignored.
 """
 
 import json
@@ -16,7 +16,7 @@ from medvqa.serve.answering import Answer, Question
 from medvqa.serve.errors import ToolError
 from medvqa.serve.intake import Intake
 
-# What a field may hold without changing an answer: decoding is greedy, one answer, no tools.
+# The values of a field that change no answer: decoding is greedy, one answer, no tools.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "temperature": (0,),
@@ -35,6 +35,17 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 TAKEN = ("model", "messages", "max_tokens", "max_completion_tokens", "stream", "stream_options")
 # Greedy answers need no seed, and nobody is told who asks.
 WITHOUT_EFFECT = ("seed", "user", "metadata")
+# Another value asks for another form of response, which no server may ignore.
+NEVER_IGNORED = ("n", "logprobs", "tool_choice", "response_format", "modalities")
+ONE_MESSAGE = (
+    "send exactly one message, of the user: the model was trained on single questions, without "
+    "system prompt or history (medvqa serve --lenient answers the last question alone)"
+)
+LENIENT_NOTE = "greedy answer to the last question alone; what `ignored` lists had no effect"
+SERVER_READS_NOTHING = (
+    "send pictures as data:image/<type>;base64,... URLs: the server reads no file and fetches "
+    "nothing"
+)
 
 
 class RequestError(Exception):
@@ -46,9 +57,18 @@ class RequestError(Exception):
         super().__init__(message)
         self.status = status
         kind = "invalid_request_error" if status < 500 else "server_error"
+        param = None if param is None else _printable(param)
         self.body = {
-            "error": {"message": message, "type": kind, "param": param, "code": code},
+            "error": {"message": _printable(message), "type": kind, "param": param, "code": code}
         }
+
+
+def _printable(text: str) -> str:
+    """Return the text so that it can be sent: halves of surrogate pairs are escaped, at most 1 kB.
+
+    A field's name may be anything, since it comes from the client.
+    """
+    return text[:1000].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,29 +77,28 @@ class Request:
 
     Attributes:
         has_usage: Whether a stream ends with the number of tokens.
+        ignored: Fields and messages without effect; a strict server has none.
     """
 
     question: Question
     is_stream: bool
     has_usage: bool
+    ignored: tuple[str, ...] = ()
 
 
-def read_request(data: bytes, *, model: str, intake: Intake) -> Request:
-    """Return the question of a request's body; reads and decodes its pictures.
+def read_request(data: bytes, *, model: str, intake: Intake, is_lenient: bool = False) -> Request:
+    """Return the question of a request's body; reads its pictures and checks their headers.
 
     Raises:
         RequestError: On the first thing that is wrong or not supported, naming the field.
     """
     body = _object(data)
-    _check_fields(body)
+    ignored = _ignored_fields(body, is_lenient)
     if body.get("model") != model:
-        raise RequestError(
-            f"model {body.get('model')!r} is not served here; it is {model!r}",
-            "model_not_found",
-            "model",
-            status=404,
-        )
-    text, urls = _user_message(body.get("messages"))
+        message = f"model {body.get('model')!r:.200} is not served here; it is {model!r}"
+        raise RequestError(message, "model_not_found", "model", status=404)
+    content, ignored_messages = _last_question(body.get("messages"), is_lenient)
+    text, urls, ignored_parts = _content(content, is_lenient)
     try:
         accepted = intake.accept(question_of(text), urls)
     except ToolError as error:
@@ -91,6 +110,7 @@ def read_request(data: bytes, *, model: str, intake: Intake) -> Request:
         ),
         is_stream=_flag(body, "stream"),
         has_usage=isinstance(options, dict) and options.get("include_usage") is True,
+        ignored=(*ignored, *ignored_messages, *ignored_parts),
     )
 
 
@@ -104,19 +124,23 @@ def _object(data: bytes) -> dict[str, Any]:
     return body
 
 
-def _check_fields(body: Mapping[str, Any]) -> None:
+def _ignored_fields(body: Mapping[str, Any], is_lenient: bool) -> list[str]:
+    """Return the fields without effect; raise on one that may not be ignored."""
+    ignored = []
     for name, value in body.items():
         if value is None or name in TAKEN or name in WITHOUT_EFFECT:
             continue
-        if name not in NEUTRAL:
+        if value in NEUTRAL.get(name, ()):
+            continue
+        if is_lenient and name not in NEVER_IGNORED:
+            ignored.append(_printable(name))
+        elif name not in NEUTRAL:
             raise RequestError(f"{name} is not supported", "unsupported_parameter", name)
-        if value not in NEUTRAL[name]:
+        else:
             allowed = " or ".join(json.dumps(known) for known in NEUTRAL[name])
-            raise RequestError(
-                f"{name} is supported as {allowed} only: one greedy answer, no tools",
-                "unsupported_value",
-                name,
-            )
+            message = f"{name} is supported as {allowed} only: one greedy answer, no tools"
+            raise RequestError(message, "unsupported_value", name)
+    return ignored
 
 
 def _flag(body: Mapping[str, Any], name: str) -> bool:
@@ -127,39 +151,51 @@ def _flag(body: Mapping[str, Any], name: str) -> bool:
 
 
 def _max_tokens(body: Mapping[str, Any]) -> int | None:
-    limits = [name for name in ("max_tokens", "max_completion_tokens") if body.get(name)]
+    names = ("max_tokens", "max_completion_tokens")
+    limits = {name: body[name] for name in names if body.get(name) is not None}
     if len(limits) == 2:
-        raise RequestError("give one limit of tokens", "invalid_value", limits[0])
-    name = limits[0] if limits else "max_tokens"
-    value = body.get(name)
-    if value is None:
-        return None
-    if type(value) is not int or value < 1:
-        raise RequestError(f"{name} must be a whole number above 0", "invalid_value", name)
-    return value
+        raise RequestError("give one limit of tokens", "invalid_value", "max_tokens")
+    for name, value in limits.items():
+        if type(value) is not int or value < 1:
+            raise RequestError(f"{name} must be a whole number above 0", "invalid_value", name)
+    return next(iter(limits.values()), None)
 
 
-def _user_message(messages: Any) -> tuple[str, list[str]]:
-    """Return text and image URLs of the one message; pictures come first whatever the order."""
-    is_one = isinstance(messages, list) and len(messages) == 1 and isinstance(messages[0], dict)
-    if not is_one or messages[0].get("role") != "user":
-        raise RequestError(
-            "send exactly one message, of the user: the model was trained on single questions, "
-            "without system prompt or history",
-            "unsupported_messages",
-            "messages",
-        )
-    content = messages[0].get("content")
+def _last_question(messages: Any, is_lenient: bool) -> tuple[Any, list[str]]:
+    """Return the content of the user's last message, and which messages are ignored."""
+    is_list = isinstance(messages, list) and all(isinstance(m, dict) for m in messages)
+    roles = [message.get("role") for message in messages] if is_list else []
+    if "user" not in roles or (len(roles) > 1 and not is_lenient):
+        raise RequestError(ONE_MESSAGE, "unsupported_messages", "messages")
+    last = len(roles) - 1 - roles[::-1].index("user")
+    ignored = [
+        f"messages[{place}] ({_printable(str(role))[:20]})"
+        for place, role in enumerate(roles)
+        if place != last
+    ]
+    return messages[last].get("content"), ignored
+
+
+def _content(content: Any, is_lenient: bool) -> tuple[str, list[str], list[str]]:
+    """Return text, image URLs and ignored settings; pictures come first whatever the order."""
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-        raise RequestError("content must be a text or a list of parts", "invalid_type", "messages")
+        message = "content must be a text or a list of parts"
+        raise RequestError(message, "invalid_type", "messages")
     texts = [_text(part) for part in parts if part.get("type") == "text"]
-    urls = [_url(part) for part in parts if part.get("type") == "image_url"]
+    urls, ignored = [], []
+    for part in parts:
+        if part.get("type") == "image_url":
+            url, detail = _url(part)
+            urls.append(url)
+            if detail not in (None, "auto") and not is_lenient:
+                message = 'detail is supported as "auto" only: the pixel budget is the run\'s'
+                raise RequestError(message, "unsupported_value", "messages")
+            ignored += ["detail"] * (detail not in (None, "auto"))
     if len(texts) + len(urls) < len(parts):
-        raise RequestError(
-            "a part is neither text nor image_url", "unsupported_content", "messages"
-        )
-    return "\n".join(texts), urls
+        message = "a part is neither text nor image_url"
+        raise RequestError(message, "unsupported_content", "messages")
+    return "\n".join(texts), urls, ignored
 
 
 def _text(part: Mapping[str, Any]) -> str:
@@ -168,29 +204,19 @@ def _text(part: Mapping[str, Any]) -> str:
     return str(part["text"])
 
 
-def _url(part: Mapping[str, Any]) -> str:
+def _url(part: Mapping[str, Any]) -> tuple[str, Any]:
     image = part.get("image_url")
-    url = image.get("url") if isinstance(image, dict) else image
+    url, detail = (
+        (image.get("url"), image.get("detail")) if isinstance(image, dict) else (image, None)
+    )
     if not isinstance(url, str):
         raise RequestError("an image_url part has no url", "invalid_type", "messages")
-    detail = image.get("detail", "auto") if isinstance(image, dict) else "auto"
-    if detail != "auto":
-        raise RequestError(
-            'detail is supported as "auto" only: the pixel budget is the run\'s',
-            "unsupported_value",
-            "messages",
-        )
     if not url.startswith("data:"):
-        raise RequestError(
-            "send pictures as data:image/<type>;base64,... URLs: the server reads no file and "
-            "fetches nothing",
-            "image_not_allowed",
-            "messages",
-        )
-    return url
+        raise RequestError(SERVER_READS_NOTHING, "image_not_allowed", "messages")
+    return url, detail
 
 
-def completion(answer: Answer, *, model: str, num_prompt_tokens: int) -> dict[str, Any]:
+def completion(answer: Answer, *, model: str, ignored: Sequence[str] = ()) -> dict[str, Any]:
     """Return the response of a request without a stream."""
     choice = {
         "index": 0,
@@ -199,50 +225,53 @@ def completion(answer: Answer, *, model: str, num_prompt_tokens: int) -> dict[st
         "finish_reason": _finish_reason(answer),
     }
     return {
-        **_head("chat.completion", model),
+        **_head("chat.completion", model, ignored),
         "choices": [choice],
-        **_usage(answer, num_prompt_tokens),
+        **_usage(answer),
     }
 
 
-def stream(answer: Answer, *, model: str, num_prompt_tokens: int, has_usage: bool) -> Sequence[str]:
-    """Return the server-sent events: the whole answer in one, its end, the tokens if wanted.
+def stream(
+    answer: Answer, *, model: str, has_usage: bool, ignored: Sequence[str] = ()
+) -> Sequence[str]:
+    """Return the server-sent events: the whole answer in one, its end, the tokens if requested.
 
     Questions are answered in batches, and a few tokens each: there is nothing to show earlier.
     """
-    head = _head("chat.completion.chunk", model)
+    head = _head("chat.completion.chunk", model, ignored)
     delta = {"role": "assistant", "content": answer.text}
+    end = {"index": 0, "delta": {}, "finish_reason": _finish_reason(answer)}
     chunks: list[dict[str, Any]] = [
         {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]},
-        {
-            **head,
-            "choices": [{"index": 0, "delta": {}, "finish_reason": _finish_reason(answer)}],
-        },
+        {**head, "choices": [end]},
     ]
     if has_usage:
-        chunks.append({**head, "choices": [], **_usage(answer, num_prompt_tokens)})
+        chunks.append({**head, "choices": [], **_usage(answer)})
     return [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]
 
 
-def _head(kind: str, model: str) -> dict[str, Any]:
-    return {
+def _head(kind: str, model: str, ignored: Sequence[str]) -> dict[str, Any]:
+    head = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": kind,
         "created": int(time.time()),
         "model": model,
     }
+    if ignored:
+        head["medvqa"] = {"ignored": list(ignored), "note": LENIENT_NOTE}
+    return head
 
 
 def _finish_reason(answer: Answer) -> str:
     return "length" if answer.was_cut else "stop"
 
 
-def _usage(answer: Answer, num_prompt_tokens: int) -> dict[str, dict[str, int]]:
+def _usage(answer: Answer) -> dict[str, dict[str, int]]:
     if not answer.num_tokens:
         return {}  # a program behind us did not say
     usage = {
-        "prompt_tokens": num_prompt_tokens,
+        "prompt_tokens": answer.num_prompt_tokens,
         "completion_tokens": answer.num_tokens,
-        "total_tokens": num_prompt_tokens + answer.num_tokens,
+        "total_tokens": answer.num_prompt_tokens + answer.num_tokens,
     }
     return {"usage": usage}

@@ -1,25 +1,29 @@
 """The server: one answer whoever is asked, batches, refusals, and a graceful end."""
 
 import asyncio
+import base64
+import io
 import json
 import signal
 import socket
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import httpx
+import openai
 import pytest
+from langchain_openai import ChatOpenAI
+from PIL import Image
 
 from benchmarks.serving import batch_sizes, data_url, request_body, running_server
 from benchmarks.serving_parity import asked, by_tool, equal, in_process, of_endpoint, over_http
 from medvqa.config.errors import UserError
 from medvqa.data.image import ImageBytes
 from medvqa.models.trained import read_trained
-from medvqa.serve.answering import Answer, Answerer, Question
-from medvqa.serve.batching import Batcher, OverloadedError
+from medvqa.serve.answering import Answerer, Question
 from medvqa.serve.command import main_serve
 from medvqa.serve.engines import ProgramEngine, free_port
 from medvqa.serve.tool_config import ToolConfig
@@ -115,6 +119,7 @@ def test_several_pictures_and_none_are_answered(client, of_run, server):
     assert texts[0] < texts[1] < texts[3]
 
 
+AS_JSON = {"content-type": "application/json"}
 BROKEN = "data:image/png;base64,iVBORw0KGgo="
 
 
@@ -135,6 +140,9 @@ def picture(url, **more):
         ({"tools": [{"type": "function"}]}, 400, "unsupported_value"),
         ({"response_format": {"type": "json_object"}}, 400, "unsupported_value"),
         ({"best_of": 3}, 400, "unsupported_parameter"),
+        ({"\ud800": 3}, 400, "unsupported_parameter"),
+        ({"model": "\ud800"}, 404, "model_not_found"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "query_not_allowed"),
         ({"max_tokens": 0}, 400, "invalid_value"),
         ({"max_tokens": "8"}, 400, "invalid_value"),
         ({"max_tokens": 8, "max_completion_tokens": 8}, 400, "invalid_value"),
@@ -157,7 +165,8 @@ def picture(url, **more):
 def test_what_is_not_supported_is_refused_by_name_and_never_ignored(
     client, body, change, status, code
 ):
-    answer = client.post("/chat/completions", json={**body, **change})
+    content = json.dumps({**body, **change})  # httpx itself cannot send half a surrogate pair
+    answer = client.post("/chat/completions", content=content, headers=AS_JSON)
     error = answer.json()["error"]
     assert answer.status_code == status, error
     assert error["code"] == (code or "unsupported_content")
@@ -175,18 +184,57 @@ def test_neutral_fields_of_common_clients_are_taken(client, body):
 
 
 def test_a_body_that_is_no_request_is_an_error_object(client, body, monkeypatch):
-    as_json = {"content-type": "application/json"}
     for content, headers, status in (
-        (b"{", as_json, 400),
-        (b"[]", as_json, 400),
-        (b"[" * 100_000, as_json, 400),
+        (b"{", AS_JSON, 400),
+        (b"[]", AS_JSON, 400),
+        (b"[" * 100_000, AS_JSON, 400),
         (b"{}", {"content-type": "text/plain"}, 415),
-        (b" " * (65 * 2**20), as_json, 413),
+        (b" " * (65 * 2**20), AS_JSON, 413),
     ):
         answer = client.post("/chat/completions", content=content, headers=headers)
         assert answer.status_code == status
         assert answer.json()["error"]["message"]
     assert client.get("/nothing").json()["error"]["code"] == "not_found"
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", ""]
+)
+def test_a_page_whose_name_leads_here_is_refused_on_every_path(server, host):
+    for method, path in (("GET", "/health"), ("GET", "/v1/models"), ("POST", "/v1/nothing")):
+        url = server.url.removesuffix("/v1") + path
+        answer = httpx.request(method, url, headers={"Host": host}, trust_env=False)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "host_not_allowed"
+
+
+def test_a_header_without_end_is_refused_and_a_client_that_leaves_makes_no_traceback(server, body):
+    host, port = server.url.removeprefix("http://").removesuffix("/v1").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: ")
+        with suppress(OSError):
+            connection.sendall(b"x" * 200_000)
+        with suppress(ConnectionError):
+            assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+        head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+        connection.sendall(head.encode())
+    data = json.dumps(body).encode()
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        head = f"{head.replace('1000', str(len(data)))}".removesuffix("{")
+        connection.sendall(head.encode() + data)  # and hangs up before the answer
+    assert httpx.get(server.url + "/models", trust_env=False).status_code == 200
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_a_picture_that_the_model_cannot_take_is_a_400(client, body):
+    strip = io.BytesIO()
+    Image.new("L", (2010, 10)).save(strip, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(strip.getvalue()).decode()}"
+    answer = client.post("/chat/completions", json={**body, **user(picture(url))})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["code"] in ("invalid_question", "image_unreadable")
 
 
 def test_models_and_health_tell_what_is_served(client, server, vqa_rad_run):
@@ -241,56 +289,15 @@ def test_another_program_is_started_forwarded_to_and_ended(merged_model, of_run)
         assert engine.is_healthy
         example = of_run.examples[0]
         question = Question(text=example.question, images=example.images)
-        assert asyncio.run(engine.answer(question)).text == of_run.evaluated[0]
-        assert asyncio.run(engine.answer(replace(question, max_new_tokens=1))).was_cut
+        assert asyncio.run(engine.answer(engine.prepare(question))).text == of_run.evaluated[0]
+        short = engine.prepare(replace(question, max_new_tokens=1))
+        assert asyncio.run(engine.answer(short)).was_cut
     finally:
         engine.close()
     assert not engine.is_healthy
     with pytest.raises(UserError, match=r"python\S* ended with code 3"):
         exits = [sys.executable, "-c", "raise SystemExit(3)"]
         ProgramEngine(trained, exits, model="x", port=port)
-
-
-def test_questions_that_come_together_are_one_batch_and_a_bad_one_is_alone():
-    sizes = []
-
-    def answer_all(questions):
-        sizes.append(len(questions))
-        if any(q.text == "bad" for q in questions):
-            raise UserError("bad")
-        time.sleep(0.05)
-        return [Answer(text=q.text, num_images=0, was_cut=False) for q in questions]
-
-    batcher = Batcher(answer_all, max_batch=4, max_wait_s=0.2, max_waiting=100)
-    texts = ["a", "b", "bad", "c", "d", "e"]
-    futures = [batcher.submit(Question(text=text, images=())) for text in texts]
-    batcher.close()
-    assert [f.exception() or f.result().text for f in futures if f.exception() is None] == [
-        *("a", "b", "c", "d", "e")
-    ]
-    assert isinstance(futures[2].exception(), UserError)
-    assert sizes == [4, 1, 1, 1, 1, 2]
-    with pytest.raises(OverloadedError, match="stopping"):
-        batcher.submit(Question(text="late", images=()))
-
-
-def test_a_full_queue_refuses_and_what_waits_is_answered():
-    gate = threading.Event()
-
-    def answer_all(questions):
-        gate.wait(10)
-        return [Answer(text=q.text, num_images=0, was_cut=False) for q in questions]
-
-    batcher = Batcher(answer_all, max_batch=1, max_wait_s=0, max_waiting=2)
-    first = batcher.submit(Question(text="0", images=()))
-    while not first.running():
-        time.sleep(0.001)
-    kept = [batcher.submit(Question(text=str(n), images=())) for n in (1, 2)]
-    with pytest.raises(OverloadedError, match="2 questions wait already"):
-        batcher.submit(Question(text="3", images=()))
-    gate.set()
-    assert [f.result(10).text for f in (first, *kept)] == ["0", "1", "2"]
-    batcher.close()
 
 
 def test_two_pictures_with_one_name_are_not_confused(vqa_rad_run, of_run):
@@ -306,6 +313,40 @@ def test_two_pictures_with_one_name_are_not_confused(vqa_rad_run, of_run):
     with ThreadPoolExecutor(4) as pool:
         alone = list(pool.map(lambda q: answerer.answer([q])[0].text, questions[:8]))
     assert alone == answers[:8]
+
+
+@pytest.fixture(scope="module")
+def lenient(vqa_rad_run, tmp_path_factory):
+    log = tmp_path_factory.mktemp("lenient") / "log"
+    with running_server(vqa_rad_run, log, "--lenient", "--allow-host", "gpu7") as started:
+        yield started
+
+
+def test_openais_and_langchains_clients_get_the_evaluators_answers(server, lenient, of_run):
+    example = of_run.examples[0]
+    (message,) = request_body(example, server.model)["messages"]
+    chat = [{"role": "system", "content": "You are a radiologist."}, message]
+    strict = openai.OpenAI(base_url=server.url, api_key="none")
+    answer = strict.chat.completions.create(model=server.model, messages=[message])
+    assert answer.choices[0].message.content == of_run.evaluated[0]
+    with pytest.raises(openai.BadRequestError, match="exactly one message"):
+        strict.chat.completions.create(model=server.model, messages=chat)
+    client = openai.OpenAI(base_url=lenient.url, api_key="none")
+    events = client.chat.completions.create(
+        model=lenient.model, messages=chat, temperature=0.7, stream=True
+    )
+    first = next(iter(events))
+    assert first.choices[0].delta.content == of_run.evaluated[0]
+    assert first.medvqa["ignored"] == ["temperature", "messages[0] (system)"]
+    front_end = ChatOpenAI(
+        base_url=lenient.url, api_key="none", model=lenient.model, temperature=0.7
+    )
+    assert front_end.invoke(chat).content == of_run.evaluated[0]
+    # Once per client, and without what was asked.
+    assert lenient.log.read_text().count("client 127.0.0.1: ignored temperature") == 1
+    assert "radiologist" not in lenient.log.read_text()
+    named = httpx.get(f"{lenient.url}/models", headers={"Host": "gpu7:80"}, trust_env=False)
+    assert named.status_code == 200
 
 
 # The last one: it ends the server.

@@ -30,9 +30,10 @@ from medvqa.config.errors import UserError
 from medvqa.serve import tool as tool_module
 from medvqa.serve.agents import langchain_tool
 from medvqa.serve.answering import Answerer
-from medvqa.serve.app import build_app
+from medvqa.serve.app import ChatService, build_app
 from medvqa.serve.command import listening
 from medvqa.serve.engines import OwnEngine
+from medvqa.serve.hosts import Hosts
 from medvqa.serve.intake import Intake, Limits
 from medvqa.serve.tool import DISCLAIMER, EMPTY, NAME, build, great_brain_specialist
 from medvqa.serve.tool_config import ToolConfig
@@ -57,6 +58,13 @@ def noisy(*arguments, **options):
     return load(*arguments, **options)
 answering.load_trained = noisy
 """
+WRONG_ARGUMENTS = [
+    {"query": 7},
+    {"images": ["a.png"]},
+    {"query": "What?", "images": {"a": 1}},
+    {"query": "What?", "images": [[]]},
+    {"query": "What?", "picture": "a.png"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -207,15 +215,17 @@ def test_an_mcp_client_over_stdio_gets_the_evaluators_answer_and_nothing_but_the
                 await call(client, query=row["question"], images=[path_of(row)]),
                 await call(client, query="What?", images=["None", None, ""]),
                 await call(client, query="What?", images=["../../etc/passwd"]),
+                *[await call(client, **arguments) for arguments in WRONG_ARGUMENTS],
             ]
 
-    (tool,), (answer, without, refused) = asyncio.run(session())
+    (tool,), (answer, without, refused, *wrong) = asyncio.run(session())
     assert tool.name == NAME
     assert "not a diagnosis" in tool.description
     assert set(tool.input_schema["properties"]) == {"query", "images"}
     assert answer_of(answer) == asked[0]["prediction"]
     assert "no image was used" in without
     assert refused.startswith("[image_not_allowed] ")
+    assert all(text.startswith("[invalid_arguments] check ") for text in wrong)
     messages = [json.loads(line) for line in wire.read_text(encoding="utf-8").splitlines()]
     assert {message["jsonrpc"] for message in messages} == {"2.0"}
     said = log.read_text(encoding="utf-8")
@@ -227,7 +237,8 @@ def test_an_mcp_client_over_stdio_gets_the_evaluators_answer_and_nothing_but_the
 def medvqa_serve(answerer: Answerer):
     """`medvqa serve`'s application around a run in this process; gives its base URL."""
     engine = OwnEngine(answerer)
-    app = build_app(engine, Intake([], Limits()), name=answerer.name)
+    service = ChatService(engine, Intake([], Limits()), name=answerer.name)
+    app = build_app(service, Hosts())
     with listening("127.0.0.1", 0) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -1,6 +1,5 @@
 """Seeded nonsense in query and images: only typed results, nothing outside read, nobody called."""
 
-import io
 import random
 import re
 import sys
@@ -145,11 +144,10 @@ def test_mutated_paths_never_give_the_picture_outside(place):
     for _ in range(3000):
         reference = mutated(rng.choice(paths), rng)
         try:
-            images = intake.accept("what?", [reference]).images
+            pictures = [image.load_rgb() for image in intake.accept("what?", [reference]).images]
         except ToolError:
             continue
-        for image in images:
+        for picture in pictures:
             read += 1
-            with Image.open(io.BytesIO(image.data)) as picture:
-                assert picture.getpixel((0, 0)) != OUTSIDE, reference
+            assert picture.getpixel((0, 0)) != OUTSIDE, reference
     assert read > 100

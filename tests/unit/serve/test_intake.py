@@ -57,9 +57,15 @@ def intake(root):
     return Intake([root], LIMITS)
 
 
-def refusal(intake, reference, query="what is it?"):
+def pixels(intake, reference, query="what is it?"):
+    """Return the decoded picture of a question about one image."""
+    (image,) = intake.accept(query, [reference]).images
+    return image.load_rgb()
+
+
+def refusal(intake, reference):
     with pytest.raises(ToolError) as refused:
-        intake.accept(query, [reference])
+        pixels(intake, reference)
     return refused.value
 
 
@@ -275,13 +281,14 @@ def test_only_the_pixels_go_on_and_they_are_the_evaluators(intake):
     jpeg = encoded(picture, "JPEG", exif=exif, comment=hidden, icc_profile=hidden)
     assert b"PATIENT NAME" in jpeg
     (accepted,) = intake.accept("what?", [data_url(jpeg, "jpeg")]).images
-    with Image.open(io.BytesIO(accepted.data)) as sent:
+    with Image.open(io.BytesIO(accepted.read())) as sent:
         assert sent.info == {}
         seen = np.asarray(sent)
-    assert b"PATIENT" not in accepted.data
+    assert b"PATIENT" not in accepted.read()
+    assert np.array_equal(seen, np.asarray(load_rgb(accepted)))
     assert seen.shape == (6, 4, 3)  # upright, as the evaluator turns it
-    wanted = np.asarray(Image.open(io.BytesIO(jpeg)).transpose(Image.Transpose.ROTATE_270))
-    assert np.array_equal(seen, wanted)
+    expected = np.asarray(Image.open(io.BytesIO(jpeg)).transpose(Image.Transpose.ROTATE_270))
+    assert np.array_equal(seen, expected)
 
 
 def test_a_vqa_rad_image_goes_on_pixel_by_pixel(shared):
