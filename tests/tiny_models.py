@@ -67,13 +67,32 @@ QWEN_TOKENS = {
 
 
 def tiny_tokenizer(
-    template: str, special: dict[str, str], *, eos: str, bos: str | None = None, pad: str = "<pad>"
+    template: str,
+    special: dict[str, str],
+    vocabulary: Path | None = None,
+    *,
+    eos: str,
+    bos: str | None = None,
+    pad: str = "<pad>",
 ) -> Any:
-    """Return a tokenizer with one token per byte; `special` are its attributes by name."""
+    """Return a tokenizer with one token per byte.
+
+    Args:
+        template: Of the chat.
+        special: The tokenizer's attributes by name.
+        vocabulary: Directory with a real byte-level vocab.json and merges.txt, for real lengths.
+        eos: End of text; so for `bos` and `pad`.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    bpe = models.BPE({letter: i for i, letter in enumerate(alphabet)}, [])
+    if vocabulary is not None:
+        lines = (vocabulary / "merges.txt").read_text(encoding="utf-8").splitlines()
+        merges = [(a, b) for a, _, b in (line.partition(" ") for line in lines if line[0] != "#")]
+        ids = json.loads((vocabulary / "vocab.json").read_text(encoding="utf-8"))
+        bpe = models.BPE(ids, merges)
+    backend = Tokenizer(bpe)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     tokenizer = transformers.PreTrainedTokenizerFast(
@@ -94,13 +113,15 @@ def hub_text(shared: Path, name: str) -> str:
     return (shared / "hubfiles" / name).read_text(encoding="utf-8")
 
 
-def qwen(shared: Path, *, folder: str, template: str, kind: str) -> tuple[Any, Any]:
+def qwen(
+    shared: Path, folder: str, template: str, kind: str, vocabulary: Path | None
+) -> tuple[Any, Any]:
     """Return the configuration, shrunk from a real one, and a processor with the real template."""
     values = json.loads(hub_text(shared, f"{folder}/config.json"))
     text = hub_text(shared, template)
     if template.endswith(".json"):
         text = json.loads(text)["chat_template"]
-    tokenizer = tiny_tokenizer(text, QWEN_TOKENS, eos="<|im_end|>")
+    tokenizer = tiny_tokenizer(text, QWEN_TOKENS, vocabulary, eos="<|im_end|>")
     ids = tokenizer.convert_tokens_to_ids
     values |= {
         "tie_word_embeddings": False,
@@ -154,25 +175,43 @@ def qwen(shared: Path, *, folder: str, template: str, kind: str) -> tuple[Any, A
     return config, processor
 
 
-def qwen2_5_vl(shared: Path) -> tuple[Any, Any]:
+def qwen2_5_vl(shared: Path, vocabulary: Path | None = None) -> tuple[Any, Any]:
     """Qwen2.5-VL, and Lingshu, which has its architecture."""
     folder = "qwen2.5-vl-7b-instruct"
-    return qwen(shared, folder=folder, template=f"{folder}/chat_template.json", kind="qwen2_5_vl")
+    return qwen(
+        shared,
+        folder=folder,
+        template=f"{folder}/chat_template.json",
+        kind="qwen2_5_vl",
+        vocabulary=vocabulary,
+    )
 
 
-def qwen3_vl(shared: Path) -> tuple[Any, Any]:
+def qwen3_vl(shared: Path, vocabulary: Path | None = None) -> tuple[Any, Any]:
     """Qwen3-VL."""
     folder = "qwen3-vl-embedding"
-    return qwen(shared, folder=folder, template=f"{folder}/chat_template.jinja", kind="qwen3_vl")
+    return qwen(
+        shared,
+        folder=folder,
+        template=f"{folder}/chat_template.jinja",
+        kind="qwen3_vl",
+        vocabulary=vocabulary,
+    )
 
 
-def qwen3_5(shared: Path) -> tuple[Any, Any]:
+def qwen3_5(shared: Path, vocabulary: Path | None = None) -> tuple[Any, Any]:
     """Qwen3.5, one layer of linear attention and one of full attention."""
     template = "qwen3.5_fast_qwen/chat_template.jinja"
-    return qwen(shared, folder="veomni_toy/qwen3_5", template=template, kind="qwen3_5")
+    return qwen(
+        shared,
+        folder="veomni_toy/qwen3_5",
+        template=template,
+        kind="qwen3_5",
+        vocabulary=vocabulary,
+    )
 
 
-def gemma3(shared: Path) -> tuple[Any, Any]:
+def gemma3(shared: Path, vocabulary: Path | None = None) -> tuple[Any, Any]:
     """Gemma 3, and MedGemma, which has its architecture."""
     path = "gemma3_medgemma_template/chat_template.jinja"
     template = hub_text(shared, path) if (shared / "hubfiles" / path).is_file() else GEMMA
@@ -183,7 +222,7 @@ def gemma3(shared: Path) -> tuple[Any, Any]:
         "start_token": "<start_of_turn>",
         "turn_token": "<end_of_turn>",
     }
-    tokenizer = tiny_tokenizer(template, special, eos="<eos>", bos="<bos>")
+    tokenizer = tiny_tokenizer(template, special, vocabulary, eos="<eos>", bos="<bos>")
     config = transformers.Gemma3Config(
         tie_word_embeddings=False,
         text_config={
@@ -205,7 +244,7 @@ def gemma3(shared: Path) -> tuple[Any, Any]:
     )
 
 
-def internvl(shared: Path) -> tuple[Any, Any]:
+def internvl(shared: Path, vocabulary: Path | None = None) -> tuple[Any, Any]:
     """InternVL 3 in the layout of its `-hf` repositories."""
     special = {
         "start_image_token": "<img>",
@@ -214,7 +253,7 @@ def internvl(shared: Path) -> tuple[Any, Any]:
         "video_token": "<video>",
     }
     template = CHATML.replace("IMAGE", "<IMG_CONTEXT>\n")
-    tokenizer = tiny_tokenizer(template, special, eos="<|im_end|>")
+    tokenizer = tiny_tokenizer(template, special, vocabulary, eos="<|im_end|>")
     config = transformers.InternVLConfig(
         tie_word_embeddings=False,
         text_config={**TEXT, "model_type": "qwen2", "vocab_size": len(tokenizer)},
@@ -232,7 +271,7 @@ def internvl(shared: Path) -> tuple[Any, Any]:
     )
 
 
-def smolvlm(shared: Path) -> tuple[Any, Any]:
+def smolvlm(shared: Path, vocabulary: Path | None = None) -> tuple[Any, Any]:
     """SmolVLM 2, which cuts pictures into tiles."""
     special = {
         "image_token": "<image>",
@@ -241,7 +280,7 @@ def smolvlm(shared: Path) -> tuple[Any, Any]:
         "end_of_utterance_token": "<end_of_utterance>",
     }
     tokenizer = tiny_tokenizer(
-        SMOLVLM, special, eos="<end_of_utterance>", bos="<|im_start|>", pad="<|im_end|>"
+        SMOLVLM, special, vocabulary, eos="<end_of_utterance>", bos="<|im_start|>", pad="<|im_end|>"
     )
     config = transformers.SmolVLMConfig(
         tie_word_embeddings=False,
@@ -265,10 +304,10 @@ def smolvlm(shared: Path) -> tuple[Any, Any]:
     )
 
 
-def llava_onevision(shared: Path) -> tuple[Any, Any]:
+def llava_onevision(shared: Path, vocabulary: Path | None = None) -> tuple[Any, Any]:
     """LLaVA-OneVision, which pads tiles across a batch."""
     special = {"image_token": "<image>", "video_token": "<video>"}
-    tokenizer = tiny_tokenizer(LLAVA_ONEVISION, special, eos="<|im_end|>")
+    tokenizer = tiny_tokenizer(LLAVA_ONEVISION, special, vocabulary, eos="<|im_end|>")
     pinpoints = [[28, 28], [28, 56], [56, 28], [56, 56]]
     config = transformers.LlavaOnevisionConfig(
         tie_word_embeddings=False,
@@ -292,7 +331,7 @@ def llava_onevision(shared: Path) -> tuple[Any, Any]:
     )
 
 
-Builder = Callable[[Path], tuple[Any, Any]]
+Builder = Callable[..., tuple[Any, Any]]
 FAMILIES: dict[str, Builder] = {
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
