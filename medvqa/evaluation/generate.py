@@ -93,9 +93,14 @@ def generate(
     threads = ENCODING_THREADS if loaded.device.type == "cuda" else 0
     # A thread encodes one picture's questions of a batch: within it each picture is decoded by one
     # thread, and the first batch, for which the GPU waits, by all of them.
-    pieces = [[list(own) for _, own in groupby(batch, key=pictures_of)] for batch in batches]
+    pieces = [
+        [batch]
+        if encoder.encodes_batches
+        else [list(own) for _, own in groupby(batch, key=pictures_of)]
+        for batch in batches
+    ]
     encoded = ahead(
-        lambda piece: [encoder.encode(examples[i]) for i in piece],
+        lambda piece: encoder.encode_batch([examples[i] for i in piece], training=False),
         [*chain.from_iterable(pieces)],
         num_threads=threads,
         num_waiting=max(threads, *map(len, pieces)),

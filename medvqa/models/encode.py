@@ -31,6 +31,10 @@ MARKERS = 8  # more tokens than a chat template writes around a picture
 class Encoder:
     """Turns examples into token ids and pixels, the same way for every user of the model.
 
+    Attributes:
+        end_token_id: What ends an answer.
+        encodes_batches: Whether pictures are encoded per batch, and not each one by itself.
+
     Args:
         processor: The model's.
         max_length_tokens: A longer sample is an error.
@@ -62,6 +66,7 @@ class Encoder:
         self.image_token_id: int = self._pictures.image_token_id
         self.image_token_ids: set[int] = self._pictures.image_token_ids
         self.end_token_id = self._template.end_token_id
+        self.encodes_batches = isinstance(self._pictures, any_family.Pictures)
 
     @property
     def pad_token_id(self) -> int:
@@ -140,6 +145,23 @@ class Encoder:
                 f"{self.max_length_tokens}; raise it or lower model.max_pixels"
             )
         return sample
+
+    def encode_batch(
+        self, examples: Sequence[Example], *, training: bool, size: int | None = None
+    ) -> list[Sample]:
+        """Return the examples' samples, with the batches encoded that will be asked for.
+
+        Args:
+            examples: Of one or more batches.
+            training: Whether for training, with answers.
+            size: Examples per batch; all together if None.
+        """
+        samples = [self.encode(example) for example in examples]
+        if self.encodes_batches:
+            step = size or len(samples)
+            for start in range(0, len(samples), step):
+                self._pictures.prepare(samples[start : start + step], training=training)
+        return samples
 
     def training_batch(self, samples: Sequence[Sample]) -> "dict[str, torch.Tensor]":
         """Return right-padded tensors, (B, T), with pixels; labels on answers only."""

@@ -20,11 +20,13 @@ class PlainEngine:
         adapts_in_compute_type: Whether the adapter may compute in the model's type.
     """
 
-    adapts_in_compute_type = False
-
     def __init__(self, loaded: LoadedModel, encoder: Encoder) -> None:
         self._loaded = loaded
         self._encoder = encoder
+        # With Qwen, this engine is the reference for the fused one: it computes as PEFT does.
+        self.adapts_in_compute_type = (
+            encoder.encodes_batches and loaded.backend is Backend.transformers
+        )
         # Unsloth's forward computes its own loss.
         parameters = inspect.signature(loaded.inner.forward).parameters
         self._selects_logits = (

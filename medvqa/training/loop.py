@@ -171,7 +171,8 @@ class Trainer:
         """
 
         def encode(ids: Sequence[str]) -> list[Sample]:
-            return [self.encoder.encode(examples[name]) for name in self.ranks.share(ids)]
+            own = [examples[name] for name in self.ranks.share(ids)]
+            return self.encoder.encode_batch(own, training=True, size=self._micro_batch_size)
 
         num_threads = ENCODING_THREADS if self._on_gpu else 0
         return ahead(encode, steps, num_threads=num_threads, initializer=encode_alone())

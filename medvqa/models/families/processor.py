@@ -4,8 +4,11 @@ Some processors pad a picture's tiles across the batch, others concatenate them,
 be encoded alone and joined. Shapes: B batch, T tokens.
 """
 
+import copy
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from medvqa.config.errors import UserError
@@ -39,11 +42,13 @@ class PictureSample(Sample):
         turn: Question and answer as text.
         pictures: Decoded.
         num_added_tokens: By which the processor lengthens the prompt for the pictures.
+        prepared: The batch that the sample begins, where a thread has encoded it already.
     """
 
     turn: Turn
     pictures: "tuple[Image.Image, ...]"
     num_added_tokens: int
+    prepared: list[Any] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def num_tokens(self) -> int:
@@ -58,6 +63,8 @@ class Pictures:
         self.processor = processor
         self._pixel_dtype = pixel_dtype
         self._added: dict[tuple[tuple[int, int], ...], int] = {}
+        self._lock = Lock()
+        self._padding: dict[str, Any] = {}
         token_ids = (*processor.image_token_ids, getattr(processor.tokenizer, IMAGE_TOKEN, None))
         self.image_token_ids = {int(token) for token in token_ids if token is not None}
         self.image_token_id = min(self.image_token_ids, default=-1)
@@ -97,8 +104,21 @@ class Pictures:
             num_added_tokens=self.count([picture.size for picture in pictures], turn.prompt),
         )
 
+    def prepare(self, samples: Sequence[Any], *, training: bool) -> None:
+        """Encode a batch that will be asked for; threads do so while the GPU computes."""
+        make = self._training_batch if training else self._generation_batch
+        first, *others = samples
+        first.prepared.append((training, others, make(samples)))
+
     def training_batch(self, samples: Sequence[Any]) -> "dict[str, torch.Tensor]":
         """Return right-padded tensors (B, T) with labels on answers only."""
+        return _prepared(samples, training=True) or self._training_batch(samples)
+
+    def generation_batch(self, samples: Sequence[Any]) -> "dict[str, torch.Tensor]":
+        """Return left-padded prompts, (B, T) each: every answer starts at the same column."""
+        return _prepared(samples, training=False) or self._generation_batch(samples)
+
+    def _training_batch(self, samples: Sequence[Any]) -> "dict[str, torch.Tensor]":
         texts = [sample.turn.prompt + sample.turn.answer for sample in samples]
         batch = self._call(texts, [sample.pictures for sample in samples], "right")
         labels = batch["input_ids"].new_full(batch["input_ids"].shape, IGNORED)
@@ -113,15 +133,14 @@ class Pictures:
                 )
         return {**batch, "labels": labels}
 
-    def generation_batch(self, samples: Sequence[Any]) -> "dict[str, torch.Tensor]":
-        """Return left-padded prompts, (B, T) each: every answer starts at the same column."""
+    def _generation_batch(self, samples: Sequence[Any]) -> "dict[str, torch.Tensor]":
         texts = [sample.turn.prompt for sample in samples]
         return self._call(texts, [sample.pictures for sample in samples], "left")
 
     def _call(
         self, texts: list[str], pictures: "Sequence[tuple[Image.Image, ...]]", side: str
     ) -> "dict[str, torch.Tensor]":
-        batch = self.processor(
+        batch = self._padding_processor(side)(
             text=texts,
             images=[list(own) for own in pictures] if any(pictures) else None,
             padding=True,
@@ -136,6 +155,28 @@ class Pictures:
             else tensor
             for name, tensor in batch.items()
         }
+
+    def _padding_processor(self, side: str) -> Any:
+        """Return the processor with a tokenizer that always pads on this side.
+
+        Threads share it: a tokenizer that changes its padding while another thread uses it fails.
+        """
+        with self._lock:
+            if side not in self._padding:
+                processor = copy.copy(self.processor)
+                processor.tokenizer = copy.deepcopy(self.processor.tokenizer)
+                processor.tokenizer("a", padding=True, padding_side=side)
+                self._padding[side] = processor
+            return self._padding[side]
+
+
+def _prepared(samples: Sequence[Any], *, training: bool) -> "dict[str, torch.Tensor] | None":
+    """Return the batch that was prepared of exactly these samples, once."""
+    first, *others = samples
+    ready = first.prepared.pop() if first.prepared else (None, [], None)
+    same = len(ready[1]) == len(others) and all(map(operator.is_, ready[1], others))
+    batch: dict[str, torch.Tensor] | None = ready[2] if ready[0] is training and same else None
+    return batch
 
 
 def set_image_options(processor: Any, config: ModelConfig) -> None:

@@ -13,7 +13,7 @@ from medvqa.evaluation import generate as generation
 from medvqa.evaluation.generate import generate
 from medvqa.fast import pictures
 from medvqa.fast.engine import FusedEngine
-from medvqa.models import encode as collate
+from medvqa.models.families import qwen as collate
 
 
 @pytest.fixture
