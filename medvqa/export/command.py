@@ -20,6 +20,7 @@ from medvqa.evaluation.evaluate import read_evaluations
 from medvqa.export import outside
 from medvqa.export.atomic import check_target, new_directory
 from medvqa.export.card import model_card
+from medvqa.export.medico import write_medico
 from medvqa.export.merging import PLACE, load_saved, merge, merging_config, reevaluate
 from medvqa.export.record import export_record
 from medvqa.models.adapter import ADAPTER_FILE
@@ -173,11 +174,18 @@ def main_export(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--gguf", metavar="TYPE", choices=outside.GGUF_TYPES, help=", ".join(outside.GGUF_TYPES)
     )
+    parser.add_argument(
+        "--medico", metavar="DIR", type=Path, help="only write the Medico challenge's files there"
+    )
     parser.add_argument("--converter", type=Path, help="llama.cpp's convert_hf_to_gguf.py")
     options = parser.parse_args(argv)
     _check(options)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    if options.medico:
+        place = write_medico(options.run, options.medico)
+        sys.stdout.write(f"{place} holds the answers; fill in submission_info before you submit\n")
+        return
     kind = "merged" if options.merge else "adapter"
     target = export(
         ExportOptions(
@@ -204,6 +212,8 @@ def _check(options: argparse.Namespace) -> None:
         "--converter": options.converter and not options.gguf and "--gguf TYPE",
         "--public": options.public and not options.push and "--push REPO",
     }
+    others = ("merge", "push", "gguf", "out", "base", "dtype")
+    alone["--medico"] = options.medico and any(getattr(options, o) for o in others) and "no other"
     for option, missing in alone.items():
         if missing:
             raise UserError(f"{option} goes with {missing}")
