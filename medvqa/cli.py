@@ -27,6 +27,7 @@ log = logging.getLogger("medvqa")
 COMMANDS = {
     "train": "train and evaluate; the same as `python train.py` (see `medvqa train --help`)",
     "preflight": "check a run or a grid before it costs GPU hours: data, tokens, memory, leaks",
+    "doctor": "say what this machine can run, and how to mend what is missing",
     "status": "show a grid as a table",
     "resume": "run what is unfinished of a grid",
     "report": "compare the runs of grids: tables, figures, one HTML page",
@@ -40,6 +41,7 @@ COMMANDS = {
 }
 HANDLERS = {
     "preflight": "medvqa.preflight.command:main_preflight",
+    "doctor": "medvqa.preflight.doctor:main_doctor",
     "status": "medvqa.sweep.commands:main_status",
     "resume": "medvqa.sweep.commands:main_resume",
     "report": "medvqa.report.command:main_report",

@@ -87,8 +87,8 @@ def checked(cfg: DictConfig, *, runs_here: bool = True) -> Config:
 
 def _check_training_option(cfg: DictConfig) -> None:
     """Refuse an unknown `training=`: the group is optional, so Hydra would drop it in silence."""
-    if "hydra" not in cfg:
-        return
+    if "hydra" not in cfg or not GlobalHydra.instance().is_initialized():
+        return  # `compose_cells` has checked it
     choices = cfg.hydra.runtime.choices
     known = GlobalHydra.instance().config_loader().get_group_options("training")
     if choices.get("training") not in (None, choices.get("model"), *known):
@@ -221,12 +221,14 @@ def compose_cells(
             run_mode=RunMode.MULTIRUN if is_sweep else RunMode.RUN,
             with_log_configuration=False,
         )
-        if not is_sweep:
-            return [([], config)]
-        found = [
-            (swept, hydra.config_loader.load_sweep_config(config, job))
-            for swept, job in cells(config)
-        ]
+        found: list[tuple[list[str], DictConfig]] = [([], config)]
+        if is_sweep:
+            found = [
+                (swept, hydra.config_loader.load_sweep_config(config, job))
+                for swept, job in cells(config)
+            ]
+        for _, cell in found:
+            _check_training_option(cell)
     finally:
         GlobalHydra.instance().clear()
     if not found:

@@ -17,6 +17,7 @@ from medvqa.data.image import load_rgb
 from medvqa.models.encode import Encoder
 from medvqa.models.hub import hub_answers
 from medvqa.preflight.command import main_preflight
+from medvqa.preflight.doctor import main_doctor
 from medvqa.preflight.gpu_memory import KEPT, estimate_memory, kept_bytes
 from medvqa.preflight.model_shapes import PUBLISHED, count_shapes, model_shapes
 from medvqa.preflight.probe import run_probe, total_seconds
@@ -328,3 +329,14 @@ def test_a_probe_gives_a_time(phantoms):
     steps = 6 * probe.step_seconds + 2 * 40 * probe.answer_seconds
     total = total_seconds(probe, config, plan, num_questions=40)
     assert total == pytest.approx(probe.load_seconds + steps)
+
+
+def test_the_doctor_leaves_in_peace_and_shows_no_key(monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_API_KEY", "secret-of-a-test" * 3)
+    monkeypatch.setenv("HF_TOKEN", "another-secret")
+    main_doctor([])
+    shown = capsys.readouterr().out
+    assert "secret" not in shown
+    assert shown.count("present") == 2
+    for subject in ("python", "memory", "disk", "gpu", "model=tiny", "versions", "extra serve"):
+        assert f" {subject} " in shown

@@ -1,0 +1,174 @@
+"""`medvqa doctor`: what this machine can run, with the fix on each line that is not ok."""
+
+import argparse
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from medvqa.config.compose import checked, compose_cells
+from medvqa.config.machine import cache_directory, num_cuda_devices
+from medvqa.models.hub import hub_answers
+from medvqa.preflight.downloads import free_bytes
+from medvqa.tracking.environment import environment
+from medvqa.tracking.terminal import console, table
+from medvqa.tracking.wandb_mirror import has_key
+
+GIGABYTE = 1e9
+LITTLE_MEMORY, LITTLE_DISK = 8e9, 20e9  # bytes
+MODELS = ("tiny", "qwen2_vl_2b_4bit", "qwen3_vl_2b", "qwen2_vl_7b", "qwen3_vl_8b")
+TOKENS = 400  # of a sample with one picture
+CUDA_BYTES = 1e9  # CUDA's own, which the estimate leaves out
+
+
+class Line(NamedTuple):
+    """One row of the table; a fix stands only where something is not ok."""
+
+    subject: str
+    finding: str
+    fix: str = ""
+
+
+def main_doctor(argv: Sequence[str]) -> None:
+    """Say what this machine can run; leaves with 0 whatever is missing. Keys are never shown."""
+    argparse.ArgumentParser("medvqa doctor", description=main_doctor.__doc__).parse_args(argv)
+    from rich.text import Text
+
+    lines = [line for check in CHECKS.values() for line in _guarded(check)]
+    rows: list[list[str | Text]] = [
+        [line.subject, Text("fix" if line.fix else "ok", "yellow" if line.fix else "green"),
+         line.finding, line.fix]
+        for line in lines
+    ]  # fmt: skip
+    console().print(table("medvqa doctor", ("", "", "found", "fix"), rows))
+
+
+def _guarded(check: Callable[[], Iterator[Line]]) -> list[Line]:
+    """Return the check's lines; a check that fails is a line of its own."""
+    try:
+        return list(check())
+    except Exception as error:  # whatever is broken on this machine, the other lines are shown
+        reason = f"{type(error).__name__}: {error}"
+        name = check.__name__.removeprefix("_")
+        return [Line(name, f"cannot be checked: {reason}", "mend this")]
+
+
+def _machine() -> Iterator[Line]:
+    import psutil
+
+    machine = environment()
+    memory = psutil.virtual_memory()
+    yield Line("python", f"{machine['python']} on {machine['platform']}")
+    yield Line(
+        "memory",
+        f"{_size(memory.total)}, {_size(memory.available)} free; {machine['num_cpus']} cores",
+        "8 GB or more are needed beside a model" if memory.total < LITTLE_MEMORY else "",
+    )
+    free = free_bytes(Path("outputs").absolute())
+    few = "give hydra.run.dir= on a larger disk" if free < LITTLE_DISK else ""
+    yield Line("disk", f"{_size(free)} free for outputs/", few)
+
+
+def _gpu() -> Iterator[Line]:
+    gpus, visible = environment()["gpus"], num_cuda_devices(os.environ)
+    if not gpus and not visible:
+        yield Line("gpu", "none", "model=tiny runs on this CPU; other models need an NVIDIA GPU")
+        return
+    fix = "" if visible else "CUDA_VISIBLE_DEVICES hides it, or the driver does not answer"
+    if metadata.version("torch").endswith("+cpu"):
+        fix = "this PyTorch is built for CPUs: install its CUDA build"
+    yield Line("gpu", f"{'; '.join(gpus)}; {visible} visible", fix)
+
+
+def _models() -> Iterator[Line]:
+    """Compare each model's training step, with its shipped settings, with the largest GPU."""
+    from medvqa.preflight.gpu_memory import estimate_memory
+    from medvqa.preflight.model_shapes import model_shapes
+
+    sizes = [float(gpu.rsplit(",", 1)[1].split()[0]) * 2**20 for gpu in environment()["gpus"]]
+    largest = max(sizes, default=0.0)
+    for name in MODELS:
+        ((_, composed),) = compose_cells([f"model={name}"], is_sweep=False)
+        config = checked(composed, runs_here=False)
+        memory = estimate_memory(model_shapes(config), config, longest_tokens=TOKENS)
+        needed = memory.total + CUDA_BYTES
+        fix = "" if needed < largest or name == "tiny" else f"needs a GPU of {_size(needed)}"
+        if fix and largest:
+            fix += ", or training.gradient_checkpointing=true"
+        yield Line(f"model={name}", f"training takes about {_size(needed)}", fix)
+
+
+def _packages() -> Iterator[Line]:
+    """Compare the installed packages with the bounds that this one declares."""
+    from packaging.requirements import Requirement
+
+    ours = metadata.packages_distributions()["medvqa"][0]
+    required = [Requirement(text) for text in metadata.requires(ours) or []]
+    base = [need for need in required if need.marker is None or need.marker.evaluate({"extra": ""})]
+    wrong = [need for need in base if not _is_met(need.name, need.specifier)]
+    yield Line(
+        "packages",
+        f"medvqa {metadata.version(ours)}, {len(base) - len(wrong)} of {len(base)} as required",
+        f"pip install {' '.join(repr(str(need)) for need in wrong)}" if wrong else "",
+    )
+    versions = environment()["packages"]
+    names = ("torch", "transformers", "peft", "datasets", "wandb")
+    yield Line("versions", ", ".join(f"{name} {versions[name] or 'absent'}" for name in names))
+    for extra in metadata.metadata(ours).get_all("Provides-Extra") or []:
+        parts = [n for n in required if n.marker and n.marker.evaluate({"extra": extra})]
+        absent = [n.name for n in parts if n not in base and not _is_met(n.name, n.specifier)]
+        found = f"without {', '.join(absent)}" if absent else "installed"
+        yield Line(f"extra {extra}", found, f'pip install -e ".[{extra}]"' if absent else "")
+
+
+def _is_met(name: str, specifier: "object") -> bool:
+    from packaging.specifiers import SpecifierSet
+
+    try:
+        return SpecifierSet(str(specifier)).contains(metadata.version(name), prereleases=True)
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def _accounts() -> Iterator[Line]:
+    import huggingface_hub
+
+    fix = "`wandb login`, or tracking=disabled; without a key runs are logged offline"
+    is_known = has_key(os.environ)
+    yield Line("W&B key", "present" if is_known else "absent", "" if is_known else fix)
+    is_known = huggingface_hub.get_token() is not None
+    fix = "`hf auth login`; only gated models and data sets need it"
+    yield Line("Hugging Face key", "present" if is_known else "absent", "" if is_known else fix)
+    fix = "" if hub_answers() else "give local copies: model.path=, data.path="
+    yield Line("Hugging Face hub", "answers" if not fix else "does not answer", fix)
+
+
+def _caches() -> Iterator[Line]:
+    from huggingface_hub import constants
+
+    places = {
+        "models and data sets": Path(constants.HF_HUB_CACHE),
+        "picture hashes": cache_directory(os.environ),
+    }
+    for name, place in places.items():
+        files = (path for path in place.rglob("*") if path.is_file() and not path.is_symlink())
+        size = sum(path.stat().st_size for path in files)
+        full = place.exists() and shutil.disk_usage(place).free < LITTLE_DISK
+        fix = "little is free there: HF_HOME and MEDVQA_CACHE move the caches" if full else ""
+        yield Line(f"cache of {name}", f"{_size(size)} in {place}", fix)
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / GIGABYTE:.1f} GB"
+
+
+CHECKS: dict[str, Callable[[], Iterator[Line]]] = {
+    "machine": _machine,
+    "gpu": _gpu,
+    "models": _models,
+    "packages": _packages,
+    "accounts": _accounts,
+    "caches": _caches,
+}
