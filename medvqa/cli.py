@@ -16,13 +16,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from medvqa.config.compose import checked, config_directory, hydra_files, register, resolved
-from medvqa.config.errors import MISTAKES, Refused, explain
+from medvqa.config.errors import MISTAKES, Refused, explain, raised_in
 from medvqa.config.fast_exit import leave_at_once
 from medvqa.config.identity import run_id
 from medvqa.config.secrets import masked_text
 from medvqa.sweep.launcher import SweepError
 
 log = logging.getLogger("medvqa")
+
+MAX_MESSAGE = 2000  # characters
+MISTAKE = 2  # exit code
 
 COMMANDS = {
     "train": "train and evaluate; the same as `python train.py` (see `medvqa train --help`)",
@@ -129,12 +132,13 @@ def guarded(action: Callable[[], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         action()
-    except (Refused, SweepError, ValueError, KeyboardInterrupt, *MISTAKES) as error:
+    except (Refused, SweepError, KeyboardInterrupt, ValueError, *MISTAKES) as error:
         mistake = error.__cause__ if isinstance(error, Refused) else error
         assert mistake is not None
-        if isinstance(mistake, MISTAKES) and before not in (None, "", "0"):
+        text, code = _ending(mistake)
+        if code == MISTAKE and before not in (None, "", "0"):
             raise mistake from None
-        _fail(*_ending(mistake))
+        _fail(text, code=code)
     finally:
         os.environ.pop("HYDRA_FULL_ERROR")
         if before is not None:
@@ -142,20 +146,25 @@ def guarded(action: Callable[[], Any]) -> None:
 
 
 def _ending(error: BaseException) -> tuple[str, int]:
-    """Return the line and the exit code for an error that needs no traceback; raise any other."""
-    if isinstance(error, MISTAKES):
-        return explain(error), 2
-    if isinstance(error, SweepError):
-        return str(error), 1
+    """Return the message and the exit code of an error; raise one that is a fault of ours."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; the same command goes on from the last checkpoint", 130
+    if isinstance(error, SweepError):
+        return str(error), 1
+    if isinstance(error, MISTAKES):
+        return explain(error), MISTAKE
     if str(error).startswith("Only one of --run"):  # Hydra's own check of its flags
-        return "--cfg and --info show one run: leave -m out, and give one value per key", 2
+        return "--cfg and --info show one run: leave -m out, and give one value per key", MISTAKE
+    if raised_in(error, "hydra"):  # about its other flags
+        return str(error).partition("\n")[0], MISTAKE
     raise error
 
 
 def _fail(text: str, code: int) -> None:
-    sys.stderr.write(f"medvqa: {masked_text(text)}\n")
+    text = masked_text(text)
+    if len(text) > MAX_MESSAGE:  # the beginning names the mistake, the end the way out
+        text = f"{text[: MAX_MESSAGE - 500]} ... {text[-400:]}"
+    sys.stderr.write(f"medvqa: {text}\n")
     sys.exit(code)
 
 

@@ -21,7 +21,7 @@ from medvqa.config.bounds import within_bounds
 from medvqa.config.earlier import upgraded
 from medvqa.config.errors import MISTAKES, Refused, UserError, explain, unknown_option
 from medvqa.config.identity import run_id
-from medvqa.config.machine import num_cuda_devices
+from medvqa.config.machine import make_directory, num_cuda_devices
 from medvqa.config.model import Backend, Device
 from medvqa.config.schema import Config
 from medvqa.config.secrets import masked_values
@@ -244,9 +244,12 @@ class CheckFirst(Callback):
     """
 
     def on_run_start(self, config: DictConfig, **_: object) -> None:
-        """Check the one config."""
+        """Check the one config and make its directory."""
         try:
             checked(config)
+            with open_dict(config):
+                config.hydra.run.dir = str(Path(str(config.hydra.run.dir)).expanduser())
+            make_directory(Path(config.hydra.run.dir), "hydra.run.dir=")
         except MISTAKES as error:
             raise Refused from error
 
@@ -256,7 +259,7 @@ class CheckFirst(Callback):
         Each cell is composed anew and would otherwise name the directory by its own overrides.
         """
         with open_dict(config):
-            directory = str(config.hydra.sweep.dir)
+            directory = str(Path(str(config.hydra.sweep.dir)).expanduser())
             config.hydra.sweep.dir = directory
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(directory)}")
         loader = GlobalHydra.instance().config_loader()
@@ -266,6 +269,10 @@ class CheckFirst(Callback):
                 checked(loader.load_sweep_config(config, overrides), runs_here=here)
             except MISTAKES as error:
                 raise Refused from UserError(f"job {' '.join(swept)}: {explain(error)}")
+        try:
+            make_directory(Path(directory), "hydra.sweep.dir=")
+        except UserError as error:
+            raise Refused from error
 
 
 def swept_keys(config: DictConfig) -> set[str]:

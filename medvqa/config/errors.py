@@ -51,6 +51,15 @@ def explain(error: BaseException) -> str:
     return _first_line(error)
 
 
+def raised_in(error: BaseException, package: str) -> bool:
+    """Return whether code of the package raised the error."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    return name.partition(".")[0] == package
+
+
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error

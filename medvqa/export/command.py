@@ -23,7 +23,7 @@ from medvqa.export.card import model_card
 from medvqa.export.medico import write_medico
 from medvqa.export.merging import PLACE, load_saved, merge, merging_config, reevaluate
 from medvqa.export.record import export_record
-from medvqa.models.adapter import ADAPTER_FILE
+from medvqa.models.adapter import ADAPTER_FILE, read_adapter
 from medvqa.models.source import load_processor
 from medvqa.models.trained import EXPORT_FILE, Kind, Trained, model_config, read_trained
 from medvqa.tracking.record import write_json, write_text
@@ -66,6 +66,8 @@ def export(options: ExportOptions) -> Path:
     trained = read_trained(options.run)
     if trained.kind is not Kind.run:
         raise UserError(f"{options.run} is an export already; give the run itself")
+    assert trained.adapter is not None
+    read_adapter(trained.adapter)
     check_target(options.target)
     if options.repository is not None:
         outside.check_push(options.repository)

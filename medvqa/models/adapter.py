@@ -11,17 +11,19 @@ from medvqa.config.lora import LoraConfig
 from medvqa.models.families.layers import QWEN, family_of
 
 if TYPE_CHECKING:
+    import torch
+
     from medvqa.models.loaded import LoadedModel
 
 ADAPTER_FILE = "adapter_model.safetensors"
 VISION_TOWER = QWEN.vision
 
 
-def load_adapter(loaded: "LoadedModel", directory: Path) -> None:
-    """Put a saved adapter into the model's own, in the type in which it was saved.
+def read_adapter(directory: Path) -> "dict[str, torch.Tensor]":
+    """Return the weights of a saved adapter.
 
     Raises:
-        UserError: If there is none, or it was made for other layers or another rank.
+        UserError: If they cannot be read, or are not finite because the training diverged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -31,6 +33,19 @@ def load_adapter(loaded: "LoadedModel", directory: Path) -> None:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read the adapter {path}: {error}") from error
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise UserError(f"{path} is not finite in {name}: its training diverged")
+    return weights
+
+
+def load_adapter(loaded: "LoadedModel", directory: Path) -> None:
+    """Put a saved adapter into the model's own, in the type in which it was saved.
+
+    Raises:
+        UserError: If there is none, or it was made for other layers or another rank.
+    """
+    path, weights = directory / ADAPTER_FILE, read_adapter(directory)
     own = {name.replace(".default.", "."): p for name, p in loaded.trainable}
     differing = own.keys() ^ weights.keys() or {
         name for name, parameter in own.items() if parameter.shape != weights[name].shape

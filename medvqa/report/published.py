@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from medvqa.training.schedule import derived_warmup
+
 SOURCE = "https://github.com/MdSufiyan005/MEDICO-AGENT (commit 8ba3d27), Finetuning"
 # What no setting of a run can match.
 NOT_STATED = (
@@ -85,6 +87,7 @@ def differences(
     training, lora, scoring = config["training"], config["lora"], config["evaluation"]
     prompt = config.get("prompt", {})
     tolerance = (scoring["numeric_tolerance"], scoring.get("numeric_tolerance_kind", "relative"))
+    warmup, num_steps = training["warmup_steps"], training["max_steps"]
     pairs: list[tuple[str, Any, Any]] = [
         ("base", row.base, str(config["model"]["name"]).rpartition("/")[2]),
         ("4-bit weights", True, config["model"]["load_in_4bit"]),
@@ -94,7 +97,8 @@ def differences(
         ("examples a step", BATCH_SIZE,
          training["micro_batch_size"] * training["accumulation_steps"]),
         ("learning rate", LEARNING_RATE, training["learning_rate"]),
-        ("warm-up steps", WARMUP_STEPS, training["warmup_steps"]),
+        ("warm-up steps", WARMUP_STEPS,
+         derived_warmup(num_steps, num_steps) if warmup is None else warmup),
         ("optimiser", "adamw_8bit", training["optimizer"]),
         ("LoRA rank and alpha", LORA, (lora["r"], lora["alpha"])),
         ("LoRA dropout", DROPOUT, lora["dropout"]),

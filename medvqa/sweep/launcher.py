@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from medvqa.config.compose import check_hardware, hydra_files, resolved, swept_keys, typed_anywhere
 from medvqa.config.errors import DivergenceError, UserError
 from medvqa.config.identity import run_id
+from medvqa.config.machine import make_directory
 from medvqa.config.secrets import masked, masked_values
 from medvqa.sweep.display import grid_table, live_table, show_failures
 from medvqa.sweep.job import Job, State, Status, run_json
@@ -85,6 +86,7 @@ class GridLauncher(Launcher):
                     with record.directory_lock(job.directory, patience_s=record.PATIENCE_S):
                         set_aside(job.directory)
                 files = hydra_files(job.config, job.overrides, config.hydra)
+                make_directory(job.directory, "hydra.sweep.subdir=")
                 is_shown = job.is_finished or job.has_diverged
                 for name, text in {} if is_shown else files.items():
                     record.write_text(job.directory / ".hydra" / name, text)

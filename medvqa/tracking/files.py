@@ -5,8 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from medvqa.config.errors import UserError
-from medvqa.tracking.record import read_json
+from medvqa.tracking.record import DamagedError, read_run
 
 # Written by a run or a command about it; `fresh=true` moves nothing else.
 WRITTEN = (
@@ -29,10 +28,14 @@ def set_aside(directory: Path) -> Path | None:
     """Move the files of an earlier run to `previous-N/` below the directory.
 
     Nothing is deleted, and no file that a run does not write is touched.
+
+    Raises:
+        UserError: If run.json is another program's.
     """
-    with suppress(UserError):  # a damaged record is set aside as well
-        if not read_json(directory / "run.json"):
-            return None
+    if not (directory / "run.json").is_file():
+        return None
+    with suppress(DamagedError):  # it is set aside, too
+        read_run(directory)
     number = 1
     while (directory / f"previous-{number}").exists():
         number += 1

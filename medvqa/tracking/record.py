@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import resource
 import sys
 import time
@@ -16,12 +17,17 @@ from typing import IO, Any, Self
 
 from medvqa.config.earlier import upgraded
 from medvqa.config.errors import DivergenceError, UserError
+from medvqa.config.machine import make_directory
 from medvqa.config.secrets import masked, masked_text, masked_values
 from medvqa.tracking.environment import environment, git_state, now
 
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 DIVERGED = "diverged"
 PATIENCE_S = 10.0  # for a process that is about to leave a directory
+
+
+class DamagedError(UserError):
+    """A file of the run cannot be read; starting over helps."""
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -54,9 +60,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}); say fresh=true to start over") from error
+        raise DamagedError(f"{path} is damaged ({error}); say fresh=true to start over") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged: no JSON object; say fresh=true to start over")
+        raise DamagedError(f"{path} is damaged: no JSON object; say fresh=true to start over")
     return values
 
 
@@ -76,11 +82,15 @@ def write_text(path: Path, text: str) -> None:
     """Write so that the file is never seen half written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -101,9 +111,9 @@ def directory_lock(directory: Path, *, patience_s: float = 0.0) -> Iterator[None
         patience_s: How long to wait for a process that is about to leave.
 
     Raises:
-        UserError: If another process is writing there.
+        UserError: If another process is writing there, or nobody can.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     deadline = time.monotonic() + patience_s
     with (directory / ".lock").open("a+") as file:
         while not _try_lock(file):
@@ -115,7 +125,19 @@ def directory_lock(directory: Path, *, patience_s: float = 0.0) -> Iterator[None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        _remove_partials(directory)
         yield
+
+
+def _remove_partials(directory: Path) -> None:
+    """Remove what a killed process had half written; see `write_text`."""
+    for path in directory.rglob(".*.[0-9]*"):
+        if re.fullmatch(r"\.[a-z]+\.jsonl?\.\d+", path.name) and not _is_alive(path.name):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(name: str) -> bool:
+    return Path(f"/proc/{name.rpartition('.')[2]}").exists()
 
 
 def _try_lock(file: IO[str]) -> bool:

@@ -29,7 +29,7 @@ def warmup_steps(config: TrainingConfig, plan: Plan) -> int:
     }
     asked = config.warmup_steps
     if asked is None:
-        return min(max(MIN_STEPS, plan.num_steps // PART), min(lengths.values()) // MAX_PART)
+        return derived_warmup(plan.num_steps, min(lengths.values()))
     for owner, num_steps in lengths.items():
         if asked > num_steps or asked == num_steps == 1:
             raise UserError(
@@ -37,6 +37,11 @@ def warmup_steps(config: TrainingConfig, plan: Plan) -> int:
                 "training.warmup_steps=null to derive it from the plan"
             )
     return asked
+
+
+def derived_warmup(num_steps: int, shortest: int) -> int:
+    """Return the warm-up of so many steps; `shortest` is the shortest part that warms up."""
+    return min(max(MIN_STEPS, num_steps // PART), shortest // MAX_PART)
 
 
 def learning_rate_of(config: TrainingConfig, plan: Plan) -> Callable[[int], float]:

@@ -61,7 +61,7 @@ MISTAKES = {
     "group": ("modle=tiny", ["unknown key 'modle'; did you mean model=?"]),
     "key": ("lora.droput=0.1", ["unknown key 'lora.droput'; did you mean lora.dropout=?"]),
     "added key": ("+unknown=1", ["unknown key 'unknown'", "known: model, data"]),
-    "added nested key": ("+lora.rr=8", ["unknown key 'lora.rr'", "known: rank, alpha"]),
+    "added nested key": ("+lora.rr=8", ["unknown key 'lora.rr'", "known: r, alpha"]),
     "added group": ("+experiment=smoke", ["experiment"]),
     "type": ("lora.r=abc", ["lora.r=abc", "could not be converted to Integer"]),
     "none": ("data.limit=none", ["data.limit=none", "write null"]),
@@ -74,6 +74,17 @@ MISTAKES = {
     "training split": ("data.split=test", ["contains training rows", "allow_training_rows=true"]),
     "no GPU": ("model=qwen3_vl_8b", ["no CUDA GPU is visible", "model.device=cuda"]),
     "4-bit": ("model.load_in_4bit=true", ["no CUDA GPU is visible", "model.load_in_4bit=true"]),
+    "infinite": ("training.learning_rate=inf", ["training.learning_rate must be in", "got inf"]),
+    "64 bits": ("training.max_steps=9223372036854775808", ["max_steps must be in [1, 1000000]"]),
+    "negative seed": ("data.seed=-1", ["data.seed must be in [0, 4294967295], got -1"]),
+    "long path": (f"model.path={'x' * 5000}", ["model.path is too long"]),
+    "renamed key": ("lora.rank=8", ["unknown key 'lora.rank'; did you mean lora.r=?"]),
+    "optional group": ("training=tinny", ["option 'tinny' in config group 'training'"]),
+    "tilde": ("data.path=~/set", ["write \"data.path='~/set'\""]),
+    "endless stage": (
+        "curriculum.stages=[{name:a,filter:all,epochs:inf}]",
+        ["curriculum.stages[0].epochs must be in (0, 10000], got inf"],
+    ),
     "several values": ("lora=default,x", ["lora=default,x", "needs -m"]),
 }
 
@@ -101,6 +112,33 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(refusals, name):
 def test_four_bits_on_a_chosen_cpu_contradict_each_other(tmp_path):
     answer = started(tmp_path, "train.py", "model.device=cpu", "model.load_in_4bit=true")
     assert_one_clear_line(answer, "model.load_in_4bit=true needs a GPU but model.device=cpu")
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir"])
+def test_a_directory_that_cannot_be_made_is_one_line_with_the_setting(tmp_path, key):
+    (tmp_path / "file").write_text("in the way")
+    sweep = ["-m", "seed=1,2"] if key == "hydra.sweep.dir" else []
+    answer = started(tmp_path, "train.py", *sweep, f"{key}={tmp_path}/file/run")
+    assert_one_clear_line(answer, f"cannot write to {tmp_path}/file/run", f"give {key}=")
+
+
+def test_flags_of_hydra_that_exclude_each_other_are_one_line(tmp_path):
+    answer = started(tmp_path, "train.py", "-m", "--cfg", "job", "seed=1,2")
+    assert_one_clear_line(answer, "--cfg and --info show one run: leave -m out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_message_is_cut_in_the_middle_and_keeps_its_way_out(capsys):
+    def mistaken():
+        raise UserError("begins " + "x" * 9000 + "; say fresh=true")
+
+    with pytest.raises(SystemExit) as left:
+        guarded(mistaken)
+    message = capsys.readouterr().err
+    assert left.value.code == 2
+    assert len(message) < 3000
+    assert message.startswith("medvqa: begins x")
+    assert message.endswith("say fresh=true\n")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +208,7 @@ def test_a_crash_is_no_mistake_and_its_traceback_is_in_the_runs_log(tmp_path):
 def test_help_lists_the_groups_without_a_heavy_import(tmp_path, arguments):
     answer = started(tmp_path, *arguments, "--help")
     assert answer.returncode == 0, answer.stderr
-    for line in ("model: qwen2_vl_2b_4bit,", "phantom, ", "python train.py -m"):
+    for line in ("model: ", "qwen2_vl_2b_4bit, ", "phantom, ", "python train.py -m"):
         assert line in answer.stdout
     assert answer.stdout.splitlines()[-1] == "HEAVY:"
 

@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from medvqa.config.errors import UserError
 from medvqa.tracking.files import set_aside
 
 OF_A_RUN = (
@@ -27,7 +30,7 @@ def files(directory):
 
 def test_only_the_files_of_a_run_are_set_aside_from_among_the_users(tmp_path):
     write(tmp_path, OF_THE_USER)
-    write(tmp_path, OF_A_RUN, json.dumps({"run_id": "a"}))
+    write(tmp_path, OF_A_RUN, json.dumps({"config": {}}))
     assert set_aside(tmp_path) == tmp_path / "previous-1"
     assert files(tmp_path / "previous-1") == set(OF_A_RUN)
     assert files(tmp_path) == {*OF_THE_USER, *(f"previous-1/{name}" for name in OF_A_RUN)}
@@ -39,9 +42,18 @@ def test_a_directory_without_a_run_is_left_alone(tmp_path):
     assert files(tmp_path) == {*OF_THE_USER, "metrics.jsonl"}
 
 
+def test_a_damaged_record_is_set_aside_but_not_that_of_another_program(tmp_path):
+    write(tmp_path, ["run.json"], '{"run_id": ')
+    assert set_aside(tmp_path) == tmp_path / "previous-1"
+    write(tmp_path, ["run.json"], '{"laps": 3}')
+    with pytest.raises(UserError, match=r"run\.json is no record of a run; give another"):
+        set_aside(tmp_path)
+    assert (tmp_path / "run.json").is_file()
+
+
 def test_runs_are_set_aside_one_after_the_other_and_none_is_lost(tmp_path):
     for number in (1, 2, 3):
-        write(tmp_path, ["run.json"], json.dumps({"run_id": number}))
+        write(tmp_path, ["run.json"], json.dumps({"config": {}, "run_id": number}))
         assert set_aside(tmp_path) == tmp_path / f"previous-{number}"
     kept = [json.loads((tmp_path / f"previous-{n}" / "run.json").read_text()) for n in (1, 2, 3)]
     assert [values["run_id"] for values in kept] == [1, 2, 3]
