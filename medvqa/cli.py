@@ -34,6 +34,7 @@ COMMANDS = {
     "status": "show a grid as a table",
     "resume": "run what is unfinished of a grid",
     "report": "compare the runs of grids: tables, figures, one HTML page",
+    "evaluate": "evaluate a base, a saved adapter or a server without training",
     "score": "score an answers file by any protocol of the field",
     "compare": "compare two or more answers files on the same questions",
     "export": "write a finished run as an adapter or merged weights, with a model card",
@@ -97,7 +98,9 @@ def main() -> None:
     leave_at_once()
     if Path(sys.argv[0]).name != "train.py":
         _dispatch(sys.argv[1] if len(sys.argv) > 1 else "--help")
-        del sys.argv[1]
+        command = sys.argv.pop(1)
+        if command == "evaluate":
+            sys.argv.insert(1, "only_evaluate=true")
     register()
     guarded(train)
 

@@ -53,7 +53,9 @@ class Inputs:
 
     def row_hashes(self) -> dict[str, str]:
         """Return a hash of each pool's rows before the gate: questions, answers, types, images."""
-        pools = {"training": self.pool, **self.sets}
+        pools = dict(self.sets)
+        if not self.config.only_evaluate:
+            pools = {"training": self.pool, **pools}
         return {name: rows_sha256(pool.examples, with_types=True) for name, pool in pools.items()}
 
     def check(self) -> None:

@@ -11,6 +11,7 @@ from medvqa.contamination import gate
 from medvqa.evaluation.evaluate import Evaluation, Evaluator, read_evaluations
 from medvqa.evaluation.phases import Phases
 from medvqa.evaluation.results import headline, record_results, show_results
+from medvqa.evaluation.untrained import evaluate_only
 from medvqa.fast.choice import log_path
 from medvqa.inputs import Inputs
 from medvqa.models.adapter import save_adapter
@@ -48,9 +49,6 @@ def run(config: Config, directory: Path, settings: Mapping[str, Any], kept: Kept
 
     Returns:
         Overall exact match on the first evaluation set, for sweepers; None without a set.
-
-    Raises:
-        UserError: On a mistake in the input, before the first step.
     """
     with record.directory_lock(directory, patience_s=record.PATIENCE_S):
         if config.fresh:
@@ -58,6 +56,8 @@ def run(config: Config, directory: Path, settings: Mapping[str, Any], kept: Kept
         rows = Inputs(config, kept.cache).row_hashes
         if identity.is_finished(directory, settings["config"], rows):
             log.info("this run is finished already; fresh=true starts it over")
+        elif config.only_evaluate:
+            evaluate_only(config, directory, settings, rows)
         elif config.training.gpus > 1:
             run_ranks(config.training.gpus, directory=directory, settings=settings)
         else:

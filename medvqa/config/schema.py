@@ -22,6 +22,10 @@ class Config:
 
     Attributes:
         seed: Adapter initialisation, order of examples, dropout.
+        only_evaluate: Answer and score without training; `medvqa evaluate` sets it.
+        adapter: A saved adapter, ours or plain PEFT's, that is put on the base.
+        endpoint: URL of an OpenAI-compatible server that answers in the model's place.
+        model_name: Name by which that server knows its model.
         fresh: Start over although this very run is finished or begun; the old one is kept aside.
     """
 
@@ -35,10 +39,27 @@ class Config:
     tracking: TrackingConfig = MISSING
     prompt: PromptConfig = field(default_factory=PromptConfig)
     seed: int = bounded(SEED, 0)
+    only_evaluate: bool = False
+    adapter: str | None = None
+    endpoint: str | None = None
+    model_name: str | None = None
     fresh: bool = False
 
     def __post_init__(self) -> None:
         """Check what joins two groups."""
+        given = [n for n in ("adapter", "endpoint", "model_name") if getattr(self, n) is not None]
+        check(
+            self.only_evaluate or not given,
+            f"{' and '.join(given)} belong to `medvqa evaluate`; training starts a new adapter",
+        )
+        check(
+            (self.endpoint is None) == (self.model_name is None),
+            "endpoint=URL and model_name=NAME belong together",
+        )
+        check(
+            self.endpoint is None or self.adapter is None,
+            "adapter=DIR is put on a base that is loaded here; with endpoint=URL the server has it",
+        )
         evaluation_is_not_training(self.data)
         if self.model.backend is Backend.unsloth:
             ours = {

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from medvqa.config.bounds import STEPS, bounded, check
+from medvqa.config.bounds import bounded, check
 
 
 class Optimizer(Enum):
@@ -64,7 +64,7 @@ class TrainingConfig:
             holds, whatever micro_batch_size says; the step stays the same.
     """
 
-    max_steps: int = bounded(STEPS, 40)
+    max_steps: int = bounded("[0, 1000000]", 40)
     micro_batch_size: int = bounded("[1, 65536]", 2)
     accumulation_steps: int = bounded("[1, 65536]", 4)
     learning_rate: float = 2e-4
@@ -88,6 +88,11 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Check that every process has an example, and what goes with which trainer."""
+        check(
+            self.max_steps > 0,
+            "training.max_steps=0 would train nothing; `medvqa evaluate model=... data=...` "
+            "evaluates a base or a saved adapter without training",
+        )
         check(
             self.gpus <= self.batch_size,
             f"training.gpus={self.gpus} is above the effective batch of {self.batch_size} examples "

@@ -91,7 +91,7 @@ class Evaluator:
             return answers
 
         images: Literal["shown", "removed"] = "shown" if show_images else "removed"
-        return self._phase(phase, step, answer, device=loaded.device.type, images=images)
+        return self.phase(phase, step, answer, device=loaded.device.type, images=images)
 
     def majority(
         self, training: Sequence[tuple[AnswerType, str]], *, device: str
@@ -103,9 +103,9 @@ class Evaluator:
             none = (False,) * len(texts)
             return Answers(texts=tuple(texts), cut=none, num_tokens=none, decoding="none")
 
-        return self._phase("majority", 0, answer, device=device, images="removed")
+        return self.phase("majority", 0, answer, device=device, images="removed")
 
-    def _phase(
+    def phase(
         self,
         phase: str,
         step: int,

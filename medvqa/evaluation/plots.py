@@ -50,9 +50,9 @@ def draw_pictures(
         sets: Evaluation examples by set; samples are of the first.
         seed: Chooses the samples.
     """
-    plans: dict[str, Callable[[], Figure]] = {
-        "loss": lambda: draw_loss(read_lines(directory / "metrics.jsonl"))
-    }
+    plans: dict[str, Callable[[], Figure]] = {}
+    if (directory / "metrics.jsonl").is_file():  # a run that only evaluates has no loss
+        plans["loss"] = lambda: draw_loss(read_lines(directory / "metrics.jsonl"))
     if sets:
         name, examples = next(iter(sets.items()))
         rows = read_lines(directory / "evaluation" / "final" / name / "predictions.jsonl")

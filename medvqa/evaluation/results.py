@@ -61,7 +61,11 @@ def record_results(
         headline=headline(final, sets),
     )
     training = keeper.values["training"]
-    losses = {f"train/{name}": training[name] for name in ("final_loss", "average_loss")}
+    losses = {
+        f"train/{name}": training[name]
+        for name in ("final_loss", "average_loss")
+        if training[name] is not None
+    }
     tracker.summarize({**losses, **final_values(final)})
     for name, examples in sets.items():
         path = directory / "evaluation" / "final" / name / "predictions.jsonl"

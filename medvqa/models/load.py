@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from medvqa.config.errors import UserError
@@ -132,6 +133,25 @@ def load_base(config: ModelConfig, check: CheckProcessor = accept) -> LoadedMode
         quantized,
         is_adapted=False,
     )
+
+
+def load_peft_adapter(loaded: LoadedModel, directory: Path) -> LoadedModel:
+    """Return a base with a saved adapter, of a run of ours or of any program that uses PEFT.
+
+    Raises:
+        UserError: If there is none, or it was made for another base.
+    """
+    import peft
+
+    place = directory / "adapter" if (directory / "adapter").is_dir() else directory
+    if not (place / "adapter_config.json").is_file():
+        raise UserError(f"adapter={directory} holds no adapter_config.json, so it is no adapter")
+    try:
+        model = peft.PeftModel.from_pretrained(loaded.model, str(place), is_trainable=False)
+    except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"adapter={directory} does not fit {loaded.source}: {reason}") from error
+    return replace(loaded, model=model.eval(), is_adapted=True)
 
 
 def _device(device: Device) -> str:

@@ -69,7 +69,7 @@ def read_arms(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
     arms = [
         Arm(
             model=model_label(members[0].config),
-            ordering=members[0].config["curriculum"]["name"],
+            ordering=ordering_label(members[0].config),
             rest=rest,
             runs=members,
         )
@@ -89,11 +89,18 @@ def model_label(config: Mapping[str, Any]) -> str:
     return f"{name} 4-bit" if model["load_in_4bit"] and "4bit" not in name else name
 
 
+def ordering_label(config: Mapping[str, Any]) -> str:
+    """Return the curriculum's name, or that the run only evaluates."""
+    if not config.get("only_evaluate"):
+        return str(config["curriculum"]["name"])
+    return "saved adapter" if config.get("adapter") else "untrained"
+
+
 def _rests(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what tells each config from the others that share its model and ordering labels."""
     leaves = [dict(_leaves(config)) for config in configs]
     models = [model_label(config) for config in configs]
-    orderings = [config["curriculum"]["name"] for config in configs]
+    orderings = [ordering_label(config) for config in configs]
     rests = []
     for own, model, ordering in zip(leaves, models, orderings, strict=True):
         # All orderings of a model are looked at, so that the rows of a grid are named one way;

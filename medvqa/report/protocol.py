@@ -9,6 +9,8 @@ from medvqa.report.arms import Arm
 from medvqa.report.runs import Run
 from medvqa.tracking import record
 
+BUDGET = ("optimiser steps", "examples a step", "examples trained on")
+
 
 def unequal(a: Arm, b: Arm, set_name: str) -> tuple[str, ...]:
     """Return why the two may not be compared on this set; empty where they may.
@@ -19,11 +21,16 @@ def unequal(a: Arm, b: Arm, set_name: str) -> tuple[str, ...]:
     facts = [(run, facts_of(run, set_name)) for run in (*a.runs, *b.runs)]
     reasons = []
     for name in facts[0][1]:
-        values = list(dict.fromkeys(values[name] for _, values in facts))
+        values = list(dict.fromkeys(v[name] for run, v in facts if not _is_free(run, name)))
         if len(values) > 1:
             reasons.append(f"{name}: {' and '.join(values)}")
     polluted = dict.fromkeys(filter(None, (contamination(r, set_name) for r, _ in facts)))
     return (*reasons, *(f"contaminated pool: {reason}" for reason in polluted))
+
+
+def _is_free(run: Run, name: str) -> bool:
+    """Return whether a run that only evaluates has no such fact: it spends no training budget."""
+    return bool(run.config.get("only_evaluate")) and name in BUDGET
 
 
 def facts_of(run: Run, set_name: str) -> dict[str, str]:

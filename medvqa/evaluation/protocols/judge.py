@@ -6,7 +6,6 @@ the answers file, so that a second call costs nothing and gives the same numbers
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any
 
 from medvqa.config.errors import UserError
 from medvqa.data.example import Prediction
+from medvqa.evaluation.endpoint import complete
 from medvqa.tracking.record import read_lines
 
 QUESTION = (
@@ -26,7 +26,6 @@ QUESTION = (
 )
 VERDICT = re.compile(r"\b(incorrect|correct)\b")
 NUM_REQUESTS = 8  # at once
-TIMEOUT_S = 180.0
 
 
 @dataclass(frozen=True)
@@ -62,29 +61,12 @@ class Judge:
         return hashlib.sha256(f"{self.model}\n{prompt}".encode()).hexdigest()
 
     def _ask(self, prompt: str) -> str:
-        import httpx
-
-        url = self.endpoint.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-        key = os.environ.get("OPENAI_API_KEY")
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
             "temperature": 0,
         }
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        try:
-            response = httpx.post(url, json=body, headers=headers, timeout=TIMEOUT_S)
-            response.raise_for_status()
-            return str(response.json()["choices"][0]["message"]["content"])
-        except (
-            httpx.HTTPError,
-            httpx.InvalidURL,
-            ValueError,
-            KeyError,
-            IndexError,
-            TypeError,
-        ) as error:
-            raise UserError(f"the judge at {url} gave no verdict: {error!r}") from error
+        return str(complete(self.endpoint, body)[0]["message"]["content"])
 
 
 def parse_judge(pairs: Sequence[str], cache: Path) -> Judge:

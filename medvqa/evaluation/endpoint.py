@@ -1,0 +1,126 @@
+"""Answers of an OpenAI-compatible server to the questions that our models are asked."""
+
+import base64
+import io
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from medvqa.config.errors import UserError
+from medvqa.config.evaluation import EvaluationConfig
+from medvqa.config.prompt import PromptConfig
+from medvqa.data.example import Example, ImageSource
+from medvqa.data.image import load_rgb
+from medvqa.evaluation.generate import Answers
+from medvqa.models.prompt import question_text, user_message
+from medvqa.tracking.progress import track
+from medvqa.tracking.record import read_lines, write_text
+
+NUM_REQUESTS = 8  # at once
+TIMEOUT_S = 300.0
+
+
+class Endpoint:
+    """A model behind a server.
+
+    Args:
+        url: Of the server, with or without `/chat/completions`.
+        model: Name by which the server knows the model.
+        prompt: What stands around each question.
+        config: Its `max_new_tokens` bounds each answer.
+    """
+
+    def __init__(
+        self, url: str, model: str, prompt: PromptConfig, config: EvaluationConfig
+    ) -> None:
+        self.url, self.model = url, model
+        self._prompt, self._max_new_tokens = prompt, config.max_new_tokens
+
+    def answer(self, examples: Sequence[Example], cache: Path) -> Answers:
+        """Return the answers; those in the cache are not asked for again.
+
+        Raises:
+            UserError: If the server cannot be reached or refuses a question.
+        """
+        known = {row["id"]: row for row in read_lines(cache)}
+        # Without the last line, where a kill has cut it off.
+        write_text(cache, "".join(map(_line, known.values())))
+        missing = [example for example in examples if example.id not in known]
+        with cache.open("a", encoding="utf-8") as file, ThreadPoolExecutor(NUM_REQUESTS) as pool:
+            replies = pool.map(self._ask, missing)
+            for example, reply in zip(
+                track(missing, description=f"asking {self.model}"), replies, strict=True
+            ):
+                known[example.id] = {"id": example.id, **reply}
+                file.write(_line(known[example.id]))
+                file.flush()
+        rows = [known[example.id] for example in examples]
+        return Answers(
+            texts=tuple(row["text"] for row in rows),
+            cut=tuple(row["cut"] for row in rows),
+            num_tokens=tuple(row["num_tokens"] for row in rows),
+            decoding="endpoint",
+        )
+
+    def _ask(self, example: Example) -> dict[str, Any]:
+        message = user_message(
+            question_text(example), num_images=len(example.images), prompt=self._prompt
+        )
+        images = iter(example.images)
+        content = [
+            _image_part(next(images)) if part["type"] == "image" else part
+            for part in message["content"]
+        ]
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": 0,
+            "max_tokens": self._max_new_tokens,
+        }
+        choice, usage = complete(self.url, body)
+        return {
+            "text": str(choice["message"]["content"] or "").strip(),
+            "cut": choice.get("finish_reason") == "length",
+            "num_tokens": int(usage.get("completion_tokens") or 0),
+        }
+
+
+def complete(url: str, body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the first choice and the usage of a chat completion.
+
+    Raises:
+        UserError: If the server cannot be reached, refuses, or answers with something else.
+    """
+    import httpx
+
+    url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+    key = os.environ.get("OPENAI_API_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        response = httpx.post(url, json=body, headers=headers, timeout=TIMEOUT_S)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise UserError(f"{url} cannot be reached: {error}") from error
+    if response.is_error:
+        text = " ".join(response.text.split())[:300]
+        raise UserError(f"{url} answered {response.status_code}: {text}")
+    try:
+        values = response.json()
+        choice = values["choices"][0]
+        assert isinstance(choice["message"], dict)
+        return choice, values.get("usage") or {}
+    except (ValueError, KeyError, IndexError, TypeError, AssertionError) as error:
+        raise UserError(f"{url} sent no chat completion: {response.text[:200]!r}") from error
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _image_part(image: ImageSource) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    load_rgb(image).save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}

@@ -1,0 +1,111 @@
+"""`medvqa evaluate`: answer and score without training; the records are those of a run.
+
+The model is any base, a base with any saved adapter, or whatever an OpenAI-compatible server
+answers with. The same command continues what was interrupted.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from medvqa.config.errors import UserError
+from medvqa.config.model import Backend
+from medvqa.config.schema import Config
+from medvqa.data.example import Example
+from medvqa.data.pool import Pool, load_sets
+from medvqa.data.verification import check_images
+from medvqa.evaluation.bertscore import check_encoder
+from medvqa.evaluation.endpoint import Endpoint
+from medvqa.evaluation.evaluate import Evaluation, Evaluator
+from medvqa.evaluation.phases import Phases
+from medvqa.evaluation.results import record_results
+from medvqa.fast.choice import choose_decoding
+from medvqa.models.encode import encoder_of
+from medvqa.models.hub import check_base
+from medvqa.models.load import load_base, load_peft_adapter
+from medvqa.tracking import identity
+from medvqa.tracking.record import RunRecord
+from medvqa.tracking.wandb_mirror import Records, tracker
+
+log = logging.getLogger(__name__)
+
+NO_PLAN: dict[str, Any] = {"num_steps": 0, "order_sha256": None, "warmup_steps": 0, "stages": []}
+NO_TRAINING: dict[str, Any] = {"num_steps": 0, "final_loss": None, "average_loss": None}
+
+
+def evaluate_only(
+    config: Config,
+    directory: Path,
+    settings: Mapping[str, Any],
+    rows: Callable[[], Mapping[str, str]],
+) -> None:
+    """Answer every evaluation set and write the records.
+
+    Args:
+        config: The checked config.
+        directory: Every file of the run is below it.
+        settings: See `medvqa.run.run`.
+        rows: Gives the hash of each set's rows.
+
+    Raises:
+        UserError: If there is nothing to ask, or the model, adapter or server cannot be used.
+    """
+    keeper = RunRecord(directory / "run.json", settings)
+    with keeper.recording():
+        with keeper.phase("data"):
+            check_encoder(config.evaluation.bertscore)
+            if not config.endpoint:
+                check_base(config.model)
+            pools = load_sets(config.data)
+            if not pools:
+                raise UserError("data names no evaluation set, so there is nothing to evaluate")
+            questions = {name: list(pool.examples) for name, pool in pools.items()}
+            check_images([example for examples in questions.values() for example in examples])
+        keeper.update(**_description(pools), code=identity.code(), rows=rows())
+        with tracker(config.tracking, directory, settings) as mirror:
+            records = (keeper, mirror)
+            evaluator = Evaluator(
+                questions, config.evaluation, directory=directory, seed=config.seed
+            )
+            final = (
+                _served(config, evaluator, keeper)
+                if config.endpoint
+                else _loaded(config, evaluator, records)
+            )
+            record_results(directory, records, final, questions)
+        keeper.finish()
+
+
+def _description(pools: Mapping[str, Pool]) -> dict[str, Any]:
+    data = {name: pool.describe() for name, pool in pools.items()}
+    return {"data": data, "plan": NO_PLAN, "training": NO_TRAINING, "world_size": 1}
+
+
+def _loaded(config: Config, evaluator: Evaluator, records: Records) -> list[Evaluation]:
+    keeper = records[0]
+    with keeper.phase("load"):
+        loaded = load_base(replace(config.model, backend=Backend.transformers))
+        if config.adapter:
+            loaded = load_peft_adapter(loaded, Path(config.adapter))
+    keeper.update(model={**loaded.describe(), "adapter": config.adapter})
+    choose_decoding(config.evaluation.decoding, loaded)
+    encoder = encoder_of(loaded, config.model, None, config.prompt)
+    for examples in evaluator.sets.values():
+        encoder.check_lengths(examples)
+    return Phases(evaluator, loaded, encoder, records).after_training(0)
+
+
+def _served(config: Config, evaluator: Evaluator, keeper: RunRecord) -> list[Evaluation]:
+    assert config.endpoint and config.model_name
+    keeper.update(model={"source": config.endpoint, "served_as": config.model_name})
+    endpoint = Endpoint(config.endpoint, config.model_name, config.prompt, config.evaluation)
+
+    def answer(name: str, examples: Sequence[Example]) -> Any:
+        cache = evaluator.place("final", name) / "served.jsonl"
+        return endpoint.answer(examples, cache)
+
+    with keeper.phase("evaluate"):
+        return evaluator.phase("final", 0, partial(answer), device="cpu", images="shown")
