@@ -22,7 +22,6 @@ from medvqa.evaluation.endpoint import Endpoint
 from medvqa.evaluation.evaluate import Evaluation, Evaluator
 from medvqa.evaluation.phases import Phases
 from medvqa.evaluation.results import record_results
-from medvqa.fast.choice import choose_decoding
 from medvqa.models.encode import encoder_of
 from medvqa.models.hub import check_base
 from medvqa.models.load import load_base, load_peft_adapter
@@ -91,7 +90,6 @@ def _loaded(config: Config, evaluator: Evaluator, records: Records) -> list[Eval
         if config.adapter:
             loaded = load_peft_adapter(loaded, Path(config.adapter))
     keeper.update(model={**loaded.describe(), "adapter": config.adapter})
-    choose_decoding(config.evaluation.decoding, loaded)
     encoder = encoder_of(loaded, config.model, None, config.prompt)
     for examples in evaluator.sets.values():
         encoder.check_lengths(examples)
