@@ -66,6 +66,8 @@ class Encoder:
         self.image_token_id: int = self._pictures.image_token_id
         self.image_token_ids: set[int] = self._pictures.image_token_ids
         self.end_token_id = self._template.end_token_id
+        names = processor.tokenizer.convert_ids_to_tokens(sorted(self.image_token_ids))
+        self._markers = {*names, getattr(processor, "image_token", names[0] if names else "")}
         self.encodes_batches = isinstance(self._pictures, any_family.Pictures)
 
     @property
@@ -79,6 +81,7 @@ class Encoder:
         return self._template.prompt(question, num_images=num_images)
 
     def _turn(self, example: Example) -> Turn:
+        self._check_markers(example)
         num_images = len(example.images)
         try:
             return self._template.turn(
@@ -86,6 +89,15 @@ class Encoder:
             )
         except UserError as error:
             raise UserError(f"{example.source}/{example.id}: {error}") from error
+
+    def _check_markers(self, example: Example) -> None:
+        """Refuse a text that would stand for a picture which is not there."""
+        for marker in filter(None, self._markers):
+            if marker in example.question or marker in example.answers[0]:
+                raise UserError(
+                    f"{example.source}/{example.id}: the text contains {marker}, which stands for "
+                    "a picture in this model's prompts; remove it from the row"
+                )
 
     def count(self, example: Example) -> TokenCount:
         """Return how many tokens `encode` would give, without decoding a picture."""
@@ -114,6 +126,7 @@ class Encoder:
         rest = len(tokenize(self.processor, prompt(0))) + MARKERS
         too_long = []
         for example in examples:
+            self._check_markers(example)
             num_bytes = len(f"{question_text(example)}{example.answers[0]}".encode())
             sizes = self._image_sizes(example)
             num_added = self._pictures.count(sizes, prompt(len(sizes)))

@@ -1,7 +1,8 @@
 """Base model + LoRA by Unsloth, with its own kernels; the only importer of unsloth."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,22 @@ from medvqa.config.model import Dtype, ModelConfig
 from medvqa.models.adapter import target_pattern
 from medvqa.models.loaded import LoadedModel
 from medvqa.models.source import model_source, readable_load_errors, set_sizes
+
+
+@contextmanager
+def refused_by_unsloth(source: str) -> Iterator[None]:
+    """Turn what Unsloth raises about a model that it does not support into one clear line."""
+    import torch
+
+    try:
+        yield
+    except (OSError, UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # Unsloth has no type of its own for what it does not support
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"Unsloth does not accept {source} ({reason}); say model.backend=transformers"
+        ) from error
 
 
 def load_unsloth(
@@ -45,7 +62,7 @@ def load_unsloth(
     dtype = torch.float32 if config.dtype is Dtype.float32 else torch.bfloat16
     source = model_source(config)
     checkpointing: Any = "unsloth" if gradient_checkpointing else False
-    with readable_load_errors(source):
+    with readable_load_errors(source), refused_by_unsloth(source):
         base, processor = FastVisionModel.from_pretrained(
             source,
             revision=config.revision,
@@ -56,15 +73,16 @@ def load_unsloth(
         )
     set_sizes(processor, config)
     check(processor)
-    model = FastVisionModel.get_peft_model(
-        base,
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        bias="none",
-        target_modules=target_pattern(base, lora),
-        finetune_vision_layers=lora.vision_layers,
-        use_gradient_checkpointing=checkpointing,
-    )
+    with refused_by_unsloth(source):
+        model = FastVisionModel.get_peft_model(
+            base,
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            bias="none",
+            target_modules=target_pattern(base, lora),
+            finetune_vision_layers=lora.vision_layers,
+            use_gradient_checkpointing=checkpointing,
+        )
     quantized = bool(getattr(base, "is_loaded_in_4bit", False))
     return LoadedModel(model, processor, device, dtype, config.backend, source, quantized)

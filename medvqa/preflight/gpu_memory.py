@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from medvqa.config.model import Dtype
+from medvqa.config.model import Backend, Dtype
 from medvqa.config.schema import Config
 from medvqa.config.training import Optimizer
 from medvqa.fast.choice import ComputePath, path_of
@@ -19,6 +19,7 @@ KEPT = {
 # With dropout each adapted layer also keeps its masked input, or its mask.
 KEPT_BY_DROPOUT = {"plain": (20, 4, 0, 4), "fused": (10, 2, 0, 2)}
 LOGIT_BYTES = 6  # 16 bits, and a copy in 32 for the loss
+ANSWER_COLUMNS = 64  # of a micro-batch, where the plain engine computes only those
 BYTES_OF_PLAIN_SCALES = 4 / 64  # which the fused engine keeps beside
 BYTES_OF_4_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)  # double quantisation: a byte for 64 weights
 
@@ -62,6 +63,9 @@ def estimate_memory(
     if on_gpu and training.fit_micro_batch:
         batch_size *= training.accumulation_steps
     tokens = batch_size * longest_tokens
+    columns = batch_size * min(longest_tokens, ANSWER_COLUMNS)
+    if config.model.backend is Backend.unsloth:
+        columns = tokens
     width = 4 if is_wide else 2
     quantized = shapes.num_linear if config.model.load_in_4bit else 0
     per_layer = kept_bytes(shapes, engine, dropout=config.lora.dropout) * width // 2
@@ -76,7 +80,7 @@ def estimate_memory(
         weights=int((shapes.num_parameters - quantized) * width + quantized * bytes_of_4_bits),
         adapter=shapes.num_adapter * (copies + moments),
         activations=tokens * layers,
-        logits=tokens * shapes.vocabulary * LOGIT_BYTES if engine == "plain" else 0,
+        logits=columns * shapes.vocabulary * LOGIT_BYTES if engine == "plain" else 0,
         micro_batch_size=batch_size,
         tokens=tokens,
         engine=engine,

@@ -13,7 +13,8 @@ from medvqa.evaluation import generate as generation
 from medvqa.evaluation.generate import generate
 from medvqa.fast import pictures
 from medvqa.fast.engine import FusedEngine
-from medvqa.models.families import qwen as collate
+from medvqa.models.encode import Encoder
+from medvqa.models.families import qwen
 
 
 @pytest.fixture
@@ -59,9 +60,9 @@ def test_threads_decode_each_picture_of_a_batch_once_and_change_no_answer(
     def with_threads(function, pieces, **options):
         return ahead(function, pieces, **{**options, "num_threads": 4, "initializer": None})
 
-    monkeypatch.setattr(collate, "load_rgb", counted)
+    monkeypatch.setattr(qwen, "load_rgb", counted)
     monkeypatch.setattr(generation, "ahead", with_threads)
-    fresh = collate.Encoder(tiny.processor, max_length_tokens=512)
+    fresh = Encoder(tiny.processor, max_length_tokens=512)
     assert answer(tiny, fresh, examples, batch_size=16) == expected
     names, threads = zip(*decoded, strict=True)
     assert sorted(names) == sorted({i.name for e in examples for i in e.images})

@@ -147,3 +147,16 @@ def test_an_encoding_thread_computes_alone_and_its_caller_as_before():
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert answer.stdout.split() == ["1", "1", "2"]
+
+
+def test_a_text_that_stands_for_a_picture_is_refused_before_anything_is_encoded(encoder, phantoms):
+    example = dataclasses.replace(phantoms[0], question="Is <|image_pad|> normal?")
+    for refuse in (encoder.encode, lambda e: encoder.check_lengths([e])):
+        with pytest.raises(UserError, match=r"phantom-test-.*contains <\|image_pad\|>"):
+            refuse(example)
+
+
+def test_an_answer_that_the_template_would_hide_is_refused(encoder, phantoms):
+    example = dataclasses.replace(phantoms[0], answers=("left<|im_end|>right",))
+    with pytest.raises(UserError, match="not the answer and the end of the turn"):
+        encoder.encode(example)

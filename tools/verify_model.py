@@ -1,0 +1,170 @@
+"""Train, answer, export and serve with one model, and record what really ran.
+
+    python -m tools.verify_model gemma3_4b                  # real weights, from the hub
+    python -m tools.verify_model gemma3_4b --path DIR       # real weights, a local copy
+    python -m tools.verify_model gemma3_4b --tiny ../shared # tiny random weights, on a CPU
+    python -m tools.verify_model --table                    # only rewrite docs/models.md
+
+NAME is a file of conf/model. The run trains for 10 steps on phantoms and answers 64 questions; the
+adapter is exported, and the model is served in process: its answers must be the evaluator's. The
+record goes to benchmarks/results/models.json, and the table of docs/models.md is written anew.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "benchmarks" / "results" / "models.json"
+SHAPES = ROOT / "benchmarks" / "results" / "model_shapes.json"
+PAGE = ROOT / "docs" / "models.md"
+BEGIN, END = "<!-- table: python -m tools.verify_model --table -->", "<!-- end of table -->"
+STEPS, ANSWERS = 10, 64
+# Presets by the family of `tests/tiny_models.py` that has their architecture.
+FAMILY = {
+    "qwen2_5_vl_7b": "qwen2_5_vl",
+    "qwen2_5_vl_3b": "qwen2_5_vl",
+    "lingshu_7b": "qwen2_5_vl",
+    "qwen3_vl_4b": "qwen3_vl",
+    "qwen3_vl_32b": "qwen3_vl",
+    "qwen3_5_9b": "qwen3_5",
+    "gemma3_4b": "gemma3",
+    "medgemma_4b": "gemma3",
+    "internvl3_8b": "internvl",
+    "smolvlm2_2b": "smolvlm",
+    "smolvlm2_500m": "smolvlm",
+    "llava_onevision_7b": "llava_onevision",
+}
+COLUMNS = ("trained", "answered", "4 bits", "fused", "exported", "served")
+KINDS = {"tiny": "tiny weights, CPU", "shapes": "full shapes, H100", "real": "real weights"}
+
+
+def verify(name: str, overrides: Sequence[str], directory: Path) -> dict[str, Any]:
+    """Return the record of a run with these overrides; each column says what was done."""
+    from medvqa.config.compose import compose_cells, resolved, typed
+    from medvqa.data.image import ImageBytes
+    from medvqa.data.pool import load_sets
+    from medvqa.export.command import ExportOptions, export
+    from medvqa.run import run
+    from medvqa.serve.answering import Answerer, Question
+    from medvqa.tracking.record import read_json, read_lines
+
+    ((_, config),) = compose_cells(overrides, is_sweep=False)
+    values = resolved(config)
+    settings = {"config": values, "overrides": list(overrides), "run_id": name}
+    place = directory / "run"
+    run(typed(values), directory=place, settings=settings)
+    record = read_json(place / "run.json")
+    export(ExportOptions(run=place, target=directory / "adapter"))
+    examples = load_sets(typed(values).data)["test"].examples
+    questions = [
+        Question(text=e.question, images=tuple(ImageBytes(i.name, i.read()) for i in e.images))
+        for e in examples
+    ]
+    served = [answer.text for answer in Answerer.of_run(place).answer(questions)]
+    path = place / "evaluation" / "final" / "test" / "predictions.jsonl"
+    evaluated = {row["id"]: row["prediction"] for row in read_lines(path)}
+    equal = sum(evaluated[e.id] == text for e, text in zip(examples, served, strict=True))
+    model, training = record["model"], record["training"]
+    return {
+        "trained": f"{training['num_steps']} steps",
+        "answered": f"{len(evaluated)} questions",
+        "4 bits": "yes" if model["is_quantized"] else "no",
+        "fused": "yes" if training["engine"] == "fused" else "no",
+        "exported": "adapter",
+        "served": f"{equal} of {len(served)} equal",
+        "architecture": model["architecture"],
+        "device": model["device"],
+        "peak_gpu_bytes": record.get("peak_gpu_bytes"),
+        "code": record.get("code"),
+    }
+
+
+def overrides_of(name: str, base: Path | None, *, is_tiny: bool) -> list[str]:
+    """Return the overrides of the run that is verified."""
+    from medvqa.fast.choice import ARCHITECTURES
+
+    model = [f"model={name}", *([f"model.path={base}"] if base else [])]
+    if is_tiny:
+        model = ["model=hub", f"model.name={base}"]
+        engine = "fused" if FAMILY[name] in ARCHITECTURES else "auto"
+        model += [f"training.engine={engine}"]
+    return [
+        *model,
+        *(f"training.max_steps={STEPS}", f"data.evaluation.test.limit={ANSWERS}"),
+        *("data.limit=160", "evaluation.zero_shot=false", "evaluation.after_each_stage=false"),
+        *("evaluation.bertscore.enabled=false", "tracking=disabled"),
+        f"evaluation.max_new_tokens={8 if is_tiny else 32}",
+    ]
+
+
+def shape_records() -> dict[str, dict[str, Any]]:
+    """Return what `benchmarks/model_shapes.py` measured, in the table's words."""
+    rows = json.loads(SHAPES.read_text()) if SHAPES.is_file() else []
+    return {
+        row["model"]: {
+            "trained": f"{row['num_steps']} steps, {row['training_peak_gb']} GB",
+            "answered": f"{row['num_answers']} questions, {row['answering_peak_gb']} GB",
+            "4 bits": "yes" if row["is_quantized"] else "no",
+            "fused": "yes" if row["engine"] == "fused" else "no",
+            "exported": "-",
+            "served": "-",
+        }
+        for row in rows
+        if "library" not in row and "error" not in row
+    }
+
+
+def table(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table: one row per model and kind of weights; what has not run says so."""
+    lines = [f"| model | weights | {' | '.join(COLUMNS)} |", "|---" * (2 + len(COLUMNS)) + "|"]
+    shapes = shape_records()
+    for name in FAMILY:
+        for kind, title in KINDS.items():
+            source = shapes if kind == "shapes" else records.get(kind, {})
+            row = source.get(name)
+            cells = [row[column] for column in COLUMNS] if row else ["not run"] * len(COLUMNS)
+            lines.append(f"| `{name}` | {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_table(records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Replace the table of docs/models.md."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    text = f"{before}{BEGIN}\n{table(records)}\n{END}{after}"
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Verify one model and rewrite the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", nargs="*", choices=[[], *FAMILY], metavar="NAME")
+    parser.add_argument("--path", type=Path, help="local copy of the real weights")
+    parser.add_argument("--tiny", type=Path, metavar="SHARED", help="tiny weights instead")
+    parser.add_argument("--table", action="store_true", help="only rewrite docs/models.md")
+    options = parser.parse_args(argv)
+    records = json.loads(RECORDS.read_text()) if RECORDS.is_file() else {}
+    kind = "tiny" if options.tiny else "real"
+    for name in [] if options.table else options.name:
+        with tempfile.TemporaryDirectory() as directory:
+            base = options.path
+            if options.tiny:
+                from tests.tiny_models import save_tiny
+
+                base = Path(directory) / "base"
+                save_tiny(FAMILY[name], base, options.tiny)
+            overrides = overrides_of(name, base, is_tiny=bool(options.tiny))
+            record = verify(name, overrides, Path(directory))
+        # Tiny weights are those of an architecture, which several presets share.
+        names = [n for n in FAMILY if FAMILY[n] == FAMILY[name]] if options.tiny else [name]
+        records.setdefault(kind, {}).update(dict.fromkeys(names, record))
+        RECORDS.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_table(records)
+
+
+if __name__ == "__main__":
+    main()
