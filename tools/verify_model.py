@@ -85,12 +85,12 @@ def verify(name: str, overrides: Sequence[str], directory: Path) -> dict[str, An
 
 def overrides_of(name: str, base: Path | None, *, is_tiny: bool) -> list[str]:
     """Return the overrides of the run that is verified."""
-    from medvqa.fast.choice import ARCHITECTURES
+    from medvqa.fast.choice import FAMILIES as FUSED
 
     model = [f"model={name}", *([f"model.path={base}"] if base else [])]
     if is_tiny:
         model = ["model=hub", f"model.name={base}"]
-        engine = "fused" if FAMILY[name] in ARCHITECTURES else "auto"
+        engine = "fused" if FAMILY[name] in FUSED else "auto"
         model += [f"training.engine={engine}"]
     return [
         *model,
