@@ -200,7 +200,22 @@ def write_path_vqa(folder: Path, num_rows: int) -> None:
         )
 
 
-WRITERS = {"pubmed_vision": write_pubmed_vision, "path_vqa": write_path_vqa}
+def write_table(folder: Path, num_rows: int) -> None:
+    """Write a CSV file about one picture file per ten rows, of `IMAGE_BYTES` each."""
+    lines = ["image,question,answer"]
+    for number in range(num_rows):
+        name = f"{number // 10}.jpg"
+        if number % 10 == 0:
+            (folder / name).write_bytes(os.urandom(IMAGE_BYTES))
+        lines.append(f"{name},what is seen in picture {number}?,finding {number}")
+    (folder / "train.csv").write_text("\n".join(lines), encoding="utf-8")
+
+
+WRITERS = {
+    "pubmed_vision": write_pubmed_vision,
+    "path_vqa": write_path_vqa,
+    "table": write_table,
+}
 
 
 def measure_memory(name: str, folder: Path, limit: int | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Image sources, and how the bytes of any of them become an RGB picture."""
+"""Image sources and their decoding: long, because everybody who shows a picture imports both."""
 
 import hashlib
 import io

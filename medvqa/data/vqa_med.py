@@ -18,8 +18,11 @@ pictures are also in VQA-RAD.
 import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+
+import yaml
 
 from medvqa.config.data import RowsConfig
 from medvqa.config.errors import UserError
@@ -43,87 +46,20 @@ class Layout(NamedTuple):
         references: File of the right answers, where `files` hold the questions alone.
     """
 
-    folders: tuple[str, ...]
+    folders: list[str]
     files: dict[str, str | None]
-    images: tuple[str, ...]
+    images: list[str]
     references: str | None = None
 
 
-def _by_category(suffix: str) -> dict[str, str | None]:
+@cache
+def layouts_of(name: str) -> dict[str, tuple[Layout, ...]]:
+    """Return the layouts of each split of a year."""
+    text = Path(__file__).with_name("vqa_med.yaml").read_text(encoding="utf-8")
+    splits = yaml.safe_load(text)[name]
     return {
-        f"QAPairsByCategory/C{number}_{category.capitalize()}_{suffix}.txt": category
-        for number, category in enumerate(CATEGORIES, start=1)
+        split: tuple(Layout(**values) for values in layouts) for split, layouts in splits.items()
     }
-
-
-TRAIN_2020 = Layout(
-    ("VQAMed2020-VQAnswering-TrainingSet",),
-    {"VQAnswering_2020_Train_QA_pairs.txt": None},
-    ("VQAnswering_2020_Train_images",),
-)
-VALIDATION_2020 = Layout(
-    ("VQAMed2020-VQAnswering-ValidationSet", "VQA-ValidationSet-VQAMed2020-Task1"),
-    {"VQAnswering_2020_Val_QA_Pairs.txt": None},
-    ("VQAnswering_2020_Val_images",),
-)
-LAYOUTS: dict[str, dict[str, tuple[Layout, ...]]] = {
-    "vqa_med_2019": {
-        "train": (
-            Layout(
-                ("ImageClef-2019-VQA-Med-Training", "train"),
-                _by_category("train"),
-                ("Train_images",),
-            ),
-        ),
-        "validation": (
-            Layout(
-                ("ImageClef-2019-VQA-Med-Validation", "valid"),
-                _by_category("val"),
-                ("Val_images",),
-            ),
-        ),
-        "test": (
-            Layout(
-                ("VQAMed2019Test",),
-                {"VQAMed2019_Test_Questions_w_Ref_Answers.txt": None},
-                ("VQAMed2019_Test_Images",),
-            ),
-        ),
-    },
-    "vqa_med_2020": {
-        "train": (TRAIN_2020,),
-        "validation": (VALIDATION_2020,),
-        "test": (
-            Layout(
-                ("VQA-TestSet-ReferenceAnswers-VQAMed2020-Task1",),
-                {"VQAMed2020-Task1-VQAnswering-Test-Questions.txt": None},
-                (
-                    "Task1-2020-VQAnswering-Test-Images",
-                    "VQAMed2020-Task1-VQAnswering-Test-Images",
-                ),
-                "VQAMed2020-Task1-VQAnswering-Test-ReferenceAnswers.txt",
-            ),
-        ),
-    },
-    "vqa_med_2021": {
-        "train": (TRAIN_2020, VALIDATION_2020),
-        "validation": (
-            Layout(
-                ("VQA-Med-2021-Tasks-1-2-NewValidationSets",),
-                {"VQA-Med-2021-VQAnswering-Task1-New-ValidationSet.txt": None},
-                ("ImageCLEF-2021-VQA-Med-New-Validation-Images",),
-            ),
-        ),
-        "test": (
-            Layout(
-                ("Task1-VQA-2021-TestSet-w-GroundTruth",),
-                {"Task1-VQA-2021-TestSet-Questions.txt": None},
-                ("images/VQA-500-Images", "VQA-500-Images", "Task1-VQA-2021-TestSet-Images"),
-                "Task1-VQA-2021-TestSet-ReferenceAnswers.txt",
-            ),
-        ),
-    },
-}
 
 
 def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> list[Example]:
@@ -132,7 +68,7 @@ def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> list[Example]:
     Raises:
         UserError: If the split is unknown, or a file or an image is missing, naming file and line.
     """
-    layouts = LAYOUTS[config.name]
+    layouts = layouts_of(config.name)
     check_split(config, (*layouts, "all"))
     if config.path is None:
         place = "https://zenodo.org/records/10499039"

@@ -1,9 +1,7 @@
 """Rows of one split: parquet, CSV, JSON, JSON Lines, an image folder, or a data set of the hub."""
 
-import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,10 @@ from medvqa.data.storage.cache import file_identity
 from medvqa.data.storage.files import file_text
 from medvqa.data.storage.hub import load_rows
 from medvqa.data.storage.json_list import JsonList
+from medvqa.data.storage.text_rows import CsvRows, JsonLines
 
 TEXT_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".dcm")
-DELIMITERS = ",;\t|"
-MAX_CELL_CHARACTERS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -55,68 +52,6 @@ class TableRows:
         if isinstance(inner, dict):
             return "bytes" in inner
         return type(inner).__name__ == "Image" or "binary" in str(getattr(inner, "dtype", ""))
-
-
-@dataclass(frozen=True)
-class CsvRows:
-    """The rows of a CSV or TSV file in UTF-8 whose first line names the columns."""
-
-    path: Path
-
-    def header(self) -> list[str]:
-        """Return the names of the columns."""
-        with self._opened() as reader:
-            return list(reader.fieldnames or [])
-
-    def __iter__(self) -> Iterator[Mapping[str, Any] | UserError]:
-        with self._opened() as reader:
-            for number, row in enumerate(reader):
-                if None in row:
-                    yield UserError(f"{self.path}[{number}] has more cells than columns")
-                else:
-                    yield row
-
-    @contextmanager
-    def _opened(self) -> "Iterator[csv.DictReader[str]]":
-        csv.field_size_limit(MAX_CELL_CHARACTERS)
-        file_identity(self.path)
-        try:
-            with self.path.open(encoding="utf-8-sig", newline="") as file:
-                header = file.readline()
-                file.seek(0)
-                yield csv.DictReader(file, delimiter=max(DELIMITERS, key=header.count))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{self.path} is not UTF-8 text; convert it") from error
-        except (csv.Error, OSError) as error:
-            raise UserError(f"cannot read {self.path}: {error}") from error
-
-
-@dataclass(frozen=True)
-class JsonLines:
-    """The rows of a file with one JSON object per line."""
-
-    path: Path
-
-    def __iter__(self) -> Iterator[Mapping[str, Any] | UserError]:
-        file_identity(self.path)
-        try:
-            with self.path.open(encoding="utf-8-sig", newline="\n") as file:
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        yield self._row(number, line)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{self.path} is not UTF-8 text; convert it") from error
-        except OSError as error:
-            raise UserError(f"cannot read {self.path}: {error.strerror}") from error
-
-    def _row(self, number: int, line: str) -> Mapping[str, Any] | UserError:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            return UserError(f"{self.path}, line {number} is no JSON object ({error})")
-        if not isinstance(row, dict):
-            return UserError(f"{self.path}, line {number} is no JSON object")
-        return row
 
 
 def open_table(path: Path, split: str, *, pattern: str | None = None) -> TableRows:

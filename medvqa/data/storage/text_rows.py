@@ -1,0 +1,80 @@
+"""Rows of text files, one at a time: CSV, TSV and JSON Lines.
+
+A row that cannot be read comes as its `UserError`, so that the caller may skip it.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medvqa.config.errors import UserError
+from medvqa.data.storage.cache import file_identity
+
+DELIMITERS = ",;\t|"
+MAX_CELL_CHARACTERS = 1 << 26
+
+
+@dataclass(frozen=True)
+class CsvRows:
+    """The rows of a CSV or TSV file in UTF-8 whose first line names the columns."""
+
+    path: Path
+
+    def header(self) -> list[str]:
+        """Return the names of the columns."""
+        with self._opened() as reader:
+            return list(reader.fieldnames or [])
+
+    def __iter__(self) -> Iterator[Mapping[str, Any] | UserError]:
+        with self._opened() as reader:
+            for number, row in enumerate(reader):
+                if None in row:
+                    yield UserError(f"{self.path}[{number}] has more cells than columns")
+                else:
+                    yield row
+
+    @contextmanager
+    def _opened(self) -> "Iterator[csv.DictReader[str]]":
+        csv.field_size_limit(MAX_CELL_CHARACTERS)
+        file_identity(self.path)
+        try:
+            with self.path.open(encoding="utf-8-sig", newline="") as file:
+                header = file.readline()
+                file.seek(0)
+                yield csv.DictReader(file, delimiter=max(DELIMITERS, key=header.count))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.path} is not UTF-8 text; convert it") from error
+        except (csv.Error, OSError) as error:
+            raise UserError(f"cannot read {self.path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """The rows of a file with one JSON object per line."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[Mapping[str, Any] | UserError]:
+        file_identity(self.path)
+        try:
+            with self.path.open(encoding="utf-8-sig", newline="\n") as file:
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        yield self._row(number, line)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.path} is not UTF-8 text; convert it") from error
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror}") from error
+
+    def _row(self, number: int, line: str) -> Mapping[str, Any] | UserError:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            return UserError(f"{self.path}, line {number} is no JSON object ({error})")
+        if not isinstance(row, dict):
+            return UserError(f"{self.path}, line {number} is no JSON object")
+        return row
