@@ -179,10 +179,11 @@ def measure(name: str, shared: Path, *, tiny: bool, save: Path | None) -> dict[s
 
     from benchmarks.engine.training import Case, train
     from medvqa.config.data import SourceConfig
+    from medvqa.config.evaluation import Decoding
     from medvqa.config.training import Engine
     from medvqa.data.pool import load_examples
     from medvqa.evaluation.generate import generate
-    from medvqa.fast.choice import choose_engine
+    from medvqa.fast.choice import choose_path
     from medvqa.models.encode import Encoder
 
     began = time.monotonic()
@@ -192,7 +193,7 @@ def measure(name: str, shared: Path, *, tiny: bool, save: Path | None) -> dict[s
     source = SourceConfig(name="vqa_rad", path=str(shared / "data" / "vqa_rad"), split="train")
     examples = load_examples(source, seed=0)
     steps, answers = (2, 4) if tiny else (STEPS, ANSWERS)
-    engine = choose_engine(Engine.auto, loaded)
+    engine = choose_path(loaded, Engine.auto, Decoding.auto).engine
     trained = train(loaded, encoder, examples, Case(engine, BATCH_SIZE), WARM_UP + steps)
     peak_of_training = loaded.peak_gpu_bytes()
     seconds = sum(trained.seconds[WARM_UP:])
