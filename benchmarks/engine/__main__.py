@@ -25,7 +25,7 @@ from pathlib import Path
 from benchmarks.engine.records import Records
 from benchmarks.engine.startup import startup
 from benchmarks.engine.workload import TINY, Bench, Row, Settings, prepare
-from medvqa.config.model import Backend
+from medvqa.config.model import Backend, BasePrecision
 from medvqa.config.training import Engine
 
 COMMANDS = {"startup": startup}
@@ -78,7 +78,11 @@ def settings_of(options: argparse.Namespace) -> Settings:
     """Return the options, typed."""
     values = {name: value for name, value in vars(options).items() if name not in ("parts", "out")}
     side = options.side or (128 if options.model == TINY else 512)
-    return Settings(**{**values, "side": side, "backend": Backend[options.backend]})
+    choices = {
+        "backend": Backend[options.backend],
+        "base_precision": BasePrecision[options.base_precision],
+    }
+    return Settings(**{**values, "side": side, **choices})
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -100,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--model-path", type=Path, help="saved by benchmarks/random_models.py")
     add("--backend", choices=[backend.name for backend in Backend], default="transformers")
     add("--four-bit", action="store_true")
+    add("--base-precision", choices=[choice.name for choice in BasePrecision], default="dtype")
     add("--checkpointing", action="store_true")
     add("--rank", type=int, default=16)
     add("--side", type=int, help="of the largest picture in pixels; 512, for tiny 128")

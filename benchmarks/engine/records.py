@@ -16,7 +16,7 @@ def record_name(part: str, variant: Mapping[str, Any]) -> str:
     """Return the record's name in the file, such as `training qwen3_vl_8b unsloth`."""
     words = [part, variant["model"]]
     words += [variant["backend"]] if variant["backend"] != "transformers" else []
-    words += [word for word in ("four_bit", "checkpointing") if variant[word]]
+    words += [word for word in ("four_bit", "fp8", "checkpointing") if variant.get(word)]
     words += [f"rank={variant['rank']}"] if variant["rank"] != 16 else []
     return " ".join(words)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from medvqa.config.data import SourceConfig
 from medvqa.config.lora import LoraConfig
-from medvqa.config.model import Backend, ModelConfig
+from medvqa.config.model import Backend, BasePrecision, ModelConfig
 from medvqa.data.example import Example
 from medvqa.data.image import ImageBytes
 from medvqa.data.pool import load_examples
@@ -42,6 +42,7 @@ class Settings:
     model_path: Path | None
     backend: Backend
     four_bit: bool
+    base_precision: BasePrecision
     checkpointing: bool
     rank: int
     side: int
@@ -65,6 +66,7 @@ class Settings:
             path=str(self.model_path) if self.model_path else None,
             backend=self.backend,
             load_in_4bit=self.four_bit,
+            base_precision=self.base_precision,
             max_pixels=self.side**2,
             max_length_tokens=8192,
         )
@@ -76,6 +78,7 @@ class Settings:
             "model": self.model,
             "backend": self.backend.value,
             "four_bit": self.four_bit,
+            "fp8": self.base_precision is BasePrecision.fp8,
             "checkpointing": self.checkpointing,
             "rank": self.rank,
         }
@@ -168,6 +171,7 @@ def _made_on_device(settings: Settings, lora: LoraConfig) -> LoadedModel:
         Backend.transformers,
         settings.model,
         is_quantized=settings.four_bit,
+        base_precision=settings.base_precision,
     )
 
 

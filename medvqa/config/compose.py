@@ -22,7 +22,7 @@ from medvqa.config.earlier import upgraded
 from medvqa.config.errors import MISTAKES, Refused, UserError, explain, unknown_option
 from medvqa.config.identity import run_id
 from medvqa.config.machine import make_directory, num_cuda_devices
-from medvqa.config.model import Backend, Device
+from medvqa.config.model import Backend, BasePrecision, Device
 from medvqa.config.schema import Config
 from medvqa.config.secrets import masked_values
 
@@ -164,13 +164,15 @@ def check_hardware(config: Config) -> None:
     settings = {
         "model.backend=unsloth": model.backend is Backend.unsloth,
         "model.load_in_4bit=true": model.load_in_4bit,
+        "model.base_precision=fp8": model.base_precision is BasePrecision.fp8,
         "model.device=cuda": model.device is Device.cuda,
     }
     asked = [setting for setting, is_asked in settings.items() if is_asked]
     if asked and num_cuda_devices(os.environ) == 0:
         raise UserError(
             f"no CUDA GPU is visible here, but the config says {' and '.join(asked)}; on a CPU "
-            "use model=tiny, or model.device=cpu model.backend=auto model.load_in_4bit=false"
+            "use model=tiny, or model.device=cpu model.backend=auto "
+            "model.load_in_4bit=false model.base_precision=dtype"
         )
     visible = num_cuda_devices(os.environ) if num_gpus > 1 else num_gpus
     if model.device is not Device.cpu and num_gpus > visible:

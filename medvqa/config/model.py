@@ -20,6 +20,13 @@ class Backend(Enum):
     unsloth = "unsloth"
 
 
+class BasePrecision(Enum):
+    """How frozen weights are stored: as `dtype` says, or in 8 bits (Hopper and newer GPUs)."""
+
+    dtype = "dtype"
+    fp8 = "fp8"
+
+
 class Device(Enum):
     """Where the model runs; `auto` is CUDA where there is one."""
 
@@ -57,6 +64,7 @@ class ModelConfig:
     device: Device = Device.auto
     dtype: Dtype = Dtype.auto
     load_in_4bit: bool = False
+    base_precision: BasePrecision = BasePrecision.dtype
     min_pixels: int = 4096
     max_pixels: int | None = None
     image_options: dict[str, Any] = field(default_factory=dict)
@@ -72,6 +80,18 @@ class ModelConfig:
             not (self.device is Device.cpu and self.backend is Backend.unsloth),
             "model.backend=unsloth needs a GPU but model.device=cpu; use model.backend=auto",
         )
+        if self.base_precision is BasePrecision.fp8:
+            contradictions = {
+                "model.load_in_4bit=true": self.load_in_4bit,
+                "model.device=cpu": self.device is Device.cpu,
+                "model.backend=unsloth": self.backend is Backend.unsloth,
+            }
+            for setting, is_asked in contradictions.items():
+                check(
+                    not is_asked,
+                    f"model.base_precision=fp8 does not go with {setting}; use "
+                    "model.base_precision=dtype",
+                )
         check(
             not (self.device is Device.cpu and self.load_in_4bit),
             "model.load_in_4bit=true needs a GPU but model.device=cpu; "

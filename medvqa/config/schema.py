@@ -10,10 +10,10 @@ from medvqa.config.curriculum import CurriculumConfig
 from medvqa.config.data import DataConfig
 from medvqa.config.evaluation import Decoding, EvaluationConfig
 from medvqa.config.lora import LoraConfig
-from medvqa.config.model import Backend, ModelConfig
+from medvqa.config.model import Backend, BasePrecision, ModelConfig
 from medvqa.config.prompt import PromptConfig
 from medvqa.config.tracking import TrackingConfig
-from medvqa.config.training import Engine, TrainingConfig
+from medvqa.config.training import Engine, TrainerName, TrainingConfig
 
 
 @dataclass(kw_only=True)
@@ -61,6 +61,18 @@ class Config:
             "adapter=DIR is put on a base that is loaded here; with endpoint=URL the server has it",
         )
         evaluation_is_not_training(self.data)
+        if self.model.base_precision is BasePrecision.fp8:
+            others = {
+                "training.engine=plain": self.training.engine is Engine.plain,
+                "training.trainer=trl": self.training.trainer is TrainerName.trl,
+                "evaluation.decoding=plain": self.evaluation.decoding is Decoding.plain,
+            }
+            for setting, is_asked in others.items():
+                check(
+                    not is_asked,
+                    f"model.base_precision=fp8 is computed by the fused engine, not by {setting}; "
+                    "use model.base_precision=dtype",
+                )
         if self.model.backend is Backend.unsloth:
             ours = {
                 "training.engine=fused": self.training.engine is Engine.fused,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medvqa.config.errors import UserError
-from medvqa.config.model import Backend, Dtype, ModelConfig
+from medvqa.config.model import Backend, BasePrecision, Dtype, ModelConfig
 from medvqa.config.schema import Config
 from medvqa.data.example import Example
 from medvqa.evaluation.evaluate import Evaluator
@@ -72,7 +72,13 @@ def merging_config(config: ModelConfig, *, dtype: Dtype) -> ModelConfig:
     Raises:
         UserError: If the weights at hand are in 4 bits.
     """
-    merging = replace(config, load_in_4bit=False, backend=Backend.transformers, dtype=dtype)
+    merging = replace(
+        config,
+        load_in_4bit=False,
+        base_precision=BasePrecision.dtype,
+        backend=Backend.transformers,
+        dtype=dtype,
+    )
     if is_stored_in_4bit(merging):
         raise UserError(
             f"{config.path or config.name} is stored in 4 bits: merging into it would round the "

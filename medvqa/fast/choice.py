@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import Decoding
-from medvqa.config.model import Backend
+from medvqa.config.model import Backend, BasePrecision
 from medvqa.config.schema import Config
 from medvqa.config.training import Engine
 from medvqa.models.encode import Encoder
@@ -61,7 +61,14 @@ def choose_path(loaded: LoadedModel, engine: Engine, decoding: Decoding) -> Comp
     layer_types = getattr(loaded.inner.config.get_text_config(), "layer_types", None) or ()
     if "sliding_attention" in layer_types:
         family += " with sliding attention"  # which no fused layer computes
-    return path_of(family, loaded.backend, engine, decoding, on_gpu=on_gpu)
+    path = path_of(family, loaded.backend, engine, decoding, on_gpu=on_gpu)
+    is_plain = Engine.plain is path.engine or Decoding.plain is path.decoding
+    if loaded.base_precision is BasePrecision.fp8 and is_plain:
+        raise UserError(
+            f"model.base_precision=fp8 is computed by the fused engine, but {path.line}; use "
+            "model.base_precision=dtype"
+        )
+    return path
 
 
 def log_path(loaded: LoadedModel, config: Config, engine_name: str) -> dict[str, Any]:

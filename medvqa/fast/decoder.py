@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from medvqa.config.model import BasePrecision
 from medvqa.fast.attention import Segments, attend
 from medvqa.fast.layer import Layer, Rope, train_layer
 from medvqa.models.loaded import LoadedModel
@@ -39,7 +40,8 @@ class Decoder:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._text = loaded.inner.model.language_model
-        self.layers = [Layer(module) for module in self._text.layers]
+        in_8_bits = loaded.base_precision is BasePrecision.fp8
+        self.layers = [Layer(module, in_8_bits=in_8_bits) for module in self._text.layers]
         self._checkpoints = any(
             getattr(module, "gradient_checkpointing", False) for module in self._text.layers
         )

@@ -7,6 +7,7 @@ Shapes: N tokens of all sequences, H width of the model, D width of a head.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class Rope:
 class Layer:
     """One decoder layer's weights."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, *, in_8_bits: bool = False) -> None:
         attention, mlp = module.self_attn, module.mlp
         self.norm, self.middle_norm = module.input_layernorm, module.post_attention_layernorm
         self.eps = float(self.norm.variance_epsilon)
@@ -35,10 +36,11 @@ class Layer:
         self.k_norm = getattr(attention, "k_norm", None)
         self.head_width = int(attention.head_dim)
         self.scaling = float(attention.scaling)
-        self.qkv = Group([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.out = Group([attention.o_proj])
-        self.gate_up = Group([mlp.gate_proj, mlp.up_proj])
-        self.down = Group([mlp.down_proj])
+        group = partial(Group, in_8_bits=in_8_bits)
+        self.qkv = group([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.out = group([attention.o_proj])
+        self.gate_up = group([mlp.gate_proj, mlp.up_proj])
+        self.down = group([mlp.down_proj])
         groups = int(attention.num_key_value_groups)
         self.num_k = _num_outputs(attention.k_proj) // self.head_width
         self.num_q = self.num_k * groups

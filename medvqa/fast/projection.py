@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from medvqa.fast.fp8 import Fp8Weight
+
 PLAIN_SCALES = "_medvqa_plain_scales"
 Parameters = Sequence[torch.Tensor]  # A (r, I) and B (O, r) of each adapted layer, in order
 
@@ -30,9 +32,12 @@ class Kept(NamedTuple):
 
 
 class Group:
-    """Layers with one input, each `torch.nn.Linear` or 4-bit, with PEFT's adapter or without."""
+    """Layers with one input, each `torch.nn.Linear` or 4-bit, with PEFT's adapter or without.
 
-    def __init__(self, modules: Sequence[Any]) -> None:
+    With `in_8_bits` the frozen weights are replaced by copies in FP8, for good.
+    """
+
+    def __init__(self, modules: Sequence[Any], *, in_8_bits: bool = False) -> None:
         self._adapters = [module for module in modules if hasattr(module, "lora_A")]
         self._adapted = [n for n, module in enumerate(modules) if hasattr(module, "lora_A")]
         self._bases = [
@@ -47,6 +52,10 @@ class Group:
         self._dropouts = [getattr(a.lora_dropout[name], "p", 0.0) for a, name in named]
         self._ranks = [int(adapter.r[name]) for adapter, name in named]
         self._width = sum(self._widths)
+        self._fp8 = Fp8Weight([base.weight for base in self._bases]) if in_8_bits else None
+        for base in self._bases if in_8_bits else ():
+            # One number in the weight's shape: who still computes with it sees NaN.
+            base.weight.data = base.weight.data.new_full((1, 1), torch.nan).expand_as(base.weight)
         self._parameters = [
             matrix[name].weight for a, name in named for matrix in (a.lora_A, a.lora_B)
         ]
@@ -66,13 +75,8 @@ class Group:
         self, x: torch.Tensor, parameters: Parameters, *, training: bool
     ) -> tuple[torch.Tensor, Kept]:
         """Return the products (N, O) side by side, and what `backward` needs."""
-        out = x.new_empty((len(x), self._width))
+        out = self._products(x)
         pieces = self._pieces(out)
-        for base, piece in zip(self._bases, pieces, strict=True):
-            if base.bias is None:
-                torch.mm(x, _weight(base).t(), out=piece)
-            else:
-                torch.addmm(base.bias, x, _weight(base).t(), out=piece)
         if not parameters:
             return out, Kept(None, None)
         firsts, seconds = _in_type(parameters, x.dtype)
@@ -86,6 +90,21 @@ class Group:
         for number, part, second in zip(self._adapted, self._parts(low), seconds, strict=True):
             pieces[number].addmm_(part, second.t(), alpha=self._scale)
         return out, Kept(low, stacked, masks)
+
+    def _products(self, x: torch.Tensor) -> torch.Tensor:
+        if self._fp8 is not None:
+            out = self._fp8.product(x)
+            for base, piece in zip(self._bases, self._pieces(out), strict=True):
+                if base.bias is not None:
+                    piece += base.bias
+            return out
+        out = x.new_empty((len(x), self._width))
+        for base, piece in zip(self._bases, self._pieces(out), strict=True):
+            if base.bias is None:
+                torch.mm(x, _weight(base).t(), out=piece)
+            else:
+                torch.addmm(base.bias, x, _weight(base).t(), out=piece)
+        return out
 
     def pull_back(
         self,
@@ -104,7 +123,7 @@ class Group:
             needs_input: None is returned for the input otherwise.
         """
         pieces = self._pieces(grad)
-        x_grad = self._through_bases(pieces) if needs_input else None
+        x_grad = self._through_bases(grad) if needs_input else None
         if kept.low is None or kept.stacked is None:
             return x_grad, None
         low_grad = torch.empty_like(kept.low)
@@ -163,7 +182,10 @@ class Group:
     def _parts(self, low: torch.Tensor) -> Sequence[torch.Tensor]:
         return (low,) if len(self._ranks) == 1 else low.split_with_sizes(self._ranks, dim=1)
 
-    def _through_bases(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _through_bases(self, grad: torch.Tensor) -> torch.Tensor:
+        if self._fp8 is not None:
+            return self._fp8.pull_back(grad)
+        pieces = self._pieces(grad)
         total = pieces[0] @ _weight(self._bases[0])
         for piece, base in zip(pieces[1:], self._bases[1:], strict=True):
             total.addmm_(piece, _weight(base))

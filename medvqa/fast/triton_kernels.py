@@ -207,3 +207,27 @@ def swiglu_backward(gate_up: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
     grid = (tokens, triton.cdiv(width, COLUMNS_PER_PROGRAM))
     _swiglu_backward[grid](gate_up, grad, out, width, BLOCK=COLUMNS_PER_PROGRAM)
     return out
+
+
+@triton.jit
+def _quantize_rows(x, row_stride, values, scales, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    value = tl.load(x + row * row_stride + column, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(value)), 1e-12) / 448.0
+    tl.store(scales + row, scale)
+    tl.store(
+        values + row * width + column, (value / scale).to(values.dtype.element_ty), mask=inside
+    )
+
+
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `medvqa.fast.fp8.quantize_rows`."""
+    num_rows, width = x.shape
+    values = torch.empty((num_rows, width), dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty((num_rows, 1), dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(width)
+    warps = 8 if block >= 2048 else 4
+    _quantize_rows[(num_rows,)](x, x.stride(0), values, scales, width, BLOCK=block, num_warps=warps)
+    return values, scales

@@ -9,7 +9,7 @@ from typing import Any
 
 from medvqa.config.errors import UserError
 from medvqa.config.lora import LoraConfig
-from medvqa.config.model import Backend, Device, Dtype, ModelConfig
+from medvqa.config.model import Backend, BasePrecision, Device, Dtype, ModelConfig
 from medvqa.models.adapter import reset_adapter, target_pattern
 from medvqa.models.families.processor import tell_model
 from medvqa.models.loaded import LoadedModel
@@ -18,6 +18,8 @@ from medvqa.models.unsloth import load_unsloth
 
 # transformers imports them where they are installed, for assisted decoding and losses of detectors.
 UNUSED = ("sklearn", "scipy")
+
+HOPPER = (9, 0)  # compute capability of the first GPUs with scaled products in 8 bits
 
 CheckProcessor = Callable[[Any], object]
 
@@ -108,6 +110,8 @@ def load_base(config: ModelConfig, check: CheckProcessor = accept) -> LoadedMode
     device = _device(config.device)
     is_wide = config.dtype is Dtype.float32 or (config.dtype is Dtype.auto and device == "cpu")
     dtype = torch.float32 if is_wide else torch.bfloat16
+    if config.base_precision is BasePrecision.fp8:
+        _check_fp8(device)
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
     if config.load_in_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
@@ -131,6 +135,7 @@ def load_base(config: ModelConfig, check: CheckProcessor = accept) -> LoadedMode
         Backend.transformers,
         model_source(config),
         quantized,
+        config.base_precision,
         is_adapted=False,
     )
 
@@ -152,6 +157,17 @@ def load_peft_adapter(loaded: LoadedModel, directory: Path) -> LoadedModel:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"adapter={directory} does not fit {loaded.source}: {reason}") from error
     return replace(loaded, model=model.eval(), is_adapted=True)
+
+
+def _check_fp8(device: str) -> None:
+    import torch
+
+    name = "a CPU" if device == "cpu" else torch.cuda.get_device_name(device)
+    if device == "cpu" or torch.cuda.get_device_capability(device) < HOPPER:
+        raise UserError(
+            "model.base_precision=fp8 needs an NVIDIA GPU of the Hopper generation or newer, and "
+            f"this is {name}; use model.base_precision=dtype or, on a GPU, model.load_in_4bit=true"
+        )
 
 
 def _device(device: Device) -> str:

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from medvqa.config.model import Backend
+from medvqa.config.model import Backend, BasePrecision
 from medvqa.models.families.layers import family_of
 from medvqa.models.patches import PictureCache
 
@@ -13,7 +13,18 @@ if TYPE_CHECKING:
     import torch
 
 FEATURE_BYTES = 4 * 2**30  # 512 pictures of 512 x 512 pixels for an 8B model
+FEATURE_SHARE = 20  # of a smaller GPU's memory a twentieth
 USED_FOR = "_medvqa_used_for_training"  # absent until `use_for` has been called
+
+
+def feature_bytes() -> int:
+    """Return how much GPU memory the features of pictures may take."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return FEATURE_BYTES
+    _, total = torch.cuda.mem_get_info()
+    return min(FEATURE_BYTES, total // FEATURE_SHARE)
 
 
 @dataclass(frozen=True)
@@ -23,6 +34,7 @@ class LoadedModel:
     Attributes:
         source: Directory or hub id that the base was loaded from.
         is_quantized: Whether the base's linear layers are stored in 4 bits.
+        base_precision: How the fused engine stores the base's linear layers.
         is_adapted: Whether PEFT's wrapper is around it; a merged model has none.
         features: Of pictures that the frozen vision tower has seen, one tensor per layer.
         engines: What computes with the model and is built once, by name.
@@ -35,9 +47,10 @@ class LoadedModel:
     backend: Backend
     source: str
     is_quantized: bool
+    base_precision: BasePrecision = BasePrecision.dtype
     is_adapted: bool = True
     features: PictureCache = field(
-        default_factory=lambda: PictureCache(max_bytes=FEATURE_BYTES), init=False, repr=False
+        default_factory=lambda: PictureCache(max_bytes=feature_bytes()), init=False, repr=False
     )
     engines: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -75,6 +88,7 @@ class LoadedModel:
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "is_quantized": self.is_quantized,
+            "base_precision": self.base_precision.value,
             "num_parameters": sum(p.numel() for p in self.model.parameters()),
             "num_trainable": trainable,
             "adapted_layers": sorted({n.split(".lora_")[0].rsplit(".", 1)[-1] for n in names}),

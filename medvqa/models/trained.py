@@ -14,7 +14,7 @@ from medvqa.config.errors import UserError
 from medvqa.config.evaluation import EvaluationConfig
 from medvqa.config.lora import LoraConfig
 from medvqa.config.machine import num_cuda_devices
-from medvqa.config.model import Backend, Device, ModelConfig
+from medvqa.config.model import Backend, BasePrecision, Device, ModelConfig
 from medvqa.config.prompt import PromptConfig
 from medvqa.models.adapter import ADAPTER_FILE, load_adapter
 from medvqa.models.load import load_base, load_model
@@ -155,6 +155,7 @@ def model_config(trained: Trained, *, device: Device, base: str | None = None) -
             device=device,
             backend=Backend.transformers,
             load_in_4bit=False,
+            base_precision=BasePrecision.dtype,
         )
     has_gpu = device is not Device.cpu and num_cuda_devices(os.environ) > 0
     if model.load_in_4bit and not has_gpu:
@@ -165,5 +166,8 @@ def model_config(trained: Trained, *, device: Device, base: str | None = None) -
     if model.backend is Backend.unsloth and not has_gpu:
         log.info("no GPU: transformers in place of unsloth")
         model = replace(model, backend=Backend.auto)
+    if model.base_precision is BasePrecision.fp8 and not has_gpu:
+        log.info("no GPU: the base as model.dtype says in place of FP8")
+        model = replace(model, base_precision=BasePrecision.dtype)
     # The very weights that were trained on, also where the config named no revision.
     return replace(model, device=device, path=base or model.path, revision=trained.revision)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from medvqa.models.loaded import feature_bytes
 from medvqa.preflight.inspector import Assumptions, CellReport
 from medvqa.preflight.tokens import TokenReport
 from medvqa.tracking.terminal import table
@@ -114,6 +115,8 @@ def _memory(report: CellReport) -> str:
     }
     total = " + ".join(f"{_gigabytes(size)} {name}" for name, size in parts.items() if size)
     batch = f"{memory.micro_batch_size} samples at once, {memory.engine} engine"
+    if memory.engine == "fused":
+        batch += f", and up to {_gigabytes(feature_bytes())} of picture features that come again"
     return f"about {_gigabytes(memory.total)} = {total}; {batch}"
 
 
