@@ -25,6 +25,7 @@ from medvqa.ordering import MERGES, ORDERS
 MAX_LEVELS_SHOWN = 12
 Choice = TypeVar("Choice", bound=Enum)
 Function = TypeVar("Function")
+MAX_EXAMPLES = 10**8  # consumed in all; the ids of a plan are held in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +150,11 @@ def plan_curriculum(
     merge = _function(MERGES, config.merge, "curriculum.merge")
     pools = stage_pools(config, examples, seed=seed)
     lengths = _stage_steps(config, pools, max_steps=max_steps, batch_size=batch_size)
+    if sum(lengths) * batch_size > MAX_EXAMPLES:
+        raise UserError(
+            f"the plan has {sum(lengths):,} steps of {batch_size:,} examples, more than "
+            f"{MAX_EXAMPLES:,} examples in all; lower steps, epochs or the effective batch"
+        )
     stages: list[PlannedStage] = []
     drawn: list[list[Example]] = []
     for stage, pool, num_steps in zip(config.stages, pools, lengths, strict=True):

@@ -131,6 +131,11 @@ def test_steps_do_not_depend_on_max_steps() -> None:
     assert plan(stage(steps=3), examples=pool(9, 0), max_steps=99).num_steps == 3
 
 
+def test_a_plan_that_no_memory_holds_is_refused_with_its_numbers() -> None:
+    with pytest.raises(UserError, match=r"1,000,000 steps of 101 examples, more than 100,000,000"):
+        plan(stage(steps=1_000_000), examples=pool(9, 0), batch_size=101)
+
+
 def test_a_quota_limits_how_many_examples_are_different() -> None:
     only = plan(stage(quota=4, steps=6), examples=pool(50, 0)).stages[0]
     assert (only.num_available, only.num_distinct, only.epochs) == (4, 4, 3.0)
