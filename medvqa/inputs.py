@@ -66,6 +66,10 @@ class Inputs:
                 examples than there are.
         """
         check_base(self.config.model)
+        self.check_data()
+
+    def check_data(self) -> None:
+        """Find the same mistakes but for a base that the hub holds; see `check`."""
         check_encoder(self.config.evaluation.bertscore)
         examples = self.pool.examples
         stage_pools(self.config.curriculum, examples, seed=self.config.seed)

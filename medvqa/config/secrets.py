@@ -10,8 +10,10 @@ MASK = "***"
 # Whole words: max_new_tokens is no secret, and `key=value` is an example in our messages.
 NAME = r"(?:api)?(?:key|token|secret|password|passwd|credentials?)"
 NAMED = re.compile(rf"(?i)(?:^|[^a-z]){NAME}$")
+# A colon hides what follows it in YAML and JSON, not in a sentence about a key.
 SECRET = re.compile(
-    rf"""(?i)((?:^|[^a-z]){NAME}["']?\s*[=:]\s*)(?!value\b|'a=b')('[^']*'|"[^"]*"|[^,&}}\s]+)"""
+    rf"""(?i)((?:^|[^a-z]){NAME}["']?\s*=\s*|(?:^|[{{,"'_.])\s*{NAME}["']?\s*:\s*)"""
+    r"""(?!value\b|'a=b')('[^']*'|"[^"]*"|[^,&}\s]+)"""
 )
 # The user and password of an address.
 CREDENTIALS = re.compile(r"(://)[^/@\s]+@")

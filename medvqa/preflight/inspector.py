@@ -19,7 +19,7 @@ from medvqa.evaluation.power import minimal_detectable_effect
 from medvqa.inputs import Inputs
 from medvqa.models.encode import Encoder
 from medvqa.models.hub import hub_answers
-from medvqa.models.source import load_processor
+from medvqa.models.source import load_processor, model_source
 from medvqa.preflight.downloads import (
     Download,
     free_bytes,
@@ -115,7 +115,8 @@ class Inspector:
             UserError: If data, curriculum or paths are wrong: there is nothing to inspect then.
         """
         inputs = Inputs(config, self.cache)
-        inputs.check()
+        model_source(config.model)
+        inputs.check_data()  # a base that cannot be had here is estimated
         inputs.show_overlap()
         problems: list[str] = []
         try:

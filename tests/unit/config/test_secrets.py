@@ -19,6 +19,7 @@ from medvqa.config.secrets import MaskingFormatter, masked, masked_text, masked_
         ("evaluation.max_new_tokens=32", "evaluation.max_new_tokens=32"),
         ("model.max_length_tokens=2048", "model.max_length_tokens=2048"),
         ("data=monkey", "data=monkey"),
+        ("it needs a W&B key: run `wandb login`", "it needs a W&B key: run `wandb login`"),
         ("write key=value, or key='a=b'", "write key=value, or key='a=b'"),
         ("model.revision=hf_abcdefghijklmnopqrst", "model.revision=***"),
         ("hydra.job.env_set.HF_TOKEN=abc", "hydra.job.env_set.HF_TOKEN=***"),
