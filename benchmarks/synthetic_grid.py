@@ -21,6 +21,7 @@ from medvqa.curriculum import plan_curriculum
 from medvqa.data.example import Example
 from medvqa.data.pool import Pool
 from medvqa.evaluation.evaluate import Evaluation, to_predictions
+from medvqa.evaluation.generate import Answers
 from medvqa.evaluation.score import score_predictions, write_predictions
 from medvqa.tracking.record import JsonLines, write_json
 
@@ -99,7 +100,9 @@ def _write_phase(
     examples: Sequence[Example],
     answer: Answer,
 ) -> None:
-    predictions = to_predictions(examples, [answer(example, phase) for example in examples])
+    texts = tuple(answer(example, phase) for example in examples)
+    none = (False,) * len(texts)
+    predictions = to_predictions(examples, Answers(texts, none, none, "none"))
     scored = score_predictions(predictions, config.evaluation, device="cpu")
     place = directory / "evaluation" / phase / name
     place.mkdir(parents=True)

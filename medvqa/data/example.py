@@ -66,6 +66,9 @@ class Prediction:
         options: As in `Example`.
         cut: Whether the answer hit the limit of new tokens; None if that is unknown.
         level: Difficulty that the data set states, such as Kvasir-VQA-x1's complexity 1 to 3.
+        logprob_mean: Per new token, the end of the turn included; None if unknown.
+        logprob_sum: Log-probability of the whole answer; None if unknown.
+        choice_probs: Probability of each choice at the answer's first token; None without choices.
     """
 
     id: str
@@ -79,6 +82,9 @@ class Prediction:
     options: tuple[str, ...] = ()
     cut: bool | None = None
     level: str = ""
+    logprob_mean: float | None = None
+    logprob_sum: float | None = None
+    choice_probs: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

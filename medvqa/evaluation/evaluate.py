@@ -23,6 +23,8 @@ from medvqa.training.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
 
+PER_ANSWER = ("texts", "cut", "num_tokens", "logprobs", "choice_probs")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -144,12 +146,11 @@ class Evaluator:
             index: row
             for share, part in zip(shares, self.ranks.gather(mine), strict=True)
             for index, row in zip(
-                share, zip(part.texts, part.cut, part.num_tokens, strict=True), strict=True
+                share, zip(*(getattr(part, name) for name in PER_ANSWER), strict=True), strict=True
             )
         }
-        in_order = [rows[index] for index in range(len(examples))]
-        texts, cut, num_tokens = zip(*in_order, strict=True)
-        return Answers(texts=texts, cut=cut, num_tokens=num_tokens, decoding=mine.decoding)
+        in_order = zip(*(rows[index] for index in range(len(examples))), strict=True)
+        return Answers(**dict(zip(PER_ANSWER, in_order, strict=True)), decoding=mine.decoding)
 
     def _score(
         self,
@@ -161,7 +162,7 @@ class Evaluator:
         device: str,
         images: Literal["shown", "removed"],
     ) -> Evaluation:
-        predictions = to_predictions(self.sets[name], answers.texts, answers.cut)
+        predictions = to_predictions(self.sets[name], answers)
         scored = score_predictions(predictions, self.config, device=device, seed=self.seed)
         result = Evaluation(
             phase=phase,
@@ -259,23 +260,27 @@ def without_images(example: Example) -> Example:
     return replace(example, images=(), image_ids=())
 
 
-def to_predictions(
-    examples: Sequence[Example], texts: Sequence[str], cut: Sequence[bool | None] = ()
-) -> list[Prediction]:
+def to_predictions(examples: Sequence[Example], answers: Answers) -> list[Prediction]:
     """Join examples and answers; questions on the same picture(s) form one cluster."""
+    unknown = [None] * len(examples)
     return [
         Prediction(
             id=example.id,
             question=example.question,
             references=example.answers,
-            prediction=text,
+            prediction=answers.texts[place],
             answer_type=example.answer_type,
             source=example.source,
             split=example.split,
             cluster="+".join(example.image_ids),
             options=example.options,
-            cut=is_cut,
+            cut=answers.cut[place],
+            logprob_sum=total,
+            logprob_mean=None if total is None else total / max(answers.num_tokens[place], 1),
+            choice_probs=probs,
             level="" if example.difficulty is None else f"{example.difficulty:g}",
         )
-        for example, text, is_cut in zip(examples, texts, cut or [None] * len(texts), strict=True)
+        for place, (example, total, probs) in enumerate(
+            zip(examples, answers.logprobs or unknown, answers.choice_probs or unknown, strict=True)
+        )
     ]

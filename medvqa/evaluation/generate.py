@@ -3,18 +3,19 @@
 import logging
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, groupby, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medvqa.config.evaluation import Decoding
 from medvqa.config.training import Engine
 from medvqa.data.example import Example
 from medvqa.data.prefetch import ahead
+from medvqa.evaluation.metrics import is_yes_or_no
 from medvqa.fast.choice import ComputeEngine, choose_path, make_engine
 from medvqa.models.encode import Encoder, encode_alone
 from medvqa.models.loaded import LoadedModel
-from medvqa.models.sample import Sample
+from medvqa.models.sample import Decoded, Sample
 from medvqa.tracking.progress import track
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ChoiceProbs = dict[str, float]
+YES_NO = ("yes", "no")
 ENCODING_THREADS = 4  # on a GPU, which would otherwise wait for pictures to be decoded
 
 
@@ -33,12 +36,18 @@ class Answers:
         cut: One per answer: whether it hit `max_new_tokens` before the end of the turn.
         num_tokens: One per answer: new tokens, the end of the turn included.
         decoding: How they were computed.
+        logprobs: One per answer: the summed log-probability of its new tokens.
+        choice_probs: One per answer: the probability of each choice at the first token; None for
+            questions without choices, or with choices that begin alike.
     """
 
     texts: tuple[str, ...]
     cut: tuple[bool, ...]
     num_tokens: tuple[int, ...]
     decoding: str
+    # Rounding differs between batches, so these do not make two answers different.
+    logprobs: tuple[float, ...] = field(default=(), compare=False)
+    choice_probs: tuple[ChoiceProbs | None, ...] = field(default=(), compare=False)
 
     @property
     def num_cut(self) -> int:
@@ -79,6 +88,8 @@ def generate(
     tokenizer = encoder.processor.tokenizer
     texts = [""] * len(examples)
     cut, num_tokens = [False] * len(examples), [0] * len(examples)
+    logprobs: list[float] = [0.0] * len(examples)
+    choice_probs: list[ChoiceProbs | None] = [None] * len(examples)
 
     def pictures_of(index: int) -> tuple[str, ...]:
         return tuple(image.name for image in examples[index].images)
@@ -110,14 +121,59 @@ def generate(
         every = chain.from_iterable(encoded)
         for indices in track(batches, description=description):
             samples = list(islice(every, len(indices)))
-            new = _within_memory(engine, samples, max_new_tokens, encoder.end_token_id)
+            answered = _within_memory(engine, samples, max_new_tokens, encoder.end_token_id)
+            new = answered.tokens
+            sums = answered.logprobs.sum(dim=1).tolist()
+            probs = _choice_probs(answered, [_choice_ids(examples[i], tokenizer) for i in indices])
+            for index, total, own in zip(indices, sums, probs, strict=True):
+                logprobs[index], choice_probs[index] = total, own
             endless = (new != encoder.end_token_id).all(dim=1).tolist()
             ended = _ended(new, encoder.end_token_id)
             decoded = tokenizer.batch_decode(ended, skip_special_tokens=True)
             for index, text, is_cut, row in zip(indices, decoded, endless, ended, strict=True):
                 texts[index], cut[index] = text.strip(), is_cut
                 num_tokens[index] = len(row) + (not is_cut)
-    return Answers(tuple(texts), tuple(cut), tuple(num_tokens), chosen.value)
+    return Answers(
+        tuple(texts),
+        tuple(cut),
+        tuple(num_tokens),
+        chosen.value,
+        tuple(logprobs),
+        tuple(choice_probs),
+    )
+
+
+def _choice_ids(example: Example, tokenizer: Any) -> dict[str, list[int]]:
+    """Return the ids of the first token of each choice, in lower and upper case.
+
+    Empty if there are no choices, or if two of them begin with the same token.
+    """
+    is_yes_no = example.answer_type == "closed" and is_yes_or_no(example.answers[0])
+    choices = example.options or (YES_NO if is_yes_no else ())
+    ids: dict[str, list[int]] = {}
+    for choice in choices:
+        spellings = {choice, choice.lower(), choice.capitalize()}
+        encoded = [tokenizer(s, add_special_tokens=False)["input_ids"] for s in spellings]
+        ids[choice] = sorted({tokens[0] for tokens in encoded if tokens})
+    every = [token for tokens in ids.values() for token in tokens]
+    return ids if len(every) == len(set(every)) else {}
+
+
+def _choice_probs(
+    answered: Decoded, choices: Sequence[dict[str, list[int]]]
+) -> list[ChoiceProbs | None]:
+    """Return the probability of each choice at the first new token."""
+    import torch
+
+    flat = [(row, token) for row, ids in enumerate(choices) for t in ids.values() for token in t]
+    if not flat:
+        return [None] * len(choices)
+    rows, tokens = torch.tensor(flat, device=answered.first_logprobs.device).T
+    values = iter(answered.first_logprobs[rows, tokens].exp().tolist())
+    return [
+        {choice: sum(next(values) for _ in tokens) for choice, tokens in ids.items()} or None
+        for ids in choices
+    ]
 
 
 def _ended(new: "torch.Tensor", end_token_id: int) -> "list[torch.Tensor]":
@@ -130,7 +186,7 @@ def _ended(new: "torch.Tensor", end_token_id: int) -> "list[torch.Tensor]":
 
 def _within_memory(
     engine: ComputeEngine, samples: Sequence[Sample], max_new_tokens: int, end_token_id: int
-) -> "torch.Tensor":
+) -> Decoded:
     """Decode; where memory runs out, decode the halves."""
     import torch
 
@@ -146,10 +202,12 @@ def _within_memory(
         _within_memory(engine, part, max_new_tokens, end_token_id)
         for part in (samples[:middle], samples[middle:])
     ]
-    width = max(half.shape[1] for half in halves)
-    return torch.cat(
-        [
-            torch.nn.functional.pad(half, (0, width - half.shape[1]), value=end_token_id)
-            for half in halves
-        ]
-    )
+    width = max(half.tokens.shape[1] for half in halves)
+
+    def joined(name: str, fill: float) -> torch.Tensor:
+        parts = [getattr(half, name) for half in halves]
+        pad = torch.nn.functional.pad
+        return torch.cat([pad(p, (0, width - p.shape[1]), value=fill) for p in parts])
+
+    first = torch.cat([half.first_logprobs for half in halves])
+    return Decoded(joined("tokens", end_token_id), joined("logprobs", 0.0), first)

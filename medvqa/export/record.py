@@ -37,6 +37,7 @@ def export_record(
             "architecture": values["model"]["architecture"],
         },
         "adapter_sha256": trained.adapter_sha256(),
+        "calibration": trained.calibration if kind is Kind.adapter else None,
         "scores": _scores(evaluations),
         "merge": merge,
         "contamination": values.get("contamination"),

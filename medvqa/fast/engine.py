@@ -15,7 +15,7 @@ from medvqa.fast.positions import rotary_positions
 from medvqa.fast.prefix import answer
 from medvqa.fast.transfer import integers_to_device
 from medvqa.models.loaded import LoadedModel
-from medvqa.models.sample import Sample
+from medvqa.models.sample import Decoded, Sample
 
 
 class FusedEngine:
@@ -61,8 +61,8 @@ class FusedEngine:
         )
         return total / num_answer_tokens
 
-    def answer(self, samples: Sequence[Sample], max_new_tokens: int) -> torch.Tensor:
-        """Return new tokens (B, N) on the CPU; equal beginnings of prompts are computed once."""
+    def answer(self, samples: Sequence[Sample], max_new_tokens: int) -> Decoded:
+        """Return new tokens with log-probabilities; equal beginnings of prompts come once."""
         end = int(self._loaded.processor.tokenizer.eos_token_id)
         return answer(self, samples, max_new_tokens, end)
 

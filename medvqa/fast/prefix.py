@@ -13,7 +13,7 @@ import torch
 
 from medvqa.fast.attention import Segments
 from medvqa.fast.decoder import Cache, Packed, Write
-from medvqa.models.sample import Sample
+from medvqa.models.sample import Decoded, Sample
 
 if TYPE_CHECKING:
     from medvqa.fast.engine import FusedEngine
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 def answer(
     engine: "FusedEngine", samples: Sequence[Sample], max_new_tokens: int, end_token_id: int
-) -> torch.Tensor:
-    """Return new tokens (B, up to `max_new_tokens`) on the CPU."""
+) -> Decoded:
+    """Return up to `max_new_tokens` new tokens per sample, with their log-probabilities."""
     splits = [_num_prefix_tokens(sample, engine.image_token_id) for sample in samples]
     prefixes = [
         (sample.image_keys, sample.prompt_ids[:split])
@@ -35,14 +35,19 @@ def answer(
     branches.begin([samples[group[0]] for group in groups], [splits[g[0]] for g in groups], groups)
     logits = branches.extend(rests)
     columns: list[torch.Tensor] = []
+    chances: list[torch.Tensor] = []
+    logprobs = first = logits.float().log_softmax(dim=-1)
     finished = torch.zeros(len(samples), dtype=torch.bool, device=logits.device)
     while True:
         token = logits.argmax(dim=-1).masked_fill(finished, end_token_id)
         columns.append(token)
+        chances.append(logprobs.gather(1, token[:, None])[:, 0].masked_fill(finished, 0.0))
         finished = finished | (token == end_token_id)
         if len(columns) == max_new_tokens or bool(finished.all()):
-            return torch.stack(columns, dim=1).cpu()
+            stacked = torch.stack(columns, dim=1).cpu(), torch.stack(chances, dim=1).cpu()
+            return Decoded(*stacked, first)
         logits = branches.step(token)
+        logprobs = logits.float().log_softmax(dim=-1)
 
 
 def _num_prefix_tokens(sample: Sample, image_token_id: int) -> int:

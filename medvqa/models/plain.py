@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from medvqa.config.model import Backend
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
-from medvqa.models.sample import IGNORED, Sample
+from medvqa.models.sample import IGNORED, Decoded, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -61,13 +61,25 @@ class PlainEngine:
         )
         return total / num_answer_tokens
 
-    def answer(self, samples: Sequence[Sample], max_new_tokens: int) -> "torch.Tensor":
-        """Return new tokens (B, N) on the CPU by transformers' own greedy loop."""
+    def answer(self, samples: Sequence[Sample], max_new_tokens: int) -> Decoded:
+        """Return new tokens and their log-probabilities by transformers' own greedy loop."""
+        import torch
+
+        chances: list[torch.Tensor] = []
+        first: list[torch.Tensor] = []
+
+        def record(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            logprobs = scores.float().log_softmax(dim=-1)
+            first.extend([] if first else [logprobs])
+            chances.append(logprobs.max(dim=-1).values)  # greedy: the largest is taken
+            return scores
+
         batch = self._on_device(self._encoder.generation_batch(samples))
         with self._loaded.autocast():
             output = self._loaded.model.generate(
                 **batch,
                 max_new_tokens=max_new_tokens,
+                logits_processor=[record],
                 do_sample=False,
                 num_beams=1,
                 # Qwen2-VL's own settings sample and penalise repetition; greedy means greedy.
@@ -79,8 +91,11 @@ class PlainEngine:
                 eos_token_id=self._encoder.end_token_id,
             )
         # Only the new tokens: the prompt never leaks into the answer.
-        new: torch.Tensor = output[:, batch["input_ids"].shape[1] :].cpu()
-        return new
+        new = output[:, batch["input_ids"].shape[1] :].cpu()
+        logprobs = torch.stack(chances, dim=1).cpu()
+        ends = (new == self._encoder.end_token_id).cumsum(dim=1)
+        is_behind_end = (ends - (new == self._encoder.end_token_id).long()) > 0
+        return Decoded(new, logprobs.masked_fill(is_behind_end, 0.0), first[0])
 
     def _on_device(self, batch: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
         return {name: tensor.to(self._loaded.device) for name, tensor in batch.items()}

@@ -43,6 +43,20 @@ class Sample:
         return len(self.prompt_ids) + len(self.answer_ids)
 
 
+class Decoded(NamedTuple):
+    """Greedy answers of a batch.
+
+    Attributes:
+        tokens: (B, N) new token ids on the CPU; behind the end token only end tokens.
+        logprobs: (B, N) log-probability of each, on the CPU; 0 behind the end token.
+        first_logprobs: (B, V) log-probabilities of the first new token, on the model's device.
+    """
+
+    tokens: "torch.Tensor"
+    logprobs: "torch.Tensor"
+    first_logprobs: "torch.Tensor"
+
+
 class TokenCount(NamedTuple):
     """Tokens of one sample: those of prompt and answer, and those of its images."""
 

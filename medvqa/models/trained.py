@@ -19,11 +19,12 @@ from medvqa.config.prompt import PromptConfig
 from medvqa.models.adapter import ADAPTER_FILE, load_adapter
 from medvqa.models.load import load_base, load_model
 from medvqa.models.loaded import LoadedModel
-from medvqa.tracking.record import DIVERGED, FINISHED, read_run
+from medvqa.tracking.record import DIVERGED, FINISHED, read_json, read_run
 
 log = logging.getLogger(__name__)
 
 EXPORT_FILE = "export.json"
+CALIBRATION_FILE = "calibration.json"
 
 
 class Kind(Enum):
@@ -67,6 +68,13 @@ class Trained:
         """The base's commit, as configured or as the hub's cache named it; None if local."""
         revision = self.model.revision or self.values["model"].get("commit")
         return None if revision is None else str(revision)
+
+    @property
+    def calibration(self) -> dict[str, Any] | None:
+        """Temperature and abstention threshold, where `medvqa calibrate` made them."""
+        path = self.directory / CALIBRATION_FILE
+        own: dict[str, Any] | None = self.values.get("calibration")
+        return read_json(path) if path.is_file() else own
 
     def adapter_sha256(self) -> str:
         """Return the hash of the adapter's weights; for a merged model, of what was merged."""

@@ -12,6 +12,7 @@ from medvqa.config.errors import UserError
 from medvqa.config.model import Device
 from medvqa.data.example import Example, ImageSource
 from medvqa.data.image import ImageBytes, image_size
+from medvqa.evaluation.calibration import scale
 from medvqa.evaluation.evaluate import read_evaluations
 from medvqa.evaluation.generate import generate
 from medvqa.models.encode import Encoder
@@ -49,6 +50,8 @@ class Answer:
         was_cut: Whether the limit of tokens ended it.
         num_tokens: New tokens, the end of the turn included; 0 if an endpoint did not say.
         num_prompt_tokens: Tokens of the prompt, those of images included; 0 likewise.
+        confidence: Calibrated, where the model is; None otherwise.
+        has_abstained: Whether the confidence is below the certified threshold; `text` says so.
     """
 
     text: str
@@ -56,6 +59,8 @@ class Answer:
     was_cut: bool
     num_tokens: int = 0
     num_prompt_tokens: int = 0
+    confidence: float | None = None
+    has_abstained: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +102,7 @@ class Answerer:
         added = loaded.processor.tokenizer.get_added_vocab()
         self._control_tokens = tuple(sorted(token for token in added if token.strip(" \n\t\u2581")))
         self._lock = threading.Lock()
+        self._calibration = trained.calibration
         self._pixel_limit = PixelLimit(PIXELS_AT_ONCE)
 
     @classmethod
@@ -171,14 +177,27 @@ class Answerer:
                     decoding=self._config.decoding,
                 )
                 for place, i in enumerate(indices):
-                    answers[i] = Answer(
+                    answer = Answer(
                         text=batch.texts[place],
                         num_images=prepared[i].num_images,
                         was_cut=batch.cut[place],
                         num_tokens=batch.num_tokens[place],
                         num_prompt_tokens=len(prepared[i].sample.prompt_ids),
                     )
+                    answers[i] = self._with_confidence(answer, batch.logprobs[place])
         return [answers[i] for i in range(len(prepared))]
+
+    def _with_confidence(self, answer: Answer, logprob_sum: float) -> Answer:
+        """Return the answer with its confidence, or an abstention; as it is if not calibrated."""
+        if self._calibration is None:
+            return answer
+        raw = min(1.0, math.exp(logprob_sum / max(answer.num_tokens, 1)))
+        confidence = scale(raw, float(self._calibration["temperature"]))
+        threshold = self._calibration["threshold"]
+        if threshold is not None and confidence >= threshold:
+            return replace(answer, confidence=confidence)
+        text = f"(no answer: confidence {confidence:.2f} is below the certified threshold)"
+        return replace(answer, text=text, confidence=confidence, has_abstained=True)
 
     def _encode(self, example: Example) -> Sample:
         try:

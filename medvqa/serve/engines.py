@@ -73,6 +73,8 @@ class ProgramEngine:
 
     def __init__(self, trained: Trained, command: Sequence[str], *, model: str, port: int) -> None:
         self._trained = trained
+        if trained.calibration is not None:
+            log.warning("another program's answers have no confidence: it never abstains")
         self._pixel_limit = PixelLimit(PIXELS_AT_ONCE)
         # In a session of its own: an interrupt from the terminal must not end it before the
         # requests in flight are done. Its messages go to stderr: stdout is for our own line.

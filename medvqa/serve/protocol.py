@@ -225,7 +225,7 @@ def completion(answer: Answer, *, model: str, ignored: Sequence[str] = ()) -> di
         "finish_reason": _finish_reason(answer),
     }
     return {
-        **_head("chat.completion", model, ignored),
+        **_head("chat.completion", model, answer, ignored),
         "choices": [choice],
         **_usage(answer),
     }
@@ -238,7 +238,7 @@ def stream(
 
     Questions are answered in batches, and a few tokens each: there is nothing to show earlier.
     """
-    head = _head("chat.completion.chunk", model, ignored)
+    head = _head("chat.completion.chunk", model, answer, ignored)
     delta = {"role": "assistant", "content": answer.text}
     end = {"index": 0, "delta": {}, "finish_reason": _finish_reason(answer)}
     chunks: list[dict[str, Any]] = [
@@ -250,16 +250,19 @@ def stream(
     return [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]
 
 
-def _head(kind: str, model: str, ignored: Sequence[str]) -> dict[str, Any]:
-    head = {
+def _head(kind: str, model: str, answer: Answer, ignored: Sequence[str]) -> dict[str, Any]:
+    head: dict[str, Any] = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": kind,
         "created": int(time.time()),
         "model": model,
     }
+    notes: dict[str, Any] = {}
+    if answer.confidence is not None:
+        notes |= {"confidence": answer.confidence, "abstained": answer.has_abstained}
     if ignored:
-        head["medvqa"] = {"ignored": list(ignored), "note": LENIENT_NOTE}
-    return head
+        notes |= {"ignored": list(ignored), "note": LENIENT_NOTE}
+    return {**head, "medvqa": notes} if notes else head
 
 
 def _finish_reason(answer: Answer) -> str:

@@ -94,6 +94,8 @@ def rendered(accepted: Accepted, answer: Answer) -> str:
     lines = [answer.text or EMPTY]
     if answer.was_cut:
         lines.append("Note: the answer was cut at the limit of tokens.")
+    if answer.confidence is not None and not answer.has_abstained:
+        lines.append(f"Note: calibrated confidence {answer.confidence:.2f}.")
     if accepted.num_ignored:
         lines.append(
             f"Note: {accepted.num_ignored} empty image reference(s) (such as 'None') were ignored."

@@ -43,6 +43,32 @@ def test_a_shared_prefix_changes_no_answer(tiny, encoder, mixed, phantoms):
     assert (plain.decoding, shared.decoding) == ("plain", "shared_prefix")
 
 
+@pytest.mark.parametrize("decoding", [Decoding.plain, Decoding.shared_prefix])
+def test_log_probabilities_are_those_of_a_forward_pass_over_the_whole_answer(
+    tiny, encoder, phantoms, decoding
+):
+    examples = [e for e in phantoms if e.answer_type == "closed"][:6] + list(phantoms[:6])
+    answers = answer(tiny, encoder, examples, decoding=decoding, max_new_tokens=6)
+    engine = FusedEngine(tiny)
+    for place, example in enumerate(examples):
+        sample = encoder.encode(example)
+        with torch.inference_mode():
+            new = engine.answer([sample], 6).tokens[0]
+        new = new[: answers.num_tokens[place]].tolist()
+        whole = dataclasses.replace(sample, prompt_ids=(*sample.prompt_ids, *new))
+        batch = encoder.generation_batch([whole])
+        with torch.inference_mode():
+            logits = tiny.model(**batch).logits[0, -len(new) - 1 : -1]
+        logprobs = logits.float().log_softmax(-1)
+        expected = logprobs.gather(1, torch.tensor(new)[:, None]).sum()
+        assert answers.logprobs[place] == pytest.approx(float(expected), abs=1e-3)
+        if example.answers[0] in ("yes", "no"):
+            ids = encoder.processor.tokenizer(["yes", "Yes"])["input_ids"]
+            yes = sum(float(logprobs[0, tokens[0]].exp()) for tokens in ids)
+            assert answers.choice_probs[place]["yes"] == pytest.approx(yes, abs=1e-4)
+    assert any(answers.choice_probs)
+
+
 def test_threads_decode_each_picture_of_a_batch_once_and_change_no_answer(
     tiny, encoder, phantoms, monkeypatch
 ):

@@ -1,0 +1,83 @@
+"""`medvqa calibrate RUN --on SET`: from which confidence on the model answers."""
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from medvqa.config.errors import UserError
+from medvqa.evaluation.calibration import Calibration, ConfidentAnswer, calibrate
+from medvqa.models.trained import CALIBRATION_FILE, Kind, read_trained
+from medvqa.tracking.record import read_lines, write_json
+
+
+def read_answers(run: Path, name: str, contamination: Mapping[str, Any] | None) -> list[Any]:
+    """Return the final answers to a set, with confidence and correctness.
+
+    Raises:
+        UserError: If the set was trained on or not answered, or the answers have no confidence.
+    """
+    place = run / "evaluation" / "final"
+    path = place / name / "predictions.jsonl"
+    if not path.is_file():
+        known = ", ".join(sorted(p.parent.name for p in place.glob("*/predictions.jsonl")))
+        raise UserError(
+            f"--on {name}: the run has no answers to this set; it has {known or 'none'}"
+        )
+    overlap = (contamination or {}).get("sets", {}).get(name)
+    if overlap is None:
+        raise UserError(f"--on {name}: the run does not record whether this set was trained on")
+    if overlap["image_overlap"] > 0:
+        raise UserError(
+            f"--on {name}: {overlap['image_overlap']:.1%} of its pictures were trained on, so its "
+            "answers are too good to calibrate on; take a set without common pictures "
+            "(contamination=drop_images)"
+        )
+    rows = read_lines(path)
+    if any(row.get("logprob_mean") is None for row in rows):
+        raise UserError(f"{path} has no log-probabilities; answer the set again (fresh=true)")
+    return [
+        ConfidentAnswer(
+            cluster=row["cluster"] or row["id"],
+            confidence=min(1.0, math.exp(row["logprob_mean"])),
+            is_right=row["exact_match"] == 1,
+        )
+        for row in rows
+    ]
+
+
+def main_calibrate(argv: Sequence[str]) -> None:
+    """Fit a temperature and an abstention threshold with a bound on the error rate."""
+    parser = argparse.ArgumentParser("medvqa calibrate", description=main_calibrate.__doc__)
+    parser.add_argument("run", type=Path, help="a finished run")
+    parser.add_argument("--on", required=True, metavar="SET", help="a set that was not trained on")
+    parser.add_argument("--max-error", type=float, default=0.2, help="among answered questions")
+    parser.add_argument("--delta", type=float, default=0.1, help="chance that the bound fails")
+    parser.add_argument("--seed", type=int, default=0, help="of the split into halves")
+    options = parser.parse_args(argv)
+    trained = read_trained(options.run)
+    if trained.kind is not Kind.run:
+        raise UserError(f"{options.run} is an export; calibrate the run, then export it again")
+    answers = read_answers(trained.directory, options.on, trained.values.get("contamination"))
+    result = calibrate(answers, max_error=options.max_error, delta=options.delta, seed=options.seed)
+    values = {"set": options.on, "confidence": "exp(logprob_mean)", **asdict(result)}
+    write_json(trained.directory / CALIBRATION_FILE, values)
+    sys.stdout.write(summary(result) + "\n")
+
+
+def summary(result: Calibration) -> str:
+    """Return the result in words."""
+    scaling = (
+        f"temperature {result.temperature:.3g}: calibration error {result.ece_before:.3f} -> "
+        f"{result.ece_after:.3f} on {result.num_tested} held-out pictures"
+    )
+    bound = f"error rate <= {result.max_error:g} (confidence {1 - result.delta:g})"
+    if result.threshold is None:
+        return f"{scaling}\nno threshold is certified for {bound}: the model always abstains"
+    return (
+        f"{scaling}\nthreshold {result.threshold:.3f} certified for {bound}: "
+        f"{result.coverage:.1%} answered, observed error {result.error:.1%}"
+    )
