@@ -15,10 +15,13 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from medvqa.config.evaluation import Normalizer
 from medvqa.evaluation.comparison import ArmMean, arm_mean, compare_arms
+from medvqa.evaluation.components import Method
 from medvqa.evaluation.normalize import normalize
-from medvqa.evaluation.power import detectable_difference, minimal_detectable_effect
+from medvqa.evaluation.power import minimal_detectable_effect
 from medvqa.evaluation.statistics import holm
 from medvqa.tracking.record import read_json, read_lines, write_json
 
@@ -27,6 +30,7 @@ CONTROL = "closed_only"
 CLAIMED = "open_first"
 KINDS = ("overall", "open", "closed")
 LEVEL = 0.05
+PREREGISTERED: Method = "satterthwaite"  # the test that docs/study/preregistration.md fixed
 # What docs/study/preregistration.md planned with, for one comparison of a family.
 PLANNED = {"discordant_fraction": 0.30, "design_effect": 1.3, "seed_sd": 0.03}
 
@@ -189,7 +193,9 @@ class Study:
         clusters = self.clusters(name, kind)
         scores_a = self.scores(a, budget, name, kind)
         scores_b = self.scores(b, budget, name, kind, phase_of_b)
-        found = compare_arms(scores_a, scores_b, clusters, seeds_are_paired=True)
+        found = compare_arms(
+            scores_a, scores_b, clusters, seeds_are_paired=True, method=PREREGISTERED
+        )
         return {
             "a": a,
             "b": b if phase_of_b == "final" else f"{b} {phase_of_b}",
@@ -204,7 +210,7 @@ class Study:
             "high": found.difference.high,
             "by_seed": [_mean([x]) - _mean([y]) for x, y in zip(scores_a, scores_b, strict=True)],
             "standard_error": found.standard_error,
-            "degrees_of_freedom": found.degrees_of_freedom,
+            "degrees_of_freedom": found.components[0].degrees_of_freedom,
             "p_value": found.p_value,
         }
 
@@ -259,7 +265,7 @@ def _described(
     study: Study, arm: str, budget: int, name: str, kind: str, phase: str
 ) -> dict[str, Any]:
     scores, clusters = study.scores(arm, budget, name, kind, phase), study.clusters(name, kind)
-    found: ArmMean = arm_mean(scores, clusters, bounds=(0, 1))
+    found: ArmMean = arm_mean(scores, clusters, bounds=(0, 1), method=PREREGISTERED)
     return {
         "num_questions": len(clusters),
         "num_seeds": found.num_seeds,
@@ -291,12 +297,16 @@ def adjusted(contrasts: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "planned_detectable": minimal_detectable_effect(
                 c["num_questions"], num_seeds=len(c["seeds"]), alpha=alpha, **PLANNED
             ),
-            "observed_detectable": detectable_difference(
-                c["standard_error"], c["degrees_of_freedom"], alpha=alpha
-            ),
+            "observed_detectable": observed_detectable(c, alpha),
         }
         for c, p in zip(contrasts, values, strict=True)
     ]
+
+
+def observed_detectable(contrast: dict[str, Any], alpha: float) -> float:
+    """Return (t(1 - alpha/2) + t(0.8)) standard errors, as preregistered."""
+    quantiles = (stats.t.ppf(p, contrast["degrees_of_freedom"]) for p in (1 - alpha / 2, 0.8))
+    return float(sum(quantiles)) * float(contrast["standard_error"])
 
 
 def verdict(contrast: dict[str, Any], holm_p: float) -> str:

@@ -68,10 +68,24 @@ def findings(analysis: Analysis) -> str:
     """Return the primary family in words, a sentence a comparison."""
     asked = {"overall": "all questions", "closed": "closed questions"}
     return "".join(
-        f"- **{name_of(row)}, {row['max_steps']} steps: {reading(row)}.** {row['a']} - "
-        f"{row['b']}, {asked[row['questions']]}: {points(row)}, p {equals(row['holm_p'])}.\n"
+        f"- **{name_of(row)}, {row['max_steps']} steps: {conclusion(row, analysis)}.** "
+        f"{row['a']} - {row['b']}, {asked[row['questions']]}: "
+        f"{points(row)}, p {equals(row['holm_p'])}.\n"
         for row in sorted(analysis["families"]["primary"], key=name_of)
     )
+
+
+def conclusion(row: Row, analysis: Analysis) -> str:
+    """Return the reading, or why the claim gets none: both arms lie below the majority answer."""
+    place = {"set": row["set"], "questions": row["questions"]}
+    (majority,) = select(analysis["baselines"], phase="majority", **place)
+    means = [
+        select(analysis["means"], phase="final", arm=arm, max_steps=row["max_steps"], **place)[0]
+        for arm in (row["a"], row["b"])
+    ]
+    if all(mean["exact_match"] < majority["exact_match"] for mean in means):
+        return f"{row['verdict']}, both below the majority answer: no verdict on the claim"
+    return reading(row)
 
 
 def reading(row: Row) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from fractions import Fraction
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from medvqa.config.curriculum import (
@@ -20,12 +21,13 @@ from medvqa.config.curriculum import (
 )
 from medvqa.config.errors import UserError
 from medvqa.data.example import Example
-from medvqa.ordering import MERGES, ORDERS
+from medvqa.ordering import MERGES, ORDERS, difficulties
 
 MAX_LEVELS_SHOWN = 12
 Choice = TypeVar("Choice", bound=Enum)
 Function = TypeVar("Function")
 MAX_EXAMPLES = 10**8  # consumed in all; the ids of a plan are held in memory
+THIRDS = (Filter.easy, Filter.medium, Filter.hard)  # of a pool, by difficulty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +207,7 @@ def stage_pools(
 
 def _stage_pool(stage: StageConfig, examples: Sequence[Example], seed: int) -> list[Example]:
     kind = stage.filter
-    pool = [e for e in examples if kind is Filter.all or e.answer_type == kind.value]
+    pool = _filtered(kind, examples)
     if not pool:
         counts = Counter(example.answer_type for example in examples)
         raise UserError(
@@ -237,6 +239,17 @@ def _of_levels(stage: StageConfig, pool: Sequence[Example]) -> list[Example]:
         f"{', '.join(f'{level:g}' for level in levels)}; the pool states {there:.80} "
         "(data.difficulty= names the column)"
     )
+
+
+def _filtered(kind: Filter, examples: Sequence[Example]) -> list[Example]:
+    if kind in THIRDS:
+        keys = zip(difficulties(examples), (example.id for example in examples), strict=True)
+        graded = [
+            example for _, example in sorted(zip(keys, examples, strict=True), key=itemgetter(0))
+        ]
+        number = THIRDS.index(kind)
+        return graded[number * len(graded) // 3 : (number + 1) * len(graded) // 3]
+    return [e for e in examples if kind is Filter.all or e.answer_type == kind.value]
 
 
 def _stage_steps(

@@ -7,10 +7,16 @@ from medvqa.config.bounds import STEPS, bounded, check, named
 
 
 class Filter(Enum):
-    """Which examples a stage draws from."""
+    """Which examples a stage draws from.
+
+    `easy`, `medium` and `hard` are the thirds of the pool by the length of answer and question.
+    """
 
     open = "open"
     closed = "closed"
+    easy = "easy"
+    medium = "medium"
+    hard = "hard"
     all = "all"
 
 

@@ -12,6 +12,7 @@ from medvqa.config.evaluation import Decoding, EvaluationConfig
 from medvqa.config.lora import LoraConfig
 from medvqa.config.model import Backend, BasePrecision, ModelConfig
 from medvqa.config.prompt import PromptConfig
+from medvqa.config.study import StudyConfig
 from medvqa.config.tracking import TrackingConfig
 from medvqa.config.training import Engine, TrainerName, TrainingConfig
 
@@ -38,6 +39,7 @@ class Config:
     evaluation: EvaluationConfig = MISSING
     tracking: TrackingConfig = MISSING
     prompt: PromptConfig = field(default_factory=PromptConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
     seed: int = bounded(SEED, 0)
     only_evaluate: bool = False
     adapter: str | None = None

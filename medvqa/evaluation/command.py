@@ -10,6 +10,7 @@ from typing import Any
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig, Normalizer, ProtocolName
 from medvqa.data.example import Prediction, Score
+from medvqa.evaluation.comparison import run_mean
 from medvqa.evaluation.predictions import Answers, aligned, parse_columns, read_predictions
 from medvqa.evaluation.protocols.judge import agreement, parse_judge
 from medvqa.evaluation.protocols.protocol import is_closed, item_values
@@ -22,7 +23,6 @@ from medvqa.evaluation.protocols.table import (
     score_protocols,
 )
 from medvqa.evaluation.score import score_predictions, summary_table
-from medvqa.evaluation.statistics import clustered_bootstrap
 from medvqa.tracking.record import write_json
 from medvqa.tracking.terminal import console
 
@@ -155,14 +155,11 @@ def _judge(
         item["close acc"] if is_closed(p, types) else float(bool(next(by_place)))
         for p, item in zip(predictions, items, strict=True)
     ]
-    num_samples = EvaluationConfig().bootstrap_samples
     for metric, values, rows in (
         ("open acc (judge)", [float(bool(verdict)) for verdict in verdicts], opened),
         ("total acc (judge)", totals, predictions),
     ):
         if rows:
-            scores[metric] = clustered_bootstrap(
-                values, [p.cluster for p in rows], num_samples=num_samples, seed=0
-            )
+            scores[metric] = run_mean(values, [p.cluster for p in rows])
     rules = [item for p, item in zip(predictions, items, strict=True) if not is_closed(p, types)]
     return [agreement(verdicts, rules, "em")] if opened else []

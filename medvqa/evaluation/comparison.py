@@ -6,11 +6,22 @@ difference is `a` minus `b`, and a cluster is a picture with all of its question
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from medvqa.config.errors import UserError
 from medvqa.data.example import Score
+from medvqa.evaluation.components import (
+    METHODS,
+    Component,
+    Method,
+    by_component,
+    p_value,
+    reach,
+    score_interval,
+    standard_error,
+    t_quantile,
+)
 from medvqa.evaluation.statistics import cluster_sums, score_matrix
 
 if TYPE_CHECKING:
@@ -20,6 +31,7 @@ if TYPE_CHECKING:
     Scores = Sequence[Sequence[float]] | NDArray[np.float64]
 
 VarianceOf = Literal["questions", "questions and seeds"]
+LEVEL = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,39 +51,64 @@ class ArmComparison:
     Attributes:
         difference: Mean over runs and questions, with the interval to report.
         p_value: Two-sided; below 0.05 exactly where that interval excludes 0.
-        degrees_of_freedom: Of interval and p-value, by Satterthwaite; with few seeds often below 5.
+        components: The parts of the difference's variance, each with its degrees of freedom.
         num_seeds: Of a and of b.
-        standard_error: Of the difference, what interval and p-value are made of.
+        num_pooled: Arms from which the variance over seeds is estimated.
     """
 
     difference: Score
     p_value: float
-    degrees_of_freedom: float
+    components: tuple[Component, ...]
     num_seeds: tuple[int, int]
     num_clusters: int
+    num_pooled: int
+    is_paired: bool
     variance_of: VarianceOf
-    standard_error: float
 
+    @property
+    def standard_error(self) -> float:
+        """Of the difference."""
+        return standard_error(self.components)
 
-@dataclass(frozen=True)
-class _Variance:
-    """One source's part of a mean's variance; `interaction` is what all sources contain."""
+    @property
+    def test(self) -> str:
+        """Name of the test behind the p-value."""
+        if self.variance_of == "questions":
+            return "t over pictures"
+        return f"t by component, seed variance of {self.num_pooled} arms"
 
-    value: float
-    interaction: float
-    degrees_of_freedom: float
+    @property
+    def degrees_of_freedom(self) -> str:
+        """Of each component, for example `8 seeds, 61 pictures`."""
+        sources: dict[str, list[str]] = {}
+        for c in self.components:
+            sources.setdefault(c.source, []).append(f"{c.degrees_of_freedom:.3g}")
+        return ", ".join(f"{'+'.join(numbers)} {name}" for name, numbers in sources.items())
+
+    def p_below(self, bound: float) -> float:
+        """Return the one-sided p-value of a true difference of `bound` or more."""
+        shift = self.difference.mean - bound
+        two_sided = p_value(shift, self.components)
+        return two_sided / 2 if shift < 0 else 1 - two_sided / 2
 
 
 def compare_arms(
-    a: "Scores", b: "Scores", clusters: Sequence[str], *, seeds_are_paired: bool
+    a: "Scores",
+    b: "Scores",
+    clusters: Sequence[str],
+    *,
+    seeds_are_paired: bool,
+    others: Sequence[Sequence[float]] = (),
+    method: Method = "by_component",
 ) -> ArmComparison:
     """Return the difference of two arms, with pictures and seeds both as random draws.
 
-    Every run answers every question, so seeds and pictures are crossed: the variance of the mean
-    is that over seeds, plus that over pictures, minus their interaction (single answers that flip
-    from seed to seed), which is in both (Cameron, Gelbach and Miller, Robust inference with
-    multiway clustering, 2011), and never less than either alone. The t quantile (Satterthwaite,
-    1946) pays for few seeds; docs/statistics.md has the coverage in simulations.
+    Every run answers every question, so seeds and pictures are crossed. The variance of the mean
+    has a part from seeds and one from pictures, and the interval gives each part the t quantile
+    of its own degrees of freedom (Banerjee, Approximate confidence interval for linear functions
+    of means of k populations when the population variances are not equal, 1960). The part from
+    seeds is pooled over all arms given, unless Bartlett's test finds their variances unequal.
+    docs/statistics.md has the false positives, the power and the other methods.
 
     One run in an arm cannot show how seeds vary: then the interval speaks of new questions to
     these very models, not of two ways to train (Bouthillier et al., Accounting for variance in
@@ -81,30 +118,37 @@ def compare_arms(
         a: Scores as (runs, questions), questions in the same order in every run.
         b: The same of the other arm, which may have another number of runs.
         clusters: The picture of each question.
-        seeds_are_paired: Whether run i of both arms shares what its seed decides; say so before
-            looking. It halves the degrees of freedom.
+        seeds_are_paired: Whether run i of all arms shares what its seed decides; decide this
+            before looking at the results.
+        others: Of more arms of the study, each run's mean on the same questions. With paired
+            seeds, those with another number of runs are left out.
+        method: A key of `METHODS`.
 
     Raises:
         UserError: If scores are missing or not finite, lengths differ, all questions share one
             picture, or paired arms have different numbers of runs.
     """
-    arms = [score_matrix(arm, len(clusters)) for arm in (a, b)]
+    import numpy as np
+
     if seeds_are_paired and len(a) != len(b):
         raise UserError(f"paired seeds, but {len(a)} runs of one arm and {len(b)} of the other")
-    (sums_a, sizes), (sums_b, _) = (cluster_sums(arm, clusters) for arm in arms)
-    parts = [sums_a - sums_b] if seeds_are_paired else [sums_a, sums_b]
-    over_seeds = [_over_seeds(sums, sizes) for sums in parts] if min(len(a), len(b)) > 1 else []
-    over_clusters = _over_clusters(sums_a.mean(axis=0) - sums_b.mean(axis=0), sizes)
-    variance, freedom = _crossed(over_seeds, over_clusters)
+    pool = [x for x in others if len(x) == len(a) or (not seeds_are_paired and len(x) > 1)]
+    arms = [score_matrix(arm, len(clusters)) for arm in (a, b)]
+    sums = [cluster_sums(arm, clusters)[0] for arm in arms]
+    sizes = cluster_sums(arms[0], clusters)[1]
+    _check_pictures(len(sizes))
+    parts = METHODS[method](sums, sizes, seeds_are_paired, [np.asarray(x) for x in pool])
     mean = float(arms[0].mean() - arms[1].mean())
+    half = reach(parts.components, LEVEL)
     return ArmComparison(
-        difference=_t_interval(mean, variance, freedom, num_examples=len(clusters)),
-        p_value=_t_test(mean, variance, freedom),
-        degrees_of_freedom=freedom,
+        difference=Score(mean=mean, low=mean - half, high=mean + half, num_examples=len(clusters)),
+        p_value=p_value(mean, parts.components),
+        components=parts.components,
         num_seeds=(len(a), len(b)),
         num_clusters=len(sizes),
-        variance_of="questions and seeds" if over_seeds else "questions",
-        standard_error=math.sqrt(variance),
+        num_pooled=parts.num_pooled,
+        is_paired=seeds_are_paired,
+        variance_of="questions and seeds" if min(len(a), len(b)) > 1 else "questions",
     )
 
 
@@ -113,71 +157,71 @@ def arm_mean(
     clusters: Sequence[str],
     *,
     bounds: tuple[float, float] = (-math.inf, math.inf),
+    method: Method = "by_component",
 ) -> ArmMean:
     """Return an arm's mean with the interval of `compare_arms`: seeds and pictures both drawn.
 
-    Two arms answer the same questions, so whether they differ is never read from two such
-    intervals: that is what `compare_arms` is for. The interval ends at the bounds of the score.
+    Between 0 and 1 the interval has Wilson's form (see `score_interval`), else it is cut at the
+    bounds. Two arms answer the same questions, so whether they differ is never read from two such
+    intervals: that is what `compare_arms` is for.
 
     Raises:
         UserError: If scores are missing or not finite, or all questions share one picture.
     """
     matrix = score_matrix(scores, len(clusters))
     sums, sizes = cluster_sums(matrix, clusters)
-    over_seeds = [_over_seeds(sums, sizes)] if len(sums) > 1 else []
-    variance, freedom = _crossed(over_seeds, _over_clusters(sums.mean(axis=0), sizes))
-    score = _t_interval(float(matrix.mean()), variance, freedom, num_examples=len(clusters))
+    _check_pictures(len(sizes))
+    mean = float(matrix.mean())
+    components = METHODS[method]([sums], sizes, True, ()).components
+    half = reach(components, LEVEL)
+    low, high = max(mean - half, bounds[0]), min(mean + half, bounds[1])
+    if method == "by_component" and len(sums) == 1:
+        alone = run_mean(matrix[0], clusters, bounds=bounds)
+        low, high = alone.low, alone.high
+    elif method == "by_component" and bounds == (0, 1):
+        quantile = t_quantile(len(sizes) - 1)
+        low, high = score_interval(mean, half, num_clusters=len(sizes), quantile=quantile)
     return ArmMean(
-        score=replace(score, low=max(score.low, bounds[0]), high=min(score.high, bounds[1])),
+        score=Score(mean=mean, low=low, high=high, num_examples=len(clusters)),
         num_seeds=len(sums),
         num_clusters=len(sizes),
-        variance_of="questions and seeds" if over_seeds else "questions",
+        variance_of="questions and seeds" if len(sums) > 1 else "questions",
     )
 
 
-def _over_seeds(sums: "NDArray[np.float64]", sizes: "NDArray[np.float64]") -> _Variance:
-    """Return the variance of the mean over seeds; `sums` is (runs, clusters)."""
-    num_runs, num_clusters = sums.shape
-    means = sums.sum(axis=1) / sizes.sum()
-    residuals = sums - sums.mean(axis=0) - (means - means.mean())[:, None] * sizes
-    interaction = (residuals**2).sum() / (num_runs * (num_runs - 1)) / sizes.sum() ** 2
-    return _Variance(
-        value=float(means.var(ddof=1) / num_runs),
-        interaction=float(interaction * num_clusters / max(num_clusters - 1, 1)),
-        degrees_of_freedom=num_runs - 1,
-    )
+def run_mean(
+    values: "Sequence[float] | NDArray[np.float64]",
+    clusters: Sequence[str],
+    *,
+    bounds: tuple[float, float] = (0, 1),
+) -> Score:
+    """Return the mean of one run with its 95 % interval over new pictures.
+
+    Questions on one picture are not independent: the variance is that of whole pictures. Between
+    0 and 1 the interval has Wilson's form; right-or-wrong scores count for at most one
+    independent answer per question. One picture alone says nothing, so all values are possible.
+
+    Raises:
+        UserError: If there is nothing to average, a value is not finite, or the lengths differ.
+    """
+    import numpy as np
+
+    matrix = score_matrix(np.asarray([values]), len(clusters))
+    sums, sizes = cluster_sums(matrix, clusters)
+    mean, num_pictures = float(matrix.mean()), len(sizes)
+    if num_pictures < 2:
+        return Score(mean=mean, low=bounds[0], high=bounds[1], num_examples=len(clusters))
+    variance = by_component([sums], sizes, True).components[0].variance
+    if bool(((matrix == 0) | (matrix == 1)).all()):
+        variance = max(variance, mean * (1 - mean) / len(clusters))
+    quantile = t_quantile(num_pictures - 1)
+    half = quantile * math.sqrt(variance)
+    low, high = max(mean - half, bounds[0]), min(mean + half, bounds[1])
+    if bounds == (0, 1):
+        low, high = score_interval(mean, half, num_clusters=num_pictures, quantile=quantile)
+    return Score(mean=mean, low=low, high=high, num_examples=len(clusters))
 
 
-def _over_clusters(sums: "NDArray[np.float64]", sizes: "NDArray[np.float64]") -> _Variance:
-    """Return the variance of the mean over clusters; `sums` is (clusters,)."""
-    num_clusters = len(sizes)
+def _check_pictures(num_clusters: int) -> None:
     if num_clusters < 2:
         raise UserError("all questions share one picture; its spread over pictures is unknown")
-    residuals = sums - sums.sum() / sizes.sum() * sizes
-    value = (residuals**2).sum() / sizes.sum() ** 2 * num_clusters / (num_clusters - 1)
-    return _Variance(value=float(value), interaction=0.0, degrees_of_freedom=num_clusters - 1)
-
-
-def _crossed(seeds: Sequence[_Variance], clusters: _Variance) -> tuple[float, float]:
-    """Return the variance of the mean over seeds and clusters, and its degrees of freedom."""
-    parts = [*seeds, clusters]
-    total = sum(part.value for part in parts)
-    spread = sum(part.value**2 / part.degrees_of_freedom for part in parts)
-    once = total - sum(part.interaction for part in seeds)
-    variance = max(once, total - clusters.value, clusters.value)
-    return variance, total**2 / spread if spread else math.inf
-
-
-def _t_interval(mean: float, variance: float, freedom: float, *, num_examples: int) -> Score:
-    from scipy import stats
-
-    reach = float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
-    return Score(mean=mean, low=mean - reach, high=mean + reach, num_examples=num_examples)
-
-
-def _t_test(mean: float, variance: float, freedom: float) -> float:
-    from scipy import stats
-
-    if not variance:
-        return float(mean == 0)
-    return float(2 * stats.t.sf(abs(mean) / math.sqrt(variance), freedom))

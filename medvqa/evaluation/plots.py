@@ -178,7 +178,7 @@ def draw_metrics(evaluations: Sequence[Evaluation]) -> "Figure":
         handles |= {str(h.get_label()): h for h in axes.get_legend_handles_labels()[0]}
     shown = [handles[label] for label in SHOWN.values() if label in handles]
     figure.legend(handles=shown, loc="outside lower center", ncols=len(shown), frameon=False)
-    figure.suptitle("mean with 95 % interval (bootstrap over images)", fontsize=10, color=GREY)
+    figure.suptitle("mean with 95 % interval (over pictures)", fontsize=10, color=GREY)
     return figure
 
 
@@ -219,7 +219,7 @@ def _draw_score(
     axes: "Axes", score: Score, y: float, style: tuple[str, str], *, label: str | None
 ) -> None:
     colour, marker = style
-    # A bootstrap interval need not hold the mean; an error bar cannot be negative.
+    # Rounding must not make an error bar negative.
     sides = [[max(0.0, score.mean - score.low)], [max(0.0, score.high - score.mean)]]
     axes.errorbar(score.mean, y, xerr=sides, fmt=marker, color=colour, markersize=4.5,
                   linewidth=1.4, label=label)  # fmt: skip

@@ -6,9 +6,11 @@ A difference is `a` minus `b`, and a cluster is a picture with all of its questi
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 from medvqa.config.errors import UserError
+from medvqa.evaluation.components import Component, quantile, reach
 from medvqa.evaluation.statistics import cluster_sums, score_matrix
 
 
@@ -144,21 +146,31 @@ def minimal_detectable_effect(
 
 
 def detectable_difference(
-    standard_error: float, degrees_of_freedom: float, *, power: float = 0.8, alpha: float = 0.05
+    components: Sequence[Component], *, power: float = 0.8, alpha: float = 0.05
 ) -> float:
     """Return the true difference that a comparison as precise as this one finds so often.
 
-    (t(1 - alpha/2) + t(power)) standard errors, for scores of any kind (Bloom, Minimum detectable
-    effects, 1995). It describes the design; it is no excuse for a result that was not found.
+    Half the interval at that level plus z(power) standard deviations of what it is compared with
+    (after Bloom, Minimum detectable effects, 1995), for scores of any kind. It describes the
+    design; it is no excuse for a result that was not found.
 
     Raises:
         UserError: If power does not lie between alpha and 1.
     """
-    from scipy import stats
-
     _check_power(alpha, power)
-    quantiles = (stats.t.ppf(p, degrees_of_freedom) for p in (1 - alpha / 2, power))
-    return float(sum(quantiles)) * standard_error
+    half = reach(components, alpha)
+    if not half:
+        return 0.0
+    # The interval's own length varies from study to study, where a variance is known from few
+    # degrees of freedom; the floor of a component is known well.
+    spread = sum(
+        quantile(1 - alpha / 2, c.degrees_of_freedom) ** 4
+        * (c.variance - c.floor) ** 2
+        / (2 * c.degrees_of_freedom)
+        for c in components
+    )
+    unbiased = max(sum(c.unbiased for c in components), 0.0)
+    return half + NormalDist().inv_cdf(power) * math.sqrt(unbiased + spread / half**2)
 
 
 def _check_power(alpha: float, power: float) -> None:

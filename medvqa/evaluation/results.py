@@ -16,7 +16,7 @@ from medvqa.tracking.terminal import console
 from medvqa.tracking.wandb_mirror import Records
 
 SCHEMA_VERSION = 1  # of results.json; a change that breaks a reader raises it
-INTERVAL = "95 %, bootstrap over clusters of questions about the same picture(s)"
+INTERVAL = "95 %, Wilson on the effective sample size, clustered by picture"
 PROTOCOL = ("normalizer", "numeric_tolerance", "max_new_tokens", "bertscore")
 
 

@@ -1,6 +1,7 @@
 """Predictions -> scores by question type, each a mean with interval and n."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,8 +12,8 @@ from medvqa.config.evaluation import EvaluationConfig
 from medvqa.data.example import AnswerType, Prediction, Score
 from medvqa.evaluation import metrics
 from medvqa.evaluation.bertscore import bert_scores
+from medvqa.evaluation.comparison import run_mean
 from medvqa.evaluation.protocols.table import score_protocols
-from medvqa.evaluation.statistics import clustered_bootstrap
 from medvqa.tracking.record import write_text
 
 if TYPE_CHECKING:
@@ -79,9 +80,7 @@ def score_predictions(
     )
     scored = list(zip(predictions, items, strict=True))
     summary = {
-        group: _means(
-            [(p.cluster, item) for p, item in scored if group in _groups_of(p)], config, seed
-        )
+        group: _means([(p.cluster, item) for p, item in scored if group in _groups_of(p)], config)
         for group in _groups(predictions)
     }
     protocols = score_protocols(
@@ -133,18 +132,16 @@ def _groups(predictions: Sequence[Prediction]) -> list[str]:
     return ["overall", *reversed(types), *(group for part in shown for group in part)]
 
 
-def _means(
-    members: Sequence[tuple[str, ItemScores]], config: EvaluationConfig, seed: int
-) -> dict[str, Score]:
+def _means(members: Sequence[tuple[str, ItemScores]], config: EvaluationConfig) -> dict[str, Score]:
     scores = {}
     for metric in METRICS:
         rated = [(getattr(item, metric), cluster) for cluster, item in members]
         rated = [(float(value), cluster) for value, cluster in rated if value is not None]
         if rated:
             values, clusters = zip(*rated, strict=True)
-            scores[metric] = clustered_bootstrap(
-                values, clusters, num_samples=config.bootstrap_samples, seed=seed
-            )
+            is_rescaled = metric == "bertscore_f1" and config.bertscore.rescale
+            bounds = (-math.inf, math.inf) if is_rescaled else (0.0, 1.0)
+            scores[metric] = run_mean(values, clusters, bounds=bounds)
     return scores
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from medvqa.config.identity import NOT_RESULTS
 from medvqa.report.runs import Run
+from medvqa.tracking.record import DIVERGED, FINISHED
 
 # Same base: only arms that agree in these are ever compared.
 MODEL_KEYS = ("model.name", "model.path", "model.revision", "model.load_in_4bit")
@@ -27,13 +28,15 @@ class Arm:
         model: Name of the base; a row of the grid, together with `rest`.
         ordering: Name of the curriculum; a column of the grid.
         rest: What else of the config tells it from arms of the same model and ordering.
-        runs: Finished ones, one a seed, by seed.
+        runs: Finished ones, one per seed, by seed.
+        diverged: Runs that ended with a loss or gradient that is no number.
     """
 
     model: str
     ordering: str
     rest: str
     runs: tuple[Run, ...]
+    diverged: tuple[Run, ...] = ()
 
     @property
     def row(self) -> str:
@@ -48,34 +51,50 @@ class Arm:
     @property
     def config(self) -> Mapping[str, Any]:
         """The config that all runs share but for the seed."""
-        return self.runs[0].config
+        return (*self.runs, *self.diverged)[0].config
+
+    @property
+    def divergence(self) -> str:
+        """`k of n diverged`; empty where all runs stayed finite."""
+        num_runs = len(self.runs) + len(self.diverged)
+        return f"{len(self.diverged)} of {num_runs} diverged" if self.diverged else ""
 
 
 def read_arms(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
-    """Return the arms of the finished runs in the runs' order, and notes on runs left out."""
+    """Return the arms in the runs' order, and notes on runs left out."""
     groups: dict[str, dict[int, Run]] = defaultdict(dict)
     notes = []
     for run in runs:
-        if not run.is_finished:
+        if run.state not in (FINISHED, DIVERGED):
             continue
         same = groups[_key(run.config)]
-        if run.seed in same:
+        first = same.setdefault(run.seed, run)
+        if first is not run:
             # The same seed gives the same run: counted twice it would feign certainty.
-            notes.append(f"{run.directory} repeats {same[run.seed].directory}: not counted again")
-        else:
-            same[run.seed] = run
-    grouped = [tuple(runs[seed] for seed in sorted(runs)) for runs in groups.values()]
-    rests = _rests([members[0].config for members in grouped])
+            relation = "repeats" if _answered_alike(run, first) else "differs from"
+            notes.append(f"{run.directory} {relation} {first.directory}: not counted again")
+    members = [[by_seed[seed] for seed in sorted(by_seed)] for by_seed in groups.values()]
+    rests = _rests([same[0].config for same in members])
     arms = [
         Arm(
-            model=model_label(members[0].config),
-            ordering=ordering_label(members[0].config),
+            model=model_label(same[0].config),
+            ordering=ordering_label(same[0].config),
             rest=rest,
-            runs=members,
+            runs=tuple(run for run in same if run.is_finished),
+            diverged=tuple(run for run in same if not run.is_finished),
         )
-        for members, rest in zip(grouped, rests, strict=True)
+        for same, rest in zip(members, rests, strict=True)
     ]
     return arms, notes
+
+
+def _answered_alike(one: Run, other: Run) -> bool:
+    final = [
+        {(a.set_name, q.id): text for a in run.answers if a.phase == "final"
+         for q, text in zip(a.questions, a.texts, strict=True)}
+        for run in (one, other)
+    ]  # fmt: skip
+    return one.state == other.state and final[0] == final[1]
 
 
 def _key(config: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from medvqa.report.rows import write_rows
 from medvqa.report.study import Study, read_study
 from medvqa.report.tables import Table, latex, markdown, rich_table, tables
 from medvqa.report.thumbnails import NONE, read_pictures
+from medvqa.report.verdicts import final_words
 from medvqa.tracking.record import write_text
 from medvqa.tracking.terminal import console
 
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-unequal", action="store_true", help="mark unfair pairs in place of refusing"
     )
     parser.add_argument(
-        "--paired-seeds", action="store_true", help="run i of all arms shares what its seed decides"
+        "--paired-seeds", action="store_true", help="equal seeds of two arms are paired"
     )
     parser.add_argument("--samples", type=int, default=2000, help="resamples and sign flips")
     parser.add_argument("--title", help="of the page")
@@ -79,3 +80,4 @@ def show(study: Study, made: Sequence[Table], notes: Sequence[str], page: Path) 
     sys.stdout.writelines(f"note: {note}\n" for note in notes)
     size = page.stat().st_size / 1e6
     sys.stdout.write(f"everything is in {page.parent}; open {page} ({size:.1f} MB)\n")
+    sys.stdout.writelines(f"{line}\n" for line in final_words(study.verdicts))

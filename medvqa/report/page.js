@@ -22,7 +22,7 @@
   const number = (value, digits = 3) =>
     value === null || value === undefined || value === "" ? "–" : Number(value).toFixed(digits).replace("-", MINUS);
   const signed = (value, digits = 3) => (value > 0 ? "+" : "") + number(value, digits);
-  const probability = (p) => (p < 0.001 ? "<0.001" : p.toFixed(3));
+  const probability = (p) => (p === null || p === undefined ? "–" : p < 0.001 ? "<0.001" : p.toFixed(3));
   const plain = (phase) => phase.replaceAll("_", " ");
   const view = { set: study.sets[0], metric: "exact_match", group: "overall" };
 
@@ -40,6 +40,7 @@
         el("summary", {}, `† ${unequal.length} arms are not comparable with others and were compared on request`),
         el("ul", {}, ...unequal.map((arm) => el("li", {}, `${arm.name} ${arm.unequal}`)))));
     }
+    for (const arm of study.arms) if (arm.remark) $("warnings").append(el("p", { class: "warning" }, `${arm.name}: ${arm.remark}`));
     for (const note of study.notes) $("warnings").append(el("p", { class: "warning" }, note));
   }
 
@@ -135,22 +136,23 @@
     const x = (value) => 150 + (value / reach) * 145;
     const one = rows.some((c) => c.interval_over === "questions");
     $("differences-note").textContent =
-      `First arm minus second on the same questions, 95 % interval. p is corrected by Holm for ${rows[0].family_size} comparisons (uncorrected in brackets). `
+      `First arm minus second on the same questions, 95 % interval. p: ${[...new Set(rows.map((c) => c.test))].join(" or ")}, corrected by Holm for ${rows[0].family_size} comparisons (uncorrected in brackets). `
       + "Detectable: the true difference that such a comparison finds with 80 % power at that correction; smaller ones may exist unseen. "
-      + "Permutation and McNemar (mid-p, one a seed) are p-values of these very models on new questions."
+      + "Permutation (sign flips of pictures) and McNemar (mid-p, one per seed) are uncorrected p-values of these very models on new questions. "
+      + study.few_seeds.map((text) => ` ${text}`).join("")
       + (one ? " With one seed an arm, intervals do not speak of new trainings." : "");
     table.append(el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Arms"),
       el("th", { scope: "col" }, `${signed(-reach, 2)}  …  0  …  ${signed(reach, 2)}`),
-      ...["Difference", "p (Holm)", "Detectable", "Permutation", "McNemar", "n · seeds"].map((t) => el("th", { scope: "col", class: "number" }, t)))));
+      ...["Difference", "p (Holm)", "df · paired", "Detectable", "Permutation", "McNemar", "n · seeds"].map((t) => el("th", { scope: "col", class: "number" }, t)))));
     const orderingOf = (name) => study.arms.find((arm) => arm.name === name).ordering;
     const body = el("tbody");
     let model = null;
     for (const c of rows) {
-      if (c.model !== model && c.model) body.append(el("tr", {}, el("th", { scope: "rowgroup", colspan: 8, class: "model" }, c.model)));
+      if (c.model !== model && c.model) body.append(el("tr", {}, el("th", { scope: "rowgroup", colspan: 9, class: "model" }, c.model)));
       model = c.model;
-      const found = c.p_holm < 0.05;
+      const found = c.p_holm !== null && c.p_holm < 0.05;
       const names = model ? [c.a, c.b].map(orderingOf) : [c.a, c.b];
-      const text = `${signed(c.difference)} [${signed(c.low)}, ${signed(c.high)}]`;
+      const text = c.identical ? "–" : `${signed(c.difference)} [${signed(c.low)}, ${signed(c.high)}]`;
       body.append(el("tr", { class: found ? "found" : "" },
         el("td", {}, names.join(` ${MINUS} `), c.unequal ? el("span", { class: "mark", title: c.unequal }, " †") : null),
         el("td", {}, el("svg:svg", { viewBox: "0 0 300 26", role: "img", "aria-label": text },
@@ -160,12 +162,30 @@
           el("svg:rect", { x: x(c.difference) - 4, y: 9, width: 8, height: 8, class: "dot" }))),
         el("td", { class: "number" }, text),
         el("td", { class: "number" }, `${probability(c.p_holm)} (${probability(c.p)})`),
-        el("td", { class: "number" }, number(c.detectable_difference)),
+        el("td", { class: "number" }, `${c.degrees_of_freedom} · ${c.paired}`),
+        el("td", { class: "number" }, c.identical ? "–" : c.detectable_difference === null ? "none below 50 points" : number(c.detectable_difference)),
         el("td", { class: "number" }, probability(c.permutation_p)),
         el("td", { class: "number" }, c.mcnemar_mid_p ? c.mcnemar_mid_p.split(";").map((p) => probability(Number(p))).join(" ") : "–"),
         el("td", { class: "number" }, `${c.num_questions} · ${[...new Set([c.num_seeds_a, c.num_seeds_b])].join("+")}`)));
     }
     table.append(body);
+  }
+
+  // ---------------------------------------------------------------- verdicts
+  function verdicts() {
+    if (!study.verdicts.length) return;
+    $("verdicts").hidden = false;
+    for (const line of study.final_words) $("final-words").append(el("p", { class: "verdict" }, line));
+    const head = ["Comparison", "On", "Gain, points", "p of no difference", "p of a gain of the margin", "Family · df", "Verdict", "Reason"];
+    $("verdict-table").append(
+      el("thead", {}, el("tr", {}, ...head.map((t) => el("th", { scope: "col" }, t)))),
+      el("tbody", {}, ...study.verdicts.map((v) => el("tr", {},
+        el("td", {}, v.label), el("td", {}, `${v.set_name}, ${v.group}, ${study.metrics[v.metric] || v.metric}`),
+        el("td", { class: "number" }, v.gain === null ? "–" : signed(100 * v.gain, 1)),
+        el("td", { class: "number", title: v.test }, probability(v.p_holm)),
+        el("td", { class: "number" }, v.p_holm === null ? "–" : probability(v.p_refuted)),
+        el("td", { class: "number" }, `${v.family_size} · ${v.degrees_of_freedom} · paired: ${v.paired}`),
+        el("td", {}, v.verdict), el("td", {}, v.reason)))));
   }
 
   // ---------------------------------------------------------------- forgetting
@@ -421,6 +441,7 @@
   function tables() { grid(); forest(); stages(); }
 
   header();
+  verdicts();
   controls();
   tables();
   runs();

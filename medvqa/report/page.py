@@ -9,9 +9,11 @@ from typing import Any
 from medvqa.evaluation.score import SHOWN
 from medvqa.report import plots
 from medvqa.report.answers import Texts, encode
-from medvqa.report.rows import comparison_row, result_rows, run_rows, unequal_arms
+from medvqa.report.rows import comparison_row, result_rows, run_rows, unequal_arms, verdict_row
 from medvqa.report.study import Study, phases_in_order
+from medvqa.report.tables import few_seeds
 from medvqa.report.thumbnails import Pictures
+from medvqa.report.verdicts import final_words
 from medvqa.tracking.record import write_text
 
 ASSETS = Path(__file__).parent
@@ -76,12 +78,20 @@ def _study(study: Study, pictures: Pictures, title: str) -> dict[str, Any]:
                 "row": arm.row,
                 "ordering": arm.ordering,
                 "unequal": unequal.get(arm.name, ""),
+                "remark": "; ".join(
+                    f"{name}: {text}"
+                    for name in study.set_names
+                    if (text := study.remarks(name)[arm.name])
+                ),
                 "seeds": [run.seed for run in arm.runs],
             }
             for arm in study.arms
         ],
         "results": result_rows(study),
         "comparisons": [_finite(comparison_row(c)) for c in study.comparisons],
+        "verdicts": [_finite(verdict_row(v)) for v in study.verdicts],
+        "final_words": final_words(study.verdicts),
+        "few_seeds": few_seeds(study.comparisons),
         "runs": run_rows(study),
         "notes": [*study.notes, *pictures.notes],
         "within": list(study.within),

@@ -156,7 +156,9 @@ def differences(study: Study, set_name: str) -> "Figure | None":
     axis.set_yticks(range(len(chosen)), labels)
     axis.set_ylim(len(chosen) - 0.5, -0.5)
     right = axis.secondary_yaxis("right")
-    right.set_yticks(range(len(chosen)), [f"p = {c.p_holm:.3f}" for c in chosen])
+    right.set_yticks(
+        range(len(chosen)), ["-" if c.are_identical else f"p = {c.p_holm:.3f}" for c in chosen]
+    )
     right.spines["right"].set_visible(False)
     right.tick_params(length=0)
     axis.set_xlabel(f"{set_name}: difference in {SHOWN[METRIC]}, 95 % interval; p by Holm")

@@ -9,6 +9,7 @@ from typing import Any
 
 from medvqa.report.pairs import Comparison
 from medvqa.report.study import Study
+from medvqa.report.verdicts import Verdict
 from medvqa.tracking.record import write_json, write_text
 
 Row = dict[str, Any]
@@ -57,13 +58,18 @@ def comparison_row(c: Comparison) -> Row:
         "low": c.crossed.difference.low,
         "high": c.crossed.difference.high,
         "interval_over": c.crossed.variance_of,
-        "p": c.crossed.p_value,
-        "p_holm": c.p_holm,
+        "identical": c.are_identical,
+        "test": c.crossed.test,
+        "paired": "by seed" if c.crossed.is_paired else "no",
+        "p": None if c.are_identical else c.crossed.p_value,
+        "p_holm": None if c.are_identical else c.p_holm,
         "family_size": c.family_size,
-        "detectable_difference": c.detectable,
+        "detectable_difference": None if c.are_identical else c.detectable,
         "degrees_of_freedom": c.crossed.degrees_of_freedom,
-        "permutation_p": c.permutation.p_value,
-        "permutation_p_holm": c.permutation_p_holm,
+        "permutation_test": "sign flips of pictures, paired by question",
+        "permutation_p": None if c.are_identical else c.permutation.p_value,
+        "permutation_p_holm": None if c.are_identical else c.permutation_p_holm,
+        "mcnemar_test": "McNemar mid-p per seed, paired by question" if c.mcnemar else "",
         "mcnemar_only_a": ";".join(str(test.only_a) for test in c.mcnemar),
         "mcnemar_only_b": ";".join(str(test.only_b) for test in c.mcnemar),
         "mcnemar_mid_p": ";".join(repr(test.mid_p_value) for test in c.mcnemar),
@@ -72,7 +78,21 @@ def comparison_row(c: Comparison) -> Row:
         "num_pictures": c.crossed.num_clusters,
         "num_seeds_a": c.crossed.num_seeds[0],
         "num_seeds_b": c.crossed.num_seeds[1],
+        "seeds_a": ";".join(map(str, c.seeds[0])),
+        "seeds_b": ";".join(map(str, c.seeds[1])),
+        "left_out": "; ".join(c.left_out),
         "unequal": "; ".join(c.unequal),
+    }
+
+
+def verdict_row(v: Verdict) -> Row:
+    """Return one line of verdicts.csv."""
+    crossed = v.comparison.crossed if v.comparison else None
+    return {
+        **{name: value for name, value in vars(v).items() if name != "comparison"},
+        "test": crossed.test if crossed else "",
+        "paired": ("by seed" if crossed.is_paired else "no") if crossed else "",
+        "degrees_of_freedom": crossed.degrees_of_freedom if crossed else "",
     }
 
 
@@ -123,6 +143,7 @@ def write_rows(study: Study, out: Path) -> None:
     write_csv(out / "results.csv", result_rows(study))
     write_csv(out / "comparisons.csv", [comparison_row(c) for c in study.comparisons])
     write_csv(out / "runs.csv", run_rows(study))
+    write_csv(out / "verdicts.csv", [verdict_row(v) for v in study.verdicts])
     comparisons = [
         {
             **comparison_row(c),
@@ -133,7 +154,15 @@ def write_rows(study: Study, out: Path) -> None:
         }
         for c in study.comparisons
     ]
-    write_json(out / "comparisons.json", {"within": list(study.within), "comparisons": comparisons})
+    write_json(
+        out / "comparisons.json",
+        {
+            "within": list(study.within),
+            "comparisons": comparisons,
+            "verdicts": [verdict_row(v) for v in study.verdicts],
+            "notes": list(study.notes),
+        },
+    )
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

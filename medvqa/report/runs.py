@@ -20,6 +20,7 @@ DAMAGED, OUTDATED = "damaged", "outdated"
 # Baselines, then the stages by their step, then what the training came to.
 PHASE_RANK = {"majority": 0, "zero_shot": 1, "blind": 3, "final": 4}
 AFTER_STAGE_RANK = 2
+GROUPS = ("overall", "open", "closed")
 MAX_DEPTH = 4  # of run directories below a given one
 Entry = Mapping[str, Any]  # a job of sweep.json; empty for a run that no grid lists
 
@@ -46,7 +47,8 @@ class Answers:
     """One phase of a run on one set.
 
     Attributes:
-        scores: Metric -> one value a question, NaN where the metric does not apply.
+        scores: Metric -> one value per question, NaN where the metric does not apply.
+        means: (Group, metric) -> mean, as metrics.json says.
         protocol: How it was scored, as metrics.json says.
     """
 
@@ -57,6 +59,12 @@ class Answers:
     texts: tuple[str, ...]
     scores: "Mapping[str, NDArray[np.float64]]"
     protocol: Mapping[str, Any]
+    means: Mapping[tuple[str, str], float]
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Id of a question -> its place."""
+        return {question.id: row for row, question in enumerate(self.questions)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +225,12 @@ def read_answers(place: Path, interned: dict[Question, Question]) -> Answers:
         questions=tuple(questions),
         texts=tuple(texts),
         scores={metric: np.asarray(column) for metric, column in columns.items()},
+        means={
+            (group, metric): float(score["mean"])
+            for group, scores in stored["summary"].items()
+            for metric, score in scores.items()
+            if group in GROUPS and metric in SHOWN
+        },
         protocol={k: v for k, v in stored.items() if k not in ("summary", "phase", "set_name")},
     )
 

@@ -6,14 +6,16 @@ study.comparisons[0].crossed.difference, study.comparisons[0].p_holm
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medvqa.evaluation.comparison import ArmMean, arm_mean
 from medvqa.evaluation.score import SHOWN
 from medvqa.report.arms import Arm, read_arms
-from medvqa.report.pairs import GROUPS, Comparison, Settings, aligned, arm_pairs, compare_on
-from medvqa.report.runs import AFTER_STAGE_RANK, PHASE_RANK, Run, read_runs
+from medvqa.report.inputs import check_inputs
+from medvqa.report.pairs import Comparison, Settings, aligned, arm_pairs, compare_on
+from medvqa.report.runs import AFTER_STAGE_RANK, GROUPS, PHASE_RANK, Run, read_runs
+from medvqa.report.verdicts import NOT_LEARNED, Verdict, planned_pairing, verdicts
 
 RESCALABLE, UNBOUNDED = "bertscore_f1", (-math.inf, math.inf)  # rescaled, it can be below 0
 
@@ -46,6 +48,7 @@ class Study:
     Attributes:
         notes: What was left out and why, a line each.
         within: Config keys in which only equal arms were compared.
+        verdicts: On the claims that the configs state.
     """
 
     runs: tuple[Run, ...]
@@ -55,6 +58,34 @@ class Study:
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
     within: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+
+    def majority(self) -> dict[tuple[str, str, str], float]:
+        """Return (set, group, metric) -> score of the majority answer, the highest of all arms."""
+        scores: dict[tuple[str, str, str], float] = {}
+        for r in self.results:
+            if r.phase == "majority":
+                key = (r.set_name, r.group, r.metric)
+                scores[key] = max(scores.get(key, 0.0), r.mean.score.mean)
+        return scores
+
+    def remarks(self, set_name: str) -> dict[str, str]:
+        """Return what a reader must know of an arm before reading its score, by the arm's name."""
+        key = (set_name, "overall", "exact_match")
+        floor = self.majority().get(key, -1.0)
+        below = {
+            r.arm.name
+            for r in self.results
+            if (r.set_name, r.group, r.metric) == key
+            and r.phase == "final"
+            and r.mean.score.mean < floor
+        }
+        return {
+            arm.name: "; ".join(
+                filter(None, (arm.divergence, NOT_LEARNED if arm.name in below else ""))
+            )
+            for arm in self.arms
+        }
 
 
 def read_study(places: Sequence[Path], settings: Settings | None = None) -> Study:
@@ -63,22 +94,27 @@ def read_study(places: Sequence[Path], settings: Settings | None = None) -> Stud
     Raises:
         UserError: If there is no run, or a pair may not be compared and the user did not insist.
     """
-    settings = settings or Settings()
     runs = read_runs(places)
+    settings = settings or Settings()
+    settings = replace(
+        settings, seeds_are_paired=settings.seeds_are_paired or planned_pairing(runs)
+    )
     arms, notes = read_arms(runs)
     set_names = tuple(
         dict.fromkeys(name for arm in arms for name in arm.config["data"]["evaluation"])
     )
     pairs = arm_pairs(arms, settings)
-    return Study(
+    study = Study(
         runs=tuple(runs),
         arms=tuple(arms),
         set_names=set_names,
         results=tuple(result for arm in arms for result in arm_results(arm)),
-        comparisons=tuple(c for name in set_names for c in compare_on(name, pairs, settings)),
-        notes=tuple(notes),
+        comparisons=tuple(c for name in set_names for c in compare_on(name, pairs, arms, settings)),
+        notes=(*notes, *check_inputs(runs, arms, places)),
         within=settings.within,
+        verdicts=(),
     )
+    return replace(study, verdicts=tuple(verdicts(arms, study.comparisons, study.majority())))
 
 
 def arm_results(arm: Arm) -> Iterator[Result]:
@@ -91,7 +127,8 @@ def arm_results(arm: Arm) -> Iterator[Result]:
         found = [answers for run in runs if (answers := run.answered(phase, set_name))]
         for group in GROUPS:
             for metric in SHOWN:
-                scores, clusters = aligned([found], group=group, metric=metric)
+                scores, questions = aligned([found], group=group, metric=metric)
+                clusters = [question.cluster for question in questions]
                 if len(set(clusters)) < 2:
                     continue  # one picture shows no spread
                 yield Result(

@@ -11,6 +11,7 @@ from medvqa.report.pairs import Comparison
 from medvqa.report.published import NOT_STATED, SOURCE, differences, row_of
 from medvqa.report.rows import unequal_arms
 from medvqa.report.study import Result, Study
+from medvqa.report.verdicts import final_words
 from medvqa.tracking import terminal
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 MARK, MINUS = "†", "\N{MINUS SIGN}"
 PUBLISHED = ("exact_match", "f1", "bertscore_f1")
+ENOUGH_SEEDS = 5
 PHASE_NAMES = {"majority": "majority answer", "zero_shot": "zero-shot base", "blind": "{}, blind"}
 LATEX = str.maketrans(
     {
@@ -45,7 +47,8 @@ def tables(study: Study) -> list[Table]:
     """Return the tables of each set, and that of the runs which are not in them."""
     makers = (results_table, stages_table, differences_table)
     of_sets = [make(study, name) for name in study.set_names for make in makers]
-    every = [*of_sets, published_table(study), missing_runs_table(study)]
+    last = (published_table, missing_runs_table, verdicts_table)
+    every = [*of_sets, *(make(study) for make in last)]
     return [table for table in every if table.rows]
 
 
@@ -58,6 +61,7 @@ def results_table(study: Study, set_name: str) -> Table:
         if r.set_name == set_name and r.group == "overall"
     }
     metrics = [m for m in SHOWN if any(key[2] == m for key in cells)]
+    remarks = study.remarks(set_name)
     rows: dict[tuple[str, ...], None] = {}  # a baseline that the arms of a model share is one row
     for arm, phase in product(study.arms, ("majority", "zero_shot", "blind", "final")):
         results = [cells.get((arm.name, phase, metric)) for metric in metrics]
@@ -70,11 +74,15 @@ def results_table(study: Study, set_name: str) -> Table:
             PHASE_NAMES.get(phase, "{}").format(training),
             str(first.mean.num_seeds),
             *(interval(r.mean.score if r else None) for r in results),
+            remarks[arm.name] if phase == "final" else "",
         )
         rows[row] = None
+    for arm in study.arms:
+        if not arm.runs:
+            rows[(arm.row, arm.ordering, "0", *("-" for _ in metrics), remarks[arm.name])] = None
     return Table(
         f"{set_name}: all questions, mean [95 % interval]",
-        ("model", "training", "seeds", *(SHOWN[m] for m in metrics)),
+        ("model", "training", "seeds", *(SHOWN[m] for m in metrics), "remark"),
         tuple(rows),
         (*_sizes(study, set_name), *(f"{MARK} {name} {why}" for name, why in unequal.items())),
     )
@@ -113,39 +121,107 @@ def differences_table(
         if (c.set_name, c.group) == (set_name, "overall") and c.metric in metrics
     ]
     reasons = {c.label: "; ".join(c.unequal) for c in shown if c.unequal}
-    one_seed = any(c.crossed.variance_of == "questions" for c in study.comparisons)
     notes = [
-        "p: paired, over pictures and seeds; Holm: corrected for all pairs of that metric; "
-        "detectable: found with 80 % power at Holm's first step",
-        "permutation, McNemar: of these very models on new questions, not of new trainings",
-        *(["one seed an arm: intervals say nothing about another training"] if one_seed else []),
+        *(f"p: {test}; Holm: corrected for its family" for test in _tests(shown)),
+        "detectable: true difference found with 80 % power at Holm's first step",
+        "permutation (sign flips of pictures), McNemar (mid-p, per seed): of these very models on "
+        "new questions, not of new trainings; both paired by question, uncorrected",
+        *few_seeds(shown),
+        *dict.fromkeys(f"{c.label}: {', '.join(c.left_out)} left out" for c in shown if c.left_out),
         *(f"{MARK} {pair}: {why}" for pair, why in reasons.items()),
     ]
-    header = ("model", "metric", "difference", "mean [95 % interval]", "p", "Holm", "detectable")
+    header = ("model", "metric", "difference", "mean [95 % interval]", "p", "Holm", "family", "df")
     return Table(
         f"{set_name}: differences of arms on the same questions",
-        (*header, "permutation", "McNemar", "n", "pictures", "seeds"),
+        (*header, "paired", "detectable", "permutation", "McNemar", "n", "pictures", "seeds"),
         tuple(map(_difference, shown)),
         tuple(notes),
     )
 
 
+def _tests(comparisons: Sequence[Comparison]) -> list[str]:
+    return list(dict.fromkeys(c.crossed.test for c in comparisons))
+
+
+def few_seeds(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return one sentence on what fewer than five seeds can and cannot show."""
+    fewest = min((n for c in comparisons for n in c.crossed.num_seeds), default=ENOUGH_SEEDS)
+    if fewest >= ENOUGH_SEEDS:
+        return []
+    if fewest == 1:
+        return [
+            "With 1 seed per arm, a result speaks of these very models on new questions and shows "
+            "nothing about another training."
+        ]
+    sizes = [c.detectable for c in comparisons if c.detectable]
+    least = f"about {100 * min(sizes):.0f} points" if sizes else "50 points"
+    return [
+        f"With {fewest} seeds per arm, this study can show differences of {least} and more; it "
+        "cannot show that a smaller difference is absent."
+    ]
+
+
 def _difference(c: Comparison) -> tuple[str, ...]:
-    crossed = c.crossed
+    crossed, is_tested = c.crossed, not c.are_identical
     return (
         c.common_row or c.a.model,
         SHOWN[c.metric],
         c.label + (MARK if c.unequal else ""),
-        interval(crossed.difference, sign="+"),
-        probability(crossed.p_value),
-        probability(c.p_holm),
-        f"{c.detectable:.3f}",
-        probability(c.permutation.p_value),
-        " ".join(probability(test.mid_p_value) for test in c.mcnemar) or "-",
+        interval(crossed.difference, sign="+") if is_tested else "-",
+        probability(crossed.p_value) if is_tested else "-",
+        probability(c.p_holm) if is_tested else "-",
+        str(c.family_size),
+        crossed.degrees_of_freedom,
+        "by seed" if crossed.is_paired else "no",
+        detectable(c) if is_tested else "-",
+        probability(c.permutation.p_value) if is_tested else "-",
+        " ".join(probability(t.mid_p_value) for t in c.mcnemar if is_tested) or "-",
         str(crossed.difference.num_examples),
         str(crossed.num_clusters),
         " and ".join(map(str, dict.fromkeys(crossed.num_seeds))),
     )
+
+
+def detectable(c: Comparison) -> str:
+    """Return the detectable difference, or that none of use is detectable."""
+    return "none below 50 points" if c.detectable is None else f"{c.detectable:.3f}"
+
+
+def verdicts_table(study: Study) -> Table:
+    """Return the verdict on each planned comparison."""
+    rows = [
+        (
+            v.label,
+            f"{v.set_name}, {v.group}, {SHOWN.get(v.metric, v.metric)}",
+            "-" if v.gain is None else f"{100 * v.gain:+.1f}".replace("-", MINUS),
+            "-" if v.p_holm is None else probability(v.p_holm),
+            "-" if v.p_holm is None else probability(v.p_refuted or 0.0),
+            str(v.family_size),
+            v.comparison.crossed.degrees_of_freedom if v.comparison else "-",
+            v.verdict,
+            v.reason,
+        )
+        for v in study.verdicts
+    ]
+    compared = [v.comparison for v in study.verdicts if v.comparison]
+    margins = dict.fromkeys(f"{100 * v.margin:g}" for v in study.verdicts)
+    return Table(
+        "planned comparisons and their verdicts",
+        (*("a \N{MINUS SIGN} b", "on", "gain, points", "Holm: no difference"),
+         *("Holm: gain of the margin", "family", "df", "verdict", "reason")),
+        tuple(rows),
+        (
+            *(f"p: {test}, two-sided; paired: {_paired(compared)}" for test in _tests(compared)),
+            f"refuted: the opposite is shown, or a gain of {' or '.join(margins)} points or more "
+            "is excluded (TOST's upper test, one-sided)",
+            *few_seeds(compared),
+            *final_words(study.verdicts),
+        ),
+    )  # fmt: skip
+
+
+def _paired(comparisons: Sequence[Comparison]) -> str:
+    return "by seed" if any(c.crossed.is_paired for c in comparisons) else "no"
 
 
 def published_table(study: Study) -> Table:

@@ -23,17 +23,18 @@ from medvqa.report.answers import Texts, encode
 from medvqa.report.command import main_report
 from medvqa.report.page import page
 from medvqa.report.pairs import Settings
+from medvqa.report.rows import comparison_row, verdict_row
 from medvqa.report.runs import read_runs
 from medvqa.report.study import read_study
 from medvqa.report.tables import latex, markdown, rich_table, tables
 from medvqa.report.thumbnails import read_pictures
+from medvqa.report.verdicts import final_words
 from medvqa.tracking.record import read_lines, write_json
 from medvqa.tracking.terminal import console
 from tests.conftest import ROOT
 
 QUICK = (
     "evaluation.bertscore.enabled=false",
-    "evaluation.bootstrap_samples=20",
     "training.warmup_steps=1",
 )
 
@@ -148,7 +149,8 @@ def test_a_comparison_is_that_of_the_predictions_themselves(study, grid):
         [scores(grid / f"{name}-{seed}", "f1")[0] for seed in (1, 2, 3)]
         for name in ("closed_first", "open_first")
     )
-    expected = compare_arms(a, b, clusters, seeds_are_paired=False)
+    other = [float(np.mean(scores(grid / f"mixed-{seed}", "f1")[0])) for seed in (1, 2, 3)]
+    expected = compare_arms(a, b, clusters, seeds_are_paired=False, others=[other])
     assert found.crossed == expected
     assert found.crossed.difference.high < 0
 
@@ -275,6 +277,228 @@ def test_other_models_are_never_a_pair(written, tmp_path):
 
 
 # Runs that are not there, not done, or damaged.
+
+
+# Verdicts on planned comparisons.
+
+CLAIM = (
+    "+study.claim=order helps",
+    "+study.source=us",
+    "study.comparisons=[{a: open_first, b: mixed}]",
+)
+
+
+@pytest.fixture
+def claimed(written, tmp_path):
+    """Return a function that writes both arms of a claim and reads its verdict."""
+
+    def read(abilities, *overrides, seeds=(1, 2, 3, 4, 5), before=lambda: None):
+        for ordering, ability in zip(("open_first", "mixed"), abilities, strict=True):
+            for seed in seeds:
+                written(
+                    tmp_path / f"{ordering}-{seed}",
+                    *(f"curriculum={ordering}", f"seed={seed}", *CLAIM, *overrides),
+                    ability=ability,
+                    phases=("majority", "final"),
+                )
+        before()
+        return read_study([tmp_path], Settings(num_samples=20))
+
+    return read
+
+
+def edit_run(directory, **values):
+    run = json.loads((directory / "run.json").read_text())
+    write_json(directory / "run.json", {**run, **values})
+
+
+@pytest.mark.parametrize(
+    ("abilities", "overrides", "verdict"),
+    [
+        ((2.5, 0.5), (), "supported"),
+        ((0.5, 2.5), (), "refuted"),
+        ((1.0, 1.0), ("study.margin=0.4",), "refuted"),
+        ((1.0, 1.0), ("study.margin=0.01",), "could not have been seen at this size"),
+    ],
+    ids=["better", "worse", "equivalent", "too small a study"],
+)
+def test_a_planned_comparison_ends_in_a_verdict(abilities, overrides, verdict, claimed, capsys):
+    study = claimed(abilities, *overrides)
+    (found,) = study.verdicts
+    assert (found.verdict, found.family_size) == (verdict, 1)
+    assert f"Verdict: {verdict} (1 {verdict})" in final_words(study.verdicts)[0]
+    assert verdict in markdown(tables(study)[-1])
+    shown = page(study, read_pictures(()), title="")
+    assert f'"verdict":"{verdict}"' in shown
+    assert f"Verdict: {verdict} (1 {verdict})" in shown
+    row = verdict_row(found)
+    assert (row["verdict"], row["paired"]) == (verdict, "no")
+    assert row["test"] == "t by component, seed variance of 2 arms"
+
+
+def test_an_arm_below_the_majority_answer_gets_no_verdict(claimed):
+    study = claimed((-9.0, 1.0))
+    (found,) = study.verdicts
+    assert found.verdict == "no verdict"
+    assert found.reason == "open_first has not learned the task"
+    assert "has not learned the task" in markdown(tables(study)[0])
+
+
+def test_diverged_seeds_are_counted_and_take_the_verdict(claimed, tmp_path):
+    def diverge():
+        for seed in (4, 5):
+            edit_run(tmp_path / f"open_first-{seed}", state="diverged", error="loss is nan")
+
+    study = claimed((2.0, 0.5), before=diverge)
+    (found,) = study.verdicts
+    assert (found.verdict, found.reason) == ("no verdict", "open_first: 2 of 5 diverged")
+    assert "2 of 5 diverged" in markdown(tables(study)[0])
+    assert any("2 of 5 diverged" in note for note in study.notes)
+
+
+def test_an_arm_of_which_every_run_diverged_is_shown(claimed, tmp_path):
+    def diverge():
+        for seed in (1, 2):
+            edit_run(tmp_path / f"open_first-{seed}", state="diverged", error="loss is nan")
+
+    study = claimed((2.0, 0.5), seeds=(1, 2), before=diverge)
+    assert "2 of 2 diverged" in markdown(tables(study)[0])
+    assert study.verdicts[0].verdict == "no verdict"
+    assert "2 of 2 diverged" in page(study, read_pictures(()), title="")
+
+
+def test_few_seeds_are_explained_in_one_sentence(claimed):
+    notes = "\n".join(tables(claimed((1.5, 0.0), seeds=(1, 2, 3)))[2].notes)
+    assert "With 3 seeds per arm, this study can show differences of about" in notes
+    assert "cannot show that a smaller difference is absent" in notes
+
+
+# Pairs by seed, identical arms.
+
+
+def test_arms_are_paired_by_the_seeds_value_and_the_rest_is_named(written, tmp_path):
+    for ordering, seeds in (("mixed", (1, 3, 5)), ("open_first", (1, 2, 5))):
+        for seed in seeds:
+            written(tmp_path / f"{ordering}-{seed}", f"curriculum={ordering}", f"seed={seed}")
+    settings = Settings(seeds_are_paired=True, num_samples=20)
+    study = read_study([tmp_path], settings)
+    c = study.comparisons[0]
+    assert c.seeds == ((1, 5), (1, 5))
+    assert c.left_out == ("seed 3 of tiny / mixed", "seed 2 of tiny / open_first")
+    assert "seed 3 of tiny / mixed" in "\n".join(tables(study)[2].notes)
+    of_mixed, of_open = (
+        [scores(tmp_path / f"{name}-{seed}")[0] for seed in (1, 5)]
+        for name in (c.a.ordering, c.b.ordering)
+    )
+    expected = compare_arms(
+        of_mixed, of_open, scores(tmp_path / "mixed-1")[1], seeds_are_paired=True
+    )
+    assert c.crossed == expected
+
+
+def test_arms_without_a_common_seed_are_not_paired(written, tmp_path):
+    for seed, ordering in enumerate(("mixed", "open_first"), start=1):
+        written(tmp_path / ordering, f"curriculum={ordering}", f"seed={seed}")
+    with pytest.raises(UserError, match="share no seed"):
+        read_study([tmp_path], Settings(seeds_are_paired=True))
+
+
+def test_identical_arms_print_a_dash(written, tmp_path):
+    for ordering in ("mixed", "open_first"):
+        for seed in (1, 2):
+            written(
+                tmp_path / f"{ordering}-{seed}",
+                *(f"curriculum={ordering}", f"seed={seed}"),
+                answer=lambda example, phase: example.answers[0] if example.id > "m" else "x",
+            )
+    study = read_study([tmp_path], Settings(num_samples=20))
+    (table,) = [t for t in tables(study) if "differences" in t.title]
+    assert all(row[3:6] == ("-", "-", "-") and row[9] == "-" for row in table.rows)
+    assert comparison_row(study.comparisons[0])["p"] is None
+
+
+def test_every_p_value_names_its_test_pairing_freedom_and_family(study):
+    row = comparison_row(study.comparisons[0])
+    assert row["test"] == "t by component, seed variance of 3 arms"
+    assert (row["paired"], row["family_size"]) == ("no", 3)
+    assert "seeds" in row["degrees_of_freedom"] and "pictures" in row["degrees_of_freedom"]
+    (table,) = [t for t in tables(study) if "differences" in t.title]
+    assert {"df", "paired", "family", "Holm"} <= set(table.header)
+    assert row["test"] in "\n".join(table.notes)
+
+
+# What is wrong with the inputs.
+
+
+def predictions_of(directory):
+    path = directory / "evaluation" / "final" / "test" / "predictions.jsonl"
+    return path, read_lines(path)
+
+
+def write_rows_of(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_predictions_that_do_not_give_the_stored_metrics_are_named(written, tmp_path):
+    run = written(tmp_path / "run")
+    path, rows = predictions_of(run)
+    write_rows_of(path, [{**row, "exact_match": not row["exact_match"]} for row in rows])
+    notes = read_study([tmp_path]).notes
+    assert any("the predictions give exact_match" in note for note in notes)
+    write_rows_of(path, [{**rows[0], "prediction": rows[0]["references"][0]}, *rows[1:]])
+    expected = not rows[0]["exact_match"]
+    notes = read_study([tmp_path]).notes
+    assert any("not those of the answers" in note for note in notes) == expected
+
+
+def test_runs_of_a_clean_grid_raise_no_note_but_the_missing_gate(study):
+    assert [note for note in study.notes if "contamination not checked" not in note] == []
+
+
+def test_a_missing_contamination_record_is_named(written, tmp_path):
+    run = written(tmp_path / "run")
+    (run / "contamination.json").unlink(missing_ok=True)
+    notes = read_study([tmp_path]).notes
+    assert any("contamination not checked in 1 of 1 runs" in note for note in notes)
+
+
+def test_a_seed_that_answers_otherwise_the_second_time_differs(written, tmp_path):
+    written(tmp_path / "a", "seed=1")
+    written(tmp_path / "b", "seed=1", ability=3.0)
+    (note,) = [n for n in read_study([tmp_path]).notes if "not counted again" in n]
+    assert "differs from" in note
+
+
+def test_a_copy_inside_a_grid_is_named(written, tmp_path):
+    run = written(tmp_path / "one", "seed=1")
+    run_id = json.loads((run / "run.json").read_text())["run_id"]
+    entry = {"directory": "one", "run_id": run_id, "overrides": [], "number": 0}
+    write_json(tmp_path / "sweep.json", {"jobs": [entry]})
+    shutil.copytree(run, tmp_path / "two")
+    notes = read_study([tmp_path]).notes
+    assert any("two is no cell of its grid" in note for note in notes)
+
+
+def test_a_copy_under_another_seed_is_named(written, tmp_path):
+    run = written(tmp_path / "one", "seed=1")
+    shutil.copytree(run, tmp_path / "two")
+    config = json.loads((run / "run.json").read_text())["config"]
+    edit_run(tmp_path / "two", config={**config, "seed": 2})
+    notes = read_study([tmp_path]).notes
+    assert any("(seed 2) gives on test exactly the answers of" in note for note in notes)
+
+
+def test_a_constant_answer_is_named(written, tmp_path):
+    written(tmp_path / "run", answer=lambda example, phase: "no")
+    notes = read_study([tmp_path]).notes
+    assert any("1 of 1 runs answer 'no' to every question of test" in note for note in notes)
+
+
+def test_runs_of_other_code_are_named(written, tmp_path):
+    for seed in (1, 2):
+        edit_run(written(tmp_path / str(seed), f"seed={seed}"), code={"sha256": f"{seed}" * 64})
+    notes = read_study([tmp_path]).notes
+    assert any("runs of different code: 1 by 11111111, 1 by 22222222" in note for note in notes)
 
 
 def test_places_without_runs_are_one_clear_line(tmp_path):
@@ -473,6 +697,7 @@ def test_the_command_leaves_every_file(real):
     plots = ("grid_test", "differences_test", "forgetting_test", "loss", "cost")
     assert names == {
         *("results.csv", "comparisons.csv", "comparisons.json", "runs.csv", "tables.md"),
+        "verdicts.csv",
         *("tables.tex", "report.html"),
         *(f"plots/{name}.{suffix}" for name in plots for suffix in ("png", "svg")),
     }

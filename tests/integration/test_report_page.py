@@ -16,7 +16,7 @@ from medvqa.tracking.record import read_lines, write_json
 
 BROWSER = os.environ.get("MEDVQA_CHROMIUM", "/usr/bin/chromium")
 OVERRIDES = (
-    *("evaluation.bertscore.enabled=false", "evaluation.bootstrap_samples=20"),
+    "evaluation.bertscore.enabled=false",
     *("training.max_steps=20", "training.warmup_steps=1"),
 )
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.false_positives import USED, simulate
 from medvqa.config.errors import UserError
 from medvqa.evaluation.comparison import compare_arms
+from medvqa.evaluation.components import Component
 from medvqa.evaluation.power import (
     detectable_difference,
     estimate_clustering,
@@ -174,27 +176,25 @@ def test_clustering_needs_two_pictures():
 
 def test_the_detectable_difference_is_blooms_multiple_of_the_standard_error():
     # With normal quantiles 1.96 + 0.84 = 2.80 standard errors, his rule of thumb.
-    assert detectable_difference(0.01, math.inf) == pytest.approx(0.0280, abs=5e-5)
-    quantiles = stats.t(4).ppf(1 - 0.05 / 6) + stats.t(4).ppf(0.9)
-    found = detectable_difference(0.02, 4, power=0.9, alpha=0.05 / 3)
-    assert found == pytest.approx(0.02 * quantiles)
+    known = [Component("pictures", 0.01**2, math.inf, 0.01**2)]
+    assert detectable_difference(known) == pytest.approx(0.0280, abs=5e-5)
+    found = detectable_difference(
+        [Component("seeds", 0.02**2, 6, 0.02**2)], power=0.8, alpha=0.05 / 6
+    )
+    # Against the power of t with 6 degrees of freedom, by the noncentral t.
+    threshold = stats.t(6).ppf(1 - 0.05 / 12)
+    assert stats.nct(6, found / 0.02).sf(threshold) == pytest.approx(0.8, abs=0.02)
 
 
-def test_a_true_difference_of_that_size_is_found_four_times_in_five():
-    rng = np.random.default_rng(17)
-    names = [str(i // 4) for i in range(240)]
-    num_found, sizes, effect = 0, [], 0.2
-    for _ in range(400):
-        pictures = np.repeat(0.5 * rng.normal(size=(2, 60)), 4, axis=1)
-        a, b = (pictures[i] + 0.5 * rng.normal(size=(5, 240)) for i in (0, 1))
-        found = compare(a + effect, b, names)
-        num_found += found.p_value < 0.05
-        sizes.append(detectable_difference(found.standard_error, found.degrees_of_freedom))
-    # Theory: the power at 0.2 from the mean precision; it is 80 % where 0.2 is what is detectable.
-    shift = effect / (np.mean(sizes) / (1.96 + 0.8416))
-    assert num_found / 400 == pytest.approx(stats.norm.sf(1.96 - shift), abs=0.07)
+@pytest.mark.parametrize(("seeds", "paired", "sd"), [(3, 0, 0), (3, 1, 5), (5, 0, 5), (8, 1, 2)])
+def test_a_true_difference_of_that_size_is_found_four_times_in_five(seeds, paired, sd):
+    names = ("seeds", "paired", "sd", "pictures")
+    cell = dict(zip(names, map(float, (seeds, paired, sd, 62)), strict=True))
+    result = simulate(cell, 1600)
+    # 2,400 pairs in 800 studies have a standard error of about 1.2 points.
+    assert 0.74 <= result["power"][USED] <= 0.88
 
 
 def test_a_power_below_the_level_is_refused():
     with pytest.raises(UserError, match="power must lie between"):
-        detectable_difference(0.1, 5, power=0.01)
+        detectable_difference([Component("seeds", 0.01, 5, 0.01)], power=0.01)

@@ -1,0 +1,217 @@
+"""How often do studies without any effect show one, and how often is a true effect found?
+
+    python -m benchmarks.false_positives            # 2,000 studies per cell, about four minutes
+    python -m benchmarks.false_positives --table    # only print the table of the kept results
+
+A study has four alike arms, so six pairs corrected by Holm. Every arm has the same seeds' standard
+deviation; a picture has four right-or-wrong questions and its own difficulty. With paired seeds,
+the arms also share an effect per seed of the same size. A study counts as a false positive if any
+of its six corrected p-values is at most 0.05. Power is that of the three pairs of an arm that is
+better by the difference which the report prints as detectable. Rates stay clear of 0 and 1.
+"""
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from medvqa.evaluation.components import UNEQUAL_LEVEL, by_component
+from medvqa.evaluation.power import detectable_difference
+from medvqa.report.pairs import LARGEST_DETECTABLE
+
+OUT = Path(__file__).parent / "results" / "false_positives.json"
+NUM_ARMS, QUESTIONS = 4, 4
+PAIRS = tuple(itertools.combinations(range(NUM_ARMS), 2))
+PRINTED = 2000  # studies over which the printed detectable difference is averaged
+LEVEL = 0.05 / len(PAIRS)  # Holm's first step: no pair is rejected unless one is here
+USED = "pooled, by component"
+METHODS = {
+    "one Satterthwaite df (before)": "two arms, Satterthwaite over seeds and pictures",
+    "df = seeds - 1": "the same standard error with seeds - 1 degrees of freedom",
+    "two arms, by component": "seed variance of the two arms alone",
+    "pooled, Satterthwaite": "seed variance of all arms; Kenward-Roger's df in balanced designs",
+    USED: "seed variance of all arms, each part with its own t quantile; what the report uses",
+}
+
+
+def studies(
+    rng: np.random.Generator, cell: dict[str, float], number: int, effect: float = 0.0
+) -> np.ndarray:
+    """Return rates of right answers: (studies, arms, seeds, pictures); the first arm is better."""
+    seeds, pictures, sd = int(cell["seeds"]), int(cell["pictures"]), cell["sd"] / 100
+    rate = rng.beta(5, 5, size=(number, 1, 1, pictures)) - effect / 2
+    rate = rate + sd * rng.normal(size=(number, NUM_ARMS, seeds, 1))
+    if cell["paired"]:
+        rate = rate + sd * rng.normal(size=(number, 1, seeds, 1))
+    rate[:, 0] += effect
+    return rng.binomial(QUESTIONS, np.clip(rate, 0, 1)) / QUESTIONS
+
+
+def unequal(means: np.ndarray, *, paired: bool) -> np.ndarray:
+    """Return in which studies Bartlett's test finds the arms' variances over seeds unequal."""
+    residuals = means - means.mean(axis=2, keepdims=True)
+    if paired:
+        residuals = residuals - residuals.mean(axis=1, keepdims=True)
+    freedom = means.shape[2] - 1
+    variances = np.maximum((residuals**2).sum(axis=2) / freedom, 1e-12)
+    total = NUM_ARMS * freedom
+    scale = 1 + (NUM_ARMS / freedom - 1 / total) / (3 * (NUM_ARMS - 1))
+    statistic = total * np.log(variances.mean(axis=1)) - freedom * np.log(variances).sum(axis=1)
+    return statistic / scale > stats.chi2.isf(UNEQUAL_LEVEL, NUM_ARMS - 1)
+
+
+def reached(variances: list[np.ndarray], freedoms: list[Any], level: float = LEVEL) -> np.ndarray:
+    """Return half the width of the interval of components, as `components.reach` does."""
+    quantiles = [stats.t.isf(level / 2, freedom) for freedom in freedoms]
+    return np.sqrt(sum(v * q**2 for v, q in zip(variances, quantiles, strict=True)))
+
+
+def analysed(y: np.ndarray, *, paired: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return by method |difference| and the half interval: (studies, pairs).
+
+    The same formulas as in medvqa/evaluation/components.py, for many studies at once;
+    tests/integration/test_benchmarks.py compares the two.
+    """
+    num_seeds, num_pictures = y.shape[2:]
+    means, by_picture = y.mean(axis=3), y.mean(axis=2)
+    residuals = y - by_picture[:, :, None] - means[..., None] + means.mean(axis=2)[..., None, None]
+    scale = (num_seeds - 1) * (num_pictures - 1) * num_seeds * num_pictures
+    deviations = means - means.mean(axis=2, keepdims=True)
+    pooled_freedom = NUM_ARMS * (num_seeds - 1)
+    if paired:
+        deviations = deviations - deviations.mean(axis=1, keepdims=True)
+        pooled_freedom = (NUM_ARMS - 1) * (num_seeds - 1)
+    pooled = 2 * (deviations**2).sum(axis=(1, 2)) / pooled_freedom / num_seeds
+    differ = unequal(means, paired=paired)
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in METHODS}
+    for i, j in PAIRS:
+        size = np.abs(means[:, i].mean(axis=1) - means[:, j].mean(axis=1))
+        pictures = (by_picture[:, i] - by_picture[:, j]).var(axis=1, ddof=1) / num_pictures
+        parts = [(means[:, i], residuals[:, i]), (means[:, j], residuals[:, j])]
+        if paired:
+            parts = [(parts[0][0] - parts[1][0], parts[0][1] - parts[1][1])]
+        over = [m.var(axis=1, ddof=1) / num_seeds for m, _ in parts]
+        flips = [(r**2).sum(axis=(1, 2)) / scale for _, r in parts]
+        rest = np.maximum(pictures - sum(flips), 0)
+        own = [np.maximum(v, f) for v, f in zip(over, flips, strict=True)]
+        two = np.maximum(sum(over), sum(flips))  # an equal-variance t of the two arms
+        seeds = np.maximum(pooled, sum(flips))
+        n, p = num_seeds - 1, num_pictures - 1
+        total = sum(over) + pictures
+        freedom = total**2 / (sum(v**2 for v in over) / n + pictures**2 / p)
+        before = [np.maximum.reduce([total - sum(flips), sum(over), pictures])]
+        alone = reached([*own, rest], [*[n] * len(own), p])
+        used = np.where(differ, alone, reached([seeds, rest], [pooled_freedom, p]))
+        summed = seeds + rest
+        kenward = summed**2 / (seeds**2 / pooled_freedom + rest**2 / p)
+        halves = (
+            reached(before, [freedom]),
+            reached(before, [n]),
+            reached([two, rest], [n * len(parts), p]),
+            reached([summed], [kenward]),
+            used,
+        )
+        for name, half in zip(METHODS, halves, strict=True):
+            found[name].append((size, half))
+    return {
+        name: (np.stack([s for s, _ in rows], 1), np.stack([h for _, h in rows], 1))
+        for name, rows in found.items()
+    }
+
+
+def simulate(cell: dict[str, float], num_studies: int) -> dict[str, Any]:
+    """Return the cell with false positives, the detectable difference and the power there."""
+    rng = np.random.default_rng([int(10 * value) for value in cell.values()])
+    paired = bool(cell["paired"])
+    block = max(1, int(2e6 / (NUM_ARMS * cell["seeds"] * cell["pictures"])))
+    false, power = np.zeros(len(METHODS)), np.zeros(len(METHODS))
+    for start in range(0, num_studies, block):
+        found = analysed(studies(rng, cell, min(block, num_studies - start)), paired=paired)
+        false += [int((size >= half).any(axis=1).sum()) for size, half in found.values()]
+    sizes = [printed(studies(rng, cell, 1)[0], paired=paired) for _ in range(PRINTED)]
+    detectable = float(np.minimum(sizes, LARGEST_DETECTABLE).mean())
+    num_powered = num_studies // 2
+    for start in range(0, num_powered, block):
+        y = studies(rng, cell, min(block, num_powered - start), min(detectable, LARGEST_DETECTABLE))
+        with_effect = slice(0, NUM_ARMS - 1)  # the pairs of the better arm
+        found = analysed(y, paired=paired)
+        power += [(s >= h)[:, with_effect].mean(axis=1).sum() for s, h in found.values()]
+    return {
+        **cell,
+        "studies": num_studies,
+        "detectable": detectable,
+        "false": dict(zip(METHODS, (false / num_studies).tolist(), strict=True)),
+        "power": dict(zip(METHODS, (power / num_powered).tolist(), strict=True)),
+    }
+
+
+def printed(y: np.ndarray, *, paired: bool) -> float:
+    """Return the detectable difference that the report prints for the first pair of a study."""
+    sizes = np.full(y.shape[-1], float(QUESTIONS))
+    others = [arm.mean(axis=1) for arm in y[2:]]
+    parts = by_component([arm * QUESTIONS for arm in y[:2]], sizes, paired, others)
+    return detectable_difference(parts.components, alpha=LEVEL)
+
+
+def cells() -> list[dict[str, float]]:
+    """Return all cells of the table."""
+    names = ("seeds", "paired", "sd", "pictures")
+    values = itertools.product((3, 5, 8), (0, 1), (0, 2, 5, 10), (30, 62, 315))
+    return [dict(zip(names, map(float, one), strict=True)) for one in values]
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return the results by seeds and pairing as Markdown, worst and mean cell of each method."""
+    lines = [
+        "| method | seeds | false positives: worst cell | mean | lower 99 % limit of the worst | "
+        "power: mean | against the best valid method, worst cell |",
+        "|---" * 7 + "|",
+    ]
+    limit = {
+        (name, i): stats.binomtest(
+            round(row["false"][name] * row["studies"]), row["studies"]
+        ).proportion_ci(0.98, "exact").low
+        for name in METHODS
+        for i, row in enumerate(results)
+    }  # fmt: skip
+    valid = [name for name in METHODS if all(limit[name, i] <= 0.05 for i in range(len(results)))]
+    for name, seeds in itertools.product(METHODS, (3, 5, 8)):
+        rows = [(i, row) for i, row in enumerate(results) if row["seeds"] == seeds]
+        if not rows:
+            continue
+        rates = [row["false"][name] for _, row in rows]
+        powers = [row["power"][name] for _, row in rows]
+        best = [max(row["power"][other] for other in valid) for _, row in rows]
+        ratio = min(p / b for p, b in zip(powers, best, strict=True))
+        lines.append(
+            f"| {name} | {seeds} | {max(rates):.3f} | {sum(rates) / len(rates):.3f} | "
+            f"{max(limit[name, i] for i, _ in rows):.3f} | {sum(powers) / len(powers):.2f} | "
+            f"{ratio:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Simulate what is not there yet, keep it, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--studies", type=int, default=2000, help="per cell")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--table", action="store_true", help="simulate nothing")
+    options = parser.parse_args()
+    results = json.loads(options.out.read_text()) if options.out.exists() else []
+    done = {tuple(row[key] for key in ("seeds", "paired", "sd", "pictures")) for row in results}
+    for cell in [] if options.table else cells():
+        if tuple(cell.values()) not in done:
+            results.append(simulate(cell, options.studies))
+            options.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))  # noqa: T201
+    used = [row["power"][USED] for row in results if row["detectable"] <= LARGEST_DETECTABLE]
+    print(f"power at the detectable difference: {min(used):.2f} to {max(used):.2f}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
