@@ -46,7 +46,7 @@ def answering(bench: Bench, engine: Engine) -> Iterator[Row]:
     """
     settings = bench.settings
     put_trained_adapter(bench)
-    use_kernels(bench, engine)
+    use_type_of(bench, engine)
     for text in settings.answering:
         case = Asked.parse(text)
         if case.engine is not engine:
@@ -88,8 +88,8 @@ def put_trained_adapter(bench: Bench) -> None:
             parameter.copy_(bench.adapter[name])
 
 
-def use_kernels(bench: Bench, engine: Engine) -> None:
-    """Put the engine's kernels into the model, as training does before a run's evaluation."""
+def use_type_of(bench: Bench, engine: Engine) -> None:
+    """Let the adapter compute in the engine's type, as training does before an evaluation."""
     with tempfile.TemporaryDirectory() as directory:
         config = config_of(Case(engine, 8), 1)
         Trainer(bench.loaded, bench.encoder(), config, directory=Path(directory), seed=0)

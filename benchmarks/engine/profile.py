@@ -17,6 +17,7 @@ from medvqa.config.evaluation import Decoding
 from medvqa.config.training import Engine, Optimizer, TrainingConfig
 from medvqa.evaluation.generate import generate
 from medvqa.fast.engine import FusedEngine
+from medvqa.fast.pictures import Pictures
 from medvqa.fast.prefix import Branches
 from medvqa.models.sample import Sample
 from medvqa.training.optimizer import AdapterOptimizer
@@ -37,13 +38,14 @@ PHASES = ("begin", "extend", "step")
 
 
 def profile(bench: Bench, engine: Engine) -> Iterator[Row]:
-    """Yield a step of the fused engine whose pictures are known, and two answerings by phase."""
+    """Yield a step whose pictures are known, new pictures alone, and two answerings by phase."""
     if engine is not Engine.fused or bench.loaded.device.type != "cuda":
         return
     encoder = bench.encoder()
     samples = [encoder.encode(example) for example in bench.questions[:200]]
     samples.sort(key=lambda sample: abs(sample.num_tokens - NUM_TOKENS))
     yield {"of": "training", **training_step(bench, samples[:BATCH_SIZE])}
+    yield {"of": "vision tower", **tower_pass(bench, samples[:BATCH_SIZE])}
     for batch_size in (128, 256):
         yield from answering_phases(bench, batch_size)
 
@@ -110,6 +112,33 @@ def training_step(bench: Bench, samples: Sequence[Sample]) -> Row:
         "gpu_ms_by_kind": {k: round(v, 1) for k, v in sorted(by_kind.items(), key=lambda i: -i[1])},
         "num_kernels": sum(count for _, count in kernels.values()),
         "peak_gpu_gb": round((loaded.peak_gpu_bytes() or 0) / 1e9, 1),
+        "top": [(name, round(ms, 2), count) for name, (ms, count) in top],
+    }
+
+
+def tower_pass(bench: Bench, samples: Sequence[Sample]) -> Row:
+    """Return what the vision tower takes for the samples' pictures, seen for the first time."""
+    pictures, num_passes = Pictures(bench.loaded), bench.settings.steps
+
+    def compute() -> None:
+        forget_features(bench.loaded)
+        pictures.features(samples)
+
+    for _ in range(3):
+        compute()
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(num_passes):
+        compute()
+    torch.cuda.synchronize()
+    seconds = (time.perf_counter() - started) / num_passes
+    kernels = kernels_of(compute)
+    top = sorted(kernels.items(), key=lambda item: -item[1][0])[:NUM_TOP]
+    return {
+        "num_pictures": len({key for sample in samples for key in sample.image_keys}),
+        "ms_a_pass": round(1000 * seconds, 1),
+        "gpu_ms": round(sum(milliseconds for milliseconds, _ in kernels.values()), 1),
+        "num_kernels": sum(count for _, count in kernels.values()),
         "top": [(name, round(ms, 2), count) for name, (ms, count) in top],
     }
 

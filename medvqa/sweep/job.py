@@ -54,7 +54,7 @@ class Job:
     def engine(self) -> str:
         """Equal for jobs that one loaded model can serve."""
         training = self.config["training"]
-        # An engine's kernels stay in the model: a job of another one would compute with them.
+        # With another engine the adapter may compute in another type.
         settings = {name: training[name] for name in ("gradient_checkpointing", "engine")}
         return run_id(
             {"model": self.config["model"], "lora": self.config["lora"], "training": settings}

@@ -74,7 +74,7 @@ def test_pictures_that_are_kept_for_the_next_job_are_no_leak(models, monkeypatch
 
 
 def test_a_fused_engine_changes_nothing_for_the_next_job_of_that_engine(models, tmp_path):
-    """Its kernels stay in the model; they must be there in a fresh process's first answer too."""
+    """The adapter computes in the engine's type, in a fresh process's first answer too."""
 
     def cell(name, seed, load, patches=None):
         overrides = (
