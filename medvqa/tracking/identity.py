@@ -19,11 +19,11 @@ from medvqa.tracking.record import DIVERGED, FINISHED, read_run
 log = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# The code that can change a result.
-COMPUTING = (
-    *("data", "contamination", "ordering.py", "curriculum.py", "inputs.py", "models", "fast"),
-    *("training", "evaluation", "run.py"),
-)
+# They describe, start or use runs; everything else can change a result.
+NOT_COMPUTING = {
+    *("__init__.py", "cli.py", "config", "tracking", "export", "sweep", "report", "preflight"),
+    *("serve", "plugins", "weights"),
+}
 LIBRARIES = ("torch", "transformers")
 SHOWN_LENGTH = 60  # characters of a setting's value
 SHOWN = 12  # differences in one message
@@ -42,12 +42,16 @@ def code(engine: str | None = None) -> dict[str, str | None]:
 def _code_sha256() -> str:
     """Return the hash of the syntax trees without docstrings: comments and layout do not count."""
     digest = hashlib.sha256()
-    for name in COMPUTING:
-        for path in sorted([PACKAGE / name, *(PACKAGE / name).rglob("*.py")]):
-            if path.is_file():
-                tree = without_docstrings(ast.parse(path.read_text(encoding="utf-8")))
-                digest.update(f"{path.relative_to(PACKAGE)}\n{ast.unparse(tree)}\n".encode())
+    for path in computing_files():
+        tree = without_docstrings(ast.parse(path.read_text(encoding="utf-8")))
+        digest.update(f"{path.relative_to(PACKAGE)}\n{ast.unparse(tree)}\n".encode())
     return digest.hexdigest()
+
+
+def computing_files() -> list[Path]:
+    """Return the modules that can change a result."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    return [path for path in files if path.relative_to(PACKAGE).parts[0] not in NOT_COMPUTING]
 
 
 def without_docstrings(tree: ast.Module) -> ast.Module:
