@@ -33,6 +33,11 @@ QWEN3_5 = Family(
     targets=(*PROJECTIONS, "in_proj_qkv", "in_proj_z", "out_proj"),
     exceptions=("in_proj_a", "in_proj_b"),
 )
+GLM = Family(
+    vision="visual",
+    vision_blocks="blocks",
+    targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"),
+)
 IDEFICS = Family(language_model="text_model", vision="vision_model")
 FAMILIES = {
     "qwen2_vl": QWEN,
@@ -40,6 +45,7 @@ FAMILIES = {
     "qwen3_vl": QWEN,
     "qwen3_5": QWEN3_5,
     "gemma3": Family(),
+    "glm4v": GLM,
     "internvl": Family(),
     "llava": Family(),
     "llava_next": Family(),
