@@ -36,6 +36,13 @@ class ProtocolName(Enum):
     medvqa = "medvqa"
 
 
+class Scoring(Enum):
+    """Whether the model writes its answer, or known candidates are compared by likelihood."""
+
+    generate = "generate"
+    likelihood = "likelihood"
+
+
 class Tolerance(Enum):
     """Whether `numeric_tolerance` is a share of the reference or a difference."""
 
@@ -80,6 +87,7 @@ class EvaluationConfig:
         numeric_tolerance: 0.05 takes 3.3 cm for 3.4 cm where `numeric_tolerance_kind` is relative;
             counts must be equal there.
         bootstrap_samples: Resamples of the image clusters for the 95 % intervals.
+        scoring: `likelihood` compares options, and yes and no; open questions are still generated.
         protocols: Rules of other projects by which answers are scored as well.
     """
 
@@ -90,6 +98,7 @@ class EvaluationConfig:
     numeric_tolerance: float = bounded("[0, 1)", 0.05)
     numeric_tolerance_kind: Tolerance = Tolerance.relative
     bootstrap_samples: int = bounded("[1, 1000000]", 2000)
+    scoring: Scoring = Scoring.generate
     protocols: list[ProtocolName] = field(default_factory=list)
     zero_shot: bool = False
     blind: bool = False

@@ -1,5 +1,6 @@
 """The records that pass between modules: images, examples, predictions, scores."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -65,6 +66,7 @@ class Prediction:
         cluster: Identity of the picture(s); questions of one cluster are not independent.
         options: As in `Example`.
         cut: Whether the answer hit the limit of new tokens; None if that is unknown.
+        likelihood: Log-probabilities of the candidates by kind, where these gave the answer.
         level: Difficulty that the data set states, such as Kvasir-VQA-x1's complexity 1 to 3.
         logprob_mean: Per new token, the end of the turn included; None if unknown.
         logprob_sum: Log-probability of the whole answer; None if unknown.
@@ -85,6 +87,7 @@ class Prediction:
     logprob_mean: float | None = None
     logprob_sum: float | None = None
     choice_probs: dict[str, float] | None = None
+    likelihood: Mapping[str, Sequence[float]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

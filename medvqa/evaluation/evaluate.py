@@ -9,7 +9,8 @@ from typing import Literal
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import EvaluationConfig
 from medvqa.data.example import AnswerType, Example, Prediction, Score
-from medvqa.evaluation.generate import Answers, generate
+from medvqa.evaluation.generate import Answers
+from medvqa.evaluation.likelihood import ANSWERERS
 from medvqa.evaluation.score import (
     Summary,
     majority_answers,
@@ -133,24 +134,24 @@ class Evaluator:
     ) -> Answers:
         """Return all answers in the set's order; each rank answers its share."""
         shares = shares_by_picture(examples, self.ranks.size)
-        mine = generate(
-            loaded,
-            encoder,
-            [examples[index] for index in shares[self.ranks.rank]],
-            max_new_tokens=self.config.max_new_tokens,
-            batch_size=self.config.batch_size,
-            decoding=self.config.decoding,
-            description=description,
-        )
+        own = [examples[index] for index in shares[self.ranks.rank]]
+        mine = ANSWERERS[self.config.scoring](loaded, encoder, own, self.config, description)
+        parts = list(zip(shares, self.ranks.gather(mine), strict=True))
         rows = {
             index: row
-            for share, part in zip(shares, self.ranks.gather(mine), strict=True)
+            for share, part in parts
             for index, row in zip(
                 share, zip(*(getattr(part, name) for name in PER_ANSWER), strict=True), strict=True
             )
         }
+        likelihoods = {
+            share[place]: values
+            for share, part in parts
+            for place, values in part.likelihoods.items()
+        }
         in_order = zip(*(rows[index] for index in range(len(examples))), strict=True)
-        return Answers(**dict(zip(PER_ANSWER, in_order, strict=True)), decoding=mine.decoding)
+        values = dict(zip(PER_ANSWER, in_order, strict=True))
+        return Answers(**values, decoding=mine.decoding, likelihoods=likelihoods)
 
     def _score(
         self,
@@ -180,6 +181,7 @@ class Evaluator:
             "numeric_tolerance": self.config.numeric_tolerance,
             "numeric_tolerance_kind": self.config.numeric_tolerance_kind.value,
             "max_new_tokens": self.config.max_new_tokens,
+            "scoring": self.config.scoring.value,
             "bertscore": scored.bertscore,
             "images": images,
         }
@@ -278,6 +280,7 @@ def to_predictions(examples: Sequence[Example], answers: Answers) -> list[Predic
             logprob_sum=total,
             logprob_mean=None if total is None else total / max(answers.num_tokens[place], 1),
             choice_probs=probs,
+            likelihood=answers.likelihoods.get(place),
             level="" if example.difficulty is None else f"{example.difficulty:g}",
         )
         for place, (example, total, probs) in enumerate(

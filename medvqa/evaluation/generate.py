@@ -1,7 +1,7 @@
 """Batched greedy decoding; questions about one picture share its part of the prompt."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, groupby, islice
@@ -39,6 +39,7 @@ class Answers:
         logprobs: One per answer: the summed log-probability of its new tokens.
         choice_probs: One per answer: the probability of each choice at the first token; None for
             questions without choices, or with choices that begin alike.
+        likelihoods: One per answer that likelihood chose, by the answer's place.
     """
 
     texts: tuple[str, ...]
@@ -48,6 +49,7 @@ class Answers:
     # Rounding differs between batches, so these do not make two answers different.
     logprobs: tuple[float, ...] = field(default=(), compare=False)
     choice_probs: tuple[ChoiceProbs | None, ...] = field(default=(), compare=False)
+    likelihoods: Mapping[int, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
     @property
     def num_cut(self) -> int:

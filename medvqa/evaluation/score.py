@@ -12,6 +12,7 @@ from medvqa.config.evaluation import EvaluationConfig
 from medvqa.data.example import AnswerType, Prediction, Score
 from medvqa.evaluation import metrics
 from medvqa.evaluation.bertscore import bert_scores
+from medvqa.evaluation.choice import correct_option, read_choice
 from medvqa.evaluation.comparison import run_mean
 from medvqa.evaluation.protocols.table import score_protocols
 from medvqa.tracking.record import write_text
@@ -28,12 +29,22 @@ SHOWN = {
     "bertscore_f1": "BERTScore F1",
 }
 # What the table of `medvqa score` and of a run shows as well.
-COLUMNS = {**SHOWN, "token_recall": "recall", "unparsable": "unparsable"}
+COLUMNS = {
+    **SHOWN,
+    "token_recall": "recall",
+    "unparsable": "unparsable",
+    "nearest_option": "nearest option",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ItemScores:
-    """Scores of one prediction; None where the metric does not apply to the question."""
+    """Scores of one prediction; None where the metric does not apply to the question.
+
+    Attributes:
+        nearest_option: Of a question with options, whether none could be read from the answer, so
+            that the nearest one was taken.
+    """
 
     exact_match: bool
     f1: float
@@ -42,6 +53,7 @@ class ItemScores:
     closed_accuracy: bool | None
     unparsable: bool | None
     bertscore_f1: float | None
+    nearest_option: bool | None = None
 
 
 METRICS = tuple(ItemScores.__annotations__)
@@ -97,6 +109,8 @@ def score_predictions(
 def _score_item(
     prediction: Prediction, config: EvaluationConfig, bertscore: float | None
 ) -> ItemScores:
+    if prediction.options:
+        return _score_choice(prediction, config, bertscore)
     texts = (prediction.prediction, prediction.references)
     closed = None
     if prediction.answer_type == "closed":
@@ -111,6 +125,26 @@ def _score_item(
         closed_accuracy=bool(closed) if prediction.answer_type == "closed" else None,
         unparsable=closed is None if prediction.answer_type == "closed" else None,
         bertscore_f1=bertscore,
+    )
+
+
+def _score_choice(
+    prediction: Prediction, config: EvaluationConfig, bertscore: float | None
+) -> ItemScores:
+    """Score the option that the answer names."""
+    choice = read_choice(prediction.prediction, prediction.options)
+    correct = correct_option(prediction.references, prediction.options)
+    is_closed = prediction.answer_type == "closed"
+    texts = (prediction.options[choice.place], [prediction.options[correct]], config.normalizer)
+    return ItemScores(
+        exact_match=choice.place == correct,
+        f1=metrics.token_f1(*texts),
+        token_recall=metrics.token_recall(*texts),
+        numeric_exact_match=None,
+        closed_accuracy=choice.place == correct if is_closed else None,
+        unparsable=False if is_closed else None,
+        bertscore_f1=bertscore,
+        nearest_option=choice.how == "nearest",
     )
 
 
