@@ -102,7 +102,9 @@ def main() -> None:
         _dispatch(sys.argv[1] if len(sys.argv) > 1 else "--help")
         command = sys.argv.pop(1)
         if command == "evaluate":
-            sys.argv.insert(1, "only_evaluate=true")
+            # Beside the other overrides: argparse takes them in one piece only.
+            places = [n for n, text in enumerate(sys.argv) if "=" in text and text[0] != "-" and n]
+            sys.argv.insert(min(places, default=len(sys.argv)), "only_evaluate=true")
     register()
     guarded(train)
 
