@@ -2,8 +2,10 @@
 
     {"question": "...", "answer": "...", "image": "a.png"}
 
-Also `answers`, `images` (lists), and `id`, `answer_type`, `split`, `image_id`. A file whose rows
-name no split holds the one that is asked for; either all rows name one or none does.
+Also `answers`, `images`, `options` (lists), and `id`, `answer_type`, `split`, `image_id`,
+`difficulty`. With options, an answer is an option's text or letter, and the question is closed. A
+file whose rows name no split holds the one that is asked for; either all rows name one or none
+does.
 """
 
 import difflib
@@ -17,7 +19,8 @@ from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.example import AnswerType, Example
 from medvqa.data.image import ImageFile, image_id
-from medvqa.data.rows import without_markers, yes_no_type
+from medvqa.data.options import options_of, right_option
+from medvqa.data.rows import difficulty_of, without_markers, yes_no_type
 from medvqa.data.storage.files import file_text
 
 Row = tuple[int, Mapping[str, Any]]  # with its line number
@@ -31,6 +34,8 @@ KEYS = (
     "answer_type",
     "split",
     "image_id",
+    "options",
+    "difficulty",
 )
 
 
@@ -143,17 +148,22 @@ def _example(path: Path, number: int, row: Mapping[str, Any], split: str) -> Exa
     stated = row.get("answer_type")
     if stated not in (None, "open", "closed"):
         raise UserError(f"{place}: answer_type is {stated!r}; it must be open or closed")
-    answer_type: AnswerType = stated or yes_no_type(answers[0])
+    options = options_of(place, row.get("options"))
+    if options:
+        answers = [right_option(place, answer, options) for answer in answers]
+    rule: AnswerType = "closed" if options else yes_no_type(answers[0])
     return Example(
         id=row.get("id", f"{path.stem}-{number}"),
         images=tuple(images),
         question=question,
         answers=tuple(answers),
-        answer_type=answer_type,
+        answer_type=stated or rule,
         type_origin="official" if stated else "rule",
         source=path.stem if path.stem != split else "jsonl",
         split=split,
         image_ids=image_ids,
+        options=options,
+        difficulty=difficulty_of(place, row.get("difficulty")),
     )
 
 

@@ -63,6 +63,15 @@ def test_a_stated_image_joins_files_and_yes_no_values_become_words(folder):
     assert (first.answers, first.answer_type) == (("yes",), "closed")
 
 
+def test_options_and_a_difficulty_are_read(folder):
+    row = {**GOOD, "answer": "B", "options": ["CT", "MRI"], "difficulty": "hard"}
+    (example,) = load(written(folder, row))
+    assert (example.options, example.answers) == (("CT", "MRI"), ("MRI",))
+    assert (example.answer_type, example.difficulty) == ("closed", 3.0)
+    with pytest.raises(UserError, match="line 1: answer 'PET' is none of the options"):
+        load(written(folder, {**row, "answer": "PET"}))
+
+
 def test_the_mark_that_windows_puts_in_front_is_no_error(folder):
     path = written(folder, GOOD)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
