@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import pickle
+import re
 import shlex
 import shutil
 import signal
@@ -316,6 +317,23 @@ def test_an_mcp_client_over_http_gets_the_same_answers_from_medvqa_serve(
     assert statuses[0] == 200
     assert all(400 <= status < 500 for status in statuses[1:])
     assert [answer_of(text) for text in texts] == [row["prediction"] for row in asked]
+
+
+def test_a_calibrated_run_gives_its_confidence_and_abstains_below_the_threshold(
+    vqa_rad_run, tmp_path
+):
+    copy = shutil.copytree(vqa_rad_run, tmp_path / "run")
+
+    def asked(**values):
+        calibration = {"temperature": 1.0, **values}
+        (copy / "calibration.json").write_text(json.dumps(calibration))
+        return build(ToolConfig(run=str(copy))).great_brain_specialist("What is this?")
+
+    assert re.search(r"\nNote: calibrated confidence [01]\.\d\d\.\n", asked(threshold=0.0))
+    for threshold in (1.0, None):  # None: no threshold was certified
+        text = asked(threshold=threshold)
+        assert re.match(r"\(no answer: confidence [01]\.\d\d is below the certified", text)
+        assert text.endswith(DISCLAIMER)
 
 
 def test_the_plain_function_takes_its_config_from_the_environment(

@@ -1,6 +1,7 @@
 """OpenAI's requests, strict and lenient: nothing is ignored without being named."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -83,3 +84,10 @@ def test_the_response_names_what_was_ignored_and_a_strict_one_has_nothing_to_nam
     assert "last question alone" in whole["medvqa"]["note"]
     first, *_ = stream(ANSWER, model="m", has_usage=False, ignored=("temperature",))
     assert json.loads(first.removeprefix("data: "))["medvqa"] == whole["medvqa"]
+
+
+def test_a_calibrated_model_says_how_sure_it_is_and_that_it_abstained():
+    unsure = replace(ANSWER, confidence=0.25, has_abstained=True)
+    assert completion(unsure, model="m")["medvqa"] == {"confidence": 0.25, "abstained": True}
+    first, *_ = stream(unsure, model="m", has_usage=False)
+    assert json.loads(first.removeprefix("data: "))["medvqa"]["abstained"] is True
