@@ -127,9 +127,10 @@ class GridLauncher(Launcher):
 
     def _run(self, sweep: Path, jobs: Sequence[Job]) -> dict[int, Status]:
         unfinished = [job for job in jobs if not (job.is_finished or job.has_diverged)]
-        if len(unfinished) < len(jobs):
-            num_ended = len(jobs) - len(unfinished)
-            log.info("%d of %d jobs have finished or diverged already", num_ended, len(jobs))
+        for kind in ("is_finished", "has_diverged"):
+            number = sum(getattr(job, kind) for job in jobs)
+            if number:
+                log.info("%d of %d jobs are %s already", number, len(jobs), kind.split("_")[1])
         # Cells may differ in words only, such as tracking.project: one run answers for them all.
         todo = list({job.directory: job for job in reversed(unfinished)}.values())[::-1]
         ended: dict[int, Status] = {}
