@@ -52,6 +52,7 @@ def training(options: argparse.Namespace, num_gpus: int, batch_size: int) -> dic
         f"training.max_steps={options.warm_up + options.steps}",
         "evaluation.zero_shot=false",
         "data.evaluation.test.limit=1",
+        "curriculum=whole_pool",
     )
     rows, record = read_lines(directory / "metrics.jsonl"), read_json(directory / "run.json")
     seconds = [row["seconds"] for row in rows[options.warm_up :]]
@@ -67,7 +68,8 @@ def training(options: argparse.Namespace, num_gpus: int, batch_size: int) -> dic
 
 def answering(options: argparse.Namespace, num_gpus: int) -> dict[str, Any]:
     """Return the seconds that the untrained model needs for the test set, and its answers."""
-    directory = run(options, num_gpus, "training.max_steps=1", "evaluation.zero_shot=true")
+    extra = ["curriculum=whole_pool", "training.max_steps=1", "evaluation.zero_shot=true"]
+    directory = run(options, num_gpus, *extra)
     path = directory / "evaluation" / "zero_shot" / "test" / "predictions.jsonl"
     return {
         "seconds": read_json(directory / "run.json")["evaluation_seconds"]["zero_shot"],
