@@ -69,6 +69,7 @@ class Encoder:
         names = processor.tokenizer.convert_ids_to_tokens(sorted(self.image_token_ids))
         self._markers = {*names, getattr(processor, "image_token", names[0] if names else "")}
         self.encodes_batches = isinstance(self._pictures, any_family.Pictures)
+        self._size_option = "model.image_options" if self.encodes_batches else "model.max_pixels"
 
     @property
     def pad_token_id(self) -> int:
@@ -140,7 +141,7 @@ class Encoder:
             raise UserError(
                 f"{len(too_long):,} samples are longer than model.max_length_tokens="
                 f"{self.max_length_tokens}, the longest, {longest}, with {most:,} tokens; "
-                "raise it or lower model.max_pixels"
+                f"raise it or lower {self._size_option}"
             )
 
     def encode(self, example: Example) -> Sample:
@@ -155,7 +156,7 @@ class Encoder:
             raise UserError(
                 f"{example.source}/{example.id}: {sample.num_tokens} tokens with its "
                 f"{len(example.images)} image(s), but model.max_length_tokens="
-                f"{self.max_length_tokens}; raise it or lower model.max_pixels"
+                f"{self.max_length_tokens}; raise it or lower {self._size_option}"
             )
         return sample
 

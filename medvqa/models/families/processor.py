@@ -190,9 +190,9 @@ def set_image_options(processor: Any, config: ModelConfig) -> None:
     known += [name for name in images.valid_kwargs.__annotations__ if name in SIZE_OPTIONS]
     choices = ", ".join(sorted(set(known)))
     family = type(images).__name__.removesuffix("Fast")
-    if config.max_pixels is not None:
+    if config.max_pixels is not None or config.min_pixels != ModelConfig.min_pixels:
         raise UserError(
-            f"model.max_pixels cannot be set for {family}; "
+            f"model.min_pixels and model.max_pixels cannot be set for {family}; "
             f"model.image_options can set {choices or 'nothing'}"
         )
     for name, value in config.image_options.items():

@@ -62,9 +62,10 @@ def test_an_unknown_size_option_names_the_known_ones(base):
 
 def test_a_pixel_budget_that_the_family_lacks_names_its_own_options(base):
     (option, *_) = OPTIONS[family_of(base)]
-    config = dataclasses.replace(base, max_pixels=50176)
-    with pytest.raises(UserError, match=rf"model\.max_pixels cannot be set for .*{option}"):
-        load_processor(config)
+    for budget in ({"max_pixels": 50176}, {"min_pixels": 784}):
+        config = dataclasses.replace(base, **budget)
+        with pytest.raises(UserError, match=rf"model\.max_pixels cannot be set for .*{option}"):
+            load_processor(config)
 
 
 def test_a_size_takes_only_the_keys_that_the_processor_has(base):
