@@ -107,7 +107,10 @@ def _of_claim(
     p_values = [v.comparison.crossed.p_value for v in judged if v.comparison]
     refuting = [v.p_refuted for v in judged if v.p_refuted is not None]
     corrected = zip(holm(p_values), holm(refuting), strict=True) if judged else iter(())
-    return [v if v.reason else _judged(v, *next(corrected), len(judged)) for v in prepared]
+    return [
+        replace(v, p_refuted=None) if v.reason else _judged(v, *next(corrected), len(judged))
+        for v in prepared
+    ]
 
 
 def _matches(plan: Mapping[str, Any], c: Comparison) -> bool:
