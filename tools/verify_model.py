@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "results" / "models.json"
-SHAPES = ROOT / "benchmarks" / "results" / "model_shapes.json"
+SHAPES = ROOT / "benchmarks" / "results" / "model_shapes_h100.json"
 PAGE = ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- table: python -m tools.verify_model --table -->", "<!-- end of table -->"
 STEPS, ANSWERS = 10, 64
