@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from medvqa.models.prompt import INSTRUCTION
 from medvqa.tracking.environment import provenance
 from medvqa.tracking.record import read_json, read_lines, write_json
 
@@ -27,11 +28,10 @@ PEERS = ROOT / "benchmarks" / "peers"
 BATCH_SIZE = 8
 QUESTIONS_PER_PICTURE = 7  # as in VQA-RAD; of the questions that are answered
 TRAINING = {
-    "ours": ["model.load_in_4bit=false", "model.backend=transformers"],
-    "ours 4 bits": ["model.load_in_4bit=true", "model.backend=transformers"],
+    "ours": ["model.load_in_4bit=false"],
+    "ours 4 bits": ["model.load_in_4bit=true"],
     "ours 4 bits, lean": [
         "model.load_in_4bit=true",
-        "model.backend=transformers",
         "training.gradient_checkpointing=true",
     ],
     "ours through TRL": ["model.load_in_4bit=false", "training.trainer=trl"],
@@ -63,10 +63,12 @@ def write_questions(place: Path, number: int, *, per_picture: int, side: int) ->
         rows.append(
             {"id": str(index), "image": name, "question": question, "answer": "yes, on the left"}
         )
-    for split in ("train.jsonl", "test.jsonl"):
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (place / split).write_text(text, encoding="utf-8")
-    return place / "train.jsonl"
+    prompts = [{**row, "question": f"{row['question']}\n{INSTRUCTION}"} for row in rows]
+    # The peers' scripts know no instruction: their questions carry ours, for equal tokens.
+    for name, lines in (("train", rows), ("test", rows), ("prompts", prompts)):
+        text = "".join(json.dumps(row) + "\n" for row in lines)
+        (place / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    return place / "prompts.jsonl"
 
 
 def ours_training(options: argparse.Namespace, questions: Path, extra: list[str]) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def ours_answering(options: argparse.Namespace, questions: Path) -> dict[str, An
     """Run `train.py` for one step; return the seconds per question of its two evaluations."""
     directory = options.work / f"run-{time.time_ns()}"
     extra = ["training.max_steps=1", "training.warmup_steps=0", "evaluation.zero_shot=true"]
-    extra += ["evaluation.batch_size=128", "model.backend=transformers", "model.load_in_4bit=false"]
+    extra += ["evaluation.batch_size=128", "model.load_in_4bit=false"]
     run_train(options, questions, directory, extra, num_questions=options.num_questions)
     record = read_json(directory / "run.json")
     answers = read_lines(directory / "evaluation" / "final" / "test" / "predictions.jsonl")

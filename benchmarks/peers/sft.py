@@ -188,7 +188,6 @@ def main():
             max_length=None,
             remove_unused_columns=False,
             dataset_kwargs={"skip_prepare_dataset": True} if collator else None,
-            dataloader_num_workers=0 if collator else 4 * has_gpu,
         ),
     )
     trainer.data_collator = counted(trainer.data_collator, token_counts)
