@@ -259,6 +259,7 @@ class CheckFirst(Callback):
         """Check each cell, name the one that is refused, and settle the grid's directory.
 
         Each cell is composed anew and would otherwise name the directory by its own overrides.
+        A search makes its directory once its space is checked.
         """
         with open_dict(config):
             directory = str(Path(str(config.hydra.sweep.dir)).expanduser())
@@ -272,7 +273,8 @@ class CheckFirst(Callback):
             except MISTAKES as error:
                 raise Refused from UserError(f"job {' '.join(swept)}: {explain(error)}")
         try:
-            make_directory(Path(directory), "hydra.sweep.dir=")
+            if config.hydra.sweeper._target_ == BASIC_SWEEPER:
+                make_directory(Path(directory), "hydra.sweep.dir=")
         except UserError as error:
             raise Refused from error
 

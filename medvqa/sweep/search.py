@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from medvqa.config.compose import CLUSTERS, checked
 from medvqa.config.errors import MISTAKES, UserError, explain
+from medvqa.config.machine import make_directory
 from medvqa.config.secrets import masked
 from medvqa.sweep.job import State, read_status, run_json
 from medvqa.sweep.launcher import SweepError
@@ -75,6 +76,7 @@ class OptunaSweeper(Sweeper):
         _check_chosen_set(self.composed.data.evaluation)
         self._check_each_value(space, arguments)
         sweep = Path(str(self.composed.hydra.sweep.dir)).resolve()
+        make_directory(sweep, "hydra.sweep.dir=")
         # The launcher locks the sweep for each batch; this lock is held between them as well.
         with record.directory_lock(sweep / ".search", patience_s=record.PATIENCE_S):
             if self.composed.fresh:

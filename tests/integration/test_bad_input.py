@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from medvqa.cli import register
+from medvqa.config.contamination import Contamination
 from medvqa.config.data import DataConfig, SourceConfig
 from medvqa.config.errors import UserError
 from medvqa.inputs import Inputs
@@ -31,13 +32,20 @@ def smoke():
         return OmegaConf.to_object(compose("config", ["experiment=smoke"]))
 
 
-def prepared(name, path, *, split="train", tested=None, training=None, **settings):
+def prepared(
+    name, path, *, split="train", tested=None, training=None, contamination=None, **settings
+):
     """Do all that a run does before it loads a model."""
     tested = tested or SourceConfig(name="phantom", split="test", limit=9)
     data = DataConfig(
         name=name, path=str(path), split=split, evaluation={"test": tested}, **settings
     )
-    config = replace(smoke(), data=data, training=training or smoke().training)
+    config = replace(
+        smoke(),
+        data=data,
+        training=training or smoke().training,
+        contamination=contamination or smoke().contamination,
+    )
     inputs = Inputs(config)
     inputs.check()
     assert inputs.plan
@@ -148,7 +156,7 @@ def test_a_damaged_evaluation_picture_is_found_before_training_too(tmp_path):
         prepared("jsonl", tmp_path, tested=tested)
 
 
-def test_only_the_pictures_that_the_plan_will_use_are_looked_at(tmp_path):
+def test_a_damaged_picture_outside_the_plan_ends_the_run_unless_the_gate_only_reports(tmp_path):
     rows = [{**row, "id": f"r{n}"} for n, row in enumerate(lines(tmp_path))]
     write_lines(tmp_path, rows)
     short = replace(
@@ -158,7 +166,12 @@ def test_only_the_pictures_that_the_plan_will_use_are_looked_at(tmp_path):
     unseen = next(n for n, row in enumerate(rows) if row["id"] not in seen)
     rows[unseen] |= damaged_jpeg(tmp_path)
     write_lines(tmp_path, rows)
-    assert len(prepared("jsonl", tmp_path, training=short).training.examples) == 12
+    with pytest.raises(UserError, match=rf"jsonl/r{unseen}: image .*contamination=report"):
+        prepared("jsonl", tmp_path, training=short)
+    reporting = replace(smoke().contamination, action=Contamination.report)
+    inputs = prepared("jsonl", tmp_path, training=short, contamination=reporting)
+    assert len(inputs.training.examples) == 12
+    assert len(inputs.overlap.unreadable) == 1
 
 
 # --- Files and folders, each by the loader that it concerns ---------------------------------------

@@ -55,10 +55,11 @@ def assert_one_clear_line(answer, *texts):
     assert answer.stdout.splitlines()[-1] == "HEAVY:"
 
 
+CURRICULA = [path.stem for path in (ROOT / "conf" / "curriculum").glob("*.yaml")]
 MISTAKES = {
     "option": ("model=tinny", ["option 'tinny' in config group 'model'", "mean model=tiny?"]),
-    "options": ("curriculum=x", ["known: closed_first, closed_only, easy_first, interleaved"]),
-    "group": ("modle=tiny", ["unknown key 'modle'; did you mean model=?"]),
+    "options": ("curriculum=x", ["known: ", *CURRICULA]),
+    "group": ("modle=tiny", ["unknown key 'modle'; did you mean model= or model_name=?"]),
     "key": ("lora.droput=0.1", ["unknown key 'lora.droput'; did you mean lora.dropout=?"]),
     "added key": ("+unknown=1", ["unknown key 'unknown'", "known: model, data"]),
     "added nested key": ("+lora.rr=8", ["unknown key 'lora.rr'", "known: r, alpha"]),
@@ -75,7 +76,7 @@ MISTAKES = {
     "no GPU": ("model=qwen3_vl_8b", ["no CUDA GPU is visible", "model.device=cuda"]),
     "4-bit": ("model.load_in_4bit=true", ["no CUDA GPU is visible", "model.load_in_4bit=true"]),
     "infinite": ("training.learning_rate=inf", ["training.learning_rate must be in", "got inf"]),
-    "64 bits": ("training.max_steps=9223372036854775808", ["max_steps must be in [1, 1000000]"]),
+    "64 bits": ("training.max_steps=9223372036854775808", ["max_steps must be in [0, 1000000]"]),
     "negative seed": ("data.seed=-1", ["data.seed must be in [0, 4294967295], got -1"]),
     "long path": (f"model.path={'x' * 5000}", ["model.path is too long"]),
     "renamed key": ("lora.rank=8", ["unknown key 'lora.rank'; did you mean lora.r=?"]),

@@ -132,7 +132,7 @@ def test_a_mistake_in_the_space_comes_before_the_first_trial(tmp_path, said, mes
     code, output = call(tmp_path, "experiment=search_lora", said)
     assert code == 2, output
     assert re.search(message, output), output
-    assert not list(tmp_path.glob("multirun/*/*"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,17 @@ def test_a_search_never_chooses_on_test_rows(tmp_path, said, message):
     assert code == 2, output
     assert re.search(message, output), output
     assert len(output.splitlines()) == 1
-    assert not list(tmp_path.glob("multirun/*/*"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_that_cannot_be_made_is_one_line_with_the_setting(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    directory = f"hydra.sweep.dir={tmp_path}/file/search"
+    code, output = call(tmp_path, "experiment=search_lora", directory)
+    assert code == 2, output
+    (line,) = output.splitlines()
+    assert line.startswith(f"medvqa: cannot write to {tmp_path}/file/search")
+    assert line.endswith("give hydra.sweep.dir=")
 
 
 def test_a_value_that_no_run_would_accept_is_one_line(tmp_path):
