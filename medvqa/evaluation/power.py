@@ -151,8 +151,9 @@ def detectable_difference(
     """Return the true difference that a comparison as precise as this one finds so often.
 
     Half the interval at that level plus z(power) standard deviations of what it is compared with
-    (after Bloom, Minimum detectable effects, 1995), for scores of any kind. It describes the
-    design; it is no excuse for a result that was not found.
+    (after Bloom, Minimum detectable effects, 1995), for scores of any kind. Standard errors from
+    few degrees of freedom are too small on average, and the result allows for that: with a known
+    variance it is a little too large. It describes the design; it excuses no result.
 
     Raises:
         UserError: If power does not lie between alpha and 1.

@@ -145,8 +145,15 @@ def test_the_forest_shows_the_numbers_of_the_csv(page, report):
     for name, form in (("difference", "+.3f"), ("low", "+.3f"), ("high", "+.3f")):
         assert format(float(row[name]), form) in shown
     assert f"{float(row['detectable_difference']):.3f}" in shown
-    assert float(row["p_holm"]) < 0.001
-    assert "<0.001" in shown
+    p, p_holm, p_permutation = (
+        f"{float(row[name]):.3f}" if float(row[name]) >= 0.001 else "<0.001"
+        for name in ("p", "p_holm", "permutation_p")
+    )
+    assert f"{p_holm} ({p})" in shown
+    assert p_permutation in shown
+    mcnemar = [float(value) for value in row["mcnemar_mid_p"].split(";")]
+    assert max(mcnemar) < 0.001
+    assert "<0.001 <0.001" in shown
     assert "mixed - open_first" in shown
 
 

@@ -178,12 +178,19 @@ def test_the_detectable_difference_is_blooms_multiple_of_the_standard_error():
     # With normal quantiles 1.96 + 0.84 = 2.80 standard errors, his rule of thumb.
     known = [Component("pictures", 0.01**2, math.inf, 0.01**2)]
     assert detectable_difference(known) == pytest.approx(0.0280, abs=5e-5)
-    found = detectable_difference(
-        [Component("seeds", 0.02**2, 6, 0.02**2)], power=0.8, alpha=0.05 / 6
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 6])
+@pytest.mark.parametrize("freedom", [4, 6, 12, 30])
+def test_the_detectable_difference_has_its_power_by_the_noncentral_t(freedom, alpha):
+    size = detectable_difference(
+        [Component("seeds", 0.02**2, freedom, 0.02**2)], power=0.8, alpha=alpha
     )
-    # Against the power of t with 6 degrees of freedom, by the noncentral t.
-    threshold = stats.t(6).ppf(1 - 0.05 / 12)
-    assert stats.nct(6, found / 0.02).sf(threshold) == pytest.approx(0.8, abs=0.02)
+    # A study puts in its estimated standard error, which is too small on average.
+    mean_estimate = stats.chi(freedom).mean() / math.sqrt(freedom)
+    threshold = stats.t(freedom).ppf(1 - alpha / 2)
+    power = stats.nct(freedom, mean_estimate * size / 0.02).sf(threshold)
+    assert power == pytest.approx(0.8, abs=0.01)
 
 
 @pytest.mark.parametrize(("seeds", "paired", "sd"), [(3, 0, 0), (3, 1, 5), (5, 0, 5), (8, 1, 2)])
