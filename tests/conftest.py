@@ -1,5 +1,6 @@
 import atexit
 import io
+import logging
 import os
 import shutil
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 SHARED = Path(os.environ.get("MEDVQA_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(autouse=True)
+def own_log_handlers() -> Iterator[None]:
+    """Take away what a command in this process adds: its stream is closed when the test ends."""
+    before = [*logging.getLogger().handlers]
+    yield
+    for handler in [*logging.getLogger().handlers]:
+        if handler not in before:
+            logging.getLogger().removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

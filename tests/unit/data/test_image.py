@@ -71,6 +71,7 @@ def test_a_broken_image_is_named(data):
     assert "object at 0x" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # about the damage itself
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "DDS"])
 def test_damaged_bytes_raise_nothing_but_user_errors(file_format):
     rng = np.random.default_rng(5)

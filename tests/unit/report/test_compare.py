@@ -39,7 +39,8 @@ def test_files_are_compared_by_pictures_and_the_page_holds_them(tmp_path, capsys
     assert tests["crossed"]["num_clusters"] == 20
     differences = [1.0] * 5 + [0.0] * 15
     spread = math.sqrt(sum((d - 0.25) ** 2 for d in differences) / 19 / 20)
-    assert tests["crossed"]["standard_error"] == pytest.approx(spread, rel=1e-6)
+    (component,) = tests["crossed"]["components"]
+    assert component["variance"] == pytest.approx(spread**2, rel=1e-6)
     assert (tests["mcnemar"][0]["only_a"], tests["mcnemar"][0]["only_b"]) == (10, 0)
     assert "McNemar p (questions independent)" in " ".join(printed.split())
     assert "10 of 40 questions are right in some files only" in printed
