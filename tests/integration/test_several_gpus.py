@@ -38,9 +38,10 @@ SMOKE = (
     "evaluation.bertscore.enabled=false",
     "evaluation.zero_shot=false",
 )
-# float32 sums in another order; measured 1.3e-7 over six steps.
+# float32 sums in another order. Losses differed by 1.8e-6 over 24 steps, log-probabilities of
+# the trained weights by 1.3e-5, those of the base weights not at all.
 TOLERANCE = 1e-4
-LOGPROB_TOLERANCE = 1e-5
+BASE_TOLERANCE = 1e-5
 
 
 def run_json(directory):
@@ -58,12 +59,12 @@ def alone(directory, config):
     run_rank(typed(config), directory, settings, Kept())
 
 
-def assert_close(ours, theirs, place):
-    """Compare log-probabilities of batches of other shares; None equals only None."""
+def assert_close(ours, theirs, tolerance, place):
+    """Compare log-probabilities of differently shared batches; None equals only None."""
     if ours is None or theirs is None:
         assert ours is theirs, place
     else:
-        assert ours == pytest.approx(theirs, rel=LOGPROB_TOLERANCE, abs=LOGPROB_TOLERANCE), place
+        assert ours == pytest.approx(theirs, rel=tolerance, abs=1e-6), place
 
 
 def same_run(one, several):
@@ -73,10 +74,11 @@ def same_run(one, several):
     paths = sorted(path.relative_to(one) for path in one.glob("evaluation/*/*/predictions.jsonl"))
     assert paths
     for path in paths:
+        tolerance = BASE_TOLERANCE if "zero_shot" in path.parts else TOLERANCE
         pairs = zip(read_lines(several / path), read_lines(one / path), strict=True)
         for ours, theirs in pairs:
             for name in ("logprob_mean", "logprob_sum", "choice_probs"):
-                assert_close(ours.pop(name), theirs.pop(name), f"{path}: {name}")
+                assert_close(ours.pop(name), theirs.pop(name), tolerance, f"{path}: {name}")
             assert ours == theirs, path
     hashes = [run_json(run)["training"]["consumed_sha256"] for run in (one, several)]
     assert hashes[0] == hashes[1]
