@@ -17,6 +17,7 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repository, self.folder = repository, folder
         self.num_bytes_sent: dict[str, int] = {}
+        self.lock = threading.Lock()  # each request has its thread
 
     @property
     def address(self) -> str:
@@ -79,7 +80,8 @@ class Handler(BaseHTTPRequestHandler):
             data = data[first : last + 1]
         if self.command == "GET":
             sent = self.server.num_bytes_sent
-            sent[file.name] = sent.get(file.name, 0) + len(data)
+            with self.server.lock:
+                sent[file.name] = sent.get(file.name, 0) + len(data)
         self.send(data, 206 if asked else 200, **headers)
 
 

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from medvqa.config.compose import typed_anywhere
 from medvqa.config.data import DataConfig, PartConfig, SourceConfig
 from medvqa.config.errors import UserError
 from medvqa.config.schema import splits_overlap
 from medvqa.data.pool import load_examples, load_pool, load_sets, shares
+from tests.unit.config.test_compose import composed, resolved_plain
 
 
 def mixture(limit=None, **parts):
@@ -110,5 +112,5 @@ def test_each_evaluation_set_is_asked_at_most_so_many_questions():
     assert [e for e in whole if e in mixed.examples] == mixed.examples
     again = load_sets(config)["mixed"].examples
     assert again == mixed.examples
-    with pytest.raises(ValueError, match=r"data\.evaluation_limit must be above 0, got 0"):
-        DataConfig(name="phantom", split="train", evaluation_limit=0)
+    with pytest.raises(UserError, match=r"data\.evaluation_limit must be in \[1, .*, got 0"):
+        typed_anywhere(resolved_plain(composed("data.evaluation_limit=0")))

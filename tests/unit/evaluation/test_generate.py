@@ -78,9 +78,13 @@ def test_threads_decode_each_picture_of_a_batch_once_and_change_no_answer(
     examples = [*singles[5:12], *several]
     expected = answer(tiny, encoder, examples, batch_size=16)
     decoded = []
+    shared = threading.Event()
 
     def counted(image):
         decoded.append((image.name, threading.current_thread()))
+        if len({thread for _, thread in decoded}) > 1:
+            shared.set()
+        assert shared.wait(timeout=60)  # a busy machine starts the second thread late
         return load_rgb(image)
 
     def with_threads(function, pieces, **options):
