@@ -577,7 +577,8 @@ def test_published_values_stand_beside_ours_with_the_difference_in_protocol(writ
     assert exact_match.startswith("0.3503; 0.")
     assert "optimiser steps: 40, here 60" in protocol
     assert "test questions: 451, here 60" in protocol
-    assert "learning rate" not in protocol and "dropout" not in protocol
+    assert "LoRA dropout: 0.05, here 0.0" in protocol
+    assert "learning rate" not in protocol
     assert NOT_STATED in "".join(table.notes)
 
 
