@@ -24,7 +24,7 @@ from medvqa.tracking.record import JsonLines
 from medvqa.training.loop import StageCallback, TrainingResult, training_result
 from medvqa.training.ranks import ALONE, Ranks
 from medvqa.training.schedule import learning_rate_of
-from medvqa.training.step_log import StepCallback
+from medvqa.training.step_log import StepCallback, check_finite
 
 IGNORED = -100  # PyTorch's cross-entropy skips this label
 
@@ -200,6 +200,7 @@ class SftTrainer:
             logs[0].write(row)
             logs[1].write({"step": step, "stage": row["stage"], "ids": ids})
             on_step(row)
+            check_finite(row)  # before the library saves a checkpoint
             if step in ends:
                 on_stage_end(ends[step], step)
 

@@ -92,9 +92,7 @@ class StepLog:
         self._metrics.write(row)
         self._order.write({"step": step.number, "stage": step.stage, "ids": list(step.ids)})
         self._on_step(row)
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(row[name]):
-                raise diverged(f"{name}={row[name]}", step.number, step.learning_rate)
+        check_finite(row)
 
     def sync(self) -> None:
         """Bring all steps to the disk, before a checkpoint that goes on behind them."""
@@ -110,6 +108,17 @@ class StepLog:
         self.flush()
         self._metrics.close()
         self._order.close()
+
+
+def check_finite(row: Mapping[str, Any]) -> None:
+    """Check one line of metrics.jsonl, whoever trained the step.
+
+    Raises:
+        DivergenceError: If its loss or gradient norm is not finite.
+    """
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(row[name]):
+            raise diverged(f"{name}={row[name]}", row["step"], row["learning_rate"])
 
 
 def diverged(value: str, step: int, learning_rate: float) -> DivergenceError:

@@ -3,6 +3,7 @@
 import pytest
 
 from medvqa.config.curriculum import CurriculumConfig, Filter, Merge, StageConfig
+from medvqa.config.errors import DivergenceError
 from medvqa.config.lora import LoraConfig
 from medvqa.config.training import LossOn, Optimizer, Schedule, TrainerName, TrainingConfig
 from medvqa.curriculum import plan_curriculum
@@ -121,3 +122,12 @@ def test_a_killed_run_continues_from_trl_s_checkpoint(make_tiny, plan, phantoms,
     assert ends == [("open", 2), ("closed", 4)]
     losses = [[row["loss"] for row in read_lines(p / "metrics.jsonl")] for p in (whole, killed)]
     assert losses[0] == losses[1]
+
+
+def test_the_first_loss_that_is_not_finite_stops_trl_too(make_tiny, plan, phantoms, tmp_path):
+    loaded, encoder = make_tiny()
+    wild = config(trainer=TrainerName.trl, learning_rate=1e30, max_grad_norm=1e30)
+    trainer = SftTrainer(loaded, encoder, wild, directory=tmp_path, seed=0)
+    with pytest.raises(DivergenceError, match=r"diverged: .* in step \d at learning rate"):
+        train(trainer, plan, phantoms)
+    assert not any(tmp_path.glob("checkpoints/checkpoint-4"))
