@@ -3,12 +3,14 @@
 import argparse
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from medvqa.config.compose import checked, compose_cells
+import medvqa
 from medvqa.config.machine import cache_directory, num_cuda_devices
 from medvqa.models.hub import hub_answers
 from medvqa.preflight.downloads import free_bytes
@@ -18,9 +20,19 @@ from medvqa.tracking.wandb_mirror import has_key
 
 GIGABYTE = 1e9
 LITTLE_MEMORY, LITTLE_DISK = 8e9, 20e9  # bytes
-MODELS = ("tiny", "qwen2_vl_2b_4bit", "qwen3_vl_2b", "qwen2_vl_7b", "qwen3_vl_8b")
 TOKENS = 400  # of a sample with one picture
 CUDA_BYTES = 1e9  # CUDA's own, which the estimate leaves out
+# Bytes of a training step with each model's shipped settings. `estimate_memory` computes them from
+# the built model, which takes ten seconds; a test compares the two.
+NEEDED_BYTES = {
+    "tiny": 1.1e9,
+    "qwen2_vl_2b_4bit": 7.6e9,
+    "qwen3_vl_2b": 10.1e9,
+    "qwen2_vl_7b": 28.4e9,
+    "qwen3_vl_8b": 30.2e9,
+}
+DISTRIBUTION = "medvqa-curriculum"
+COUNTING_S = 2.0  # at most, for the size of one cache
 
 
 class Line(NamedTuple):
@@ -36,7 +48,8 @@ def main_doctor(argv: Sequence[str]) -> None:
     argparse.ArgumentParser("medvqa doctor", description=main_doctor.__doc__).parse_args(argv)
     from rich.text import Text
 
-    lines = [line for check in CHECKS.values() for line in _guarded(check)]
+    with ThreadPoolExecutor() as pool:  # a silent hub or driver takes seconds to give up on
+        lines = [line for found in pool.map(_guarded, CHECKS.values()) for line in found]
     rows: list[list[str | Text]] = [
         [line.subject, Text("fix" if line.fix else "ok", "yellow" if line.fix else "green"),
          line.finding, line.fix]
@@ -84,16 +97,9 @@ def _gpu() -> Iterator[Line]:
 
 def _models() -> Iterator[Line]:
     """Compare each model's training step, with its shipped settings, with the largest GPU."""
-    from medvqa.preflight.gpu_memory import estimate_memory
-    from medvqa.preflight.model_shapes import model_shapes
-
     sizes = [float(gpu.rsplit(",", 1)[1].split()[0]) * 2**20 for gpu in environment()["gpus"]]
     largest = max(sizes, default=0.0)
-    for name in MODELS:
-        ((_, composed),) = compose_cells([f"model={name}"], is_sweep=False)
-        config = checked(composed, runs_here=False)
-        memory = estimate_memory(model_shapes(config), config, longest_tokens=TOKENS)
-        needed = memory.total + CUDA_BYTES
+    for name, needed in NEEDED_BYTES.items():
         fix = "" if needed < largest or name == "tiny" else f"needs a GPU of {_size(needed)}"
         if fix and largest:
             fix += ", or training.gradient_checkpointing=true"
@@ -104,13 +110,13 @@ def _packages() -> Iterator[Line]:
     """Compare the installed packages with the bounds that this one declares."""
     from packaging.requirements import Requirement
 
-    ours = metadata.packages_distributions()["medvqa"][0]
+    ours = _distribution()
     required = [Requirement(text) for text in metadata.requires(ours) or []]
     base = [need for need in required if need.marker is None or need.marker.evaluate({"extra": ""})]
     wrong = [need for need in base if not _is_met(need.name, need.specifier)]
     yield Line(
         "packages",
-        f"medvqa {metadata.version(ours)}, {len(base) - len(wrong)} of {len(base)} as required",
+        f"medvqa {medvqa.__version__}, {len(base) - len(wrong)} of {len(base)} as required",
         f"pip install {' '.join(repr(str(need)) for need in wrong)}" if wrong else "",
     )
     versions = environment()["packages"]
@@ -121,6 +127,14 @@ def _packages() -> Iterator[Line]:
         absent = [n.name for n in parts if n not in base and not _is_met(n.name, n.specifier)]
         found = f"without {', '.join(absent)}" if absent else "installed"
         yield Line(f"extra {extra}", found, f'pip install -e ".[{extra}]"' if absent else "")
+
+
+def _distribution() -> str:
+    try:
+        metadata.distribution(DISTRIBUTION)
+    except metadata.PackageNotFoundError:  # installed under an earlier name
+        return metadata.packages_distributions()["medvqa"][0]
+    return DISTRIBUTION
 
 
 def _is_met(name: str, specifier: "object") -> bool:
@@ -153,11 +167,22 @@ def _caches() -> Iterator[Line]:
         "picture hashes": cache_directory(os.environ),
     }
     for name, place in places.items():
-        files = (path for path in place.rglob("*") if path.is_file() and not path.is_symlink())
-        size = sum(path.stat().st_size for path in files)
+        size, is_whole = _bytes_below(place)
         full = place.exists() and shutil.disk_usage(place).free < LITTLE_DISK
         fix = "little is free there: HF_HOME and MEDVQA_CACHE move the caches" if full else ""
-        yield Line(f"cache of {name}", f"{_size(size)} in {place}", fix)
+        prefix = "" if is_whole else "more than "
+        yield Line(f"cache of {name}", f"{prefix}{_size(size)} in {place}", fix)
+
+
+def _bytes_below(place: Path) -> tuple[int, bool]:
+    """Return the size of the files below, and whether there was time to count them all."""
+    size, end = 0, time.monotonic() + COUNTING_S
+    for path in place.rglob("*"):
+        if time.monotonic() > end:
+            return size, False
+        if path.is_file() and not path.is_symlink():
+            size += path.stat().st_size
+    return size, True
 
 
 def _size(num_bytes: float) -> str:

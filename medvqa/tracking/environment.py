@@ -11,10 +11,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import medvqa
 from medvqa.config.secrets import masked
 
 PACKAGES = (
-    *("medvqa", "hydra-core", "omegaconf", "unsloth", "unsloth_zoo", "transformers", "trl", "peft"),
+    *("hydra-core", "omegaconf", "unsloth", "unsloth_zoo", "transformers", "trl", "peft"),
     *("bitsandbytes", "datasets", "torch", "torchvision", "wandb", "bert-score", "accelerate"),
     *("tokenizers", "numpy", "pillow"),
 )
@@ -22,7 +23,7 @@ PACKAGES = (
 
 def environment() -> dict[str, Any]:
     """Return machine and versions; packages are not imported for it."""
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {"medvqa": medvqa.__version__}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)

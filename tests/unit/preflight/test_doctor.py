@@ -1,11 +1,16 @@
 """The doctor names what is missing with its fix, shows no key and never fails itself."""
 
+import subprocess
+import sys
 from importlib import metadata
 
 import pytest
 
+from medvqa.config.compose import checked, compose_cells
 from medvqa.preflight import doctor
 from medvqa.preflight.doctor import Line, _guarded
+from medvqa.preflight.gpu_memory import estimate_memory
+from medvqa.preflight.model_shapes import model_shapes
 
 
 def test_a_check_that_breaks_is_a_line_and_the_others_go_on():
@@ -40,3 +45,28 @@ def test_a_key_is_present_or_absent(monkeypatch, tmp_path, name):
         monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     line = next(doctor._accounts())
     assert line.finding == name and bool(line.fix) == (name == "absent")
+
+
+@pytest.mark.parametrize("name", doctor.NEEDED_BYTES)
+def test_the_table_of_models_holds_what_preflight_estimates(name):
+    ((_, composed),) = compose_cells([f"model={name}"], is_sweep=False)
+    config = checked(composed, runs_here=False)
+    memory = estimate_memory(model_shapes(config), config, longest_tokens=doctor.TOKENS)
+    needed = memory.total + doctor.CUDA_BYTES
+    assert doctor.NEEDED_BYTES[name] == pytest.approx(needed, rel=0.03)
+
+
+def test_a_cache_too_large_to_count_in_time_is_given_as_a_lower_bound(monkeypatch, tmp_path):
+    (tmp_path / "file").write_bytes(b"x" * 10)
+    assert doctor._bytes_below(tmp_path) == (10, True)
+    monkeypatch.setattr(doctor, "COUNTING_S", -1.0)
+    assert doctor._bytes_below(tmp_path) == (0, False)
+
+
+def test_it_imports_no_model_library():
+    code = "import sys; from medvqa.preflight.doctor import main_doctor; main_doctor([])\n"
+    code += "print(*{'torch', 'transformers'} & set(sys.modules))"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.splitlines()[-1] == ""
