@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.synthetic_grid import guesser, write_cell
 from medvqa.config.data import SourceConfig
 from medvqa.data.pool import load_examples
 from medvqa.report.command import main_report
+from tests.synthetic_grid import guesser, write_cell
 
 MODELS = {"qwen3_vl_8b": 0.4, "qwen3_vl_2b": 0.0, "qwen2_vl_7b": 0.2, "qwen2_vl_2b_4bit": -0.5}
 ORDERINGS = {"open_first": 0.15, "closed_first": 0.05, "mixed": 0.1}

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from fractions import Fraction
 from functools import cached_property
-from operator import itemgetter
 from typing import Any, TypeVar
 
 from medvqa.config.curriculum import (
@@ -21,13 +20,12 @@ from medvqa.config.curriculum import (
 )
 from medvqa.config.errors import UserError
 from medvqa.data.example import Example
-from medvqa.ordering import MERGES, ORDERS, difficulties
+from medvqa.ordering import FILTERS, MERGES, ORDERS
 
 MAX_LEVELS_SHOWN = 12
 Choice = TypeVar("Choice", bound=Enum)
 Function = TypeVar("Function")
 MAX_EXAMPLES = 10**8  # consumed in all; the ids of a plan are held in memory
-THIRDS = (Filter.easy, Filter.medium, Filter.hard)  # of a pool, by difficulty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,35 +155,51 @@ def plan_curriculum(
             f"the plan has {sum(lengths):,} steps of {batch_size:,} examples, more than "
             f"{MAX_EXAMPLES:,} examples in all; lower steps, epochs or the effective batch"
         )
-    stages: list[PlannedStage] = []
-    drawn: list[list[Example]] = []
-    for stage, pool, num_steps in zip(config.stages, pools, lengths, strict=True):
-        order = _function(ORDERS, stage.order, f"curriculum stage {stage.name!r}: order")
-        drawn.append(order(pool, num_steps * batch_size, _generator(seed, stage.name, "order")))
-        stages.append(
-            PlannedStage(
-                name=stage.name,
-                example_ids=tuple(example.id for example in drawn[-1]),
-                num_steps=num_steps,
-                first_step=sum(stage.num_steps for stage in stages),
-                num_available=len(pool),
-                learning_rate=stage.learning_rate,
-                optimizer=stage.optimizer,
-                levels=_levels(drawn[-1]),
-            )
+    draws = [
+        _drawn(stage, pool, num_steps * batch_size, seed)
+        for stage, pool, num_steps in zip(config.stages, pools, lengths, strict=True)
+    ]
+    stages = tuple(
+        _planned(stage, draw, num_steps, first_step=sum(lengths[:number]), num_available=len(pool))
+        for number, (stage, draw, num_steps, pool) in enumerate(
+            zip(config.stages, draws, lengths, pools, strict=True)
         )
-    merged = merge(drawn, _generator(seed, "merge"))
-    if merged is None:
-        return Plan(tuple(stages))
-    only = replace(
-        stages[0],
-        name=config.name,
-        example_ids=tuple(example.id for example in merged),
-        num_steps=sum(lengths),
-        num_available=len({example.id for pool in pools for example in pool}),
-        levels=_levels(merged),
     )
-    return Plan((only,))
+    merged = merge(draws, _generator(seed, "merge"))
+    if merged is None:
+        return Plan(stages)
+    num_available = len({example.id for pool in pools for example in pool})
+    only = _planned(
+        config.stages[0], merged, sum(lengths), first_step=0, num_available=num_available
+    )
+    return Plan((replace(only, name=config.name),))
+
+
+def _drawn(
+    stage: StageConfig, pool: Sequence[Example], num_examples: int, seed: int
+) -> list[Example]:
+    order = _function(ORDERS, stage.order, f"curriculum stage {stage.name!r}: order")
+    return order(pool, num_examples, _generator(seed, stage.name, "order"))
+
+
+def _planned(
+    stage: StageConfig,
+    examples: Sequence[Example],
+    num_steps: int,
+    *,
+    first_step: int,
+    num_available: int,
+) -> PlannedStage:
+    return PlannedStage(
+        name=stage.name,
+        example_ids=tuple(example.id for example in examples),
+        num_steps=num_steps,
+        first_step=first_step,
+        num_available=num_available,
+        learning_rate=stage.learning_rate,
+        optimizer=stage.optimizer,
+        levels=_levels(examples),
+    )
 
 
 def _levels(examples: Sequence[Example]) -> dict[float, int]:
@@ -207,7 +221,7 @@ def stage_pools(
 
 def _stage_pool(stage: StageConfig, examples: Sequence[Example], seed: int) -> list[Example]:
     kind = stage.filter
-    pool = _filtered(kind, examples)
+    pool = _function(FILTERS, kind, f"curriculum stage {stage.name!r}: filter")(examples)
     if not pool:
         counts = Counter(example.answer_type for example in examples)
         raise UserError(
@@ -239,17 +253,6 @@ def _of_levels(stage: StageConfig, pool: Sequence[Example]) -> list[Example]:
         f"{', '.join(f'{level:g}' for level in levels)}; the pool states {there:.80} "
         "(data.difficulty= names the column)"
     )
-
-
-def _filtered(kind: Filter, examples: Sequence[Example]) -> list[Example]:
-    if kind in THIRDS:
-        keys = zip(difficulties(examples), (example.id for example in examples), strict=True)
-        graded = [
-            example for _, example in sorted(zip(keys, examples, strict=True), key=itemgetter(0))
-        ]
-        number = THIRDS.index(kind)
-        return graded[number * len(graded) // 3 : (number + 1) * len(graded) // 3]
-    return [e for e in examples if kind is Filter.all or e.answer_type == kind.value]
 
 
 def _stage_steps(

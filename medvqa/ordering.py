@@ -1,10 +1,11 @@
-"""Examples -> their order in a stage or in several: `ORDERS` and `MERGES`; pure and seeded."""
+"""Examples -> a stage's pool and order: `FILTERS`, `ORDERS` and `MERGES`; pure and seeded."""
 
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from medvqa.config.curriculum import Merge, Order
+from medvqa.config.curriculum import Filter, Merge, Order
 from medvqa.config.errors import UserError
 from medvqa.data.example import Example
 
@@ -129,6 +130,29 @@ def merged_hardest_first(
     return _sort_passes(merged_shuffled(stages, generator), hardest_first=True)
 
 
+def _of_type(answer_type: str, examples: Sequence[Example]) -> list[Example]:
+    return [example for example in examples if example.answer_type == answer_type]
+
+
+def _third(number: int, examples: Sequence[Example]) -> list[Example]:
+    """Return one third of the pool by difficulty; ties go by id."""
+    keys = [
+        (*measure, example.id)
+        for measure, example in zip(difficulties(examples), examples, strict=True)
+    ]
+    graded = [examples[i] for i in sorted(range(len(examples)), key=keys.__getitem__)]
+    return graded[number * len(graded) // 3 : (number + 1) * len(graded) // 3]
+
+
+# Which examples of the training pool a stage may draw from.
+FILTERS: dict[Filter, Callable[[Sequence[Example]], list[Example]]] = {
+    Filter.all: list,
+    Filter.open: partial(_of_type, "open"),
+    Filter.closed: partial(_of_type, "closed"),
+    Filter.easy: partial(_third, 0),
+    Filter.medium: partial(_third, 1),
+    Filter.hard: partial(_third, 2),
+}
 # How a stage draws from its pool so many examples, each pass in some order.
 ORDERS: dict[Order, Callable[[Sequence[Example], int, random.Random], list[Example]]] = {
     Order.shuffle: shuffled,

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.synthetic_grid import guesser, write_cell
 from medvqa.cli import guarded
 from medvqa.config.data import SourceConfig
 from medvqa.config.errors import UserError
@@ -33,6 +32,7 @@ from medvqa.report.verdicts import final_words
 from medvqa.tracking.record import read_lines, write_json
 from medvqa.tracking.terminal import console
 from tests.conftest import ROOT
+from tests.synthetic_grid import guesser, write_cell
 
 QUICK = (
     "evaluation.bertscore.enabled=false",

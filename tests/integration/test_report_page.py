@@ -8,11 +8,11 @@ import shutil
 import pytest
 
 from benchmarks.report_page import CHROMIUM
-from benchmarks.synthetic_grid import guesser, write_cell
 from medvqa.config.data import SourceConfig
 from medvqa.data.pool import load_examples
 from medvqa.report.command import main_report
 from medvqa.tracking.record import read_lines, write_json
+from tests.synthetic_grid import guesser, write_cell
 
 BROWSER = os.environ.get("MEDVQA_CHROMIUM", "/usr/bin/chromium")
 OVERRIDES = (

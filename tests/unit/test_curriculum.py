@@ -17,7 +17,7 @@ from medvqa.config.curriculum import (
 from medvqa.config.errors import UserError
 from medvqa.curriculum import Plan, plan_curriculum
 from medvqa.data.example import AnswerType, Example
-from medvqa.ordering import MERGES, ORDERS
+from medvqa.ordering import FILTERS, MERGES, ORDERS
 
 CONF = Path(__file__).parents[2] / "conf"
 SHIPPED = sorted(path.stem for path in (CONF / "curriculum").glob("*.yaml"))
@@ -307,11 +307,19 @@ def test_a_merge_has_a_documented_function_and_is_no_other_merge(merge: Merge) -
     assert Counter(merge_of(merge).order) == Counter(merge_of(Merge.sequence).order)
 
 
-@pytest.mark.parametrize("table", [ORDERS, MERGES], ids=["order", "merge"])
+@pytest.mark.parametrize("choice", Filter)
+def test_a_filter_has_a_function_and_is_no_other_filter(choice: Filter) -> None:
+    pools = {other: [e.id for e in FILTERS[other](UNEVEN)] for other in Filter}
+    assert pools[choice]
+    assert [other for other in Filter if pools[other] == pools[choice]] == [choice]
+
+
+@pytest.mark.parametrize("table", [ORDERS, MERGES, FILTERS], ids=["order", "merge", "filter"])
 def test_a_choice_without_a_function_is_an_error_and_never_another_choice(table, monkeypatch):
     choice = list(table)[1]
     monkeypatch.delitem(table, choice)
-    settings = {"order": choice} if table is ORDERS else {}
+    name = {id(ORDERS): "order", id(FILTERS): "filter"}.get(id(table))
+    settings = {name: choice} if name else {}
     merge = choice if table is MERGES else Merge.sequence
     with pytest.raises(UserError, match=f"={choice.name} has no function in medvqa.ordering"):
         plan(stage(steps=2, **settings), examples=UNEVEN, merge=merge)
