@@ -1,11 +1,14 @@
 """The command line: `python train.py ...` and `medvqa COMMAND ...`; imports nothing heavy."""
 
 import difflib
+import io
 import logging
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from medvqa.config.command_line import COLUMNS, example_lines
 from medvqa.config.compose import checked, config_directory, hydra_files, register, resolved
 from medvqa.config.errors import MISTAKES, Refused, explain, raised_in
 from medvqa.config.fast_exit import leave_at_once
@@ -27,22 +31,35 @@ log = logging.getLogger("medvqa")
 MAX_MESSAGE = 2000  # characters
 MISTAKE = 2  # exit code
 
-COMMANDS = {
-    "train": "train and evaluate; the same as `python train.py` (see `medvqa train --help`)",
-    "preflight": "check a run or a grid before it costs GPU hours: data, tokens, memory, leaks",
-    "doctor": "say what this machine can run, and how to mend what is missing",
-    "status": "show a grid as a table",
-    "resume": "run what is unfinished of a grid",
-    "report": "compare the runs of grids: tables, figures, one HTML page",
-    "evaluate": "evaluate a base, a saved adapter or a server without training",
-    "score": "score an answers file by any protocol of the field",
-    "compare": "compare two or more answers files on the same questions",
-    "calibrate": "temperature and abstention threshold, with a bound on the error rate",
-    "export": "write a finished run as an adapter or merged weights, with a model card",
-    "serve": "answer questions over HTTP, as OpenAI's chat completions",
-    "demo": "a page to ask a trained model about images",
-    "mcp": "serve the agent's tool to MCP clients",
-    "dashboard": "make a W&B workspace for a project's runs",
+GROUPS = {
+    "before a run": {
+        "doctor": "say what this machine can run, and how to mend what is missing",
+        "preflight": "check a run or a grid before it costs GPU hours: data, memory, leaks",
+    },
+    "runs and grids": {
+        "train": "train and evaluate; the same as `python train.py`",
+        "evaluate": "evaluate a base, a saved adapter or a server without training",
+        "status": "show a grid as a table",
+        "resume": "run what is unfinished of a grid",
+    },
+    "results": {
+        "report": "compare the runs of grids: tables, figures, one HTML page",
+        "score": "score an answers file by any protocol of the field",
+        "compare": "compare two or more answers files on the same questions",
+        "calibrate": "temperature and abstention threshold, with a bound on the error rate",
+        "dashboard": "make a W&B workspace for a project's runs",
+    },
+    "a trained model": {
+        "export": "write a finished run as an adapter or merged weights, with a model card",
+        "serve": "answer questions over HTTP, as OpenAI's chat completions",
+        "demo": "a page to ask a trained model about images",
+        "mcp": "serve the agent's tool to MCP clients",
+    },
+}
+COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
+EXAMPLES = {
+    "medvqa train": "the tiny model on drawn pictures; needs no GPU",
+    "medvqa report --help": "options and examples of one command",
 }
 HANDLERS = {
     "preflight": "medvqa.preflight.command:main_preflight",
@@ -105,15 +122,36 @@ def main() -> None:
             # Beside the other overrides: argparse takes them in one piece only.
             places = [n for n, text in enumerate(sys.argv) if "=" in text and text[0] != "-" and n]
             sys.argv.insert(min(places, default=len(sys.argv)), "only_evaluate=true")
+            if _asks_for_help():
+                sys.argv.append("hydra/help=evaluate")
     register()
-    guarded(train)
+    guarded(_wrapped_help if _asks_for_help() else train)
+
+
+def _asks_for_help() -> bool:
+    return not {"-h", "--help"}.isdisjoint(sys.argv)
+
+
+def _wrapped_help() -> None:
+    """Print Hydra's help, whose lists of choices know no end of a line, in 100 columns."""
+    with redirect_stdout(io.StringIO()) as shown, suppress(SystemExit):  # it leaves with 0
+        train()
+    for line in shown.getvalue().rstrip().splitlines():
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        text = textwrap.fill(line, COLUMNS, subsequent_indent=indent, break_on_hyphens=False)
+        sys.stdout.write(f"{text}\n")
 
 
 def _dispatch(command: str) -> None:
     """Leave with the command's result, or return if the command is `train`."""
     if command in ("-h", "--help"):
-        lines = [f"  {name:<12}{text}" for name, text in COMMANDS.items()]
-        sys.stdout.write("usage: medvqa COMMAND ...\n" + "\n".join(lines) + "\n")
+        width = max(map(len, COMMANDS))
+        groups = [
+            f"{title}:\n" + "".join(f"  {name:<{width}}   {text}\n" for name, text in group.items())
+            for title, group in GROUPS.items()
+        ]
+        head, tail = "usage: medvqa COMMAND ...\n", f"examples:\n{example_lines(EXAMPLES)}\n"
+        sys.stdout.write("\n".join([head, *groups, tail]))
         sys.exit(0)
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, 1)

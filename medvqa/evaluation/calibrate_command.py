@@ -1,6 +1,5 @@
 """`medvqa calibrate RUN --on SET`: from which confidence on the model answers."""
 
-import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -8,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from medvqa.config.command_line import CommandParser
 from medvqa.config.errors import UserError
 from medvqa.evaluation.calibration import Calibration, ConfidentAnswer, calibrate
 from medvqa.models.trained import CALIBRATION_FILE, Kind, read_trained
@@ -49,15 +49,30 @@ def read_answers(run: Path, name: str, contamination: Mapping[str, Any] | None) 
     ]
 
 
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "calibrate",
+        main_calibrate.__doc__,
+        {
+            "medvqa calibrate outputs/RUN --on validation": "error of answers at most 20 %",
+            "medvqa calibrate outputs/RUN --on validation --max-error 0.1": "at most 10 %",
+        },
+    )
+    add = parser.group("answers")
+    add("run", type=Path, help="a finished run")
+    add("--on", required=True, metavar="SET", help="an evaluation set that was not trained on")
+    add("--seed", type=int, default=0, metavar="N", help="of the split into halves (default 0)")
+    add = parser.group("guarantee")
+    add("--max-error", type=float, default=0.2, metavar="SHARE",
+        help="largest error rate among answered questions (default 0.2)")  # fmt: skip
+    add("--delta", type=float, default=0.1, metavar="SHARE",
+        help="chance that the bound fails (default 0.1)")  # fmt: skip
+    return parser
+
+
 def main_calibrate(argv: Sequence[str]) -> None:
     """Fit a temperature and an abstention threshold with a bound on the error rate."""
-    parser = argparse.ArgumentParser("medvqa calibrate", description=main_calibrate.__doc__)
-    parser.add_argument("run", type=Path, help="a finished run")
-    parser.add_argument("--on", required=True, metavar="SET", help="a set that was not trained on")
-    parser.add_argument("--max-error", type=float, default=0.2, help="among answered questions")
-    parser.add_argument("--delta", type=float, default=0.1, help="chance that the bound fails")
-    parser.add_argument("--seed", type=int, default=0, help="of the split into halves")
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     trained = read_trained(options.run)
     if trained.kind is not Kind.run:
         raise UserError(f"{options.run} is an export; calibrate the run, then export it again")

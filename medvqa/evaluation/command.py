@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from medvqa.config.command_line import CommandParser
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig, Normalizer, ProtocolName
 from medvqa.data.example import Prediction, Score
@@ -50,22 +51,37 @@ def main_score(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> CommandParser:
     defaults = EvaluationConfig()
-    parser = argparse.ArgumentParser("medvqa score", description=main_score.__doc__)
-    add = parser.add_argument
+    parser = CommandParser(
+        "score",
+        main_score.__doc__,
+        {
+            "medvqa score answers.jsonl": "by type of question",
+            "medvqa score answers.csv --columns prediction=out,reference=gt": "other column names",
+            "medvqa score answers.jsonl --protocol all": "one row per protocol",
+            "medvqa score tuned.jsonl --protocol all --against base.jsonl": "and the gain",
+        },
+    )
+    add = parser.group("answers")
     add("file", type=Path, help="answers: JSON Lines, a JSON array, CSV or TSV")
+    add("--columns", metavar="FIELD=NAME,...", help="the file's own column names")
+    add("--types", choices=["labels", "yes_no"], help="how closed questions are recognised")
+    add("--against", type=Path, metavar="FILE", help="a second answers file; adds the gain over it")
+    add = parser.group("scores")
     protocols = ", ".join(name.value for name in ProtocolName)
-    add("--protocol", default="medvqa", help=f"{protocols}, several with commas, or all")
-    add("--types", choices=["labels", "yes_no"], help="how closed questions are found")
-    add("--against", type=Path, help="a second answers file; adds the gain over it")
-    add("--columns", help="prediction=NAME,reference=NAME,...: the file's own column names")
-    add("--judge", nargs=2, metavar="KEY=VALUE", help="endpoint=URL model=NAME: judge open answers")
-    add("--normalizer", choices=[n.value for n in Normalizer], default=defaults.normalizer.value)
-    add("--bertscore", default="minilm", help="minilm, off, hub id or directory")
-    add("--layers", type=int, help="BERTScore's layer, for a directory")
-    add("--tolerance", type=float, default=defaults.numeric_tolerance, help="relative, numeric EM")
-    add("--json", type=Path, help="also write the scores there")
+    add("--protocol", default="medvqa", metavar="NAME,...", help=f"{protocols}; or all")
+    add("--normalizer", choices=[n.value for n in Normalizer], default=defaults.normalizer.value,
+        help=f"of answers and references (default {defaults.normalizer.value})")  # fmt: skip
+    add("--tolerance", type=float, default=defaults.numeric_tolerance, metavar="SHARE",
+        help=f"relative, of numeric EM (default {defaults.numeric_tolerance:g})")  # fmt: skip
+    add("--bertscore", default="minilm", metavar="MODEL",
+        help="minilm (default), off, a hub id or a directory")  # fmt: skip
+    add("--layers", type=int, metavar="N", help="BERTScore's layer, for a directory")
+    add("--judge", nargs=2, metavar=("endpoint=URL", "model=NAME"),
+        help="a served model that judges open answers, for the protocol medevalkit")  # fmt: skip
+    add = parser.group("output")
+    add("--json", type=Path, metavar="FILE", help="also write the scores there")
     return parser
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medvqa.config.command_line import CommandParser
 from medvqa.config.compose import typed_anywhere
 from medvqa.config.errors import UserError
 from medvqa.config.model import Device, Dtype
@@ -158,29 +159,39 @@ def _describe(
     write_json(directory / EXPORT_FILE, values)
 
 
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "export",
+        main_export.__doc__,
+        {
+            "medvqa export outputs/RUN": "the adapter, in RUN/export/adapter",
+            "medvqa export outputs/RUN --merge": "16-bit weights, checked and evaluated again",
+            "medvqa export outputs/RUN --push me/model": "and upload them, private",
+        },
+    )
+    add = parser.group("run")
+    add("run", type=Path, help="a finished run, below outputs/ or multirun/")
+    add("--base", metavar="DIR", help="the base's own weights, in place of the hub")
+    add("--device", choices=[d.value for d in Device], default="auto", help="default auto")
+    add = parser.group("what to write")
+    add("--out", type=Path, metavar="DIR", help="RUN/export/adapter or /merged if not given")
+    add("--merge", action="store_true", help="merge into the original base")
+    add("--dtype", choices=["bfloat16", "float32"],
+        help="of merged weights; the run's if not given")  # fmt: skip
+    add("--gguf", metavar="TYPE", choices=outside.GGUF_TYPES,
+        help=f"also convert: {', '.join(outside.GGUF_TYPES)}")  # fmt: skip
+    add("--converter", type=Path, metavar="FILE", help="llama.cpp's convert_hf_to_gguf.py")
+    add("--medico", metavar="DIR", type=Path,
+        help="only write the Medico challenge's files there")  # fmt: skip
+    add = parser.group("upload")
+    add("--push", metavar="REPO", help="upload to the hub, private")
+    add("--public", action="store_true", help="make a new repository public")
+    return parser
+
+
 def main_export(argv: Sequence[str]) -> None:
     """Write a finished run as an adapter (PEFT) or as merged weights, with a model card."""
-    parser = argparse.ArgumentParser("medvqa export", description=main_export.__doc__)
-    parser.add_argument("run", type=Path, help="a finished run, below outputs/ or multirun/")
-    parser.add_argument(
-        "--out", type=Path, help="RUN/export/adapter or RUN/export/merged if absent"
-    )
-    parser.add_argument("--merge", action="store_true", help="merge into the original base")
-    parser.add_argument("--base", metavar="DIR", help="the base's own weights, in place of the hub")
-    parser.add_argument("--device", choices=[d.value for d in Device], default="auto")
-    parser.add_argument(
-        "--dtype", choices=["bfloat16", "float32"], help="of merged weights; the run's if absent"
-    )
-    parser.add_argument("--push", metavar="REPO", help="upload to the hub, private")
-    parser.add_argument("--public", action="store_true", help="make a new repository public")
-    parser.add_argument(
-        "--gguf", metavar="TYPE", choices=outside.GGUF_TYPES, help=", ".join(outside.GGUF_TYPES)
-    )
-    parser.add_argument(
-        "--medico", metavar="DIR", type=Path, help="only write the Medico challenge's files there"
-    )
-    parser.add_argument("--converter", type=Path, help="llama.cpp's convert_hf_to_gguf.py")
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     _check(options)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

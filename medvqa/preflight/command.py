@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medvqa.config.command_line import CommandParser
 from medvqa.config.compose import checked, compose_cells
 from medvqa.config.errors import MISTAKES, UserError, explain
 from medvqa.config.secrets import masked
@@ -20,27 +21,7 @@ WOULD_FAIL = 1
 
 def main_preflight(argv: Sequence[str]) -> None:
     """Check data, tokens, memory, leaks and power of a run; leave with 1 if a cell would fail."""
-    parser = argparse.ArgumentParser("medvqa preflight", description=main_preflight.__doc__)
-    parser.add_argument("overrides", nargs="*", help="as for train.py: model=... data=... seed=1,2")
-    parser.add_argument("-m", "--multirun", action="store_true", help="check every cell of a grid")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
-    parser.add_argument(
-        "--sample", type=int, default=20_000, metavar="N",
-        help="count the tokens of at most N training samples (default 20,000), drawn by data.seed",
-    )  # fmt: skip
-    parser.add_argument(
-        "--probe", action=argparse.BooleanOptionalAction, default=None,
-        help="load the model and time a few steps (default: where there is a GPU)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--discordant", type=float, default=0.2, metavar="SHARE",
-        help="questions that exactly one of two runs has right, for the detectable effect",
-    )  # fmt: skip
-    parser.add_argument(
-        "--design-effect", type=float, default=1.5, metavar="FACTOR",
-        help="by which questions on one picture repeat each other",
-    )  # fmt: skip
-    options = parser.parse_intermixed_args(argv)
+    options = _parser().parse_intermixed_args(argv)
     if options.sample < 1:
         raise UserError(f"--sample must be 1 or more, got {options.sample}")
     from medvqa.preflight.inspector import Assumptions
@@ -58,6 +39,34 @@ def main_preflight(argv: Sequence[str]) -> None:
         write_json(options.json, {"overrides": masked(options.overrides), "cells": cells})
     if any(report.problems for report in reports):
         sys.exit(WOULD_FAIL)
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "preflight",
+        main_preflight.__doc__,
+        {
+            "medvqa preflight model=qwen3_vl_8b data=vqa_rad data.path=DIR": "one run",
+            "medvqa preflight -m curriculum=open_first,mixed seed=1,2,3": "each cell of a grid",
+        },
+    )
+    add = parser.group("what to check")
+    add("overrides", nargs="*", metavar="key=value", help="as for train.py: model=... seed=1,2")
+    add("-m", "--multirun", action="store_true", help="check every cell of a grid")
+    add = parser.group("how")
+    add("--sample", type=int, default=20_000, metavar="N",
+        help="count the tokens of at most N training samples (default 20,000), drawn by data.seed"
+    )  # fmt: skip
+    add("--probe", action=argparse.BooleanOptionalAction, default=None,
+        help="load the model and time a few steps (default: where there is a GPU)")  # fmt: skip
+    add("--discordant", type=float, default=0.2, metavar="SHARE",
+        help="of questions that exactly one of two runs answers correctly, for the detectable "
+        "effect (default 0.2)")  # fmt: skip
+    add("--design-effect", type=float, default=1.5, metavar="FACTOR",
+        help="by which questions on one picture repeat each other (default 1.5)")  # fmt: skip
+    add = parser.group("output")
+    add("--json", type=Path, metavar="FILE", help="also write the report there")
+    return parser
 
 
 def inspect_cells(

@@ -1,6 +1,5 @@
 """`medvqa doctor`: what this machine can run, with the fix on each line that is not ok."""
 
-import argparse
 import os
 import shutil
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import medvqa
+from medvqa.config.command_line import CommandParser
 from medvqa.config.machine import cache_directory, num_cuda_devices
 from medvqa.models.hub import hub_answers
 from medvqa.preflight.downloads import free_bytes
@@ -45,7 +45,8 @@ class Line(NamedTuple):
 
 def main_doctor(argv: Sequence[str]) -> None:
     """Say what this machine can run; leaves with 0 whatever is missing. Keys are never shown."""
-    argparse.ArgumentParser("medvqa doctor", description=main_doctor.__doc__).parse_args(argv)
+    example = {"medvqa doctor": "GPU, memory, packages, keys and caches of this machine"}
+    CommandParser("doctor", main_doctor.__doc__, example).parse_args(argv)
     from rich.text import Text
 
     with ThreadPoolExecutor() as pool:  # a silent hub or driver takes seconds to give up on

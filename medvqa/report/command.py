@@ -1,12 +1,12 @@
 """`medvqa report DIR ...`: run directories -> tables, figures and one page."""
 
-import argparse
 import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from medvqa.config.command_line import CommandParser
 from medvqa.report.page import write_page
 from medvqa.report.pairs import Settings
 from medvqa.report.plots import write_figures
@@ -45,28 +45,33 @@ def main_report(argv: Sequence[str]) -> None:
     show(study, made, [*study.notes, *pictures.notes], out / "report.html")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("medvqa report", description=main_report.__doc__)
-    parser.add_argument("directory", type=Path, nargs="+", help="below multirun/ or outputs/")
-    parser.add_argument("--out", type=Path, help="where to write; DIRECTORY/report if not given")
-    parser.add_argument(
-        "--within",
-        metavar="KEY",
-        action="append",
-        default=[],
-        help="compare only arms that agree in this config key, e.g. training.max_steps",
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "report",
+        main_report.__doc__,
+        {
+            "medvqa report multirun/GRID": "tables, figures and one page of a grid",
+            "medvqa report outputs/A outputs/B --out both": "two runs, in ./both",
+            "medvqa report multirun/GRID --within training.max_steps": "equal budgets only",
+        },
     )
-    parser.add_argument("--baseline", metavar="ARM", help="compare with this arm only")
-    parser.add_argument(
-        "--allow-unequal", action="store_true", help="mark unfair pairs in place of refusing"
-    )
-    parser.add_argument(
-        "--paired-seeds", action="store_true", help="equal seeds of two arms are paired"
-    )
-    parser.add_argument("--samples", type=int, default=2000, help="resamples and sign flips")
-    parser.add_argument("--title", help="of the page")
-    parser.add_argument("--no-pictures", action="store_true", help="leave the pictures out")
-    parser.add_argument("--no-plots", action="store_true", help="write no PNG and SVG files")
+    add = parser.group("what to read and where to write")
+    add("directory", type=Path, nargs="+", help="a grid below multirun/, a run below outputs/")
+    add("--out", type=Path, metavar="DIR", help="where to write; DIRECTORY/report if not given")
+    add = parser.group("what to compare")
+    add(
+        "--within", metavar="KEY", action="append", default=[],
+        help="compare only arms that agree in this config key; may be repeated",
+    )  # fmt: skip
+    add("--baseline", metavar="ARM", help="compare each arm with this one only")
+    add("--allow-unequal", action="store_true", help="mark unfair pairs in place of refusing them")
+    add("--paired-seeds", action="store_true", help="equal seeds of two arms are paired")
+    add("--samples", type=int, default=2000, metavar="N",
+        help="resamples and sign flips (default 2,000)")  # fmt: skip
+    add = parser.group("the page")
+    add("--title", metavar="TEXT", help="its title; the directories' names if not given")
+    add("--no-pictures", action="store_true", help="leave the pictures out")
+    add("--no-plots", action="store_true", help="write no PNG and SVG files")
     return parser
 
 

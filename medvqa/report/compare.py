@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from medvqa.config.command_line import CommandParser
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig, Normalizer
 from medvqa.data.example import Prediction
@@ -61,14 +62,27 @@ def main_compare(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("medvqa compare", description=main_compare.__doc__)
-    add = parser.add_argument
-    add("file", type=Path, nargs="+", help="JSON Lines, a JSON array, CSV, TSV, or a run directory")
-    add("--columns", help="prediction=NAME,reference=NAME,...: the files' own column names")
-    add("--normalizer", choices=[n.value for n in Normalizer], default=Normalizer.medical.value)
-    add("--samples", type=int, default=2000, help="resamples and sign flips")
-    add("--out", type=Path, default=Path("compare"), help="where to write; ./compare if not given")
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "compare",
+        main_compare.__doc__,
+        {
+            "medvqa compare base.jsonl tuned.jsonl": "paired tests, a table and a page",
+            "medvqa compare outputs/A outputs/B --out a_b": "the final answers of two runs",
+        },
+    )
+    add = parser.group("answers")
+    add("file", type=Path, nargs="+",
+        help="two or more: JSON Lines, a JSON array, CSV, TSV, or a run directory")  # fmt: skip
+    add("--columns", metavar="FIELD=NAME,...", help="the files' own column names")
+    add = parser.group("tests")
+    add("--normalizer", choices=[n.value for n in Normalizer], default=Normalizer.medical.value,
+        help="of answers and references (default medical)")  # fmt: skip
+    add("--samples", type=int, default=2000, metavar="N",
+        help="resamples and sign flips (default 2,000)")  # fmt: skip
+    add = parser.group("output")
+    add("--out", type=Path, default=Path("compare"), metavar="DIR",
+        help="where to write (default ./compare)")  # fmt: skip
     return parser
 
 

@@ -1,6 +1,5 @@
 """The tool for agents: a LangChain tool, and the MCP server of `medvqa mcp`."""
 
-import argparse
 import json
 import os
 import re
@@ -11,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from medvqa.config.command_line import CommandParser
 from medvqa.serve.errors import ErrorKind, ToolError, require
 from medvqa.serve.hosts import LOOPBACK
 from medvqa.serve.reference import listed
@@ -99,16 +99,27 @@ def _is_list_of_strings(images: Any) -> bool:
     return images is None or is_list
 
 
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "mcp",
+        main_mcp.__doc__,
+        {
+            "medvqa mcp run=outputs/RUN 'allowed_roots=[/data/images]'": "over stdio",
+            "medvqa mcp --config tool.yaml --http --port 8765": f"at http://{LOOPBACK}:8765/mcp",
+        },
+    )
+    add = parser.group("what answers")
+    add("overrides", nargs="*", metavar="key=value", help="settings, for example run=outputs/RUN")
+    add("--config", type=Path, metavar="FILE", help="the same settings as YAML; see docs/tool.md")
+    add = parser.group("how clients reach the tool")
+    add("--http", action="store_true", help=f"at http://{LOOPBACK}:PORT/mcp")
+    add("--port", type=int, default=PORT, help=f"for --http (default {PORT})")
+    return parser
+
+
 def main_mcp(argv: Sequence[str]) -> None:
     """Serve the tool to MCP clients, over stdio unless --http is given."""
-    parser = argparse.ArgumentParser("medvqa mcp", description=main_mcp.__doc__)
-    parser.add_argument("--config", type=Path, help="the tool's YAML file; see docs/tool.md")
-    parser.add_argument("--http", action="store_true", help=f"at http://{LOOPBACK}:PORT/mcp")
-    parser.add_argument("--port", type=int, default=PORT, help=f"for --http; {PORT} if not given")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="for example run=outputs/RUN"
-    )
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     require("fastmcp", "httpx")
     config = read_tool_config(options.config, options.overrides)
     with stdout_to_stderr():

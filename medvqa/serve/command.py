@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medvqa.config.command_line import CommandParser
 from medvqa.config.errors import UserError
 from medvqa.config.model import Device
 from medvqa.models.trained import Trained, load_trained, read_trained
@@ -32,22 +33,7 @@ MAX_HEADER_BYTES = 32 * 2**10
 
 def main_serve(argv: Sequence[str]) -> None:
     """Answer questions over HTTP as OpenAI's chat completions; for research, not for diagnosis."""
-    parser = argparse.ArgumentParser("medvqa serve", description=main_serve.__doc__)
-    parser.add_argument("run", type=Path, help="a finished run, or an export of one")
-    parser.add_argument("--host", default=LOOPBACK, help="anybody who reaches it may ask")
-    parser.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME", help="another Host to answer"
-    )
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
-    parser.add_argument("--engine", choices=["own", "vllm", "transformers"], default="own")
-    parser.add_argument("--base", metavar="DIR", help="the base's own weights, in place of the hub")
-    parser.add_argument("--device", choices=[d.value for d in Device], default="auto")
-    parser.add_argument(
-        "--lenient",
-        action="store_true",
-        help="ignore settings, system prompts and histories; answer the last question alone",
-    )
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     require("starlette", "uvicorn", "httpx")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -66,6 +52,32 @@ def main_serve(argv: Sequence[str]) -> None:
             serve(build_app(service, hosts), trained.name, listener)
         finally:
             engine.close()
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "serve",
+        main_serve.__doc__,
+        {
+            "medvqa serve outputs/RUN": "at http://127.0.0.1:8000/v1",
+            "medvqa serve outputs/RUN/export/merged --engine vllm --port 9000": "through vLLM",
+        },
+    )
+    add = parser.group("model")
+    add("run", type=Path, help="a finished run, or an export of one")
+    add("--engine", choices=["own", "vllm", "transformers"], default="own", help="default own")
+    add("--base", metavar="DIR", help="the base's own weights, in place of the hub")
+    add("--device", choices=[d.value for d in Device], default="auto", help="default auto")
+    add = parser.group("server")
+    add("--host", default=LOOPBACK, metavar="ADDRESS",
+        help=f"anybody who reaches this address may ask (default {LOOPBACK})")  # fmt: skip
+    add("--port", type=int, default=8000, help="0 takes a free one (default 8000)")
+    add("--allow-host", action="append", default=[], metavar="NAME",
+        help="another name that requests may call this host by; may be repeated")  # fmt: skip
+    add("--lenient", action="store_true",
+        help="ignore settings, system prompts and histories; answer the last question alone"
+    )  # fmt: skip
+    return parser
 
 
 def _engine(trained: Trained, options: argparse.Namespace) -> Engine:

@@ -1,6 +1,5 @@
 """`medvqa demo RUN`: a page on 127.0.0.1 to drop images in, ask, and see how far to trust it."""
 
-import argparse
 import os
 import signal
 import sys
@@ -10,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medvqa.config.command_line import CommandParser
 from medvqa.config.errors import UserError
 from medvqa.config.model import Device
 from medvqa.evaluation.evaluate import read_evaluations
@@ -116,11 +116,15 @@ def launch(blocks: "gradio.Blocks", *, port: int, max_image_bytes: int) -> str:
 
 def main_demo(argv: Sequence[str]) -> None:
     """Open a page to ask a finished run or an export about images."""
-    parser = argparse.ArgumentParser("medvqa demo", description=main_demo.__doc__)
-    parser.add_argument("run", type=Path, help="a directory below outputs/, or an export")
-    parser.add_argument("--port", type=int, default=PORT)
-    parser.add_argument("--base", help="local directory of the base model")
-    parser.add_argument("--device", choices=[d.value for d in Device], default="auto")
+    parser = CommandParser(
+        "demo", main_demo.__doc__, {"medvqa demo outputs/RUN": f"at http://{HOST}:{PORT}"}
+    )
+    add = parser.group("model")
+    add("run", type=Path, help="a finished run, or an export of one")
+    add("--base", metavar="DIR", help="the base's own weights, in place of the hub")
+    add("--device", choices=[d.value for d in Device], default="auto", help="default auto")
+    add = parser.group("page")
+    add("--port", type=int, default=PORT, help=f"of the page (default {PORT})")
     options = parser.parse_args(argv)
     require("gradio")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

@@ -1,12 +1,12 @@
 """`medvqa status` and `medvqa resume`."""
 
-import argparse
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from medvqa.config.command_line import CommandParser
 from medvqa.config.compose import quoted
 from medvqa.config.errors import UserError
 from medvqa.config.secrets import MASK
@@ -18,11 +18,17 @@ from medvqa.tracking.terminal import console
 
 def main_status(argv: Sequence[str]) -> None:
     """Show a grid as a table, while it runs and after; also writes summary.csv and summary.json."""
-    parser = argparse.ArgumentParser("medvqa status", description=main_status.__doc__)
-    parser.add_argument("sweep", type=Path, help="a directory below multirun/")
-    parser.add_argument(
-        "--watch", action="store_true", help="repeat the table until the launcher ends"
+    parser = CommandParser(
+        "status",
+        main_status.__doc__,
+        {
+            "medvqa status multirun/GRID": "one table, now",
+            "medvqa status multirun/GRID --watch": "a table every five seconds",
+        },
     )
+    add = parser.group("grid")
+    add("sweep", type=Path, help="a directory below multirun/")
+    add("--watch", action="store_true", help="repeat the table until the launcher ends")
     options = parser.parse_args(argv)
     while True:
         rows = read_rows(options.sweep)
@@ -36,9 +42,17 @@ def main_status(argv: Sequence[str]) -> None:
 
 def main_resume(argv: Sequence[str]) -> None:
     """Run the unfinished jobs of a grid: its own command, once more."""
-    parser = argparse.ArgumentParser("medvqa resume", description=main_resume.__doc__)
-    parser.add_argument("sweep", type=Path, help="a directory below multirun/")
-    parser.add_argument("overrides", nargs="*", help="for example hydra.launcher.slots=[1]")
+    parser = CommandParser(
+        "resume",
+        main_resume.__doc__,
+        {
+            "medvqa resume multirun/GRID": "the same command, once more",
+            "medvqa resume multirun/GRID hydra.launcher.slots=[1]": "on another GPU",
+        },
+    )
+    add = parser.group("grid")
+    add("sweep", type=Path, help="a directory below multirun/")
+    add("overrides", nargs="*", metavar="key=value", help="in place of the grid's own")
     options = parser.parse_args(argv)
     stored = sweep_json(options.sweep)
     directory = options.sweep.resolve()

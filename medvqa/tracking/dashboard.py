@@ -1,6 +1,5 @@
 """`medvqa dashboard`: a W&B workspace whose panels name what our runs log."""
 
-import argparse
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from medvqa.config.command_line import CommandParser
 from medvqa.config.errors import UserError
 from medvqa.tracking.record import read_json, write_json
 from medvqa.tracking.wandb_mirror import has_key
@@ -166,14 +166,21 @@ def _libraries() -> tuple[ModuleType, ModuleType, ModuleType]:
 
 def main_dashboard(argv: Sequence[str]) -> None:
     """Make a W&B workspace: the grid, curves by stage, metrics by type, predictions."""
-    parser = argparse.ArgumentParser("medvqa dashboard", description=main_dashboard.__doc__)
-    parser.add_argument(
-        "runs", nargs="*", type=Path, help="runs or sweeps whose sets and stages it shall show"
+    parser = CommandParser(
+        "dashboard",
+        main_dashboard.__doc__,
+        {
+            "medvqa dashboard multirun/GRID --json dashboard.json": "needs no network",
+            "medvqa dashboard multirun/GRID --save": "needs a key and a network",
+        },
     )
-    parser.add_argument("--project", default="medvqa", help="as tracking.project")
-    parser.add_argument("--entity", help="user or team; WANDB_ENTITY or the key's own if not given")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the specification there")
-    parser.add_argument("--save", action="store_true", help="save it at W&B: needs key and network")
+    add = parser.group("what the workspace shows")
+    add("runs", nargs="*", type=Path, help="runs or grids whose sets and stages it shall show")
+    add("--project", default="medvqa", metavar="NAME", help="as tracking.project (default medvqa)")
+    add("--entity", metavar="NAME", help="user or team; WANDB_ENTITY or the key's own by default")
+    add = parser.group("output")
+    add("--json", type=Path, metavar="FILE", help="write the specification there")
+    add("--save", action="store_true", help="save the workspace at W&B: needs key and network")
     options = parser.parse_args(argv)
     if options.save and not has_key(os.environ):
         raise UserError(

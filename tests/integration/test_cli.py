@@ -225,7 +225,8 @@ def test_showing_the_config_runs_nothing(tmp_path):
 def test_the_console_script_lists_its_commands(tmp_path, arguments):
     answer = started(tmp_path, *arguments)
     assert answer.returncode == 0
-    commands = [line.split()[0] for line in answer.stdout.splitlines() if line.startswith("  ")]
+    listed = answer.stdout.partition("examples:")[0].splitlines()
+    commands = [line.split()[0] for line in listed if line.startswith("  ")]
     assert commands == list(COMMANDS)
     assert {"train", "score", "serve"} <= set(commands)
 
