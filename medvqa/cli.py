@@ -98,7 +98,7 @@ def train(cfg: DictConfig) -> float | None:
 def _run(cfg: DictConfig, *, is_sweep: bool) -> float | None:
     config = checked(cfg)
     from medvqa.models.load import load_in_own_process
-    from medvqa.run import Kept, run
+    from medvqa.run import ProcessState, run
 
     job = HydraConfig.get()
     values = resolved(cfg)
@@ -109,7 +109,7 @@ def _run(cfg: DictConfig, *, is_sweep: bool) -> float | None:
         "hydra": hydra_files(values, job.overrides.task, job),
         "sweep": Path(job.sweep.dir).name if is_sweep else None,
     }
-    return run(config, Path(job.runtime.output_dir), settings, Kept(load_in_own_process))
+    return run(config, Path(job.runtime.output_dir), settings, ProcessState(load_in_own_process))
 
 
 def main() -> None:

@@ -238,8 +238,8 @@ def _stage_pool(stage: StageConfig, examples: Sequence[Example], seed: int) -> l
             f"curriculum stage {stage.name!r}: quota={stage.quota}, but the pool has only "
             f"{len(pool)}{only} examples; lower the quota or choose another data="
         )
-    kept = _generator(seed, stage.name, "quota").sample(range(len(pool)), stage.quota)
-    return [pool[i] for i in sorted(kept)]
+    chosen = _generator(seed, stage.name, "quota").sample(range(len(pool)), stage.quota)
+    return [pool[i] for i in sorted(chosen)]
 
 
 def _of_levels(stage: StageConfig, pool: Sequence[Example]) -> list[Example]:
@@ -247,10 +247,10 @@ def _of_levels(stage: StageConfig, pool: Sequence[Example]) -> list[Example]:
     chosen = [example for example in pool if example.difficulty in levels]
     if chosen:
         return chosen
-    there = ", ".join(f"{level:g}" for level in _levels(pool)) or "none"
+    levels_of_pool = ", ".join(f"{level:g}" for level in _levels(pool)) or "none"
     raise UserError(
         f"curriculum stage {stage.name!r} wants examples of level "
-        f"{', '.join(f'{level:g}' for level in levels)}; the pool states {there:.80} "
+        f"{', '.join(f'{level:g}' for level in levels)}; the pool states {levels_of_pool:.80} "
         "(data.difficulty= names the column)"
     )
 

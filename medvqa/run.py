@@ -27,25 +27,26 @@ from medvqa.training.torchrun import run_ranks
 from medvqa.training.trainers import TRAINERS
 
 log = logging.getLogger(__name__)
+Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What a process keeps for its next run: a loaded model, encoded pictures, rows, overlaps."""
+class ProcessState:
+    """What a process reuses in its next run: a loaded model, encoded pictures, rows, overlaps."""
 
     load: Callable[..., Any] = load_model
     patches: Patches | None = None
     cache: dict[str, Any] = field(default_factory=dict)
 
 
-def run(config: Config, directory: Path, settings: Mapping[str, Any], kept: Kept) -> float | None:
+def run(config: Config, directory: Path, settings: Settings, process: ProcessState) -> float | None:
     """Train and evaluate as configured; continue a half-done run, show a finished one.
 
     Args:
         config: The checked config.
         directory: Every file of the run is below it.
-        settings: `config`, `overrides`, `run_id`; of a grid also `sweep` and `name`.
-        kept: Of this process's earlier runs.
+        settings: For run.json: config, overrides, run id; of a grid's cell also `sweep` and `name`.
+        process: What it loaded in earlier runs.
 
     Returns:
         Overall exact match on the first evaluation set, for sweepers; None without a set.
@@ -53,7 +54,7 @@ def run(config: Config, directory: Path, settings: Mapping[str, Any], kept: Kept
     with record.directory_lock(directory, patience_s=record.PATIENCE_S):
         if config.fresh:
             set_aside(directory)
-        rows = Inputs(config, kept.cache).row_hashes
+        rows = Inputs(config, process.cache).row_hashes
         if identity.is_finished(directory, settings["config"], rows):
             log.info("this run is finished already; fresh=true starts it over")
         elif config.only_evaluate:
@@ -61,18 +62,18 @@ def run(config: Config, directory: Path, settings: Mapping[str, Any], kept: Kept
         elif config.training.gpus > 1:
             run_ranks(config.training.gpus, directory=directory, settings=settings)
         else:
-            run_rank(config, directory, settings, kept)
+            run_rank(config, directory, settings, process)
         evaluations = read_evaluations(directory)
         show_results(evaluations, directory)
         return headline(evaluations, config.data.evaluation)
 
 
 def run_rank(
-    config: Config, directory: Path, settings: Mapping[str, Any], kept: Kept, ranks: Ranks = ALONE
+    config: Config, directory: Path, settings: Settings, process: ProcessState, ranks: Ranks = ALONE
 ) -> None:
-    """Do one process's part; every rank writes records, and those of the first one are kept."""
+    """Do one process's part; every rank writes records, and only the first one keeps them."""
     keeper = record.RunRecord(directory / "run.json", settings)
-    inputs = Inputs(config, kept.cache)
+    inputs = Inputs(config, process.cache)
     with keeper.recording():
         with keeper.phase("data"):
             inputs.check()
@@ -85,19 +86,19 @@ def run_rank(
         log.info("%s", inputs.opening_line())
         with tracker(config.tracking, directory, settings) as mirror:
             mirror.summarize(gate.flat(inputs.overlap))
-            final = train_and_evaluate(inputs, directory, kept, (keeper, mirror), ranks)
+            final = train_and_evaluate(inputs, directory, process, (keeper, mirror), ranks)
             ranks.first(record_results, directory, (keeper, mirror), final, inputs.questions)
         keeper.finish()
 
 
 def train_and_evaluate(
-    inputs: Inputs, directory: Path, kept: Kept, records: Records, ranks: Ranks
+    inputs: Inputs, directory: Path, process: ProcessState, records: Records, ranks: Ranks
 ) -> list[Evaluation]:
     """Load the model, train and evaluate it; return the final evaluations."""
     config, plan, (keeper, mirror) = inputs.config, inputs.plan, records
     with keeper.phase("load"):
-        loaded = kept.load(config.model, config.lora, **inputs.load_options())
-    encoder = encoder_of(loaded, config.model, kept.patches, config.prompt)
+        loaded = process.load(config.model, config.lora, **inputs.load_options())
+    encoder = encoder_of(loaded, config.model, process.patches, config.prompt)
     write_preview(encoder, inputs.by_id[plan.order[0]], directory)
     places: dict[str, Any] = {"directory": directory, "seed": config.seed, "ranks": ranks}
     trainer = TRAINERS[config.training.trainer](loaded, encoder, config.training, **places)

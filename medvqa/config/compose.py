@@ -54,14 +54,16 @@ def run_name(*, _root_: DictConfig) -> str:
 
 def sweep_name(*, _root_: DictConfig) -> str:
     """Return the grid's directory name: the same command gives the same name."""
-    said = [*_root_.hydra.overrides.task]
+    overrides = [*_root_.hydra.overrides.task]
     for varied in ("params", "space"):  # of a grid, of a search
         values = _root_.hydra.sweeper.get(varied) or {}
-        said += [f"{key}={value}" for key, value in values.items()]
-    said = [text for text in said if not text.startswith("fresh=")]  # starts over in its place
-    swept = [text.partition("=")[0] for text in said if "," in text or "(" in text]
+        overrides += [f"{key}={value}" for key, value in values.items()]
+    overrides = [
+        text for text in overrides if not text.startswith("fresh=")
+    ]  # starts over in its place
+    swept = [text.partition("=")[0] for text in overrides if "," in text or "(" in text]
     keys = "+".join(re.sub(r"[^A-Za-z0-9_.]", "", key) for key in swept)[:60]
-    digest = hashlib.sha256(json.dumps(sorted(said)).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()
     return f"{keys or 'sweep'}-{digest[:8]}"
 
 
@@ -223,19 +225,19 @@ def compose_cells(
             run_mode=RunMode.MULTIRUN if is_sweep else RunMode.RUN,
             with_log_configuration=False,
         )
-        found: list[tuple[list[str], DictConfig]] = [([], config)]
+        composed: list[tuple[list[str], DictConfig]] = [([], config)]
         if is_sweep:
-            found = [
+            composed = [
                 (swept, hydra.config_loader.load_sweep_config(config, job))
                 for swept, job in cells(config)
             ]
-        for _, cell in found:
+        for _, cell in composed:
             _check_training_option(cell)
     finally:
         GlobalHydra.instance().clear()
-    if not found:
+    if not composed:
         raise UserError("this sweeper chooses its cells as it goes; check one cell without -m")
-    return found
+    return composed
 
 
 class CheckFirst(Callback):
@@ -282,8 +284,8 @@ class CheckFirst(Callback):
 def swept_keys(config: DictConfig) -> set[str]:
     """Return the keys that a sweep varies, whichever sweeper chooses their values."""
     parser = OverridesParser.create()
-    said = parser.parse_overrides(list(config.hydra.overrides.task))
-    keys = {override.get_key_element() for override in said if override.is_sweep_override()}
+    overrides = parser.parse_overrides(list(config.hydra.overrides.task))
+    keys = {override.get_key_element() for override in overrides if override.is_sweep_override()}
     for chosen in ("params", "space"):  # of a grid, of a search
         keys |= set(config.hydra.sweeper.get(chosen) or {})
     return {key.lstrip("+") for key in keys}

@@ -84,14 +84,14 @@ def _explain_one(error: BaseException, override: str | None) -> str | None:
     return _first_line(error) if isinstance(error, OmegaConfBaseException) else None
 
 
-def unknown_option(group: str, wanted: str, known: Sequence[str]) -> str:
+def unknown_option(group: str, name: str, known: Sequence[str]) -> str:
     """Return the message about an option that a config group does not have."""
     if not group:
-        return f"unknown config {wanted!r}"
-    if wanted == "submitit_slurm":  # what our launcher's file builds on
+        return f"unknown config {name!r}"
+    if name == "submitit_slurm":  # what our launcher's file builds on
         return f"hydra/launcher=slurm needs Hydra's submitit launcher: {SLURM_EXTRA}"
-    what = f"option {wanted!r} in config group {group!r}"
-    return _unknown(what, wanted, known, prefix=f"{group}=")
+    what = f"option {name!r} in config group {group!r}"
+    return _unknown(what, name, known, prefix=f"{group}=")
 
 
 def _unknown_key(error: ConfigKeyError | ConfigAttributeError) -> str:
@@ -104,8 +104,8 @@ def _unknown_key(error: ConfigKeyError | ConfigAttributeError) -> str:
     return _unknown(f"key {full_key!r}", str(error.key), known, prefix=prefix)
 
 
-def _unknown(what: str, wanted: str, known: Sequence[str], *, prefix: str) -> str:
-    near = difflib.get_close_matches(wanted, known, 3, 0.5)
+def _unknown(what: str, name: str, known: Sequence[str], *, prefix: str) -> str:
+    near = difflib.get_close_matches(name, known, 3, 0.5)
     suffix = "" if prefix.endswith("=") else "="
     hint = f"; did you mean {' or '.join(f'{prefix}{n}{suffix}' for n in near)}?" if near else ""
     return f"unknown {what}{hint}" + (f"\n  known: {', '.join(known)}" if known else "")

@@ -11,8 +11,8 @@ NOT_RESULTS = ("tracking", "study", "fresh", "training.gpus")
 
 def run_id(config: Mapping[str, Any]) -> str:
     """Return 12 hexadecimal digits that name the resolved config, as far as it changes results."""
-    kept = results_only(config)
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+    settings = results_only(config)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def results_only(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -33,7 +33,7 @@ def measure(
 
 def refusal(config: ContaminationConfig, overlap: Overlap) -> str | None:
     """Return in one line why the gate ends the run under `refuse`; None if it does not."""
-    above = [reason for found in overlap.sets for reason in _above(config, found)]
+    above = [reason for set_overlap in overlap.sets for reason in _above(config, set_overlap)]
     if not above:
         return None
     rows = f"{len(overlap.training_rows):,} of {overlap.num_training_rows:,} training rows"
@@ -43,17 +43,17 @@ def refusal(config: ContaminationConfig, overlap: Overlap) -> str | None:
     )
 
 
-def _above(config: ContaminationConfig, found: SetOverlap) -> list[str]:
-    where = f"data.evaluation.{found.name}"
+def _above(config: ContaminationConfig, shares: SetOverlap) -> list[str]:
+    where = f"data.evaluation.{shares.name}"
     reasons = []
-    if found.image_overlap > config.max_image_overlap:
+    if shares.image_overlap > config.max_image_overlap:
         reasons.append(
-            f"{found.num_shared:,} of {found.num_pictures:,} pictures of {where} occur in training "
-            f"(contamination.max_image_overlap={config.max_image_overlap:g})"
+            f"{shares.num_shared:,} of {shares.num_pictures:,} pictures of {where} occur in "
+            f"training (contamination.max_image_overlap={config.max_image_overlap:g})"
         )
-    if found.item_overlap > config.max_item_overlap:
+    if shares.item_overlap > config.max_item_overlap:
         reasons.append(
-            f"{found.num_items:,} of {found.num_questions:,} questions of {where} occur in "
+            f"{shares.num_items:,} of {shares.num_questions:,} questions of {where} occur in "
             "training with the same answer and picture "
             f"(contamination.max_item_overlap={config.max_item_overlap:g})"
         )
@@ -72,7 +72,7 @@ def kept_rows(
     Args:
         config: What to do about an overlap.
         training: The pool.
-        overlap: What `measure` found.
+        overlap: What `measure` returned.
         expected: The user has said that evaluation sets hold training rows, so nothing is refused.
 
     Raises:
@@ -90,11 +90,11 @@ def kept_rows(
         log.warning("not refused, because of data.allow_training_rows=true: %s", reason)
     if config.action is not Contamination.drop:
         return list(training)
-    kept = [example for example in training if example.id not in overlap.training_rows]
-    if not kept:
+    retained = [example for example in training if example.id not in overlap.training_rows]
+    if not retained:
         raise UserError("contamination=drop leaves no training row; choose another data=")
-    log.info("contamination=drop: %s training rows left out", f"{len(training) - len(kept):,}")
-    return kept
+    log.info("contamination=drop: %s training rows left out", f"{len(training) - len(retained):,}")
+    return retained
 
 
 def headline(config: ContaminationConfig, overlap: Overlap) -> dict[str, Any]:
@@ -105,13 +105,13 @@ def headline(config: ContaminationConfig, overlap: Overlap) -> dict[str, Any]:
         "num_training_rows_concerned": len(overlap.training_rows),
         "num_dropped": len(overlap.training_rows) if dropped else 0,
         "sets": {
-            found.name: {
-                "image_overlap": found.image_overlap,
-                "item_overlap": found.item_overlap,
-                "num_shared_pictures": found.num_shared,
-                "num_items": found.num_items,
+            set_overlap.name: {
+                "image_overlap": set_overlap.image_overlap,
+                "item_overlap": set_overlap.item_overlap,
+                "num_shared_pictures": set_overlap.num_shared,
+                "num_items": set_overlap.num_items,
             }
-            for found in overlap.sets
+            for set_overlap in overlap.sets
         },
     }
 
@@ -119,8 +119,8 @@ def headline(config: ContaminationConfig, overlap: Overlap) -> dict[str, Any]:
 def flat(overlap: Overlap) -> dict[str, float]:
     """Return `contamination/<set>/<share>` -> value, for a tracker."""
     return {
-        f"contamination/{found.name}/{share}": getattr(found, share)
-        for found in overlap.sets
+        f"contamination/{set_overlap.name}/{share}": getattr(set_overlap, share)
+        for set_overlap in overlap.sets
         for share in ("image_overlap", "item_overlap")
     }
 
@@ -135,7 +135,10 @@ def as_json(config: ContaminationConfig, overlap: Overlap) -> dict[str, Any]:
         "max_image_overlap": config.max_image_overlap,
         "max_item_overlap": config.max_item_overlap,
         "refusal": refusal(config, overlap),
-        "sets": {found["name"]: {**found, **shares[found["name"]]} for found in values["sets"]},
+        "sets": {
+            set_overlap["name"]: {**set_overlap, **shares[set_overlap["name"]]}
+            for set_overlap in values["sets"]
+        },
         "num_unreadable": len(overlap.unreadable),
         "unreadable": list(overlap.unreadable[:SHOWN_MATCHES]),
         "num_matches": len(overlap.matches),

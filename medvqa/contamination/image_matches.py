@@ -102,7 +102,7 @@ class PictureFinder:
         self._cropped = NearIndex(hashes.reshape(-1, num_words), max_distance=max_distance)
         self._whole = NearIndex(whole.reshape(-1, num_words), max_distance=max_distance)
         self.matches: list[Match] = []
-        self.found: dict[Key, set[int]] = {}
+        self.indices_by_key: dict[Key, set[int]] = {}
         self.same_file: set[int] = set()
         self.upright: set[int] = set()
 
@@ -126,7 +126,7 @@ class PictureFinder:
         hashes = np.concatenate([hash_words(block[n].hashes) for n in hashed])
         for (position, index), (distance, mirrored) in self._near(hashes).items():
             key, picture = keys[hashed[position]], block[hashed[position]]
-            if index not in self.found.get(key, ()):
+            if index not in self.indices_by_key.get(key, ()):
                 self._found(key, index, picture.name, distance, mirrored=mirrored)
 
     def _near(self, hashes: "NDArray[np.uint64]") -> dict[tuple[int, int], tuple[int, bool]]:
@@ -151,7 +151,7 @@ class PictureFinder:
     def _found(
         self, key: Key, index: int, name: str, distance: int | None, *, mirrored: bool
     ) -> None:
-        self.found.setdefault(key, set()).add(index)
+        self.indices_by_key.setdefault(key, set()).add(index)
         if not mirrored:
             self.upright.add(index)
         self.matches.append(Match(self.pictures.names[index], name, distance, mirrored))

@@ -42,15 +42,15 @@ class NearIndex:
         """Return query, index and distance of each pair within the distance; pairs come once."""
         import numpy as np
 
-        found = [
+        matches = [
             (query + start, index, distance)
             for start in range(0, len(queries), BLOCK)
             for query, index, distance in [self._search_block(queries[start : start + BLOCK])]
         ]
-        if not found:
+        if not matches:
             nothing = np.empty(0, np.int64)
             return nothing, nothing, nothing
-        query, index, distance = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        query, index, distance = (np.concatenate(parts) for parts in zip(*matches, strict=True))
         return query, index, distance
 
     def _search_block(self, queries: "Hashes") -> "tuple[Indices, Indices, Indices]":

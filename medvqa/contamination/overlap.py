@@ -150,7 +150,7 @@ class _Tally:
         finder: PictureFinder,
     ) -> None:
         self.pictures, self.finder = pictures, finder
-        self.shared = {index for found in finder.found.values() for index in found}
+        self.shared = {index for indices in finder.indices_by_key.values() for index in indices}
         self.training_rows: set[str] = set()
         self.repeats: set[Item] = set()
         self.items: set[tuple[Item, int]] = set()
@@ -166,7 +166,7 @@ class _Tally:
 
     def add(self, example: Example) -> None:
         """Count one training row."""
-        shown = set().union(*(self.finder.found.get(key, ()) for key in keys_of(example)))
+        shown = set().union(*(self.finder.indices_by_key.get(key, ()) for key in keys_of(example)))
         if shown:
             self.training_rows.add(example.id)
         for item in _items(example):

@@ -122,15 +122,15 @@ def at_most(pool: Pool, size: int | None, *, seed: int) -> Pool:
     """Return the set, or a seeded sample of its rows where it has more than are to be asked."""
     if size is None or len(pool.examples) <= size:
         return pool
-    kept = sample(pool.examples, size, seed=seed, setting="data.evaluation_limit")
+    retained = sample(pool.examples, size, seed=seed, setting="data.evaluation_limit")
     if len(pool.parts) == 1:
-        counts = dict.fromkeys(pool.parts, len(kept))
+        counts = dict.fromkeys(pool.parts, len(retained))
     else:  # a mixture's ids begin with the part's name
-        counts = dict(Counter(example.id.partition("/")[0] for example in kept))
+        counts = dict(Counter(example.id.partition("/")[0] for example in retained))
     parts = {
         name: part._replace(num_sampled=counts.get(name, 0)) for name, part in pool.parts.items()
     }
-    return pool._replace(examples=kept, parts=parts)
+    return pool._replace(examples=retained, parts=parts)
 
 
 def _load_source(config: RowsConfig, seed: int, size: int | None, setting: str) -> Pool:

@@ -26,12 +26,12 @@ def usable(examples: Sequence[Example], bad_rows: BadRows) -> list[Example]:
     Every picture is decoded only where rows may be skipped, so that which are depends on the data
     alone. Where none may, `check_images` is for those that a run will use.
     """
-    kept = []
+    readable = []
     for example in examples:
         with bad_rows.row():
             _check_texts(example)
-            kept.append(example)
-    return verify_images(kept, bad_rows) if bad_rows.limit else kept
+            readable.append(example)
+    return verify_images(readable, bad_rows) if bad_rows.limit else readable
 
 
 def verify_images(examples: Sequence[Example], bad_rows: BadRows) -> list[Example]:

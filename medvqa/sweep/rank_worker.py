@@ -24,7 +24,7 @@ from medvqa.config.compose import typed
 from medvqa.config.errors import UserError
 from medvqa.config.fast_exit import leave_at_once
 from medvqa.models.load import load_in_own_process
-from medvqa.run import Kept, run_rank
+from medvqa.run import ProcessState, run_rank
 from medvqa.tracking import record
 from medvqa.training.ranks import join, leave
 from medvqa.training.torchrun import MISTAKES
@@ -60,7 +60,7 @@ def main() -> None:
 def _run(directory: Path, settings: Mapping[str, Any]) -> None:
     config = typed(settings["config"])
     ranks = join(config.model.device)
-    run_rank(config, directory, settings, Kept(load_in_own_process), ranks)
+    run_rank(config, directory, settings, ProcessState(load_in_own_process), ranks)
     leave()
 
 

@@ -10,7 +10,7 @@ from medvqa.data.pool import load_sets
 from medvqa.export.command import ExportOptions, export
 from medvqa.models.load import load_model
 from medvqa.models.trained import read_trained
-from medvqa.run import Kept, run
+from medvqa.run import ProcessState, run
 from medvqa.serve.answering import Answerer, Question
 from medvqa.tracking.record import read_lines
 from tests.conftest import SHARED
@@ -23,7 +23,7 @@ STEPS = 4
 def execute(overrides, directory, load=load_model):
     values = resolved(composed(*overrides))
     settings = {"config": values, "overrides": list(overrides), "run_id": directory.name}
-    run(typed(values), directory=directory, settings=settings, kept=Kept(load))
+    run(typed(values), directory=directory, settings=settings, process=ProcessState(load))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

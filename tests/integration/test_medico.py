@@ -9,7 +9,7 @@ from medvqa.cli import register
 from medvqa.config.compose import resolved, typed
 from medvqa.config.errors import UserError
 from medvqa.export.command import main_export
-from medvqa.run import Kept, run
+from medvqa.run import ProcessState, run
 from tests.conftest import ROOT
 from tests.copies import picture
 
@@ -50,7 +50,7 @@ def finished(copy, directory, *overrides):
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         values = resolved(compose("config", list(overrides)))
     settings = {"config": values, "overrides": list(overrides), "run_id": "0", "sweep": None}
-    run(typed(values), directory, settings, Kept())
+    run(typed(values), directory, settings, ProcessState())
     return directory
 
 

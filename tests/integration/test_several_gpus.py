@@ -21,7 +21,7 @@ from medvqa.config.training import Engine, TrainingConfig
 from medvqa.evaluation.evaluate import shares_by_picture, without_images
 from medvqa.fast.choice import make_engine
 from medvqa.models.load import load_model
-from medvqa.run import Kept, run_rank
+from medvqa.run import ProcessState, run_rank
 from medvqa.tracking.record import read_lines
 from medvqa.training.gradient_sum import NUM_BUCKETS, GradientSum
 from medvqa.training.loop import Trainer, _step_seed
@@ -56,7 +56,7 @@ def alone(directory, config):
     """Make the run of a stored config in this process."""
     config = {**config, "training": {**config["training"], "gpus": 1}}
     settings = {"config": config, "overrides": [], "run_id": "-"}
-    run_rank(typed(config), directory, settings, Kept())
+    run_rank(typed(config), directory, settings, ProcessState())
 
 
 def assert_close(ours, theirs, tolerance, place):

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 
 from medvqa.cli import register
 from medvqa.config.compose import resolved, typed
-from medvqa.run import Kept, run
+from medvqa.run import ProcessState, run
 from medvqa.tracking.record import read_lines
 from tests import copies
 from tests.conftest import ROOT
@@ -83,7 +83,7 @@ def test_a_pool_trains_and_is_evaluated(pool, shared, tmp_path, monkeypatch):
         values = resolved(compose("config", overrides))
     directory = tmp_path / "run"
     settings = {"config": values, "overrides": overrides, "run_id": "0", "sweep": None}
-    run(typed(values), directory, settings, Kept())
+    run(typed(values), directory, settings, ProcessState())
     record = json.loads((directory / "run.json").read_text())
     assert record["state"] == "finished"
     parts = record["data"]["training"]["parts"]

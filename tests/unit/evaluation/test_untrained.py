@@ -12,7 +12,7 @@ from medvqa.config.errors import UserError
 from medvqa.config.identity import run_id
 from medvqa.models.adapter import save_adapter
 from medvqa.report.study import read_study
-from medvqa.run import Kept, run
+from medvqa.run import ProcessState, run
 from medvqa.tracking.record import read_json, read_lines
 from tests.unit.config.test_compose import composed
 
@@ -27,7 +27,7 @@ def evaluate(directory, *overrides):
     cfg = composed(*SHORT, *overrides)
     values = resolved(cfg)
     settings = {"config": values, "overrides": list(overrides), "run_id": run_id(values)}
-    run(typed(cfg), directory, settings, Kept())
+    run(typed(cfg), directory, settings, ProcessState())
     return read_lines(directory / "evaluation" / "final" / "test" / "predictions.jsonl")
 
 

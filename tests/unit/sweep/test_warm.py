@@ -6,7 +6,7 @@ import torch
 from medvqa.config.compose import resolved, typed
 from medvqa.config.lora import LoraConfig
 from medvqa.models.load import load_model
-from medvqa.run import Kept, run
+from medvqa.run import ProcessState, run
 from medvqa.sweep import warm
 from medvqa.sweep.job import Job
 from medvqa.sweep.warm import WarmModels
@@ -85,7 +85,7 @@ def test_a_fused_engine_changes_nothing_for_the_next_job_of_that_engine(models, 
         values = resolved(composed(*overrides, "data.evaluation.test.limit=16", f"seed={seed}"))
         settings = {"config": values, "overrides": [], "run_id": name}
         directory = tmp_path / name
-        run(typed(values), directory, settings, Kept(load, patches))
+        run(typed(values), directory, settings, ProcessState(load, patches))
         return tmp_path / name
 
     cell("first", 1, models.load, models.patches)
