@@ -19,8 +19,7 @@ from medvqa.models.encode import encoder_of
 from medvqa.models.load import load_model
 from medvqa.models.patches import Patches
 from medvqa.models.sample import write_preview
-from medvqa.tracking import identity, record
-from medvqa.tracking.files import set_aside
+from medvqa.tracking import files, identity, record
 from medvqa.tracking.wandb_mirror import Records, log_step, tracker
 from medvqa.training.ranks import ALONE, Ranks
 from medvqa.training.torchrun import run_ranks
@@ -53,7 +52,7 @@ def run(config: Config, directory: Path, settings: Settings, process: ProcessSta
     """
     with record.directory_lock(directory, patience_s=record.PATIENCE_S):
         if config.fresh:
-            set_aside(directory)
+            files.set_aside(directory)
         rows = Inputs(config, process.cache).row_hashes
         if identity.is_finished(directory, settings["config"], rows):
             log.info("this run is finished already; fresh=true starts it over")
