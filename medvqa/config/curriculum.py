@@ -67,9 +67,11 @@ class StageConfig:
     """One stage: what it draws, how long it lasts, what happens at its start.
 
     Attributes:
+        name: Names the stage in logs, records and plots.
         levels: Difficulties that the stage draws from; all if null.
         quota: At most so many different examples (a seeded choice); all that match if null.
         share: Part of `training.max_steps`, in (0, 1]. Give exactly one of share, steps, epochs.
+        steps: Optimiser steps of the stage.
         epochs: Passes over the stage's examples.
         learning_rate: `continue` the one schedule, `rewarm` to it over the warm-up steps, or
             `restart` a schedule of the stage's own.
@@ -101,6 +103,9 @@ class CurriculumConfig:
 
     With `merge: shuffle` the result is one stage that holds exactly the multiset of examples
     that the same stages in sequence consume: the control for the question "does order matter?".
+
+    Attributes:
+        name: Names the curriculum in the run's directory, in records and in reports.
     """
 
     name: str = named()

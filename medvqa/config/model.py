@@ -50,6 +50,8 @@ class ModelConfig:
     Attributes:
         name: Hub id, or `medvqa/tiny` for the embedded one.
         path: Local directory in the hub's layout, used in place of the hub.
+        revision: Commit, tag or branch of the hub's repository; its main branch if null.
+        load_in_4bit: Store the frozen weights in 4 bits (NF4 of bitsandbytes); needs a GPU.
         min_pixels: Qwen's pixel budget of an image, lower end; smaller ones are scaled up.
         max_pixels: Qwen's pixel budget of an image, upper end; larger ones are scaled down. Without
             it, 512 x 512.

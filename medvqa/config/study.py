@@ -24,6 +24,7 @@ class PlannedComparison:
         a: Curriculum of the claim.
         b: Curriculum of the control.
         set: Evaluation set.
+        metric: A metric of results.json.
     """
 
     a: str = MISSING

@@ -22,6 +22,9 @@ class TrackingConfig:
     """Weights & Biases; it mirrors the run's files.
 
     Attributes:
+        project: W&B project.
+        entity: W&B user or team; the key's own if null.
+        tags: W&B tags of the run.
         group: Joins the runs of one study; a sweep's directory name if null.
         table_rows: Predictions with images in the table, so that a log stays small.
     """

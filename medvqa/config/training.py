@@ -7,7 +7,7 @@ from medvqa.config.bounds import bounded, check
 
 
 class Optimizer(Enum):
-    """`adamw_8bit` is bitsandbytes' and needs CUDA; elsewhere plain AdamW serves, said aloud."""
+    """`adamw_8bit` is bitsandbytes' and needs CUDA; elsewhere plain AdamW serves and a line warns."""
 
     adamw_8bit = "adamw_8bit"
     adamw = "adamw"
@@ -54,10 +54,17 @@ class TrainingConfig:
         gpus: Processes that share each effective batch, a GPU each; see docs/several_gpus.md.
             With model.device=cpu they share the processor.
         max_steps: Optimiser steps that the stages' shares divide.
+        micro_batch_size: Examples per forward and backward pass.
+        accumulation_steps: Passes per optimiser step.
+        learning_rate: Peak, at the end of the warm-up.
         warmup_steps: Steps of the warm-up; derived from the plan if null, see
             `medvqa.training.schedule`.
-        trainer: See `TrainerName`; `trl` takes micro_batch_size as it is, on one GPU.
-        loss_on: See `LossOn`; `text` needs `trainer=trl`.
+        weight_decay: Of AdamW, decoupled from the gradient.
+        max_grad_norm: Gradients with a larger norm are scaled down to this one.
+        trainer: Who takes the optimiser steps: this package's loop, or TRL's SFTTrainer, which
+            takes micro_batch_size as it is and one GPU.
+        loss_on: Tokens that the loss covers: the answer's, or also the prompt's without image
+            tokens; `text` needs `trainer=trl`.
         checkpoint_every: Steps between checkpoints; a killed run goes on from the last one.
         gradient_checkpointing: Recompute activations; slower, for when memory is short.
         fit_micro_batch: On a GPU, compute as much of the effective batch at once as its memory

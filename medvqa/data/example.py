@@ -63,8 +63,15 @@ class Prediction:
     """A model's answer to one example, with all that scoring needs.
 
     Attributes:
+        id: Of the example.
+        question: As the data set asks it.
+        references: The right answers.
+        prediction: The model's answer, after post-processing.
+        answer_type: Whether the question is open or closed.
+        source: Name of the data set.
+        split: Split of the data set.
         cluster: Identity of the picture(s); questions of one cluster are not independent.
-        options: As in `Example`.
+        options: The choices of a multiple-choice question; empty for all other questions.
         cut: Whether the answer hit the limit of new tokens; None if that is unknown.
         likelihood: Log-probabilities of the candidates by kind, where these gave the answer.
         level: Difficulty that the data set states, such as Kvasir-VQA-x1's complexity 1 to 3.
@@ -92,7 +99,14 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A mean with its count and 95 % interval; `low` and `high` are in the metric's unit."""
+    """A mean with its count and 95 % interval.
+
+    Attributes:
+        mean: In the metric's unit.
+        low: Lower end of the interval, in the same unit.
+        high: Upper end of the interval.
+        num_examples: Questions that the metric applies to.
+    """
 
     mean: float
     low: float

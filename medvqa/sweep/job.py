@@ -110,6 +110,8 @@ class Status:
     """What status.json says about a job; the launcher alone writes it.
 
     Attributes:
+        state: Of the job; run.json has the state of the run.
+        pid: Process that runs the job.
         slot: GPU index, several with commas, or "" on a CPU.
         seconds: Wall time of the last attempt, by a clock that never goes backwards.
         exit_code: Negative for a signal; None while it runs.
