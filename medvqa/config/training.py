@@ -7,7 +7,7 @@ from medvqa.config.bounds import bounded, check
 
 
 class Optimizer(Enum):
-    """`adamw_8bit` is bitsandbytes' and needs CUDA; elsewhere plain AdamW serves and a line warns."""
+    """`adamw_8bit` is bitsandbytes' and needs CUDA; elsewhere plain AdamW serves, logged."""
 
     adamw_8bit = "adamw_8bit"
     adamw = "adamw"
