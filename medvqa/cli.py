@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from medvqa.config.command_line import COLUMNS, example_lines
 from medvqa.config.compose import checked, config_directory, hydra_files, register, resolved
-from medvqa.config.errors import MISTAKES, Refused, explain, raised_in
+from medvqa.config.errors import MISTAKES, Refused, explain, printable, raised_in
 from medvqa.config.fast_exit import leave_at_once
 from medvqa.config.identity import run_id
 from medvqa.config.secrets import masked_text
@@ -206,7 +206,7 @@ def _ending(error: BaseException) -> tuple[str, int]:
 
 
 def _fail(text: str, code: int) -> None:
-    text = masked_text(text)
+    text = "\n".join(map(printable, masked_text(text).split("\n")))
     if len(text) > MAX_MESSAGE:  # the beginning names the mistake, the end the way out
         text = f"{text[: MAX_MESSAGE - 500]} ... {text[-400:]}"
     sys.stderr.write(f"medvqa: {text}\n")

@@ -1,23 +1,32 @@
 """What a run consumes, known before a model is loaded: rows -> contamination gate -> plan."""
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from medvqa.config.schema import Config
 from medvqa.contamination import gate
+from medvqa.contamination.hash_cache import open_cache
+from medvqa.contamination.hashing import contents_sha256
 from medvqa.contamination.overlap import Overlap
 from medvqa.curriculum import Plan, plan_curriculum, stage_pools
 from medvqa.data.example import Example
 from medvqa.data.pool import Pool, load_pool, load_sets, rows_sha256
-from medvqa.data.verification import check_images
+from medvqa.data.verification import check_images, stored_images
 from medvqa.evaluation.bertscore import check_encoder
 from medvqa.models.encode import Encoder
 from medvqa.models.hub import check_base
+from medvqa.models.source import base_folder, files_sha256
+from medvqa.tracking.wandb_mirror import resolve_mode
 from medvqa.training.schedule import warmup_steps
 
 log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+PICTURES = "/pictures"  # no name of a set holds a slash
 
 
 class Inputs:
@@ -36,35 +45,45 @@ class Inputs:
     def pool(self) -> Pool:
         """All training rows, before the gate; images stay where they are."""
         data = self.config.data
-        key = f"pool {data!r}"
-        if key not in self._cache:
-            self._cache[key] = load_pool(data, seed=data.seed)
-        pool: Pool = self._cache[key]
-        return pool
+        return self._once(f"pool {data!r}", lambda: load_pool(data, seed=data.seed))
 
     @cached_property
     def sets(self) -> Mapping[str, Pool]:
         """The evaluation sets by name."""
-        key = f"sets {self.config.data!r}"
+        data = self.config.data
+        return self._once(f"sets {data!r}", lambda: load_sets(data))
+
+    def _once(self, key: str, compute: Callable[[], Value]) -> Value:
         if key not in self._cache:
-            self._cache[key] = load_sets(self.config.data)
-        sets: Mapping[str, Pool] = self._cache[key]
-        return sets
+            self._cache[key] = compute()
+        value: Value = self._cache[key]
+        return value
 
     def row_hashes(self) -> dict[str, str]:
-        """Return a hash of each pool's rows before the gate: questions, answers, types, images."""
-        pools = dict(self.sets)
-        if not self.config.only_evaluate:
-            pools = {"training": self.pool, **pools}
-        return {name: rows_sha256(pool.examples, with_types=True) for name, pool in pools.items()}
+        """Return hashes of what a run reads, before the gate.
+
+        Each pool has one of its rows (questions, answers, types, names of pictures) and one of its
+        pictures' bytes. A base on this machine, and an adapter, have one of their files.
+        """
+        config = self.config
+        pools = {} if config.only_evaluate else {"training": self.pool}
+        hashes = self._once(
+            f"hashes {config.data!r} {config.only_evaluate}",
+            lambda: _hashes({**pools, **self.sets}),
+        )
+        adapter = Path(config.adapter) if config.adapter else None
+        folders = {"base": base_folder(config.model), "adapter": adapter}
+        stored = {name: folder for name, folder in folders.items() if folder and folder.is_dir()}
+        return {**hashes, **{name: files_sha256(folder) for name, folder in stored.items()}}
 
     def check(self) -> None:
         """Find mistakes that cost nothing, before every picture is read.
 
         Raises:
-            UserError: If model path, encoder or data are wrong, or a stage asks for more
-                examples than there are.
+            UserError: If there is no key for online tracking, model path, encoder or data are
+                wrong, or a stage asks for more examples than there are.
         """
+        resolve_mode(self.config.tracking.mode, os.environ)
         check_base(self.config.model)
         self.check_data()
 
@@ -78,13 +97,11 @@ class Inputs:
     @cached_property
     def overlap(self) -> Overlap:
         """The overlap of the pool and every evaluation set."""
-        key = f"overlap {self.config.data!r} {self.config.contamination.max_distance}"
-        if key not in self._cache:
-            self._cache[key] = gate.measure(
-                self.config.contamination, self.pool.examples, self.questions
-            )
-        overlap: Overlap = self._cache[key]
-        return overlap
+        config = self.config.contamination
+        return self._once(
+            f"overlap {self.config.data!r} {config.max_distance}",
+            lambda: gate.measure(config, self.pool.examples, self.questions),
+        )
 
     def show_overlap(self) -> None:
         """Print the overlap as a table, once per overlap that the cache holds."""
@@ -180,3 +197,15 @@ class Inputs:
             f"{len(pool):,} training examples ({seen / len(pool):.0%}); "
             f"evaluation sets: {', '.join(counts) or 'none'}"
         )
+
+
+def _hashes(pools: Mapping[str, Pool]) -> dict[str, str]:
+    rows = {name: rows_sha256(pool.examples, with_types=True) for name, pool in pools.items()}
+    images = {name: list(stored_images(pool.examples).values()) for name, pool in pools.items()}
+    with open_cache() as cache:
+        pictures = {
+            f"{name}{PICTURES}": contents_sha256(stored, cache)
+            for name, stored in images.items()
+            if stored
+        }
+    return {**rows, **pictures}

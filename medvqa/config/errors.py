@@ -37,6 +37,11 @@ class Refused(BaseException):
     """Carries a mistake, its cause, past Hydra, which turns an `Exception` into its own message."""
 
 
+def printable(text: object) -> str:
+    """Return a name without line breaks and other characters that a terminal acts on."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
 def explain(error: BaseException) -> str:
     """Return what went wrong; a second line holds the choices where there are some."""
     if isinstance(error, UserError):

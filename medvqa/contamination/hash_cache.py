@@ -52,12 +52,13 @@ class HashCache:
         query = "select hashes from hashes where sha256 = ? and mirrored = ?"
         return self._run(query, sha256, int(mirrored))
 
-    def keep(
-        self, fingerprint: str | None, sha256: bytes, hashes: bytes, *, mirrored: bool
-    ) -> None:
-        """Write both to the disk."""
+    def keep_file(self, fingerprint: str | None, sha256: bytes) -> None:
+        """Write the SHA-256 of a file's bytes to the disk, if the file has a fingerprint."""
         if fingerprint is not None:
             self._run("insert or replace into files values (?, ?)", fingerprint, sha256)
+
+    def keep_hashes(self, sha256: bytes, hashes: bytes, *, mirrored: bool) -> None:
+        """Write the hashes to the disk."""
         self._run("insert or replace into hashes values (?, ?, ?)", sha256, int(mirrored), hashes)
 
     def _run(self, query: str, *values: str | bytes | int) -> bytes | None:

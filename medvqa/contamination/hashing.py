@@ -32,8 +32,32 @@ def hash_pictures(
 ) -> Iterator[HashedPicture]:
     """Yield one result a source, in order; a picture that cannot be read yields its error."""
     # Decoding and scaling leave the interpreter's lock, so threads use all cores.
-    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+    with _threads() as pool:
         yield from pool.map(lambda source: _hash(source, cache, mirrored=mirrored), sources)
+
+
+def contents_sha256(sources: Sequence[ImageSource], cache: HashCache) -> str:
+    """Return a hash over the bytes of the pictures, in order; one that cannot be read has none."""
+    with _threads() as pool:
+        parts = pool.map(lambda source: _content(source, cache), sources)
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)))
+
+
+def _content(source: ImageSource, cache: HashCache) -> bytes:
+    fingerprint = source.fingerprint() if isinstance(source, Fingerprinted) else None
+    known = None if fingerprint is None else cache.sha256(fingerprint)
+    if known is not None:
+        return known
+    try:
+        sha256 = hashlib.sha256(source.read()).digest()
+    except UserError:  # the check of the pictures names it
+        return bytes(32)
+    cache.keep_file(fingerprint, sha256)
+    return sha256
 
 
 def _hash(source: ImageSource, cache: HashCache, *, mirrored: bool) -> HashedPicture:
@@ -52,5 +76,6 @@ def _hash(source: ImageSource, cache: HashCache, *, mirrored: bool) -> HashedPic
             hashes = perceptual_hashes(source.name, data, mirrored=mirrored)
     except UserError as error:
         return HashedPicture(source.name, b"", b"", str(error))
-    cache.keep(fingerprint, sha256, hashes, mirrored=mirrored)
+    cache.keep_file(fingerprint, sha256)
+    cache.keep_hashes(sha256, hashes, mirrored=mirrored)
     return HashedPicture(source.name, sha256, hashes)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medvqa.config.errors import UserError
+from medvqa.config.errors import UserError, printable
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +96,9 @@ def _mismatch(chosen: Columns, roles: Sequence[str], present: Sequence[str], pla
     free = iter([name for name in present if name not in used])
     line = {role: spec for role, spec in chosen.items() if role not in roles}
     line |= {role: next(free, "COLUMN") for role in roles}
-    names = ", ".join(map(_plain, present))
+    names = ", ".join(map(printable, present))
     asked = ", ".join(
-        role if chosen.get(role, role) == role else f"{role} ({_plain(chosen[role])})"
+        role if chosen.get(role, role) == role else f"{role} ({printable(chosen[role])})"
         for role in roles
     )
     return (
@@ -108,12 +108,7 @@ def _mismatch(chosen: Columns, roles: Sequence[str], present: Sequence[str], pla
 
 
 def _shown(columns: Columns) -> str:
-    return ", ".join(f"{role}: {_plain(spec)}" for role, spec in columns.items())
-
-
-def _plain(name: object) -> str:
-    """Return a name without line breaks and other characters that a terminal acts on."""
-    return str(name).encode("unicode_escape").decode() if not str(name).isprintable() else str(name)
+    return ", ".join(f"{role}: {printable(spec)}" for role, spec in columns.items())
 
 
 def cell(row: Mapping[str, Any], spec: Any) -> Any:

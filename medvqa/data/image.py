@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medvqa.config.errors import UserError
+from medvqa.config.errors import UserError, printable
 from medvqa.data.dicom import is_dicom, open_dicom, read_header
 from medvqa.data.example import ImageSource
 from medvqa.data.pixels import to_rgb
@@ -32,6 +32,10 @@ class ImageTooLargeError(UserError):
     """More pixels than may be decoded: a bomb, or simply too much."""
 
 
+class ImageUnsuitableError(UserError):
+    """A sound picture that no model here takes: several frames, or too long and narrow."""
+
+
 @dataclass(frozen=True)
 class ImageFile:
     """An image in a file of its own."""
@@ -48,7 +52,7 @@ class ImageFile:
         try:
             return read_regular(self.path, MAX_BYTES)
         except UserError as error:
-            raise UserError(f"cannot read image {self.path}: {error}") from error
+            raise UserError(f"cannot read image {printable(self.path)}: {error}") from error
 
     def fingerprint(self) -> str | None:
         """Return what changes with the file; see `file_fingerprint`."""
@@ -167,7 +171,7 @@ def _opened(
     """Open the picture, checked; whatever fails while it is open names it."""
     from PIL import Image, UnidentifiedImageError
 
-    data = source.read()
+    data, name = source.read(), printable(source.name)
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     try:
         with warnings.catch_warnings():
@@ -182,16 +186,16 @@ def _opened(
                     _check(image, limit)
                     yield image
     except UserError as error:
-        raise type(error)(f"image {source.name} {error}") from None
+        raise type(error)(f"image {name} {error}") from None
     except Image.DecompressionBombError:  # Pillow refuses some before we can count
         raise ImageTooLargeError(
-            f"image {source.name} has too many pixels; the limit is {limit:,}"
+            f"image {name} has too many pixels; the limit is {limit:,}"
         ) from None
     except UnidentifiedImageError as error:  # its own text is a memory address
-        raise UserError(f"image {source.name} is broken or no image: unknown format") from error
+        raise UserError(f"image {name} is broken or no image: unknown format") from error
     except Exception as error:  # decoders of broken files raise a dozen unrelated types
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"image {source.name} is broken or no image: {reason}") from error
+        raise UserError(f"image {name} is broken or no image: {reason}") from error
 
 
 def image_size(
@@ -223,14 +227,16 @@ def _check(image: "Image.Image", max_pixels: int) -> None:
     num_frames = getattr(image, "n_frames", 1)
     # A phone's MPO file is a JPEG with a preview, a gain map or the other eye behind it.
     if num_frames > 1 and image.format != "MPO":
-        raise UserError(f"has {num_frames} frames; save the frame that the question is about")
+        raise ImageUnsuitableError(
+            f"has {num_frames} frames; save the frame that the question is about"
+        )
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageTooLargeError(f"has {width * height:,} pixels; the limit is {max_pixels:,}")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise UserError(
+        raise ImageUnsuitableError(
             f"is {width} x {height} pixels; one side may be at most {MAX_ASPECT_RATIO} times the "
             "other: crop or pad it"
         )

@@ -4,19 +4,19 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Any
 
 from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
-from medvqa.data.example import Example
-from medvqa.data.image import ImageBytes, ImageFile, check_decodes
+from medvqa.data.example import Example, ImageSource
+from medvqa.data.image import check_decodes
+from medvqa.data.phantom_drawing import PhantomImage
 from medvqa.data.prefetch import ahead
-from medvqa.data.storage.archive import ZipImage
 from medvqa.data.storage.hub import RowImage
 
 # A tokenizer reads these as its own; in a question they would open a turn or stand for an image.
 CHAT_TOKEN = re.compile(r"<\|[a-z_]+\|>")
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # no encoding can write it
-Stored = ImageFile | ZipImage | RowImage | ImageBytes  # a picture that is drawn cannot be damaged
 MAX_VERIFIED = 20_000
 
 
@@ -36,8 +36,9 @@ def usable(examples: Sequence[Example], bad_rows: BadRows) -> list[Example]:
 
 def verify_images(examples: Sequence[Example], bad_rows: BadRows) -> list[Example]:
     """Return the examples whose pictures all decode; each picture is decoded once, by threads."""
-    distinct = {key: image for example in examples for key, image in _keyed(example).items()}
-    reasons = ahead(_fault, list(distinct.values()), num_threads=os.cpu_count() or 1)
+    distinct = stored_images(examples)
+    pictures: list[Any] = list(distinct.values())
+    reasons = ahead(_fault, pictures, num_threads=os.cpu_count() or 1)
     faults = {key: reason for key, reason in zip(distinct, reasons, strict=True) if reason}
     sound = []
     for example in examples:
@@ -89,7 +90,12 @@ def _check_texts(example: Example) -> None:
             )
 
 
-def _keyed(example: Example) -> dict[str, Stored]:
+def stored_images(examples: Iterable[Example]) -> dict[str, ImageSource]:
+    """Return each picture that is stored somewhere once, by its key; drawn ones cannot change."""
+    return {key: image for example in examples for key, image in _keyed(example).items()}
+
+
+def _keyed(example: Example) -> dict[str, ImageSource]:
     """Return the stored pictures by what makes them the same file.
 
     Rows that hold their pictures repeat them; the id is then the hash of the bytes.
@@ -98,12 +104,12 @@ def _keyed(example: Example) -> dict[str, Stored]:
     return {
         name if isinstance(image, RowImage) else image.name: image
         for image, name in pairs
-        if isinstance(image, Stored)
+        if not isinstance(image, PhantomImage)
     }
 
 
 @lru_cache(maxsize=MAX_VERIFIED)
-def _fault(image: Stored) -> str | None:
+def _fault(image: Any) -> str | None:
     """Return why a picture does not decode; cached, since the jobs of a sweep share pictures."""
     try:
         check_decodes(image)

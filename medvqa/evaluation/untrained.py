@@ -5,6 +5,7 @@ answers with. The same command continues what was interrupted.
 """
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,7 +28,7 @@ from medvqa.models.hub import check_base
 from medvqa.models.load import load_base, load_peft_adapter
 from medvqa.tracking import identity
 from medvqa.tracking.record import RunRecord
-from medvqa.tracking.wandb_mirror import Records, tracker
+from medvqa.tracking.wandb_mirror import Records, resolve_mode, tracker
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def evaluate_only(
     keeper = RunRecord(directory / "run.json", settings)
     with keeper.recording():
         with keeper.phase("data"):
+            resolve_mode(config.tracking.mode, os.environ)
             check_encoder(config.evaluation.bertscore)
             if not config.endpoint:
                 check_base(config.model)

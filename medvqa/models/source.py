@@ -1,5 +1,6 @@
 """Where a base comes from, and its processor: all of it that is known without its weights."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from medvqa.config.model import ModelConfig
 from medvqa.models.families import qwen
 from medvqa.models.families.processor import set_image_options
 
+MODEL_FILES = (".json", ".jinja", ".safetensors", ".bin", ".txt", ".model", ".tiktoken")
+END_BYTES = 4 * 2**20
 NO_NETWORK = "(no network? give model.path=, a local copy in the hub's layout)"
 EMBEDDED = {"medvqa/tiny": Path(__file__).parents[1] / "weights" / "tiny"}
 
@@ -20,7 +23,7 @@ def model_source(config: ModelConfig) -> str:
     Raises:
         UserError: If the local directory is missing or is no model.
     """
-    path = Path(config.path) if config.path else EMBEDDED.get(config.name)
+    path = base_folder(config)
     if path is None and config.name.startswith("medvqa/"):
         size = config.name.removeprefix("medvqa/")
         raise UserError(
@@ -36,6 +39,28 @@ def model_source(config: ModelConfig) -> str:
             else f"the embedded model is missing at {path}; run python -m tools.build_base"
         )
     return str(path)
+
+
+def base_folder(config: ModelConfig) -> Path | None:
+    """Return where the base lies on this machine; None for one of the hub."""
+    return Path(config.path) if config.path else EMBEDDED.get(config.name)
+
+
+def files_sha256(folder: Path) -> str:
+    """Return a hash over the files of a base or an adapter.
+
+    Of a large file, its size and both ends count: a base of 16 GB must not be read at each start.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.suffix in MODEL_FILES:
+            size = file.stat().st_size
+            with file.open("rb") as opened:
+                content = opened.read(END_BYTES)
+                opened.seek(max(len(content), size - END_BYTES))
+                content += opened.read(END_BYTES)
+            digest.update(f"{file.name} {size}\n".encode() + content)
+    return digest.hexdigest()
 
 
 def load_processor(config: ModelConfig, *, local_only: bool = False) -> Any:

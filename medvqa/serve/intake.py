@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medvqa.config.errors import UserError
-from medvqa.data.image import ImageBytes, ImageTooLargeError, image_size, load_rgb
+from medvqa.data.image import (
+    ImageBytes,
+    ImageTooLargeError,
+    ImageUnsuitableError,
+    image_size,
+    load_rgb,
+)
 from medvqa.serve.errors import ErrorKind, ToolError
 from medvqa.serve.reference import Images, read_reference, references, shown
 
@@ -155,5 +161,7 @@ def _image_errors() -> Iterator[None]:
         yield
     except ImageTooLargeError as error:
         raise ToolError(ErrorKind.too_large, str(error)) from None
+    except ImageUnsuitableError as error:
+        raise ToolError(ErrorKind.model_refused, str(error)) from None
     except UserError as error:
         raise ToolError(ErrorKind.image_unreadable, str(error)) from None

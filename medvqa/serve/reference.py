@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from medvqa.config.errors import printable
 from medvqa.serve.errors import ErrorKind, ToolError
 
 MAX_ENTRIES = 256  # of the list, empty references included
@@ -67,7 +68,7 @@ def shown(reference: str) -> str:
         # By hand, for malformed URLs: what stands before the last @ may be a password.
         scheme, separator, rest = text.rpartition("://")
         text = f"{scheme.rpartition('@')[2]}{separator}{rest.rpartition('@')[2]}"
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: 2 * MAX_SHOWN_CHARS])
+    text = printable(text[: 2 * MAX_SHOWN_CHARS])
     return f"'{text if len(text) <= MAX_SHOWN_CHARS else text[:MAX_SHOWN_CHARS] + '...'}'"
 
 

@@ -75,13 +75,20 @@ class Job:
         """Whether this very run has diverged before, and would again."""
         return self._is_recorded_as(record.DIVERGED)
 
+    @property
+    def recorded_id(self) -> str:
+        """The id in run.json if this very run is recorded there, else the job's own.
+
+        The same settings have another id in a version that knows more settings.
+        """
+        stored = run_json(self.directory)
+        if stored and not any(other_settings(stored["config"], self.config)):
+            return str(stored.get("run_id", self.run_id))
+        return self.run_id
+
     def _is_recorded_as(self, state: str) -> bool:
         stored = run_json(self.directory)
-        if stored.get("state") != state:
-            return False
-        if stored.get("run_id") == self.run_id:
-            return True
-        return not any(other_settings(stored["config"], self.config))  # by an earlier version
+        return stored.get("state") == state and stored.get("run_id") == self.recorded_id
 
     def settings(self) -> dict[str, Any]:
         """Return what run.json keeps of the command."""

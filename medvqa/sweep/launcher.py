@@ -3,8 +3,8 @@
 import logging
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,14 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from medvqa.config.compose import check_hardware, hydra_files, resolved, swept_keys, typed_anywhere
+from medvqa.config.compose import (
+    BASIC_SWEEPER,
+    check_hardware,
+    hydra_files,
+    resolved,
+    swept_keys,
+    typed_anywhere,
+)
 from medvqa.config.errors import DivergenceError, UserError
 from medvqa.config.identity import run_id
 from medvqa.config.machine import make_directory
@@ -28,7 +35,7 @@ from medvqa.tracking.terminal import console
 
 log = logging.getLogger(__name__)
 
-
+MULTIRUN = "multirun.yaml"
 ShowChange = Callable[[Job, Status], None]
 
 
@@ -60,6 +67,9 @@ class GridLauncher(Launcher):
         """Keep what Hydra gives; jobs are composed in `launch`."""
         self.context = hydra_context
         self.config = config
+        # Hydra writes it anew before `launch`.
+        path = Path(str(config.hydra.sweep.dir)).resolve() / MULTIRUN
+        self._multirun = path, path.read_bytes() if path.is_file() else None
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -71,18 +81,21 @@ class GridLauncher(Launcher):
         """
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        self.check_place()
         sweep = Path(str(self.config.hydra.sweep.dir)).resolve()
-        with record.directory_lock(sweep, patience_s=record.PATIENCE_S):
-            composed = [
-                self._compose(sweep, initial_job_idx + index, list(overrides))
-                for index, overrides in enumerate(job_overrides)
-            ]
-            jobs = [job for job, _ in composed]
-            fresh = any(config.fresh for _, config in composed)
-            check_jobs(jobs, sweep, here=self.runs_here, fresh=fresh)
+        with ExitStack() as stack:
+            with self._unchanged_if_refused():
+                self.check_place()
+                lock = record.directory_lock(sweep, patience_s=record.PATIENCE_S)
+                stack.enter_context(lock)
+                composed = [
+                    self._compose(sweep, initial_job_idx + index, list(overrides))
+                    for index, overrides in enumerate(job_overrides)
+                ]
+                jobs = [job for job, _ in composed]
+                restarted = self._restarted(jobs) if self.config.fresh else set()
+                check_jobs(jobs, sweep, here=self.runs_here, restarted=restarted)
             for job, config in composed:
-                if config.fresh:
+                if job.directory in restarted:
                     with record.directory_lock(job.directory, patience_s=record.PATIENCE_S):
                         set_aside(job.directory)
                 files = hydra_files(job.config, job.overrides, config.hydra)
@@ -100,6 +113,32 @@ class GridLauncher(Launcher):
                 f"{len(left)} of {len(jobs)} jobs did not finish ({', '.join(left)}); {advice}"
             )
         return [_job_return(job, config) for job, config in composed]
+
+    @contextmanager
+    def _unchanged_if_refused(self) -> Iterator[None]:
+        path, content = self._multirun
+        try:
+            yield
+        except BaseException:
+            if content is not None:
+                path.write_bytes(content)
+            else:
+                path.unlink(missing_ok=True)
+            raise
+
+    def _restarted(self, jobs: Sequence[Job]) -> set[Path]:
+        """Return the directories that fresh=true starts over.
+
+        Where some cells of a grid cannot be shown as they are, only these. A search starts over as
+        a whole.
+        """
+        every = {job.directory for job in jobs}
+        if self.config.hydra.sweeper._target_ != BASIC_SWEEPER:
+            return every
+        cache: dict[str, Any] = {}
+        restarted = {job.directory for job in jobs if not _can_be_shown(job, cache)} or every
+        log.info("fresh=true starts %d of %d runs over", len(restarted), len(every))
+        return restarted
 
     def _compose(self, sweep: Path, number: int, overrides: list[str]) -> tuple[Job, DictConfig]:
         config = self.context.config_loader.load_sweep_config(self.config, overrides)
@@ -156,7 +195,17 @@ def mark_waiting(jobs: Sequence[Job]) -> None:
         Status(state=State.waiting).write(job.directory)
 
 
-def check_jobs(jobs: Sequence[Job], sweep: Path, *, here: bool, fresh: bool) -> None:
+def _can_be_shown(job: Job, cache: dict[str, Any]) -> bool:
+    from medvqa.inputs import Inputs
+
+    inputs = Inputs(typed_anywhere(job.config), cache)
+    try:
+        return identity.is_finished(job.directory, job.config, inputs.row_hashes)
+    except UserError:
+        return False
+
+
+def check_jobs(jobs: Sequence[Job], sweep: Path, *, here: bool, restarted: Set[Path]) -> None:
     """Refuse a grid of which one job cannot run, so that no cell fails hours later.
 
     Each data set is loaded and compared once. A directory that holds another run is refused as
@@ -166,7 +215,7 @@ def check_jobs(jobs: Sequence[Job], sweep: Path, *, here: bool, fresh: bool) -> 
         jobs: All jobs of the grid.
         sweep: The grid's directory.
         here: Whether this machine's GPUs must do.
-        fresh: Whether every job starts over.
+        restarted: Directories whose runs start over.
 
     Raises:
         UserError: Naming the job.
@@ -182,7 +231,7 @@ def check_jobs(jobs: Sequence[Job], sweep: Path, *, here: bool, fresh: bool) -> 
         try:
             if owner.run_id != job.run_id:
                 raise UserError(f"it would share {job.directory} with job {owner.number}")
-            if not fresh and identity.is_finished(
+            if job.directory not in restarted and identity.is_finished(
                 job.directory, job.config, inputs.row_hashes, grid=sweep
             ):
                 continue
@@ -213,7 +262,7 @@ def _write_sweep(sweep: Path, jobs: Sequence[Job]) -> None:
             "overrides": masked(job.overrides),
             "name": job.name,
             "directory": job.directory.name,
-            "run_id": run_json(job.directory)["run_id"] if job.is_finished else job.run_id,
+            "run_id": job.recorded_id,
         }
         for job in jobs
     ]
@@ -221,7 +270,7 @@ def _write_sweep(sweep: Path, jobs: Sequence[Job]) -> None:
         sweep / "sweep.json",
         {"jobs": entries, "arguments": masked(sys.argv[1:]), "working_directory": str(Path.cwd())},
     )
-    written_by_hydra = sweep / "multirun.yaml"
+    written_by_hydra = sweep / MULTIRUN
     if written_by_hydra.is_file():
         values = masked_values(OmegaConf.to_container(OmegaConf.load(written_by_hydra)))
         record.write_text(written_by_hydra, OmegaConf.to_yaml(OmegaConf.create(values)))

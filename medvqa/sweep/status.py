@@ -106,7 +106,7 @@ def _row(sweep: Path, entry: dict[str, Any], *, is_led: bool) -> Row:
     return Row(
         job=entry["number"],
         name=entry["name"],
-        overrides=" ".join(entry["overrides"]),
+        overrides=" ".join(map(str, entry["overrides"])),
         state=state,
         slot=status.slot,
         step=step,
@@ -133,7 +133,7 @@ def _last_step(directory: Path) -> tuple[int | None, float | None]:
         try:
             row = json.loads(line)
             return int(row["step"]), float(row["loss"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue  # a line that is being written
     return None, None
 

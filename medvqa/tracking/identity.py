@@ -3,11 +3,14 @@
 import ast
 import functools
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from medvqa.config.compose import with_defaults
 from medvqa.config.errors import DivergenceError, UserError
@@ -28,6 +31,10 @@ LIBRARIES = ("torch", "transformers")
 SHOWN_LENGTH = 60  # characters of a setting's value
 SHOWN = 12  # differences in one message
 
+FILES = {
+    **{"base": "the files of the base", "adapter": "the files of the adapter"},
+    "training": "the training rows",
+}
 WAYS_OUT = "say fresh=true to start over (the old run is kept aside), or give another directory"
 Rows = Callable[[], Mapping[str, str]]
 
@@ -40,17 +47,17 @@ def code(engine: str | None = None) -> dict[str, str | None]:
 
 @functools.cache
 def _code_sha256() -> str:
-    """Return the hash of the syntax trees without docstrings: comments and layout do not count."""
+    """Return the hash of code and tables; comments, docstrings and layout do not count."""
     digest = hashlib.sha256()
     for path in computing_files():
-        tree = without_docstrings(ast.parse(path.read_text(encoding="utf-8")))
-        digest.update(f"{path.relative_to(PACKAGE)}\n{ast.unparse(tree)}\n".encode())
+        text = path.read_text(encoding="utf-8")
+        digest.update(f"{path.relative_to(PACKAGE)}\n{MEANINGS[path.suffix](text)}\n".encode())
     return digest.hexdigest()
 
 
 def computing_files() -> list[Path]:
-    """Return the modules that can change a result."""
-    files = sorted(PACKAGE.rglob("*.py"))
+    """Return the modules and tables that can change a result."""
+    files = sorted(path for path in PACKAGE.rglob("*") if path.suffix in MEANINGS)
     return [path for path in files if path.relative_to(PACKAGE).parts[0] not in NOT_COMPUTING]
 
 
@@ -61,6 +68,12 @@ def without_docstrings(tree: ast.Module) -> ast.Module:
         if isinstance(node, kinds) and ast.get_docstring(node, clean=False) is not None:
             node.body[0] = ast.Pass()
     return tree
+
+
+MEANINGS: dict[str, Callable[[str], str]] = {
+    ".py": lambda text: ast.unparse(without_docstrings(ast.parse(text))),
+    ".yaml": lambda text: json.dumps(yaml.safe_load(text), default=str),
+}
 
 
 def _version(package: str) -> str | None:
@@ -146,7 +159,8 @@ def _rows(earlier: Mapping[str, Any], rows: Mapping[str, str]) -> Iterator[str]:
     before = earlier.get("rows", {})  # runs of earlier versions recorded none
     for name, sha256 in rows.items():
         if name in before and before[name] != sha256:
-            owner = "the training rows" if name == "training" else f"the rows of {name}"
+            of_set, _, kind = name.partition("/")
+            owner = FILES.get(name) or f"the {kind or 'rows'} of {of_set}"
             yield f"{owner} have changed, {before[name][:8]} -> {sha256[:8]}"
 
 

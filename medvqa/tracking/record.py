@@ -165,7 +165,10 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, *, keep_up_to_step: int) -> None:
-        kept = [row for row in read_lines(path) if row["step"] <= keep_up_to_step]
+        try:
+            kept = [row for row in read_lines(path) if row["step"] <= keep_up_to_step]
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} has a row without its step; say fresh=true") from error
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a", encoding="utf-8")
 
@@ -194,14 +197,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     # Not splitlines(), which also splits at U+2028 and the like inside an answer.
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            if number < len(lines):
-                raise UserError(f"{path}, line {number} is damaged; say fresh=true") from error
+            row = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif number < len(lines):
+            raise UserError(f"{path}, line {number} is damaged; say fresh=true")
     return rows
 
 

@@ -165,6 +165,26 @@ def test_fresh_starts_over_in_the_same_place_and_keeps_the_old_runs(cold, tmp_pa
         assert kept.read_bytes() == (run / "run.json").read_bytes()
 
 
+def test_fresh_starts_over_only_the_cell_that_cannot_go_on(cold, tmp_path):
+    grid = tmp_path / "multirun" / cold[0].name
+    shutil.copytree(cold[0], grid)
+    (grid / "multirun.yaml").write_text("of the first command\n")
+    finished, half_done = runs(grid)
+    before = (finished / "run.json").read_bytes()
+    record = json.loads((half_done / "run.json").read_text())
+    record |= {"state": "interrupted", "code": {"sha256": "other"}}
+    (half_done / "run.json").write_text(json.dumps(record))
+
+    code, output = call(tmp_path, *GRID)
+    assert (code, "was begun by other code" in output) == (2, True), output
+    assert (grid / "multirun.yaml").read_text() == "of the first command\n"
+    code, output = call(tmp_path, *GRID, "fresh=true", "hydra.launcher.timeout_minutes=0.0001")
+    assert (code, "1 of 2 jobs are finished already" in output) == (1, True), output
+    assert (finished / "run.json").read_bytes() == before
+    assert not (finished / "previous-1").exists()
+    assert (half_done / "previous-1" / "run.json").is_file()
+
+
 # A wall clock that goes back an hour each time someone looks.
 BACKWARDS = """
 import itertools, time

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medvqa.config.errors import UserError
+from medvqa.config.errors import UserError, printable
 from medvqa.data.image import MAX_BYTES, file_fingerprint
 
 
@@ -38,20 +38,21 @@ class ZipImage:
 
     def read(self) -> bytes:
         """Return the member's bytes."""
+        name = printable(self.name)
         try:
             with open_once(self.archive).open(self.member) as file:
                 data = file.read(MAX_BYTES + 1)
         except KeyError as error:
-            raise UserError(f"{self.archive} has no member {self.member}") from error
+            raise UserError(f"there is no {name}") from error
         except (NotImplementedError, RuntimeError) as error:  # Deflate64; encrypted
             raise UserError(
-                f"cannot read image {self.name}: {error}; unpack the archive and pack it again "
+                f"cannot read image {name}: {error}; unpack the archive and pack it again "
                 "with plain Deflate and no password"
             ) from error
         except (OSError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError) as error:
-            raise UserError(f"cannot read image {self.name}: {error}") from error
+            raise UserError(f"cannot read image {name}: {error}") from error
         if len(data) > MAX_BYTES:
-            raise UserError(f"image {self.name} has more than {MAX_BYTES:,} bytes")
+            raise UserError(f"image {name} has more than {MAX_BYTES:,} bytes")
         return data
 
     def fingerprint(self) -> str | None:
@@ -78,7 +79,7 @@ def open_archive(file: Any, label: str) -> zipfile.ZipFile:
     """
     try:
         archive = zipfile.ZipFile(file)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise UserError(f"{label} is no complete ZIP file ({error}); fetch it again") from error
     for name in archive.namelist():
         try:

@@ -236,8 +236,14 @@ def test_an_animated_image_is_refused_and_no_frame_is_chosen_in_silence(intake):
     frames = [Image.new("L", (4, 4), shade) for shade in (0, 128, 255)]
     gif = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     error = refusal(intake, data_url(gif, "gif"))
-    assert error.kind is ErrorKind.image_unreadable
+    assert error.kind is ErrorKind.model_refused
     assert "3 frames" in str(error)
+
+
+def test_a_picture_that_no_model_takes_is_refused_by_the_model(intake):
+    error = refusal(intake, data_url(encoded(Image.new("L", (1000, 2)))))
+    assert error.kind is ErrorKind.model_refused
+    assert "1000 x 2" in str(error)
 
 
 @pytest.mark.parametrize(

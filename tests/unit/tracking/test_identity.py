@@ -133,3 +133,13 @@ def test_everything_that_computes_is_part_of_the_code():
     top = {path.name for path in identity.PACKAGE.iterdir()}
     assert top >= identity.NOT_COMPUTING
     assert not any(name.startswith(("report/", "serve/", "sweep/")) for name in files)
+
+
+def test_a_table_of_columns_is_code_and_its_comments_are_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "PACKAGE", tmp_path)
+    table, hashes = tmp_path / "data" / "tables.yaml", []
+    table.parent.mkdir()
+    for text in ("a: {answer: one}\n", "# so\na:\n  answer: one\n", "a: {answer: two}\n"):
+        table.write_text(text)
+        hashes.append(identity._code_sha256.__wrapped__())
+    assert hashes[0] == hashes[1] != hashes[2]

@@ -106,6 +106,16 @@ def test_an_empty_log_has_no_rows(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "none.jsonl") == []
 
 
+@pytest.mark.parametrize("end", [b'{"step": 2, "answer": "\xe8\x82', b'{"st', b"\xff", b"[2]", b"3"])
+def test_a_cut_or_damaged_last_line_is_left_out_and_an_earlier_one_is_named(tmp_path, end):
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(b'{"step": 1}\n' + end)
+    assert read_lines(log) == [{"step": 1}]
+    log.write_bytes(end + b'\n{"step": 1}\n')
+    with pytest.raises(UserError, match=r"line 1 is damaged"):
+        read_lines(log)
+
+
 def test_phases_add_up_over_starts(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     for start in (1, 2):
