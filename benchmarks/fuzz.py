@@ -1,6 +1,6 @@
 """Seeded nonsense for every reader of outside input: only the project's own errors may come out.
 
-    python -m benchmarks.fuzz --cases 100000              all readers in turn, 4 minutes on one core
+    python -m benchmarks.fuzz --cases 100000              all readers in turn, on one core
     python -m benchmarks.fuzz --cases 1 --first 4711      one case again
 
 A case is named by its number alone: reader, seed and mutation follow from it. The exit code is 1
@@ -8,16 +8,18 @@ if any other exception came out; the numbers and tracebacks are printed.
 """
 
 import argparse
-import contextlib
 import io
 import json
+import logging
+import os
 import random
-import string
+import shutil
 import sys
 import tempfile
 import time
 import traceback
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import is_dataclass
@@ -25,139 +27,26 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from benchmarks.nonsense import as_bytes, as_json, damaged, encoded_pictures, mutated, odd
 from medvqa.config.compose import register, resolved, typed, typed_group
 from medvqa.config.data import SourceConfig
 from medvqa.config.errors import MISTAKES, UserError
 from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig
 from medvqa.config.schema import Config
-from medvqa.data.image import ImageBytes, check_decodes, image_size, load_rgb
+from medvqa.data.image import ImageBytes, check_decodes, image_file, image_size, load_rgb
 from medvqa.data.pool import load_pool
+from medvqa.data.storage.files import named_images
 from medvqa.evaluation.predictions import read_predictions
 from medvqa.evaluation.score import score_predictions
+from medvqa.serve.agents import without_half_surrogates
+from medvqa.serve.errors import ToolError
 from medvqa.serve.intake import Intake, Limits
 from medvqa.serve.protocol import RequestError, read_request
+from medvqa.sweep.status import read_rows
+from medvqa.tracking.record import read_lines, read_run
 
-ODD_TEXTS = (
-    *(
-        "",
-        " ",
-        "\0",
-        "\ud83d",
-        "\u2028",
-        "é",
-        "肺",
-        "<image>",
-        "<|im_end|>",
-        "NaN",
-        "yes",
-        "A",
-        "1",
-    ),
-    *(
-        "-1",
-        "1e999",
-        "../../etc/passwd",
-        "/dev/zero",
-        "a" * 300,
-        "[" * 50,
-        "{}",
-        "null",
-        "~",
-        "%00",
-    ),
-    *(
-        "data:image/png;base64,AAAA",
-        "${data}",
-        "${oc.env:HOME}",
-        "'",
-        '"',
-        "\\",
-        "\n",
-        "#3",
-        "a.nii",
-    ),
-)
-ODD_VALUES = (
-    *(None, True, False, 0, -1, 1, 2**63, -(2**70), 1e308, float("nan"), float("inf"), 0.5),
-    *([], {}, [[]], [None], {"text": None}, {"a": {"b": [1]}}, b"bytes", ["a", "b"]),
-)
-
-
-def odd(rng: random.Random) -> Any:
-    """Return some value that a field rarely holds."""
-    kind = rng.random()
-    if kind < 0.45:
-        return rng.choice(ODD_TEXTS)
-    if kind < 0.85:
-        return rng.choice(ODD_VALUES)
-    return "".join(rng.choice(string.printable) for _ in range(rng.randrange(40)))
-
-
-def nested(rng: random.Random) -> Any:
-    """Return lists in lists, at times deeper than a parser's stack."""
-    return json.loads("[" * 20 + "]" * 20) if rng.random() < 0.9 else ["deep"] * 3
-
-
-def mutated(value: Any, rng: random.Random) -> Any:
-    """Return a copy of plain values in which something is changed, left out or added."""
-    if isinstance(value, dict) and value and rng.random() < 0.9:
-        copy = dict(value)
-        key = rng.choice(sorted(copy))
-        action = rng.random()
-        if action < 0.15:
-            del copy[key]
-        elif action < 0.3:
-            copy[str(odd(rng))] = odd(rng)
-        else:
-            copy[key] = mutated(copy[key], rng)
-        return copy
-    if isinstance(value, list) and value and rng.random() < 0.7:
-        copy_of_list = list(value)
-        place = rng.randrange(len(copy_of_list))
-        copy_of_list[place] = mutated(copy_of_list[place], rng)
-        return copy_of_list
-    return odd(rng) if rng.random() < 0.9 else nested(rng)
-
-
-def damaged(data: bytes, rng: random.Random) -> bytes:
-    """Return the bytes cut, changed in a few places, or joined with themselves."""
-    copy = bytearray(data)
-    if rng.random() < 0.3:
-        copy = copy[: rng.randrange(len(copy) + 1)]
-    for _ in range(rng.randrange(4)):
-        if copy:
-            copy[rng.randrange(len(copy))] = rng.randrange(256)
-    return bytes(copy + data if rng.random() < 0.05 else copy)
-
-
-def as_json(value: Any) -> str:
-    """Return JSON, with texts for what JSON has no word for."""
-    return json.dumps(value, default=repr)
-
-
-@cache
-def encoded_pictures() -> tuple[bytes, ...]:
-    """Return one small picture of each kind."""
-    import numpy as np
-    from PIL import Image
-
-    noise = np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8)
-    pictures = {
-        name: Image.fromarray(noise)
-        for name in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "MPO")
-    }
-    pictures["GIF"] = Image.fromarray(noise).convert("P")
-    encoded = []
-    for name, picture in pictures.items():
-        buffer = io.BytesIO()
-        picture.save(buffer, name)
-        encoded.append(buffer.getvalue())
-    deep = io.BytesIO()
-    Image.fromarray(noise[..., 0].astype(np.uint16) * 200).save(deep, "PNG")
-    return (*encoded, deep.getvalue(), b"", b"\0" * 128 + b"DICM" + b"\0" * 64)
-
-
-ROW = {"question": "Is it a CT?", "answer": "yes", "image": "a.png", "id": "r", "level": 1}
+ROW = {"question": "Is it a CT?", "answer": "yes", "image": "a.png", "id": "r", "difficulty": 1}
+COLUMNS = {"image": "image", "question": "question", "answer": ["answer"], "id": "id"}
 
 
 def rows(rng: random.Random, folder: Path) -> None:
@@ -166,52 +55,86 @@ def rows(rng: random.Random, folder: Path) -> None:
     good = [{**ROW, "id": f"r{n}"} for n in range(2)]
     name = rng.choice(("table", "jsonl"))
     odd_row = mutated({**ROW, "options": ["yes", "no"]} if rng.random() < 0.3 else ROW, rng)
-    suffix = rng.choice((".jsonl", ".json", ".csv")) if name == "table" else ".jsonl"
-    path = folder / f"train{suffix}"
+    suffix = rng.choice((".jsonl", ".json", ".csv", ".tsv")) if name == "table" else ".jsonl"
     content = [*good, odd_row]
     if suffix == ".jsonl":
-        text = "\n".join(map(as_json, content)).encode()
+        text = "\n".join(map(as_json, content))
     elif suffix == ".json":
-        text = as_json(content).encode()
+        text = as_json(rng.choice((content, {"rows": content}, dict(enumerate(content)))))
     else:
         cells = [row if isinstance(row, dict) else {} for row in content]
         lines = [",".join(ROW), *(",".join(str(c.get(k, "")) for k in ROW) for c in cells)]
-        text = "\n".join(lines).encode("utf-8", "surrogatepass")
-    path.write_bytes(damaged(text, rng) if rng.random() < 0.3 else text)
+        text = "\n".join(lines)
+    (folder / f"train{suffix}").write_bytes(as_bytes(text, rng))
     settings: dict[str, Any] = {"max_bad_rows": rng.choice((0, 1, 9))}
     if name == "table" and rng.random() < 0.5:
-        settings["columns"] = mutated({"image": "image", "question": "question"}, rng)
-        settings["difficulty"] = rng.choice((None, "level", "answer", "x.y"))
+        settings["columns"] = mutated(COLUMNS, rng)
+        settings["difficulty"] = rng.choice((None, "difficulty", "answer", "x.y"))
+    path = folder if rng.random() < 0.5 else folder / f"train{suffix}"
     source = {"name": name, "path": str(path), "split": "train", **settings}
     load_pool(typed_group(SourceConfig, source), seed=0)
 
 
 def pictures(rng: random.Random, folder: Path) -> None:
-    """Decode a damaged picture in each way that the project does."""
-    picture = ImageBytes("picture", damaged(rng.choice(encoded_pictures()), rng))
-    rng.choice((load_rgb, check_decodes, image_size))(picture)
+    """Decode a damaged picture in each way that the project does, or what is no file at all."""
+    read = rng.choice((load_rgb, check_decodes, image_size))
+    if rng.random() < 0.9:
+        read(ImageBytes("picture", damaged(rng.choice(encoded_pictures()), rng)))
+        return
+    (folder / "folder.png").mkdir()
+    (folder / "loop.png").symlink_to("loop.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "scan.nii").write_bytes(damaged(b"\x5c\x01\0\0" + b"\0" * 344 + b"n+1\0", rng))
+    names = ("folder.png", "loop.png", "pipe.png", "scan.nii#0", "scan.nii", "/dev/zero")
+    read(image_file(folder / rng.choice((*names, str(odd(rng))))))
+
+
+def archives(rng: random.Random, folder: Path) -> None:
+    """Read the pictures of a damaged or unusual ZIP file."""
+    buffer = io.BytesIO()
+    method = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA))
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name in ("imgs/a.png", "b.png", str(odd(rng)) if rng.random() < 0.3 else "c/d.png"):
+            name = name.encode("utf-8", "replace").decode().replace("\0", "") or "x"
+            archive.writestr(name, encoded_pictures()[0])
+    data = bytearray(damaged(buffer.getvalue(), rng))
+    if rng.random() < 0.3:  # flags and method of the first member in the directory
+        place = max(data.find(b"PK\1\2"), 0)
+        data[place + 8 : place + 12] = bytes((rng.randrange(256), 0, rng.randrange(256), 0))
+    (folder / "imgs.zip").write_bytes(data)
+    for image in named_images(folder / "imgs").values():
+        image.read()
 
 
 @cache
 def default_config() -> dict[str, Any]:
     """Return the config of a run without overrides, as plain values."""
+    return resolved(composed([]))
+
+
+def composed(overrides: list[str]) -> Any:
+    """Return what Hydra makes of the overrides."""
     from hydra import compose, initialize_config_dir
 
     register()
     conf = Path(__file__).parents[1] / "conf"
     with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
-        return resolved(compose("config", []))
+        return compose("config", overrides)
 
 
 def config(rng: random.Random, folder: Path) -> None:
-    """Type one group with an odd value, or a whole config, which takes seven times as long."""
-    values = dict(default_config())
-    group = rng.choice(sorted(values))
-    schema, changed = get_type_hints(Config)[group], mutated(values[group], rng)
-    if is_dataclass(schema) and isinstance(changed, dict) and rng.random() < 0.8:
-        typed_group(schema, changed)
-    else:
+    """Type one group with an odd value; at times a whole config or an override, which is slow."""
+    values, schemas = default_config(), get_type_hints(Config)
+    groups = [name for name in sorted(values) if is_dataclass(schemas[name])]
+    group = rng.choice(groups if rng.random() < 0.95 else sorted(values))
+    changed = mutated(values[group], rng)
+    if group in groups and isinstance(changed, dict) and rng.random() < 0.97:
+        typed_group(schemas[group], changed)
+    elif rng.random() < 0.9:
         typed({**values, group: changed}, runs_here=False)
+    else:
+        key = rng.choice(sorted(changed)) if isinstance(changed, dict) and changed else "x"
+        typed(resolved(composed([f"{group}.{key}={odd(rng)}"])), runs_here=False)
 
 
 ANSWER = {
@@ -222,12 +145,17 @@ ANSWER = {
 
 def scores(rng: random.Random, folder: Path) -> None:
     """Read a predictions file with an odd row, and score it."""
-    lines = [as_json(ANSWER), as_json(mutated(ANSWER, rng))]
+    suffix = rng.choice((".jsonl", ".jsonl", ".json", ".csv"))
+    answers = [ANSWER, mutated(ANSWER, rng)]
+    text = as_json(answers) if suffix == ".json" else "\n".join(map(as_json, answers))
+    if suffix == ".csv":
+        cells = [row if isinstance(row, dict) else {} for row in answers]
+        lines = [",".join(ANSWER), *(",".join(str(c.get(k, "")) for k in ANSWER) for c in cells)]
+        text = "\n".join(lines)
     if rng.random() < 0.02:
-        lines.append("[" * 100_000)
-    text = "\n".join(lines).encode()
-    path = folder / "predictions.jsonl"
-    path.write_bytes(damaged(text, rng) if rng.random() < 0.2 else text)
+        text += "\n" + "[" * 100_000
+    path = folder / f"predictions{suffix}"
+    path.write_bytes(as_bytes(text, rng))
     predictions = read_predictions(path).predictions
     settings = EvaluationConfig(bertscore=BertScoreConfig(enabled=False))
     score_predictions(predictions, settings, device="cpu")
@@ -236,8 +164,7 @@ def scores(rng: random.Random, folder: Path) -> None:
 BODY = {
     "model": "m",
     "messages": [{"role": "user", "content": [{"type": "text", "text": "What is it?"}]}],
-    "stream": False,
-    "max_tokens": 9,
+    **{"stream": False, "max_tokens": 9, "stream_options": {"include_usage": True}},
 }
 
 
@@ -250,30 +177,61 @@ def bodies(rng: random.Random, folder: Path) -> None:
         data = base64.b64encode(damaged(rng.choice(encoded_pictures()), rng)).decode()
         url = {"url": f"data:image/png;base64,{data}"}
         body["messages"][0]["content"].append({"type": "image_url", "image_url": url})
-    text = as_json(mutated(body, rng) if rng.random() < 0.8 else body).encode()
-    text = damaged(text, rng) if rng.random() < 0.2 else text
+    text = as_json(mutated(body, rng) if rng.random() < 0.8 else body)
     if rng.random() < 0.01:
-        text = b"[" * 100_000
-    read_request(text, model="m", intake=Intake([], Limits()))
+        text = "[" * 100_000
+    lenient = rng.random() < 0.5
+    data = as_bytes(text, rng)
+    read_request(data, model="m", intake=Intake([], Limits()), is_lenient=lenient)
+
+
+def tool(rng: random.Random, folder: Path) -> None:
+    """Give the agent's tool odd queries and references; clean a line of its wire."""
+    (folder / "a.png").write_bytes(damaged(rng.choice(encoded_pictures()), rng))
+    (folder / "loop.png").symlink_to("loop.png")
+    os.mkfifo(folder / "pipe.png")
+    images = rng.choice((["a.png"], ["a.png", odd(rng)], odd(rng)))
+    without_half_surrogates(as_bytes(as_json({"query": odd(rng)}), rng))
+    for image in Intake([folder], Limits()).accept(rng.choice(("q?", odd(rng))), images).images:
+        image.load_rgb()
+
+
+RUN = {"state": "finished", "run_id": "i", "config": {"seed": 1}, "results": {"test": {"em": 1.0}}}
+CELL = {"number": 0, "overrides": ["a=1"], "name": "a=1", "directory": "cell", "run_id": "i"}
+
+
+def records(rng: random.Random, folder: Path) -> None:
+    """Read the damaged files of a run and of a grid."""
+    grid = {"jobs": [CELL], "arguments": ["-m"], "working_directory": "/"}
+    cell = folder / "cell"
+    cell.mkdir()
+    files = {
+        **{folder / "sweep.json": grid, cell / "run.json": RUN},
+        **{cell / "status.json": {"state": "running"}, cell / "metrics.jsonl": {"step": 1}},
+    }
+    for path, values in files.items():
+        path.write_bytes(as_bytes(as_json(mutated(values, rng)), rng))
+    read_rows(folder)
+    read_run(cell)
+    read_lines(cell / "metrics.jsonl")
 
 
 # What each reader may raise: the errors that end as one line, a 400, or a typed tool error.
 READERS: dict[Callable[[random.Random, Path], None], tuple[type[BaseException], ...]] = {
-    rows: MISTAKES,
-    pictures: (UserError,),
-    config: MISTAKES,
-    scores: (UserError,),
-    bodies: (RequestError,),
+    **{rows: MISTAKES, pictures: (UserError,), archives: (UserError,), config: MISTAKES},
+    **{scores: (UserError,), bodies: (RequestError,), tool: (ToolError,), records: (UserError,)},
 }
 
 
-def fuzz(first: int, num_cases: int, folder: Path) -> tuple[Counter[str], dict[int, str]]:
+def fuzz(first: int, num_cases: int, place: Path) -> tuple[Counter[str], dict[int, str]]:
     """Run the cases; return outcomes by reader, and the tracebacks of what must not come out."""
     outcomes: Counter[str] = Counter()
     faults: dict[int, str] = {}
     readers = list(READERS.items())
     for number in range(first, first + num_cases):
         reader, expected = readers[number % len(readers)]
+        folder = place / str(number)
+        folder.mkdir()
         try:
             reader(random.Random(number), folder)
             outcomes[f"{reader.__name__} accepted"] += 1
@@ -283,8 +241,7 @@ def fuzz(first: int, num_cases: int, folder: Path) -> tuple[Counter[str], dict[i
                 faults[number] = f"{reader.__name__}: a message of several lines: {error}"
         except Exception:  # the very faults that are looked for
             faults[number] = f"{reader.__name__}: {traceback.format_exc()}"
-        for path in folder.iterdir():
-            path.unlink()
+        shutil.rmtree(folder)
     return outcomes, faults
 
 
@@ -297,9 +254,10 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     options = parser.parse_args()
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
+    logging.disable()  # a line per skipped row
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["HF_HOME"] = f"{place}/hub"  # readers remember large files there
         outcomes, faults = fuzz(options.first, options.cases, Path(place))
     for number, fault in list(faults.items())[:60]:
         sys.stdout.write(f"case {number}: {fault}\n")
