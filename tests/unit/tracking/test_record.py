@@ -106,7 +106,9 @@ def test_an_empty_log_has_no_rows(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "none.jsonl") == []
 
 
-@pytest.mark.parametrize("end", [b'{"step": 2, "answer": "\xe8\x82', b'{"st', b"\xff", b"[2]", b"3"])
+@pytest.mark.parametrize(
+    "end", [b'{"step": 2, "answer": "\xe8\x82', b'{"st', b"\xff", b"[2]", b"3"]
+)
 def test_a_cut_or_damaged_last_line_is_left_out_and_an_earlier_one_is_named(tmp_path, end):
     log = tmp_path / "metrics.jsonl"
     log.write_bytes(b'{"step": 1}\n' + end)
