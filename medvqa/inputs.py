@@ -17,6 +17,7 @@ from medvqa.data.example import Example
 from medvqa.data.pool import Pool, load_pool, load_sets, rows_sha256
 from medvqa.data.verification import check_images, stored_images
 from medvqa.evaluation.bertscore import check_encoder
+from medvqa.evaluation.probing import more_questions
 from medvqa.models.encode import Encoder
 from medvqa.models.hub import check_base
 from medvqa.models.source import base_folder, files_sha256
@@ -175,6 +176,10 @@ class Inputs:
         limit = self.config.model.max_length_tokens
         encoder = Encoder(processor, max_length_tokens=limit, prompt=self.config.prompt)
         encoder.check_lengths(self.used(self.plan))
+        for examples in self.questions.values():
+            encoder.check_lengths(
+                more_questions(self.config.evaluation, examples, self.config.seed)
+            )
 
     def describe(self) -> dict[str, Any]:
         """Return counts and hashes of pools and plan, for run.json."""

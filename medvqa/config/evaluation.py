@@ -36,6 +36,16 @@ class ProtocolName(Enum):
     medvqa = "medvqa"
 
 
+class ProbeName(Enum):
+    """Questions that a model which invents findings answers wrongly; see docs/confidence.md."""
+
+    blank = "blank"
+    other_patient = "other_patient"
+    leading = "leading"
+    fake = "fake"
+    none_of_the_above = "none_of_the_above"
+
+
 class Scoring(Enum):
     """Whether the model writes its answer, or known candidates are compared by likelihood."""
 
@@ -91,6 +101,9 @@ class EvaluationConfig:
         bootstrap_samples: Resamples of the image clusters for the 95 % intervals.
         scoring: `likelihood` compares options, and yes and no; open questions are still generated.
         protocols: Rules of other projects by which answers are scored as well.
+        probes: Hallucination probes that the final model is asked as well.
+        rephrasings: Wordings of each question that the base and the final model also answer, in
+            the same batch; the metric `agreement` is the share of equal answers.
     """
 
     batch_size: int = bounded("[1, 65536]", 128)
@@ -102,6 +115,8 @@ class EvaluationConfig:
     bootstrap_samples: int = bounded("[1, 1000000]", 2000)
     scoring: Scoring = Scoring.generate
     protocols: list[ProtocolName] = field(default_factory=list)
+    probes: list[ProbeName] = field(default_factory=list)
+    rephrasings: int = bounded("[0, 8]", 0)
     zero_shot: bool = False
     blind: bool = False
     after_each_stage: bool = True

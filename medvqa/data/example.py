@@ -78,6 +78,8 @@ class Prediction:
         logprob_mean: Per new token, the end of the turn included; None if unknown.
         logprob_sum: Log-probability of the whole answer; None if unknown.
         choice_probs: Probability of each choice at the answer's first token; None without choices.
+        rephrased: Answers to other wordings of the question; see `evaluation.rephrasings`.
+        blind_prediction: Answer without the picture; None where the blind evaluation did not run.
     """
 
     id: str
@@ -95,6 +97,8 @@ class Prediction:
     logprob_sum: float | None = None
     choice_probs: dict[str, float] | None = None
     likelihood: Mapping[str, Sequence[float]] | None = None
+    rephrased: tuple[str, ...] = ()
+    blind_prediction: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Generate, score and write the predictions of one model state on one set."""
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -9,6 +10,7 @@ from typing import Literal
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import EvaluationConfig
 from medvqa.data.example import AnswerType, Example, Prediction, Score
+from medvqa.evaluation import rephrasing
 from medvqa.evaluation.generate import Answers
 from medvqa.evaluation.likelihood import ANSWERERS
 from medvqa.evaluation.score import (
@@ -19,7 +21,7 @@ from medvqa.evaluation.score import (
 )
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
-from medvqa.tracking.record import read_json, read_lines, write_json
+from medvqa.tracking.record import read_json, read_lines, write_json, write_text
 from medvqa.training.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
@@ -85,7 +87,10 @@ class Evaluator:
 
         def answer(name: str, examples: Sequence[Example]) -> Answers:
             shown = examples if show_images else [without_images(e) for e in examples]
-            answers = self._answers(loaded, encoder, shown, f"{phase}: answering {name}")
+            count = self.config.rephrasings if phase in rephrasing.PHASES else 0
+            asked = [*shown, *rephrasing.all_rephrased(shown, count)]
+            every = self.answers(loaded, encoder, asked, f"{phase}: answering {name}")
+            answers = with_rephrased(every, len(shown))
             if answers.num_cut:
                 log.warning(
                     "%s/%s: %d of %d answers were cut at evaluation.max_new_tokens=%d",
@@ -129,7 +134,7 @@ class Evaluator:
             results.append(result)
         return results
 
-    def _answers(
+    def answers(
         self, loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], description: str
     ) -> Answers:
         """Return all answers in the set's order; each rank answers its share."""
@@ -187,6 +192,15 @@ class Evaluator:
         }
         write_json(directory / "metrics.json", {**asdict(result), **protocol})
         return result
+
+    def join_blind(self) -> None:
+        """Write the answer without the picture beside each final one."""
+        for name in self.sets:
+            path = self.place("final", name) / "predictions.jsonl"
+            blind = read_lines(self.place("blind", name) / "predictions.jsonl")
+            answers = {row["id"]: row["prediction"] for row in blind}
+            rows = [{**row, "blind_prediction": answers[row["id"]]} for row in read_lines(path)]
+            write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
 
     def place(self, phase: str, name: str) -> Path:
         """Return the directory of a phase's files on one set."""
@@ -262,6 +276,18 @@ def without_images(example: Example) -> Example:
     return replace(example, images=(), image_ids=())
 
 
+def with_rephrased(answers: Answers, num_questions: int) -> Answers:
+    """Return the first answers, each with its equal share of the rest: those to rephrasings."""
+    count = len(answers.texts) // num_questions - 1
+    if not count:
+        return answers
+    rest = answers.texts[num_questions:]
+    values = {name: getattr(answers, name)[:num_questions] for name in PER_ANSWER}
+    likelihoods = {p: values for p, values in answers.likelihoods.items() if p < num_questions}
+    rephrased = tuple(rest[start : start + count] for start in range(0, len(rest), count))
+    return replace(answers, **values, likelihoods=likelihoods, rephrased=rephrased)
+
+
 def to_predictions(examples: Sequence[Example], answers: Answers) -> list[Prediction]:
     """Join examples and answers; questions on the same picture(s) form one cluster."""
     unknown = [None] * len(examples)
@@ -281,6 +307,7 @@ def to_predictions(examples: Sequence[Example], answers: Answers) -> list[Predic
             logprob_mean=None if total is None else total / max(answers.num_tokens[place], 1),
             choice_probs=probs,
             likelihood=answers.likelihoods.get(place),
+            rephrased=answers.rephrased[place] if answers.rephrased else (),
             level="" if example.difficulty is None else f"{example.difficulty:g}",
         )
         for place, (example, total, probs) in enumerate(

@@ -40,6 +40,7 @@ class Answers:
         choice_probs: One per answer: the probability of each choice at the first token; None for
             questions without choices, or with choices that begin alike.
         likelihoods: One per answer that likelihood chose, by the answer's place.
+        rephrased: One per answer: the answers to other wordings of its question.
     """
 
     texts: tuple[str, ...]
@@ -50,6 +51,7 @@ class Answers:
     logprobs: tuple[float, ...] = field(default=(), compare=False)
     choice_probs: tuple[ChoiceProbs | None, ...] = field(default=(), compare=False)
     likelihoods: Mapping[int, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    rephrased: tuple[tuple[str, ...], ...] = ()
 
     @property
     def num_cut(self) -> int:

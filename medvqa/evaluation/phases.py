@@ -2,10 +2,13 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from medvqa.curriculum import Plan, PlannedStage
 from medvqa.data.example import Example
 from medvqa.evaluation.evaluate import Evaluation, Evaluator
+from medvqa.evaluation.generate import Answers
+from medvqa.evaluation.probing import ask_probes
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
 from medvqa.tracking.wandb_mirror import Records
@@ -45,9 +48,20 @@ class Phases:
         final = self._evaluate("final", step)
         if self._config.blind:
             self._evaluate("blind", step, show_images=False)
+            self._evaluator.ranks.first(self._evaluator.join_blind)
+        self._probe(step)
         peaks = self._evaluator.ranks.gather(self._loaded.peak_gpu_bytes() or 0)
         self._keeper.update(peak_gpu_bytes=max(peaks) or None)
         return final
+
+    def _probe(self, step: int) -> None:
+        def answer(place: Path, examples: Sequence[Example]) -> Answers:
+            text = f"{place.parent.name} probe: answering {place.name}"
+            return self._evaluator.answers(self._loaded, self._encoder, examples, text)
+
+        with self._keeper.phase("evaluate"):
+            for result in ask_probes(self._evaluator, answer, step):
+                self._tracker.log(result.flat(), step=step)
 
     def _evaluate(self, phase: str, step: int, *, show_images: bool = True) -> list[Evaluation]:
         started = time.monotonic()

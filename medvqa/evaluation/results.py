@@ -9,6 +9,7 @@ from typing import Any
 from medvqa.data.example import Example
 from medvqa.evaluation.evaluate import Evaluation, read_evaluations
 from medvqa.evaluation.plots import draw_pictures
+from medvqa.evaluation.probing import probes_table, read_probes
 from medvqa.evaluation.protocols.table import overview_table
 from medvqa.evaluation.score import summary_table
 from medvqa.tracking.record import read_json, write_json
@@ -21,7 +22,8 @@ PROTOCOL = ("normalizer", "numeric_tolerance", "max_new_tokens", "bertscore")
 
 
 def show_results(evaluations: Sequence[Evaluation], directory: Path) -> None:
-    """Print one table per set."""
+    """Print one table per set, and one of its probes."""
+    probes = read_probes(directory)
     for name in dict.fromkeys(e.set_name for e in evaluations):
         phases = [(e.phase, e.summary) for e in evaluations if e.set_name == name]
         console().print(summary_table(phases, title=f"{name}: mean [95 % interval]"))
@@ -29,6 +31,9 @@ def show_results(evaluations: Sequence[Evaluation], directory: Path) -> None:
             if evaluation.set_name == name and evaluation.protocols:
                 title = f"{name}, {evaluation.phase}: the same answers by other rules"
                 console().print(overview_table(evaluation.protocols, None, title=title))
+        own = [probe for probe in probes if probe.set_name == name]
+        if own:
+            console().print(probes_table(own, f"{name}: hallucination probes of the final model"))
     sys.stdout.write(f"everything is in {directory}\n")
 
 
@@ -147,6 +152,7 @@ def write_results(
             for name, scores in e.protocols.items()
             for metric, s in scores.items()
         ],
+        "probes": [asdict(probe) for probe in read_probes(directory)],
     }
     write_json(directory / "results.json", results)
 

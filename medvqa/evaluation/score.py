@@ -4,7 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from medvqa.evaluation.bertscore import bert_scores
 from medvqa.evaluation.choice import correct_option, read_choice
 from medvqa.evaluation.comparison import run_mean
 from medvqa.evaluation.protocols.table import score_protocols
+from medvqa.evaluation.rephrasing import agreement
 from medvqa.tracking.record import write_text
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ COLUMNS = {
     "token_recall": "recall",
     "unparsable": "unparsable",
     "nearest_option": "nearest option",
+    "agreement": "agreement",
 }
 
 
@@ -44,6 +46,7 @@ class ItemScores:
     Attributes:
         nearest_option: Of a question with options, whether none could be read from the answer, so
             that the nearest one was taken.
+        agreement: Share of rephrasings that were answered alike.
     """
 
     exact_match: bool
@@ -54,6 +57,7 @@ class ItemScores:
     unparsable: bool | None
     bertscore_f1: float | None
     nearest_option: bool | None = None
+    agreement: float | None = None
 
 
 METRICS = tuple(ItemScores.__annotations__)
@@ -88,7 +92,11 @@ def score_predictions(
         pairs = [(p.prediction, p.references) for p in predictions]
         bert = bert_scores(pairs, config.bertscore, device=device)
     items = tuple(
-        _score_item(p, config, bert.f1[i] if bert else None) for i, p in enumerate(predictions)
+        replace(
+            _score_item(p, config, bert.f1[i] if bert else None),
+            agreement=agreement(p, config.normalizer),
+        )
+        for i, p in enumerate(predictions)
     )
     scored = list(zip(predictions, items, strict=True))
     summary = {

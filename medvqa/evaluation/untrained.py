@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,9 @@ from medvqa.data.verification import check_images
 from medvqa.evaluation.bertscore import check_encoder
 from medvqa.evaluation.endpoint import Endpoint
 from medvqa.evaluation.evaluate import Evaluation, Evaluator
+from medvqa.evaluation.generate import Answers
 from medvqa.evaluation.phases import Phases
+from medvqa.evaluation.probing import ask_probes, more_questions
 from medvqa.evaluation.results import record_results
 from medvqa.models.encode import encoder_of
 from medvqa.models.hub import check_base
@@ -95,6 +96,7 @@ def _loaded(config: Config, evaluator: Evaluator, records: Records) -> list[Eval
     encoder = encoder_of(loaded, config.model, None, config.prompt)
     for examples in evaluator.sets.values():
         encoder.check_lengths(examples)
+        encoder.check_lengths(more_questions(config.evaluation, examples, config.seed))
     return Phases(evaluator, loaded, encoder, records).after_training(0)
 
 
@@ -103,9 +105,13 @@ def _served(config: Config, evaluator: Evaluator, keeper: RunRecord) -> list[Eva
     keeper.update(model={"source": config.endpoint, "served_as": config.model_name})
     endpoint = Endpoint(config.endpoint, config.model_name, config.prompt, config.evaluation)
 
-    def answer(name: str, examples: Sequence[Example]) -> Any:
-        cache = evaluator.place("final", name) / "served.jsonl"
-        return endpoint.answer(examples, cache)
+    def answer(name: str, examples: Sequence[Example]) -> Answers:
+        return endpoint.answer(examples, evaluator.place("final", name) / "served.jsonl")
+
+    def answer_probe(place: Path, examples: Sequence[Example]) -> Answers:
+        return endpoint.answer(examples, place / "served.jsonl")
 
     with keeper.phase("evaluate"):
-        return evaluator.phase("final", 0, partial(answer), device="cpu", images="shown")
+        final = evaluator.phase("final", 0, answer, device="cpu", images="shown")
+        ask_probes(evaluator, answer_probe, 0)
+        return final

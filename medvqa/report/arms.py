@@ -16,6 +16,7 @@ MODEL_KEYS = ("model.name", "model.path", "model.revision", "model.load_in_4bit"
 # What is evaluated and how it is shown, which no answer depends on.
 NOT_ANSWERS = (
     *("blind", "zero_shot", "after_each_stage", "bootstrap_samples", "batch_size", "cache"),
+    *("probes", "rephrasings"),
 )
 LONGEST_VALUE = 40
 
