@@ -74,9 +74,15 @@ def test_a_documented_command_is_understood(words, monkeypatch):
         getattr(import_module(module), function)(arguments)
 
 
+def curricula() -> set[str]:
+    """Return the names of the curricula that pages tell the reader to write."""
+    examples = [yaml.safe_load(body) for page in PAGES for body in blocks(page, "yaml")]
+    return {values["name"] for values in examples if "stages" in values}
+
+
 def composes(arguments: list[str]) -> None:
-    own = {yaml.safe_load(b)["name"] for p in PAGES for b in blocks(p, "yaml") if "stages:" in b}
-    overrides = [re.sub(rf"\b({'|'.join(own)})\b", "mixed", word) for word in arguments]
+    own = "|".join(sorted(curricula(), key=len, reverse=True))
+    overrides = [re.sub(rf"\b({own})\b", "mixed", word) for word in arguments]
     overrides = [word for word in overrides if not word.startswith("-")]
     try:
         cells = compose_cells(overrides, is_sweep="-m" in arguments)
@@ -95,6 +101,14 @@ def test_the_examples_of_a_page_are_valid(page):
         values = yaml.safe_load(body)
         if "stages" in values:
             typed_group(CurriculumConfig, values)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_file_that_a_page_names_exists(page):
+    text = "" if page.name in ("lab_notes.md", *FROZEN) else page.read_text(encoding="utf-8")
+    places = re.findall(r"`((?:medvqa|conf|tests|tools|benchmarks|docs)/[\w./-]+)`", text)
+    missing = [ROOT / place for place in places if not (ROOT / place).exists()]
+    assert [path for path in missing if path.stem not in {"NAME", *curricula()}] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
