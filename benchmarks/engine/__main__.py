@@ -9,6 +9,7 @@
     curve       the loss of each of 40 steps against the plain engine's
     gradients   of every adapter tensor, once, against the plain engine's
     answering   seconds a question, and whose answers are equal
+    confidence  what recording the confidence costs, by shared-prefix decoding (fused kernels only)
     profile     where a step and an evaluation spend their time, by kind of kernel (a GPU only)
     startup     from a command's start to the end of its first step (`--model-path`)
 
@@ -29,7 +30,7 @@ from medvqa.config.model import Backend, BasePrecision
 from medvqa.config.training import Engine
 
 COMMANDS = {"startup": startup}
-SHARING = ("training", "curve", "gradients", "answering", "profile")
+SHARING = ("training", "curve", "gradients", "answering", "confidence", "profile")
 ANSWERING = "plain:plain:1:16,fused:shared_prefix:128,fused:shared_prefix:1:64,fused:plain:128:256"
 
 
@@ -67,10 +68,11 @@ def measure(settings: Settings, records: Records, parts: Sequence[str]) -> None:
 
 def _functions() -> dict[str, Callable[[Bench, Engine], Iterator[Row]]]:
     from benchmarks.engine.answering import answering
+    from benchmarks.engine.confidence import confidence
     from benchmarks.engine.profile import profile
     from benchmarks.engine.training import curve, gradients, training
 
-    functions = (training, curve, gradients, answering, profile)
+    functions = (training, curve, gradients, answering, confidence, profile)
     return dict(zip(SHARING, functions, strict=True))
 
 

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.engine.__main__ import main
 from benchmarks.engine.records import Records
 
-SHARING = ("training", "curve", "gradients", "answering")
+SHARING = ("training", "curve", "gradients", "answering", "confidence")
 PARTS = (*SHARING, "startup")
 ASKED = "plain:plain:1,plain:plain:8,fused:shared_prefix:8,fused:shared_prefix:1:4"
 
@@ -94,3 +94,8 @@ def test_a_part_measured_again_replaces_its_record_and_no_other(tmp_path):
         "training tiny": [4],
         "answering tiny": [3],
     }
+
+
+def test_answers_are_equal_with_and_without_confidence(rows):
+    assert [row["batch_size"] for row in rows["confidence"]] == [8, 1]
+    assert all(row["equal_answers"] and row["cost"] > -1 for row in rows["confidence"])
