@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
+    Values = Sequence[float] | Array
 
 NUM_BINS = 15
 COVERAGES = (0.5, 0.8, 0.9)
@@ -28,14 +29,10 @@ class Bin:
     count: int
 
 
-def reliability(
-    confidence: Sequence[float], is_right: Sequence[float], *, num_bins: int = NUM_BINS
-) -> list[Bin]:
+def reliability(confidence: "Values", is_right: "Values", *, num_bins: int = NUM_BINS) -> list[Bin]:
     """Return the bins of a reliability diagram that hold answers; all have equal width."""
-    import numpy as np
-
     c, right = _checked(confidence, is_right)
-    places = np.minimum((c * num_bins).astype(int), num_bins - 1)
+    places = bin_places(c, num_bins=num_bins)
     bins = [(c[places == place], right[places == place]) for place in range(num_bins)]
     return [
         Bin(float(own.mean()), float(accuracy.mean()), len(own))
@@ -44,8 +41,16 @@ def reliability(
     ]
 
 
+def bin_places(confidence: "Array", *, num_bins: int = NUM_BINS) -> "Array":
+    """Return the bin of each confidence, from 0; 1 belongs to the last one."""
+    import numpy as np
+
+    places: Array = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+    return places
+
+
 def calibration_error(
-    confidence: Sequence[float], is_right: Sequence[float], *, num_bins: int = NUM_BINS
+    confidence: "Values", is_right: "Values", *, num_bins: int = NUM_BINS
 ) -> float:
     """Return the expected calibration error: mean distance of confidence and accuracy of a bin."""
     bins = reliability(confidence, is_right, num_bins=num_bins)
@@ -53,9 +58,7 @@ def calibration_error(
     return distance / sum(own.count for own in bins)
 
 
-def risk_coverage(
-    confidence: Sequence[float], is_right: Sequence[float]
-) -> tuple[list[float], list[float]]:
+def risk_coverage(confidence: "Values", is_right: "Values") -> tuple[list[float], list[float]]:
     """Return coverage and error rate when the k most confident answers are given, k = 1 to n.
 
     Answers of equal confidence cannot be told apart: each counts with their mean error.
@@ -71,21 +74,19 @@ def risk_coverage(
     return (counts / len(c)).tolist(), risks.tolist()
 
 
-def area_under_risk_coverage(confidence: Sequence[float], is_right: Sequence[float]) -> float:
+def area_under_risk_coverage(confidence: "Values", is_right: "Values") -> float:
     """Return the mean error rate over all coverages; lower is better."""
     _, risks = risk_coverage(confidence, is_right)
     return sum(risks) / len(risks)
 
 
-def accuracy_at_coverage(
-    confidence: Sequence[float], is_right: Sequence[float], coverage: float
-) -> float:
+def accuracy_at_coverage(confidence: "Values", is_right: "Values", coverage: float) -> float:
     """Return the accuracy of the most confident answers that make up at least this share."""
     coverages, risks = risk_coverage(confidence, is_right)
     return 1 - next(risk for own, risk in zip(coverages, risks, strict=True) if own >= coverage)
 
 
-def auroc(confidence: Sequence[float], is_right: Sequence[float]) -> float | None:
+def auroc(confidence: "Values", is_right: "Values") -> float | None:
     """Return the chance that a right answer has more confidence than a wrong one.
 
     A tie counts half. None if all answers are right, or all wrong.
@@ -105,7 +106,7 @@ def auroc(confidence: Sequence[float], is_right: Sequence[float]) -> float | Non
     return float(above / (num_right * num_wrong))
 
 
-def _checked(confidence: Sequence[float], is_right: Sequence[float]) -> "tuple[Array, Array]":
+def _checked(confidence: "Values", is_right: "Values") -> "tuple[Array, Array]":
     import numpy as np
 
     c, right = np.asarray(confidence, dtype=float), np.asarray(is_right, dtype=float)

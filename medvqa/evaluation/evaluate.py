@@ -11,6 +11,7 @@ from medvqa.config.errors import UserError
 from medvqa.config.evaluation import EvaluationConfig
 from medvqa.data.example import AnswerType, Example, Prediction, Score
 from medvqa.evaluation import rephrasing
+from medvqa.evaluation.confidence_summary import of_predictions
 from medvqa.evaluation.generate import Answers
 from medvqa.evaluation.likelihood import ANSWERERS
 from medvqa.evaluation.score import (
@@ -170,11 +171,15 @@ class Evaluator:
     ) -> Evaluation:
         predictions = to_predictions(self.sets[name], answers)
         scored = score_predictions(predictions, self.config, device=device, seed=self.seed)
+        confidence = of_predictions(predictions, [item.exact_match for item in scored.items])
         result = Evaluation(
             phase=phase,
             set_name=name,
             step=step,
-            summary=scored.summary,
+            summary={
+                group: {**scores, **(confidence[group].measures() if group in confidence else {})}
+                for group, scores in scored.summary.items()
+            },
             num_cut_answers=answers.num_cut,
             protocols=scored.protocols,
         )
@@ -189,6 +194,7 @@ class Evaluator:
             "scoring": self.config.scoring.value,
             "bertscore": scored.bertscore,
             "images": images,
+            "confidence": {group: own.curves() for group, own in confidence.items()},
         }
         write_json(directory / "metrics.json", {**asdict(result), **protocol})
         return result

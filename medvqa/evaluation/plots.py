@@ -1,4 +1,4 @@
-"""The pictures that a run ends with: loss.png, metrics.png, samples.png."""
+"""The pictures that a run ends with: loss.png, metrics.png, confidence.png, samples.png."""
 
 import logging
 import math
@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medvqa.data.example import Example, Score
+from medvqa.evaluation.confidence_plot import draw_confidence
 from medvqa.evaluation.contact_sheet import DPI, draw_samples
 from medvqa.evaluation.evaluate import Evaluation
 from medvqa.evaluation.score import SHOWN
-from medvqa.tracking.record import read_lines
+from medvqa.tracking.record import read_json, read_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,6 +58,8 @@ def draw_pictures(
         name, examples = next(iter(sets.items()))
         rows = read_lines(directory / "evaluation" / "final" / name / "predictions.jsonl")
         plans["metrics"] = lambda: draw_metrics(evaluations)
+        if curves := confidence_curves(directory, name):
+            plans["confidence"] = lambda: draw_confidence(curves)
         plans["samples"] = lambda: draw_samples(rows, examples, set_name=name, seed=seed)
     drawn = {}
     for picture, draw in plans.items():
@@ -68,6 +71,16 @@ def draw_pictures(
         else:
             drawn[picture] = path
     return drawn
+
+
+def confidence_curves(directory: Path, set_name: str) -> dict[str, Any]:
+    """Return the curves of the base and the final model on one set, where they are known."""
+    curves = {}
+    for phase in ("zero_shot", "final"):
+        stored = read_json(directory / "evaluation" / phase / set_name / "metrics.json")
+        if own := stored.get("confidence", {}).get("overall"):
+            curves[phase_name(phase)] = own
+    return curves
 
 
 def save(figure: "Figure", path: Path) -> None:

@@ -4,17 +4,21 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medvqa.data.example import Example
+from medvqa.evaluation.confidence_summary import MEASURES
 from medvqa.evaluation.evaluate import Evaluation, read_evaluations
 from medvqa.evaluation.plots import draw_pictures
 from medvqa.evaluation.probing import probes_table, read_probes
 from medvqa.evaluation.protocols.table import overview_table
-from medvqa.evaluation.score import summary_table
+from medvqa.evaluation.score import Summary, cell, summary_table
 from medvqa.tracking.record import read_json, write_json
-from medvqa.tracking.terminal import console
+from medvqa.tracking.terminal import console, table
 from medvqa.tracking.wandb_mirror import Records
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 SCHEMA_VERSION = 1  # of results.json; a change that breaks a reader raises it
 INTERVAL = "95 %, Wilson on the effective sample size, clustered by picture"
@@ -31,10 +35,22 @@ def show_results(evaluations: Sequence[Evaluation], directory: Path) -> None:
             if evaluation.set_name == name and evaluation.protocols:
                 title = f"{name}, {evaluation.phase}: the same answers by other rules"
                 console().print(overview_table(evaluation.protocols, None, title=title))
+        if any("calibration_error" in summary["overall"] for _, summary in phases):
+            console().print(confidence_table(phases, title=f"{name}: confidence, all questions"))
         own = [probe for probe in probes if probe.set_name == name]
         if own:
             console().print(probes_table(own, f"{name}: hallucination probes of the final model"))
     sys.stdout.write(f"everything is in {directory}\n")
+
+
+def confidence_table(phases: Sequence[tuple[str, Summary]], *, title: str) -> "Table":
+    """Return a table with a row per phase: each measure's mean, 95 % interval and n."""
+    rows = [
+        (phase, *(cell(summary["overall"].get(name)) for name in MEASURES))
+        for phase, summary in phases
+        if "calibration_error" in summary["overall"]
+    ]
+    return table(title, ("", *MEASURES.values()), rows)
 
 
 def headline(evaluations: Sequence[Evaluation], sets: Iterable[str]) -> float | None:

@@ -17,7 +17,13 @@ NAME = "medvqa: data and order"
 STEP = "train/global_step"
 MODEL, CURRICULUM = "medvqa.model.name", "medvqa.curriculum.name"
 METRICS = {"exact_match": "exact match", "f1": "token F1", "bertscore_f1": "BERTScore F1"}
+CONFIDENCE = {
+    "calibration_error": "expected calibration error",
+    "risk_coverage_area": "area under risk-coverage",
+    "confidence_auroc": "AUROC of confidence",
+}
 GROUPS = ("overall", "open", "closed")
+PICTURES = ("loss", "metrics", "confidence", "samples")
 
 
 @dataclass(frozen=True)
@@ -29,12 +35,16 @@ class Logged:
         stages: Stages of all curricula, in the order in which they are met.
         phases: Evaluations of the model, `zero_shot`, `after_<stage>`, ..., `final` last.
         metrics: Of METRICS.
+        confidence: Of CONFIDENCE.
+        probes: `<set>/probes/<probe>/<rate>`.
     """
 
     sets: tuple[str, ...] = ("test",)
     stages: tuple[str, ...] = ("mixed",)
     phases: tuple[str, ...] = ("zero_shot", "final")
     metrics: tuple[str, ...] = tuple(METRICS)
+    confidence: tuple[str, ...] = ()
+    probes: tuple[str, ...] = ()
 
 
 def read_logged(directories: Sequence[Path]) -> Logged:
@@ -61,6 +71,14 @@ def read_logged(directories: Sequence[Path]) -> Logged:
         stages=_distinct(s["name"] for result in results for s in result["budget"]["stages"]),
         phases=(*sorted(phases, key=lambda phase: phase.startswith("after_")), "final"),
         metrics=_distinct(s["metric"] for s in scores if s["metric"] in METRICS),
+        confidence=_distinct(s["metric"] for s in scores if s["metric"] in CONFIDENCE),
+        probes=_distinct(
+            f"{probe['set_name']}/probes/{probe['probe']}/{rate}"
+            for result in results
+            for probe in result.get("probes", ())
+            for rate in probe["scores"]
+            if rate in ("changed", "affirms")
+        ),
     )
 
 
@@ -84,6 +102,7 @@ def workspace(project: str, entity: str, logged: Logged) -> Any:
         sections=[
             ws.Section(name=name, panels=panels, is_open=number == 0)
             for number, (name, panels) in enumerate(_sections(wr, logged).items())
+            if panels
         ],
         settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=100),
         runset_settings=ws.RunsetSettings(
@@ -132,11 +151,28 @@ def _sections(wr: ModuleType, logged: Logged) -> dict[str, list[Any]]:
             for metric in logged.metrics
             for group in GROUPS
         ],
+        "Confidence": [
+            bars(
+                f"{name}: {CONFIDENCE[measure]}, final, by curriculum",
+                [f"eval/{name}/final/overall/{measure}"],
+                **by_curriculum,
+            )
+            for name in logged.sets
+            for measure in logged.confidence
+        ],
+        "Hallucination probes": [
+            bars(
+                place.replace("/probes/", ", ").replace("/", ": "),
+                [f"eval/{place}"],
+                **by_curriculum,
+            )
+            for place in logged.probes
+        ],
         "Predictions": [
             *[wr.WeavePanelSummaryTable(table_name=f"predictions/{name}") for name in logged.sets],
             wr.MediaBrowser(
                 title="pictures of each run",
-                media_keys=[f"pictures/{name}" for name in ("loss", "metrics", "samples")],
+                media_keys=[f"pictures/{name}" for name in PICTURES],
                 num_columns=3,
             ),
         ],

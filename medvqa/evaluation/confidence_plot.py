@@ -1,0 +1,52 @@
+"""Reliability diagrams and risk-coverage curves, for one run and for the arms of a report."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+GREY = "#8c959f"
+
+
+def draw_confidence(curves: Mapping[str, Mapping[str, Any]]) -> "Figure":
+    """Draw both diagrams with one line per label.
+
+    Args:
+        curves: Label -> `Confidence.curves()`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2)
+    draw_diagrams(axes, [(label, own, COLOURS[number % len(COLOURS)])
+                         for number, (label, own) in enumerate(curves.items())])  # fmt: skip
+    return figure
+
+
+def draw_diagrams(
+    axes: "Sequence[Axes]", curves: Sequence[tuple[str, Mapping[str, Any], str]]
+) -> None:
+    """Draw into two axes; each curve is label, `Confidence.curves()` and colour."""
+    left, right = axes
+    left.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--")
+    for label, own, colour in curves:
+        bins = own["bins"]
+        most = max(one["count"] for one in bins)
+        x, y = ([one[name] for one in bins] for name in ("confidence", "accuracy"))
+        left.plot(x, y, color=colour, lw=1.2, label=label)
+        left.scatter(x, y, [8 + 52 * one["count"] / most for one in bins], color=colour, alpha=0.8)
+        right.plot(own["coverage"], own["risk"], color=colour, lw=1.5, label=label)
+    left.set_xlabel("confidence (mean of a bin; a point grows with its answers)")
+    left.set_ylabel("exact match")
+    right.set_xlabel("coverage: share of questions answered, the surest first")
+    right.set_ylabel("risk: share of them answered wrong")
+    for axis in axes:
+        axis.set_xlim(0, 1)
+        axis.set_ylim(-0.02, 1.02)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(color=GREY, alpha=0.25)
+    if curves:
+        left.legend(fontsize=8, frameon=False, loc="upper left")

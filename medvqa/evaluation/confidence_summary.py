@@ -1,0 +1,187 @@
+"""Confidence of one run or of an arm's runs -> measures with intervals clustered by picture.
+
+docs/confidence.md derives the intervals; tests check them by simulation.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from medvqa.data.example import Prediction, Score
+from medvqa.evaluation.comparison import arm_mean
+from medvqa.evaluation.components import score_interval, t_quantile
+from medvqa.evaluation.confidence import (
+    COVERAGES,
+    NUM_BINS,
+    auroc,
+    bin_places,
+    reliability,
+    risk_coverage,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+MEASURES = {
+    "confidence": "confidence",
+    "overconfidence": "overconfidence",
+    "calibration_error": "ECE",
+    "risk_coverage_area": "AURC",
+    **{f"accuracy_at_{100 * share:.0f}": f"EM at {share:.0%}" for share in COVERAGES},
+    "confidence_auroc": "AUROC",
+}
+GROUPS = ("overall", "open", "closed")
+NUM_SIGNS = 1000  # random signs of the pictures, for the lower end of the calibration error
+MAX_GROUPS = 200  # of pictures that the jackknife leaves out at once
+NUM_POINTS = 101  # of a stored risk-coverage curve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confidence:
+    """How sure an arm's runs are of the same answers, and how rightly.
+
+    Attributes:
+        confidence: Each answer's confidence as (runs, questions), in [0, 1].
+        is_right: In the same shape.
+        clusters: Picture(s) of each question.
+    """
+
+    confidence: "Array"
+    is_right: "Array"
+    clusters: Sequence[str]
+
+    def measures(self) -> dict[str, Score]:
+        """Return the measures of `MEASURES`; empty with fewer than two pictures.
+
+        The AUROC is absent where all answers are right, or all wrong.
+        """
+        if len(set(self.clusters)) < 2:
+            return {}
+        gaps = self.confidence - self.is_right
+        return {
+            "confidence": arm_mean(self.confidence, self.clusters, bounds=(0, 1)).score,
+            "overconfidence": arm_mean(gaps, self.clusters, bounds=(-1, 1)).score,
+            "calibration_error": self._calibration_error(gaps),
+            **self._ranking(),
+        }
+
+    def curves(self) -> dict[str, Any]:
+        """Return what the diagrams show: the bins of all runs together, and the mean curve."""
+        import numpy as np
+
+        bins = reliability(self.confidence.ravel(), self.is_right.ravel())
+        curves = [risk_coverage(c, y) for c, y in zip(self.confidence, self.is_right, strict=True)]
+        coverages, risks = curves[0][0], np.mean([risk for _, risk in curves], axis=0)
+        places = np.unique(np.linspace(0, len(coverages) - 1, NUM_POINTS).astype(int))
+        return {
+            "bins": [asdict(own) for own in bins],
+            "coverage": [coverages[place] for place in places],
+            "risk": [float(risks[place]) for place in places],
+        }
+
+    def _calibration_error(self, gaps: "Array") -> Score:
+        """Return the runs' mean calibration error with an interval that is valid near 0, too.
+
+        The error is a norm of the bins' gaps. Its estimate is a mean of gaps, each with its bin's
+        sign: that gives the upper end. By the triangle inequality the estimate exceeds the truth
+        by at most the norm of the bins' noise: its 97.5 % quantile gives the lower end, unless the
+        overconfidence, which the error is never below in size, gives a higher one.
+        """
+        import numpy as np
+
+        places = [bin_places(row) for row in self.confidence]
+        sums = [np.bincount(p, g, NUM_BINS) for p, g in zip(places, gaps, strict=True)]
+        signed = np.array([np.sign(s)[p] * g for s, p, g in zip(sums, places, gaps, strict=True)])
+        score = arm_mean(signed, self.clusters).score
+        whole = arm_mean(gaps, self.clusters).score
+        names, of_picture = np.unique(self.clusters, return_inverse=True)
+        num_pictures, num_questions = len(names), len(self.clusters)
+        share = np.bincount(of_picture)[:, None] / num_questions
+        noise = np.zeros(NUM_SIGNS)
+        signs = np.random.default_rng(0).choice((-1.0, 1.0), (NUM_SIGNS, num_pictures))
+        for place, gap, total in zip(places, gaps, sums, strict=True):
+            flat = np.bincount(of_picture * NUM_BINS + place, gap, num_pictures * NUM_BINS)
+            residuals = flat.reshape(num_pictures, NUM_BINS) - share * total
+            noise += np.abs(signs @ residuals).sum(axis=1) / num_questions / len(gaps)
+        inflation = math.sqrt(num_pictures / (num_pictures - 1))
+        noise_quantile = float(np.quantile(noise, 0.975)) * inflation
+        return Score(
+            mean=score.mean,
+            low=max(min(score.low, score.mean - noise_quantile), whole.low, -whole.high, 0.0),
+            high=min(1.0, score.high),
+            num_examples=num_questions,
+        )
+
+    def _ranking(self) -> dict[str, Score]:
+        """Return area, accuracies at coverages and AUROC, with intervals by a jackknife.
+
+        At most `MAX_GROUPS` groups of pictures are left out in turn (Kott, 2001). Runs add the
+        variance of their own values.
+        """
+        import numpy as np
+
+        whole = [_ranking(c, y) for c, y in zip(self.confidence, self.is_right, strict=True)]
+        names, of_picture = np.unique(self.clusters, return_inverse=True)
+        num_groups = min(len(names), MAX_GROUPS)
+        group = of_picture % num_groups
+        parts: list[list[dict[str, float]]] = [
+            [_ranking(c[group != left_out], y[group != left_out])
+             for c, y in zip(self.confidence, self.is_right, strict=True)]
+            for left_out in range(num_groups)
+        ]  # fmt: skip
+        scores = {}
+        for name in whole[0]:
+            if not all(name in own for row in (whole, *parts) for own in row):
+                continue
+            values = np.array([own[name] for own in whole])
+            means = np.array([np.mean([own[name] for own in row]) for row in parts])
+            half = t_quantile(num_groups - 1) * math.sqrt(
+                (num_groups - 1) / num_groups * ((means - means.mean()) ** 2).sum()
+            )
+            if len(values) > 1:
+                seeds = t_quantile(len(values) - 1) * math.sqrt(values.var(ddof=1) / len(values))
+                half = math.hypot(half, seeds)
+            mean = float(values.mean())
+            low, high = score_interval(
+                mean, half, num_clusters=len(names), quantile=t_quantile(num_groups - 1)
+            )
+            scores[name] = Score(mean=mean, low=low, high=high, num_examples=len(self.clusters))
+        return scores
+
+
+def _ranking(confidence: "Array", is_right: "Array") -> dict[str, float]:
+    """Return what depends on the order of the confidences alone."""
+    coverages, risks = risk_coverage(confidence, is_right)
+    values = {"risk_coverage_area": sum(risks) / len(risks)}
+    for share in COVERAGES:
+        place = next(n for n, own in enumerate(coverages) if own >= share)
+        values[f"accuracy_at_{100 * share:.0f}"] = 1 - risks[place]
+    area = auroc(confidence, is_right)
+    return values if area is None else {**values, "confidence_auroc": area}
+
+
+def of_predictions(
+    predictions: Sequence[Prediction], is_right: Sequence[bool]
+) -> dict[str, Confidence]:
+    """Return each group's confidence; empty where an answer has no log-probability."""
+    import numpy as np
+
+    if any(prediction.logprob_mean is None for prediction in predictions):
+        return {}
+    groups = {}
+    for name in GROUPS:
+        own = [
+            (min(1.0, math.exp(p.logprob_mean or 0.0)), float(right), p.cluster or p.id)
+            for p, right in zip(predictions, is_right, strict=True)
+            if name in ("overall", p.answer_type)
+        ]
+        if own:
+            confidence, right, clusters = zip(*own, strict=True)
+            groups[name] = Confidence(
+                confidence=np.array([confidence]), is_right=np.array([right]), clusters=clusters
+            )
+    return groups

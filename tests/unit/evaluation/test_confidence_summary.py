@@ -1,0 +1,143 @@
+"""Intervals of the confidence measures hold the truth as often as they say, pictures clustered."""
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from medvqa.data.example import Prediction
+from medvqa.evaluation.confidence import (
+    accuracy_at_coverage,
+    area_under_risk_coverage,
+    auroc,
+    calibration_error,
+)
+from medvqa.evaluation.confidence_plot import draw_confidence
+from medvqa.evaluation.confidence_summary import MEASURES, Confidence, of_predictions
+
+NUM_STUDIES = 120
+PER_PICTURE = 4
+
+
+def draw(rng, num_pictures, sharpness, lift=0.0):
+    """Return confidence, right or wrong, and the chance to be right; pictures share both.
+
+    Log-odds of the confidence are those of the chance, times `sharpness`, plus `lift`.
+    """
+    shape = (num_pictures, PER_PICTURE)
+    logit = 0.8 * rng.normal(size=(num_pictures, 1)) + rng.normal(size=shape) + 0.5
+    chance = 1 / (1 + np.exp(-logit))
+    luck = np.sqrt(0.3) * rng.normal(size=(num_pictures, 1)) + np.sqrt(0.7) * rng.normal(size=shape)
+    confidence = 1 / (1 + np.exp(-logit * sharpness - lift))
+    right = (norm.cdf(luck) < chance).astype(float)
+    return confidence.ravel(), right.ravel(), chance.ravel()
+
+
+def clusters(num_pictures):
+    return [str(n) for n in range(num_pictures) for _ in range(PER_PICTURE)]
+
+
+@pytest.mark.parametrize(("sharpness", "lift"), [(1.0, 0), (2.5, 0), (1.0, 1)])
+def test_intervals_hold_the_truth(sharpness, lift):
+    rng = np.random.default_rng(1)
+    confidence, right, chance = draw(rng, 50_000, sharpness, lift)
+    truth = {
+        "overconfidence": (confidence - chance).mean(),
+        "calibration_error": calibration_error(confidence, chance),
+        "risk_coverage_area": area_under_risk_coverage(confidence, chance),
+        "accuracy_at_80": accuracy_at_coverage(confidence, chance, 0.8),
+        "confidence_auroc": auroc(confidence, right),
+    }
+    hits = dict.fromkeys(truth, 0)
+    for _ in range(NUM_STUDIES):
+        confidence, right, _ = draw(rng, 40, sharpness, lift)
+        study = Confidence(confidence=confidence[None], is_right=right[None], clusters=clusters(40))
+        measured = study.measures()
+        for name in truth:
+            # A calibrated model's error is 0 up to what 50,000 pictures leave.
+            hits[name] += measured[name].low <= truth[name] + 0.003 <= measured[name].high + 0.003
+    # At 95 % the chance of fewer is below 1 in 500; the calibration error may hold more.
+    assert {name: n / NUM_STUDIES for name, n in hits.items() if n < 0.88 * NUM_STUDIES} == {}
+
+
+def test_intervals_take_the_picture_as_the_unit():
+    rng = np.random.default_rng(2)
+    confidence, right = rng.random(100), (rng.random(100) < 0.6).astype(float)
+
+    def widths(copies):
+        rows = [np.repeat(values, copies)[None] for values in (confidence, right)]
+        names = [str(n) for n in range(100) for _ in range(copies)]
+        measured = Confidence(confidence=rows[0], is_right=rows[1], clusters=names).measures()
+        return {name: measured[name].high - measured[name].low for name in MEASURES}
+
+    once, five_times = widths(1), widths(5)
+    for name in ("calibration_error", "confidence_auroc", "risk_coverage_area", "overconfidence"):
+        assert five_times[name] == pytest.approx(once[name], rel=0.05)
+
+
+def test_seeds_that_disagree_widen_an_arms_intervals():
+    rng = np.random.default_rng(3)
+    confidence, right, _ = draw(rng, 100, 1.0)
+
+    def width(name, *sharpness):
+        rows = np.array([1 / (1 + (1 / confidence - 1) ** s) for s in sharpness])
+        arm = Confidence(
+            confidence=rows, is_right=np.array([right] * len(rows)), clusters=clusters(100)
+        )
+        score = arm.measures()[name]
+        return score.high - score.low
+
+    assert width("calibration_error", 1, 2, 5) > width("calibration_error", 2, 2, 2)
+    assert width("overconfidence", 1, 2, 5) > width("overconfidence", 2, 2, 2)
+
+
+def test_measures_are_those_of_the_plain_functions():
+    confidence, right, _ = draw(np.random.default_rng(4), 30, 1.0)
+    measured = Confidence(
+        confidence=confidence[None], is_right=right[None], clusters=clusters(30)
+    ).measures()
+    assert measured["calibration_error"].mean == pytest.approx(calibration_error(confidence, right))
+    assert measured["confidence_auroc"].mean == pytest.approx(auroc(confidence, right))
+    assert measured["accuracy_at_50"].mean == pytest.approx(
+        accuracy_at_coverage(confidence, right, 0.5)
+    )
+    assert list(measured) == list(MEASURES)
+
+
+def prediction(number, logprob):
+    return Prediction(
+        id=str(number),
+        question="?",
+        references=("yes",),
+        prediction="yes",
+        answer_type="closed" if number % 2 else "open",
+        source="s",
+        split="test",
+        cluster=f"picture {number // 2}",
+        logprob_mean=logprob,
+    )
+
+
+def test_answers_without_log_probabilities_have_no_confidence():
+    known = [prediction(n, -0.1 * n) for n in range(4)]
+    groups = of_predictions(known, [True, False, True, False])
+    assert {name: own.confidence.shape for name, own in groups.items()} == {
+        "overall": (1, 4), "open": (1, 2), "closed": (1, 2),
+    }  # fmt: skip
+    assert of_predictions([*known, prediction(4, None)], [True] * 5) == {}
+
+
+def test_one_class_of_answers_has_no_auroc_and_one_picture_no_measure():
+    groups = of_predictions([prediction(n, -0.1 * n) for n in range(4)], [True] * 4)
+    assert "confidence_auroc" not in groups["overall"].measures()
+    assert of_predictions([prediction(0, -0.1)], [True])["overall"].measures() == {}
+
+
+def test_the_diagrams_show_every_bin_and_the_whole_curve():
+    confidence, right, _ = draw(np.random.default_rng(5), 30, 1.0)
+    arm = Confidence(confidence=confidence[None], is_right=right[None], clusters=clusters(30))
+    curves = arm.curves()
+    assert sum(one["count"] for one in curves["bins"]) == 120
+    assert (curves["coverage"][-1], curves["risk"][-1]) == (1, pytest.approx(1 - right.mean()))
+    left, area = draw_confidence({"final": curves}).axes
+    assert len(left.lines[1].get_xdata()) == len(curves["bins"])
+    assert list(area.lines[0].get_ydata()) == curves["risk"]
