@@ -102,7 +102,7 @@ def record_results(
 def write_results(
     directory: Path, evaluations: Sequence[Evaluation], values: Mapping[str, Any]
 ) -> None:
-    """Write results.json: every mean with interval and n; docs/tracking.md names its fields.
+    """Write results.json: every mean with interval and n; docs/records.md names its fields.
 
     Args:
         directory: Run directory.
