@@ -11,7 +11,14 @@ from medvqa.models.hub import hub_answers
 from tests.conftest import ROOT
 
 ROW = re.compile(r"^\| `([^`]+)` \| (.+?) \| (.+?) \|$", re.MULTILINE)
-ROWS = ROW.findall((ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"))
+PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+ROWS = ROW.findall(PAGE.partition("## Messages of a run")[0])
+# Messages of a run that has begun: `code` stands for a value.
+BEGUN = re.findall(
+    r"^\| ([^`|].*?|`[A-Z\d]+` .*?) \| .+? \|$",
+    PAGE.partition("## Messages of a run")[2],
+    re.MULTILINE,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +50,12 @@ def test_the_command_ends_with_the_message(command, message, monkeypatch, capsys
         main()
     assert left.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("message", BEGUN[1:], ids=lambda text: text[:60])
+def test_the_message_of_a_run_that_has_begun_is_in_the_code(message):
+    files = sorted((ROOT / "medvqa").rglob("*.py"))
+    code = "".join(path.read_text(encoding="utf-8") for path in files)
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # the pieces of one text
+    fixed = [part.strip(" ()") for part in re.sub(r"`[^`]*`", "`", message).split("`")]
+    assert [part for part in fixed if part not in code] == []
