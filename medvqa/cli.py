@@ -19,10 +19,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from medvqa.config.command_line import COLUMNS, example_lines
-from medvqa.config.compose import checked, config_directory, hydra_files, register, resolved
+from medvqa.config.compose import checked, config_directory, register, run_settings
 from medvqa.config.errors import MISTAKES, Refused, explain, printable, raised_in
 from medvqa.config.fast_exit import leave_at_once
-from medvqa.config.identity import run_id
 from medvqa.config.secrets import masked_text
 from medvqa.sweep.launcher import SweepError
 
@@ -101,14 +100,7 @@ def _run(cfg: DictConfig, *, is_sweep: bool) -> float | None:
     from medvqa.run import ProcessState, run
 
     job = HydraConfig.get()
-    values = resolved(cfg)
-    settings = {
-        "config": values,
-        "overrides": list(job.overrides.task),
-        "run_id": run_id(values),
-        "hydra": hydra_files(values, job.overrides.task, job),
-        "sweep": Path(job.sweep.dir).name if is_sweep else None,
-    }
+    settings = run_settings(cfg, job) | {"sweep": Path(job.sweep.dir).name if is_sweep else None}
     return run(config, Path(job.runtime.output_dir), settings, ProcessState(load_in_own_process))
 
 

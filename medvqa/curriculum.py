@@ -20,7 +20,7 @@ from medvqa.config.curriculum import (
 )
 from medvqa.config.errors import UserError
 from medvqa.data.example import Example
-from medvqa.ordering import FILTERS, MERGES, ORDERS
+from medvqa.data.ordering import FILTERS, MERGES, ORDERS
 
 MAX_LEVELS_SHOWN = 12
 Choice = TypeVar("Choice", bound=Enum)
@@ -299,5 +299,7 @@ def _function(table: Mapping[Choice, Function], choice: Choice, key: str) -> Fun
     """Return the function of a choice; a choice without one must not run as another."""
     if choice not in table:
         known = ", ".join(known.name for known in table)
-        raise UserError(f"{key}={choice.name} has no function in medvqa.ordering; it has {known}")
+        raise UserError(
+            f"{key}={choice.name} has no function in medvqa.data.ordering; it has {known}"
+        )
     return table[choice]

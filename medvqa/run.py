@@ -39,7 +39,7 @@ class ProcessState:
 
 
 def run(config: Config, directory: Path, settings: Settings, process: ProcessState) -> float | None:
-    """Train and evaluate as configured; continue a half-done run, show a finished one.
+    """Train and evaluate as configured, and show the results; see `run_quietly`.
 
     Args:
         config: The checked config.
@@ -50,6 +50,15 @@ def run(config: Config, directory: Path, settings: Settings, process: ProcessSta
     Returns:
         Overall exact match on the first evaluation set, for sweepers; None without a set.
     """
+    evaluations = run_quietly(config, directory, settings, process)
+    show_results(evaluations, directory)
+    return headline(evaluations, config.data.evaluation)
+
+
+def run_quietly(
+    config: Config, directory: Path, settings: Settings, process: ProcessState
+) -> list[Evaluation]:
+    """Continue a half-done run, read a finished one; return its evaluations."""
     with record.directory_lock(directory, patience_s=record.PATIENCE_S):
         if config.fresh:
             files.set_aside(directory)
@@ -62,9 +71,7 @@ def run(config: Config, directory: Path, settings: Settings, process: ProcessSta
             run_ranks(config.training.gpus, directory=directory, settings=settings)
         else:
             run_rank(config, directory, settings, process)
-        evaluations = read_evaluations(directory)
-        show_results(evaluations, directory)
-        return headline(evaluations, config.data.evaluation)
+        return read_evaluations(directory)
 
 
 def run_rank(

@@ -125,6 +125,23 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
+def run_settings(cfg: DictConfig, hydra: Any) -> dict[str, Any]:
+    """Return what run.json keeps of a command; see `medvqa.run.run`.
+
+    Args:
+        cfg: As composed.
+        hydra: Its Hydra node.
+    """
+    values = resolved(cfg)
+    overrides = [str(text) for text in hydra.overrides.task]
+    return {
+        "config": values,
+        "overrides": overrides,
+        "run_id": run_id(values),
+        "hydra": hydra_files(values, overrides, hydra),
+    }
+
+
 def hydra_files(config: Mapping[str, Any], overrides: Sequence[str], hydra: Any) -> dict[str, str]:
     """Return the files of `.hydra/` by name; Hydra itself would write them before any check."""
     parts: dict[str, Any] = {
@@ -204,19 +221,31 @@ def register() -> None:
 
 
 def compose_cells(
-    overrides: Sequence[str], *, is_sweep: bool
+    overrides: Sequence[str], *, is_sweep: bool, config_dir: Path | None = None
 ) -> list[tuple[list[str], DictConfig]]:
     """Return what `train.py` would run with these overrides: the swept part and config of each.
 
+    Args:
+        overrides: As on the command line.
+        is_sweep: Whether values with commas are a grid, as with `-m`.
+        config_dir: A folder with groups of the user's own, as with `--config-dir`.
+
     Raises:
-        UserError: If a sweeper that searches decides on its cells as it goes.
+        UserError: If there is no such folder, or a sweeper that searches decides on its cells as
+            it goes.
     """
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_search_path import SearchPathQuery
 
     register()
     GlobalHydra.instance().clear()
     search_path = create_config_search_path(config_directory())
+    if config_dir is not None:
+        if not config_dir.is_dir():
+            raise UserError(f"config_dir: there is no folder {config_dir}")
+        place, before = f"file://{config_dir.absolute()}", SearchPathQuery(provider="schema")
+        search_path.prepend(provider="command-line", path=place, anchor=before)
     hydra = Hydra.create_main_hydra2(task_name="medvqa", config_search_path=search_path)
     try:
         config = hydra.compose_config(

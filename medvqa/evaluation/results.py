@@ -26,21 +26,30 @@ PROTOCOL = ("normalizer", "numeric_tolerance", "max_new_tokens", "bertscore")
 
 
 def show_results(evaluations: Sequence[Evaluation], directory: Path) -> None:
-    """Print one table per set, and one of its probes."""
+    """Print the tables of a run and where its files are."""
+    for shown in result_tables(evaluations, directory):
+        console().print(shown)
+    sys.stdout.write(f"everything is in {directory}\n")
+
+
+def result_tables(evaluations: Sequence[Evaluation], directory: Path) -> list["Table"]:
+    """Return the tables of each set: its scores, other protocols, confidence and probes."""
     probes = read_probes(directory)
+    tables = []
     for name in dict.fromkeys(e.set_name for e in evaluations):
-        phases = [(e.phase, e.summary) for e in evaluations if e.set_name == name]
-        console().print(summary_table(phases, title=f"{name}: mean [95 % interval]"))
-        for evaluation in evaluations:
-            if evaluation.set_name == name and evaluation.protocols:
+        of_set = [e for e in evaluations if e.set_name == name]
+        phases = [(e.phase, e.summary) for e in of_set]
+        tables.append(summary_table(phases, title=f"{name}: mean [95 % interval]"))
+        for evaluation in of_set:
+            if evaluation.protocols:
                 title = f"{name}, {evaluation.phase}: the same answers by other rules"
-                console().print(overview_table(evaluation.protocols, None, title=title))
+                tables.append(overview_table(evaluation.protocols, None, title=title))
         if any("calibration_error" in summary["overall"] for _, summary in phases):
-            console().print(confidence_table(phases, title=f"{name}: confidence, all questions"))
+            tables.append(confidence_table(phases, title=f"{name}: confidence, all questions"))
         own = [probe for probe in probes if probe.set_name == name]
         if own:
-            console().print(probes_table(own, f"{name}: hallucination probes of the final model"))
-    sys.stdout.write(f"everything is in {directory}\n")
+            tables.append(probes_table(own, f"{name}: hallucination probes of the final model"))
+    return tables
 
 
 def confidence_table(phases: Sequence[tuple[str, Summary]], *, title: str) -> "Table":

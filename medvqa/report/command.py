@@ -2,20 +2,13 @@
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from medvqa.config.command_line import CommandParser
-from medvqa.report.page import write_page
 from medvqa.report.pairs import Settings
-from medvqa.report.plots import write_figures
-from medvqa.report.rows import write_rows
-from medvqa.report.study import Study, read_study
-from medvqa.report.tables import Table, latex, markdown, rich_table, tables
-from medvqa.report.thumbnails import NONE, read_pictures
-from medvqa.report.verdicts import final_words
-from medvqa.tracking.record import write_text
+from medvqa.report.report import Report, read_report
+from medvqa.report.tables import rich_table
 from medvqa.tracking.terminal import console
 
 
@@ -29,20 +22,13 @@ def main_report(argv: Sequence[str]) -> None:
         seeds_are_paired=options.paired_seeds,
         num_samples=options.samples,
     )
-    study = read_study(options.directory, settings)
-    out = options.out or options.directory[0] / "report"
-    made = tables(study)
-    write_rows(study, out)
-    write_text(out / "tables.md", "\n".join(map(markdown, made)))
-    write_text(out / "tables.tex", "\n".join(map(latex, made)))
-    if not options.no_plots:
-        write_figures(study, out)
     # A report reads what is on this machine: no data set is fetched for its pictures.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    pictures = NONE if options.no_pictures else read_pictures(study.arms)
-    title = options.title or ", ".join(place.name for place in options.directory)
-    write_page(study, pictures, out / "report.html", title=title)
-    show(study, made, [*study.notes, *pictures.notes], out / "report.html")
+    report = read_report(
+        options.directory, settings, title=options.title, with_pictures=not options.no_pictures
+    )
+    out = options.out or options.directory[0] / "report"
+    show(report, report.write(out, figures=not options.no_plots))
 
 
 def _parser() -> CommandParser:
@@ -75,14 +61,11 @@ def _parser() -> CommandParser:
     return parser
 
 
-def show(study: Study, made: Sequence[Table], notes: Sequence[str], page: Path) -> None:
+def show(report: Report, page: Path) -> None:
     """Print the tables, how many runs they hold, the notes, and where the page is."""
-    for table in made:
+    for table in report.tables:
         console().print(rich_table(table))
-    states = Counter(run.state for run in study.runs)
-    counts = ", ".join(f"{number} {state}" for state, number in states.items())
-    sys.stdout.write(f"{len(study.runs)} runs: {counts}; {len(study.arms)} arms\n")
-    sys.stdout.writelines(f"note: {note}\n" for note in notes)
+    sys.stdout.writelines(f"{line}\n" for line in report.closing_lines)
     size = page.stat().st_size / 1e6
     sys.stdout.write(f"everything is in {page.parent}; open {page} ({size:.1f} MB)\n")
-    sys.stdout.writelines(f"{line}\n" for line in final_words(study.verdicts))
+    sys.stdout.writelines(f"{line}\n" for line in report.verdicts)

@@ -24,7 +24,17 @@ log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).resolve().parents[1]
 # They describe, start or use runs; everything else can change a result.
 NOT_COMPUTING = {
-    *("__init__.py", "cli.py", "config", "tracking", "export", "sweep", "report", "preflight"),
+    *(
+        "__init__.py",
+        "api.py",
+        "cli.py",
+        "config",
+        "tracking",
+        "export",
+        "sweep",
+        "report",
+        "preflight",
+    ),
     *("serve", "plugins", "weights"),
 }
 LIBRARIES = ("torch", "transformers")

@@ -17,7 +17,7 @@ from medvqa.config.curriculum import (
 from medvqa.config.errors import UserError
 from medvqa.curriculum import Plan, plan_curriculum
 from medvqa.data.example import AnswerType, Example
-from medvqa.ordering import FILTERS, MERGES, ORDERS
+from medvqa.data.ordering import FILTERS, MERGES, ORDERS
 
 CONF = Path(__file__).parents[2] / "conf"
 SHIPPED = sorted(path.stem for path in (CONF / "curriculum").glob("*.yaml"))
@@ -321,7 +321,7 @@ def test_a_choice_without_a_function_is_an_error_and_never_another_choice(table,
     name = {id(ORDERS): "order", id(FILTERS): "filter"}.get(id(table))
     settings = {name: choice} if name else {}
     merge = choice if table is MERGES else Merge.sequence
-    with pytest.raises(UserError, match=f"={choice.name} has no function in medvqa.ordering"):
+    with pytest.raises(UserError, match=f"={choice.name} has no function in medvqa.data.ordering"):
         plan(stage(steps=2, **settings), examples=UNEVEN, merge=merge)
 
 

@@ -15,7 +15,6 @@ ORDER = (
     *(
         "config",
         "data",
-        "ordering",
         "curriculum",
         "tracking",
         "models",

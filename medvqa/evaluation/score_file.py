@@ -1,0 +1,205 @@
+"""An answers file -> its scores by any protocol, with the tables that show them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from medvqa.config.errors import UserError
+from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig, Normalizer, ProtocolName
+from medvqa.data.example import Prediction, Score
+from medvqa.evaluation.comparison import run_mean
+from medvqa.evaluation.predictions import Answers, aligned, parse_columns, read_predictions
+from medvqa.evaluation.protocols.judge import agreement, parse_judge
+from medvqa.evaluation.protocols.protocol import is_closed, item_values
+from medvqa.evaluation.protocols.table import (
+    PROTOCOLS,
+    description,
+    gains,
+    overview_table,
+    protocol_table,
+    score_protocols,
+)
+from medvqa.evaluation.score import score_predictions, summary_table
+from medvqa.tracking.terminal import html_text, plain_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+JUDGED = ProtocolName.medevalkit
+DEFAULTS = EvaluationConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """How an answers file is scored.
+
+    Attributes:
+        file: Answers: JSON Lines, a JSON array, CSV or TSV.
+        protocol: A name, several with commas, or `all`.
+        types: How closed questions are recognised: by `labels`, or by a reference of `yes_no`.
+        against: A second answers file; adds the gain over that file.
+        columns: `prediction=NAME,reference=NAME,...`: the file's own column names.
+        judge: `endpoint=URL` and `model=NAME` of a served model that judges open answers.
+        normalizer: Of answers and references; of the protocol `medvqa`, as what follows.
+        bertscore: `minilm`, `off`, a hub id or a directory.
+        layers: BERTScore's layer, for a directory.
+        tolerance: Relative, of numeric exact match.
+    """
+
+    file: Path
+    protocol: str = "medvqa"
+    types: Literal["labels", "yes_no"] | None = None
+    against: Path | None = None
+    columns: str | None = None
+    judge: Sequence[str] | None = None
+    normalizer: str = DEFAULTS.normalizer.value
+    bertscore: str = "minilm"
+    layers: int | None = None
+    tolerance: float = DEFAULTS.numeric_tolerance
+
+    def __post_init__(self) -> None:
+        """Check what the command line restricts by its choices."""
+        choices = {"types": (None, "labels", "yes_no"), "normalizer": [n.value for n in Normalizer]}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} is none of {', '.join(map(str, known))}")
+
+
+@dataclass(frozen=True)
+class FileScores:
+    """Scores of a file; a notebook shows their table.
+
+    Attributes:
+        values: As `medvqa score --json` writes them: `summary` by group and metric, or
+            `protocols` and `gains` by protocol and metric.
+        table: For a terminal.
+        lines: What the table leaves out, one remark per line.
+    """
+
+    values: dict[str, Any]
+    table: "Table"
+    lines: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return "\n".join([plain_text(self.table), *self.lines])
+
+    def _repr_html_(self) -> str:
+        return html_text(self.table, *self.lines)
+
+
+def score_file(options: ScoreOptions) -> FileScores:
+    """Score an answers file.
+
+    Raises:
+        UserError: If a file cannot be read, or an option names nothing that is known.
+    """
+    names = protocol_names(options.protocol)
+    columns = parse_columns(options.columns) if options.columns else None
+    answers = read_predictions(options.file, columns)
+    others = None
+    if options.against:
+        others = aligned(answers, read_predictions(options.against, columns), options.against)
+    if names == [ProtocolName.medvqa] and others is None:
+        scores = _own_scores(answers, options)
+    else:
+        scores = _protocol_scores(names, answers, others, options)
+    return replace(scores, lines=[*scores.lines, *(f"note: {note}" for note in answers.notes)])
+
+
+def protocol_names(text: str) -> list[ProtocolName]:
+    """Return the protocols of `NAME,NAME` or `all`."""
+    if text == "all":
+        return list(ProtocolName)
+    known = {name.value: name for name in ProtocolName}
+    unknown = [name for name in text.split(",") if name not in known]
+    if unknown:
+        raise UserError(f"--protocol {unknown[0]} is none of {', '.join(known)}, all")
+    return [known[name] for name in text.split(",")]
+
+
+def _own_scores(answers: Answers, options: ScoreOptions) -> FileScores:
+    config = EvaluationConfig(
+        normalizer=Normalizer(options.normalizer),
+        numeric_tolerance=options.tolerance,
+        bertscore=BertScoreConfig(
+            enabled=options.bertscore != "off", model=options.bertscore, num_layers=options.layers
+        ),
+    )
+    scored = score_predictions(_typed(answers.predictions, options), config, device="cpu")
+    title = f"{options.file} ({options.normalizer})"
+    summary = {g: {m: asdict(s) for m, s in ms.items()} for g, ms in scored.summary.items()}
+    return FileScores(
+        {"summary": summary, "bertscore": scored.bertscore},
+        summary_table([("", scored.summary)], title=title),
+    )
+
+
+def _typed(predictions: list[Prediction], options: ScoreOptions) -> list[Prediction]:
+    if options.types != "yes_no":
+        return predictions
+    return [
+        replace(p, answer_type="closed" if is_closed(p, "yes_no") else "open") for p in predictions
+    ]
+
+
+def _protocol_scores(
+    names: list[ProtocolName],
+    answers: Answers,
+    others: list[Prediction] | None,
+    options: ScoreOptions,
+) -> FileScores:
+    num_samples = DEFAULTS.bootstrap_samples
+    predictions = answers.predictions
+    scores = score_protocols(names, predictions, types=options.types, num_samples=num_samples)
+    gain: dict[str, dict[str, Score]] | None = None
+    if others is not None:
+        gain = {
+            name.value: gains(
+                PROTOCOLS[name], predictions, others, types=options.types, num_samples=num_samples
+            )
+            for name in names
+        }
+    lines: list[str] = []
+    if options.judge and JUDGED in names:
+        lines = _judge(predictions, scores[JUDGED.value], options)
+    title = str(options.file)
+    if len(names) > 1:
+        table = overview_table(scores, gain, title=title)
+    else:
+        name = names[0]
+        change = gain[name.value] if gain is not None else None
+        table = protocol_table(PROTOCOLS[name], scores[name.value], change, title=title)
+    for name in names:
+        lines += description(PROTOCOLS[name], has_judge=bool(options.judge))
+    values = {
+        kind: {name: {m: asdict(s) for m, s in values.items()} for name, values in part.items()}
+        for kind, part in (("protocols", scores), ("gains", gain or {}))
+    }
+    return FileScores(values, table, lines)
+
+
+def _judge(
+    predictions: list[Prediction], scores: dict[str, Score], options: ScoreOptions
+) -> list[str]:
+    """Add the judge's metrics to MedEvalKit's: open answers are judged, closed ones are not."""
+    assert options.judge
+    protocol = PROTOCOLS[JUDGED]
+    judge = parse_judge(options.judge, options.file.with_name(f"{options.file.name}.judge.jsonl"))
+    types = options.types or protocol.types
+    opened = [p for p in predictions if not is_closed(p, types)]
+    verdicts = judge.verdicts(opened)
+    by_place = iter(verdicts)
+    items = item_values(protocol, predictions, types)
+    totals = [
+        item["close acc"] if is_closed(p, types) else float(bool(next(by_place)))
+        for p, item in zip(predictions, items, strict=True)
+    ]
+    for metric, values, rows in (
+        ("open acc (judge)", [float(bool(verdict)) for verdict in verdicts], opened),
+        ("total acc (judge)", totals, predictions),
+    ):
+        if rows:
+            scores[metric] = run_mean(values, [p.cluster for p in rows])
+    rules = [item for p, item in zip(predictions, items, strict=True) if not is_closed(p, types)]
+    return [agreement(verdicts, rules, "em")] if opened else []
