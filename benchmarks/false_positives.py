@@ -1,13 +1,14 @@
 """How often do studies without any effect show one, and how often is a true effect found?
 
-    python -m benchmarks.false_positives            # 2,000 studies per cell, about four minutes
+    python -m benchmarks.false_positives            # 2,000 studies per cell, ten minutes
     python -m benchmarks.false_positives --table    # only print the table of the kept results
 
 A study has four alike arms, so six pairs corrected by Holm. Every arm has the same seeds' standard
-deviation; a picture has four right-or-wrong questions and its own difficulty. With paired seeds,
-the arms also share an effect per seed of the same size. A study counts as a false positive if any
-of its six corrected p-values is at most 0.05. Power is that of the three pairs of an arm that is
-better by the difference which the report prints as detectable. Rates stay clear of 0 and 1.
+deviation, except that the first one varies more where a cell's ratio is above 1. A picture has
+four right-or-wrong questions and its own difficulty. With paired seeds, the arms also share an
+effect per seed of the same size. A study counts as a false positive if any of its six corrected
+p-values is at most 0.05. Power is that of the three pairs of an arm that is better by the
+difference which the report prints as detectable. Rates stay clear of 0 and 1.
 """
 
 import argparse
@@ -19,22 +20,24 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from medvqa.evaluation.components import UNEQUAL_LEVEL, by_component
+from medvqa.evaluation.components import OWN_SHARE, UNEQUAL_LEVEL, by_component
 from medvqa.evaluation.power import detectable_difference
 from medvqa.report.pairs import LARGEST_DETECTABLE
 
+CELL = ("seeds", "paired", "sd", "pictures", "ratio")
 OUT = Path(__file__).parent / "results" / "false_positives.json"
 NUM_ARMS, QUESTIONS = 4, 4
 PAIRS = tuple(itertools.combinations(range(NUM_ARMS), 2))
-PRINTED = 2000  # studies over which the printed detectable difference is averaged
+PRINTED = 1000  # studies over which the printed detectable difference is averaged
 LEVEL = 0.05 / len(PAIRS)  # Holm's first step: no pair is rejected unless one is here
-USED = "pooled, by component"
+USED = "pooled, by component, at least 0.8 of the pair's own"
 METHODS = {
     "one Satterthwaite df (before)": "two arms, Satterthwaite over seeds and pictures",
     "df = seeds - 1": "the same standard error with seeds - 1 degrees of freedom",
     "two arms, by component": "seed variance of the two arms alone",
     "pooled, Satterthwaite": "seed variance of all arms; Kenward-Roger's df in balanced designs",
-    USED: "seed variance of all arms, each part with its own t quantile; what the report uses",
+    "pooled, by component": "seed variance of all arms, each part with its own t quantile",
+    USED: "what the report uses",
 }
 
 
@@ -44,7 +47,8 @@ def studies(
     """Return rates of right answers: (studies, arms, seeds, pictures); the first arm is better."""
     seeds, pictures, sd = int(cell["seeds"]), int(cell["pictures"]), cell["sd"] / 100
     rate = rng.beta(5, 5, size=(number, 1, 1, pictures)) - effect / 2
-    rate = rate + sd * rng.normal(size=(number, NUM_ARMS, seeds, 1))
+    sds = sd * np.array([cell.get("ratio", 1.0), *[1.0] * (NUM_ARMS - 1)])[:, None, None]
+    rate = rate + sds * rng.normal(size=(number, NUM_ARMS, seeds, 1))
     if cell["paired"]:
         rate = rate + sd * rng.normal(size=(number, 1, seeds, 1))
     rate[:, 0] += effect
@@ -100,12 +104,12 @@ def analysed(y: np.ndarray, *, paired: bool) -> dict[str, tuple[np.ndarray, np.n
         own = [np.maximum(v, f) for v, f in zip(over, flips, strict=True)]
         two = np.maximum(sum(over), sum(flips))  # an equal-variance t of the two arms
         seeds = np.maximum(pooled, sum(flips))
+        robust = np.maximum(seeds, OWN_SHARE * sum(over))
         n, p = num_seeds - 1, num_pictures - 1
         total = sum(over) + pictures
         freedom = total**2 / (sum(v**2 for v in over) / n + pictures**2 / p)
         before = [np.maximum.reduce([total - sum(flips), sum(over), pictures])]
         alone = reached([*own, rest], [*[n] * len(own), p])
-        used = np.where(differ, alone, reached([seeds, rest], [pooled_freedom, p]))
         summed = seeds + rest
         kenward = summed**2 / (seeds**2 / pooled_freedom + rest**2 / p)
         halves = (
@@ -113,7 +117,8 @@ def analysed(y: np.ndarray, *, paired: bool) -> dict[str, tuple[np.ndarray, np.n
             reached(before, [n]),
             reached([two, rest], [n * len(parts), p]),
             reached([summed], [kenward]),
-            used,
+            reached([seeds, rest], [pooled_freedom, p]),
+            np.where(differ, alone, reached([robust, rest], [pooled_freedom, p])),
         )
         for name, half in zip(METHODS, halves, strict=True):
             found[name].append((size, half))
@@ -158,39 +163,42 @@ def printed(y: np.ndarray, *, paired: bool) -> float:
 
 
 def cells() -> list[dict[str, float]]:
-    """Return all cells of the table."""
-    names = ("seeds", "paired", "sd", "pictures")
-    values = itertools.product((3, 5, 8), (0, 1), (0, 2, 5, 10), (30, 62, 315))
-    return [dict(zip(names, map(float, one), strict=True)) for one in values]
+    """Return all cells: with equal seed variances first, then with one arm that varies more."""
+    equal = itertools.product((3, 5, 8), (0, 1), (0, 2, 5, 10), (30, 62, 315), (1,))
+    unequal = itertools.product((3, 5, 8), (0, 1), (2,), (62, 315), (3, 5))
+    return [dict(zip(CELL, map(float, one), strict=True)) for one in (*equal, *unequal)]
+
+
+def lower_limit(row: dict[str, Any], method: str) -> float:
+    """Return the lower 99 % limit (one-sided, exact) of a cell's false positives."""
+    count = round(row["false"][method] * row["studies"])
+    return float(stats.binomtest(count, row["studies"]).proportion_ci(0.98, "exact").low)
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Return the results by seeds and pairing as Markdown, worst and mean cell of each method."""
+    """Return the results by seeds as Markdown, worst and mean cell of each method."""
     lines = [
         "| method | seeds | false positives: worst cell | mean | lower 99 % limit of the worst | "
-        "power: mean | against the best valid method, worst cell |",
-        "|---" * 7 + "|",
+        "power: mean | against the best valid method, worst cell | one arm varies 3 times as much "
+        "| 5 times |",
+        "|---" * 9 + "|",
     ]
-    limit = {
-        (name, i): stats.binomtest(
-            round(row["false"][name] * row["studies"]), row["studies"]
-        ).proportion_ci(0.98, "exact").low
-        for name in METHODS
-        for i, row in enumerate(results)
-    }  # fmt: skip
-    valid = [name for name in METHODS if all(limit[name, i] <= 0.05 for i in range(len(results)))]
+    equal = [row for row in results if row["ratio"] == 1]
+    valid = [name for name in METHODS if all(lower_limit(row, name) <= 0.05 for row in equal)]
     for name, seeds in itertools.product(METHODS, (3, 5, 8)):
-        rows = [(i, row) for i, row in enumerate(results) if row["seeds"] == seeds]
-        if not rows:
-            continue
-        rates = [row["false"][name] for _, row in rows]
-        powers = [row["power"][name] for _, row in rows]
-        best = [max(row["power"][other] for other in valid) for _, row in rows]
+        rows = [row for row in equal if row["seeds"] == seeds]
+        rates = [row["false"][name] for row in rows]
+        powers = [row["power"][name] for row in rows]
+        best = [max(row["power"][other] for other in valid) for row in rows]
         ratio = min(p / b for p, b in zip(powers, best, strict=True))
+        unequal = [
+            max(row["false"][name] for row in results if (row["seeds"], row["ratio"]) == (seeds, r))
+            for r in (3, 5)
+        ]
         lines.append(
             f"| {name} | {seeds} | {max(rates):.3f} | {sum(rates) / len(rates):.3f} | "
-            f"{max(limit[name, i] for i, _ in rows):.3f} | {sum(powers) / len(powers):.2f} | "
-            f"{ratio:.2f} |"
+            f"{max(lower_limit(row, name) for row in rows):.3f} | {sum(powers) / len(powers):.2f} "
+            f"| {ratio:.2f} | {unequal[0]:.3f} | {unequal[1]:.3f} |"
         )
     return "\n".join(lines)
 
@@ -203,14 +211,17 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="simulate nothing")
     options = parser.parse_args()
     results = json.loads(options.out.read_text()) if options.out.exists() else []
-    done = {tuple(row[key] for key in ("seeds", "paired", "sd", "pictures")) for row in results}
+    done = {tuple(row[key] for key in CELL) for row in results}
     for cell in [] if options.table else cells():
         if tuple(cell.values()) not in done:
             results.append(simulate(cell, options.studies))
             options.out.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))  # noqa: T201
-    used = [row["power"][USED] for row in results if row["detectable"] <= LARGEST_DETECTABLE]
-    print(f"power at the detectable difference: {min(used):.2f} to {max(used):.2f}")  # noqa: T201
+    for seeds in (3, 5, 8):
+        used = [row["power"][USED] for row in results
+                if (row["seeds"], row["ratio"]) == (seeds, 1)]  # fmt: skip
+        words = f"{min(used):.2f} to {max(used):.2f}, mean {sum(used) / len(used):.2f}"
+        print(f"power at the detectable difference, {seeds} seeds: {words}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class EvaluationConfig:
         after_each_stage: Evaluate where one stage ends and the next begins (forgetting).
         numeric_tolerance: 0.05 takes 3.3 cm for 3.4 cm where `numeric_tolerance_kind` is relative;
             counts must be equal there.
-        bootstrap_samples: Resamples of the image clusters for the 95 % intervals.
+        bootstrap_samples: Resamples of the pictures for the interval of a corpus BLEU.
         scoring: `likelihood` compares options, and yes and no; open questions are still generated.
         protocols: Rules of other projects by which answers are scored as well.
         probes: Hallucination probes that the final model is asked as well.

@@ -15,12 +15,14 @@ from medvqa.evaluation.components import (
     METHODS,
     Component,
     Method,
+    Z,
     by_component,
+    effective_size,
     p_value,
     reach,
-    score_interval,
     standard_error,
     t_quantile,
+    wilson,
 )
 from medvqa.evaluation.statistics import cluster_sums, score_matrix
 
@@ -161,7 +163,7 @@ def arm_mean(
 ) -> ArmMean:
     """Return an arm's mean with the interval of `compare_arms`: seeds and pictures both drawn.
 
-    Between 0 and 1 the interval has Wilson's form (see `score_interval`), else it is cut at the
+    Between 0 and 1 the interval has Wilson's form (see `wilson`), else it is cut at the
     bounds. Two arms answer the same questions, so whether they differ is never read from two such
     intervals: that is what `compare_arms` is for.
 
@@ -179,8 +181,7 @@ def arm_mean(
         alone = run_mean(matrix[0], clusters, bounds=bounds)
         low, high = alone.low, alone.high
     elif method == "by_component" and bounds == (0, 1):
-        quantile = t_quantile(len(sizes) - 1)
-        low, high = score_interval(mean, half, num_clusters=len(sizes), quantile=quantile)
+        low, high = _proportion_interval(mean, half, sums, sizes)
     return ArmMean(
         score=Score(mean=mean, low=low, high=high, num_examples=len(clusters)),
         num_seeds=len(sums),
@@ -198,7 +199,7 @@ def run_mean(
     """Return the mean of one run with its 95 % interval over new pictures.
 
     Questions on one picture are not independent: the variance is that of whole pictures. Between
-    0 and 1 the interval has Wilson's form; right-or-wrong scores count for at most one
+    0 and 1 the interval is Wilson's; right-or-wrong scores count for at most one
     independent answer per question. One picture alone says nothing, so all values are possible.
 
     Raises:
@@ -214,12 +215,24 @@ def run_mean(
     variance = by_component([sums], sizes, True).components[0].variance
     if bool(((matrix == 0) | (matrix == 1)).all()):
         variance = max(variance, mean * (1 - mean) / len(clusters))
-    quantile = t_quantile(num_pictures - 1)
-    half = quantile * math.sqrt(variance)
+    half = t_quantile(num_pictures - 1) * math.sqrt(variance)
     low, high = max(mean - half, bounds[0]), min(mean + half, bounds[1])
     if bounds == (0, 1):
-        low, high = score_interval(mean, half, num_clusters=num_pictures, quantile=quantile)
+        low, high = _proportion_interval(mean, half, sums, sizes)
     return Score(mean=mean, low=low, high=high, num_examples=len(clusters))
+
+
+def _proportion_interval(
+    mean: float, half: float, sums: "NDArray[np.float64]", sizes: "NDArray[np.float64]"
+) -> tuple[float, float]:
+    """Return the interval in [0, 1] of a mean whose plain interval has that half width.
+
+    The mean of one run moves in steps, that of several runs hardly does: only the former is
+    corrected for continuity. `sums` is (runs, pictures).
+    """
+    quantile = t_quantile(len(sizes) - 1)
+    size = effective_size(mean, (half / quantile) ** 2, sums.mean(axis=0), sizes)
+    return wilson(mean, size * (Z / quantile) ** 2, is_corrected=len(sums) == 1)
 
 
 def _check_pictures(num_clusters: int) -> None:

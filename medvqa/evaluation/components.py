@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 Method = Literal["by_component", "satterthwaite"]
-UNEQUAL_LEVEL = 0.05  # of Bartlett's test, below which seed variances are not pooled
+UNEQUAL_LEVEL = 0.001  # of Bartlett's test, below which seed variances are not pooled
+OWN_SHARE = 0.8  # of the pair's own variance over seeds, which the pooled one never falls below
 SMALLEST_P = 1e-15
+Z = 1.959963985  # 97.5 % quantile of the normal distribution
 SMALL_T = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
@@ -29,6 +31,7 @@ class Component:
         variance: What interval and test use; never below a bound, so too large on average.
         unbiased: The plain estimate, which can be negative; what is planned with.
         floor: The bound, which is known from many more degrees of freedom.
+        own_freedom: Of the degrees of freedom, those of the pair's own arms; 0 if all are.
     """
 
     source: str
@@ -36,6 +39,7 @@ class Component:
     degrees_of_freedom: float
     unbiased: float
     floor: float = 0.0
+    own_freedom: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ def by_component(
 
     The variance over pictures contains the interaction (single answers that flip from seed to
     seed), as that over seeds does, so it is subtracted there (Cameron, Gelbach and Miller, Robust
-    inference with multiway clustering, 2011). The part from seeds is never below the interaction.
+    inference with multiway clustering, 2011). The part from seeds is never below the interaction,
+    nor below `OWN_SHARE` of what the two arms alone show: their seeds may vary more than others'.
 
     Args:
         sums: Of one or two arms, the scores' sums as (runs, pictures).
@@ -69,20 +74,20 @@ def by_component(
     flips = [_interaction(one, sizes) for one in pair]
     left = over_pictures - sum(flips)
     rest = Component("pictures", max(left, 0.0), len(sizes) - 1, left)
+    own = [_over_seeds(one, sizes) for one in pair]
     means = [*(one.sum(axis=1) / sizes.sum() for one in sums), *others]
     pooled = _pooled(means, paired) if len(sums) > 1 else None
-    if pooled:
-        variance, freedom, num_pooled = pooled
-        floor = sum(flips)
-        seeds = Component("seeds", max(variance, floor), freedom, variance, floor)
-        return Parts((seeds, rest), num_pooled)
-    own = tuple(
-        Component(
-            "seeds", max(variance := _over_seeds(one, sizes), flip), len(one) - 1, variance, flip
+    if pooled is None:
+        alone = (
+            Component("seeds", max(variance, flip), len(one) - 1, variance, flip)
+            for one, variance, flip in zip(pair, own, flips, strict=True)
         )
-        for one, flip in zip(pair, flips, strict=True)
-    )
-    return Parts((*own, rest), min(len(sums), 2))
+        return Parts((*alone, rest), len(sums))
+    variance, freedom, num_pooled = pooled
+    bound = max(variance, OWN_SHARE * sum(own), sum(flips))
+    own_freedom = sum(len(one) - 1 for one in pair)
+    seeds = Component("seeds", bound, freedom, variance, sum(flips), own_freedom)
+    return Parts((seeds, rest), num_pooled)
 
 
 def satterthwaite(
@@ -146,21 +151,44 @@ def p_value(difference: float, components: Sequence[Component]) -> float:
     return math.exp(float(brentq(missing, lowest, 0.0, xtol=1e-12)))
 
 
-def score_interval(
-    mean: float, half: float, *, num_clusters: int, quantile: float
-) -> tuple[float, float]:
-    """Return Wilson's interval of a mean in [0, 1] on its effective sample size.
+def wilson(mean: float, size: float, *, is_corrected: bool) -> tuple[float, float]:
+    """Return the 95 % interval of a mean in [0, 1] over an effective sample size.
 
-    `half` is `quantile` standard errors, so quantile^2 over the effective sample size is half^2 /
-    (mean (1 - mean)). Where all scores are 0 or 1 the effective sample size is the number of
-    pictures. Sources: Wilson, Probable inference, 1927; Korn and Graubard, Confidence intervals
-    for proportions with small expected number of positive counts, 1998.
+    Source: Newcombe, Two-sided confidence intervals for the single proportion, 1998, methods 3
+    and, with a correction for continuity, 4.
     """
-    spread = max(mean * (1 - mean), 0.0)
-    ratio = half**2 / spread if spread and half else quantile**2 / num_clusters
-    centre = (mean + ratio / 2) / (1 + ratio)
-    length = math.sqrt(spread * ratio + ratio**2 / 4) / (1 + ratio)
-    return max(0.0, centre - length), min(1.0, centre + length)
+    step = float(is_corrected)
+
+    def low(p: float) -> float:
+        root = Z**2 - step * (2 + 1 / size) + 4 * p * (size * (1 - p) + step)
+        reach = Z * math.sqrt(max(root, 0.0)) + step
+        return max(0.0, (2 * size * p + Z**2 - reach) / (2 * (size + Z**2)))
+
+    return min(low(mean), mean), max(1 - low(1 - mean), mean)
+
+
+def effective_size(mean: float, variance: float, sums: "Array", sizes: "Array") -> float:
+    """Return how many independent right-or-wrong answers are as precise as these pictures.
+
+    Few pictures with a rare answer tell little of how answers agree within a picture. The design
+    effect is therefore averaged with its largest value, which counts as one such picture. Where
+    all answers are alike, each picture is one answer (Korn and Graubard, Confidence intervals for
+    proportions with small expected number of positive counts, 1998).
+
+    Args:
+        mean: Over all questions.
+        variance: Of the mean.
+        sums: Of each picture's scores.
+        sizes: Questions of each picture.
+    """
+    num_questions = float(sizes.sum())
+    spread = mean * (1 - mean)
+    if spread <= 0 or variance <= 0:
+        return float(len(sizes))
+    design_effect = variance * num_questions / spread
+    largest = float((sizes**2).sum()) / num_questions
+    num_telling = min(int((sums > 0).sum()), int((sums < sizes).sum()))
+    return num_questions * (num_telling + 1) / (num_telling * design_effect + largest)
 
 
 def t_quantile(degrees_of_freedom: int) -> float:
@@ -170,7 +198,7 @@ def t_quantile(degrees_of_freedom: int) -> float:
     """
     if degrees_of_freedom < len(SMALL_T):
         return SMALL_T[degrees_of_freedom]
-    z, n = 1.959963985, degrees_of_freedom
+    z, n = Z, degrees_of_freedom
     terms = (
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
@@ -219,13 +247,13 @@ def _interaction(sums: "Array", sizes: "Array") -> float:
     return float(value * num_clusters / (num_clusters - 1))
 
 
-def _pooled(means: "Sequence[Array]", paired: bool) -> tuple[float, float, int] | None:
+def _pooled(means: "Sequence[Array]", paired: bool) -> tuple[float, int, int] | None:
     """Return the variance of the first two arms' difference over seeds, pooled over all arms.
 
     An arm whose runs all agree shows no variance and enters only as one of the two.
 
     Returns:
-        Variance, degrees of freedom and number of arms; None where variances are unequal.
+        Variance, degrees of freedom and number of arms; None where variances are far from equal.
     """
     import numpy as np
 
@@ -236,10 +264,10 @@ def _pooled(means: "Sequence[Array]", paired: bool) -> tuple[float, float, int] 
         shared = np.mean(residuals, axis=0)
         residuals = [one - shared for one in residuals]
         freedom = (len(arms) - 1) * (len(means[0]) - 1)
-    if _are_unequal([float((r**2).sum()) / (len(r) - 1) for r in residuals], arms):
+    squares = [float((r**2).sum()) for r in residuals]
+    if _are_unequal([s / (len(arm) - 1) for s, arm in zip(squares, arms, strict=True)], arms):
         return None
-    variance = sum(float((r**2).sum()) for r in residuals) / freedom
-    return variance * (1 / len(means[0]) + 1 / len(means[1])), float(freedom), len(arms)
+    return sum(squares) / freedom * (1 / len(means[0]) + 1 / len(means[1])), freedom, len(arms)
 
 
 def _are_unequal(variances: Sequence[float], arms: "Sequence[Array]") -> bool:

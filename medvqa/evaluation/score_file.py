@@ -155,9 +155,7 @@ def _protocol_scores(
     gain: dict[str, dict[str, Score]] | None = None
     if others is not None:
         gain = {
-            name.value: gains(
-                PROTOCOLS[name], predictions, others, types=options.types, num_samples=num_samples
-            )
+            name.value: gains(PROTOCOLS[name], predictions, others, types=options.types)
             for name in names
         }
     lines: list[str] = []

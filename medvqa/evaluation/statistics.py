@@ -1,16 +1,14 @@
-"""Error bars, paired tests and effect sizes of scores on the same questions.
+"""Paired tests and effect sizes of scores on the same questions.
 
 Everywhere a difference is `a` minus `b`, and a cluster is a picture with all of its questions.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medvqa.config.errors import UserError
-from medvqa.data.example import Score
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,30 +58,6 @@ class PairedEffect:
     cohens_dz: float | None
     cohens_h: float | None
     odds_ratio: float | None
-
-
-def clustered_bootstrap(
-    values: Sequence[float], clusters: Sequence[str], *, num_samples: int, seed: int
-) -> Score:
-    """Return the mean with its 95 % percentile interval over resampled clusters.
-
-    Questions on one picture are not independent, so whole pictures are drawn with replacement
-    (Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 3.8).
-    A single cluster has no spread to resample: its interval is the mean itself.
-
-    Raises:
-        UserError: If there is nothing to average, a value is not finite, or the lengths differ.
-    """
-    import numpy as np
-
-    array = score_matrix([values], len(clusters))[0]
-    sums, sizes = cluster_sums(array, clusters)
-    counts = _multiplicities(len(sums), num_samples, seed).astype(np.float64)
-    means = (counts @ sums) / (counts @ sizes)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Score(
-        mean=float(array.mean()), low=float(low), high=float(high), num_examples=len(values)
-    )
 
 
 def paired_permutation(
@@ -249,16 +223,3 @@ def cluster_sums(
 
 def _is_binary(matrix: "NDArray[np.float64]") -> bool:
     return bool(((matrix == 0) | (matrix == 1)).all())
-
-
-@functools.lru_cache(maxsize=8)
-def _multiplicities(num_clusters: int, num_samples: int, seed: int) -> "NDArray[np.integer[Any]]":
-    """Return how often each resample holds each cluster: (samples, clusters).
-
-    They depend on no score, so all metrics of a set share them.
-    """
-    import numpy as np
-
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), num_samples)
-    return counts.astype(np.min_scalar_type(num_clusters))

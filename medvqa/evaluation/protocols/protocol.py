@@ -7,7 +7,6 @@ from typing import Literal
 from medvqa.data.example import Prediction, Score
 from medvqa.evaluation.comparison import run_mean
 from medvqa.evaluation.metrics import is_yes_or_no
-from medvqa.evaluation.statistics import clustered_bootstrap
 
 # How closed questions are found: by the label of the data set, by a yes/no reference, or not.
 Types = Literal["labels", "yes_no"]
@@ -105,12 +104,7 @@ def score_protocol(
             if metric in values
         ]
         values, clusters = zip(*rated, strict=True)
-        if all(0 <= value <= 1 for value in values):
-            scores[metric] = run_mean(values, clusters)
-        else:
-            scores[metric] = clustered_bootstrap(
-                values, clusters, num_samples=num_samples, seed=seed
-            )
+        scores[metric] = run_mean(values, clusters)
     for metric, (statistics, value) in protocol.corpus.items():
         rows = [statistics(prediction) for prediction in predictions]
         clusters = tuple(prediction.cluster for prediction in predictions)

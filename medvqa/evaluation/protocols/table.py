@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from medvqa.config.evaluation import ProtocolName
 from medvqa.data.example import Prediction, Score
+from medvqa.evaluation.comparison import run_mean
 from medvqa.evaluation.protocols import (
     llava_med,
     lmms_eval,
@@ -16,7 +17,6 @@ from medvqa.evaluation.protocols import (
     substring,
 )
 from medvqa.evaluation.protocols.protocol import Protocol, Types, item_values, score_protocol
-from medvqa.evaluation.statistics import clustered_bootstrap
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,7 +58,6 @@ def gains(
     others: Sequence[Prediction],
     *,
     types: Types | None,
-    num_samples: int,
 ) -> dict[str, Score]:
     """Return each mean's gain over other answers to the same questions, paired, with interval."""
     ours, theirs = (item_values(protocol, rows, types) for rows in (predictions, others))
@@ -71,7 +70,7 @@ def gains(
             if metric in a and metric in b
         ]
         values, clusters = zip(*pairs, strict=True)
-        scores[metric] = clustered_bootstrap(values, clusters, num_samples=num_samples, seed=0)
+        scores[metric] = run_mean(values, clusters, bounds=(-1, 1))
     return scores
 
 

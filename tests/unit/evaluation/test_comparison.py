@@ -1,5 +1,6 @@
 """Arms over seeds: textbook formulas, SciPy, and simulations of coverage, errors and power."""
 
+import itertools
 import json
 import math
 from functools import partial
@@ -7,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
 
 from benchmarks.false_positives import LEVEL, USED, analysed, studies
 from medvqa.config.errors import UserError
@@ -256,20 +258,35 @@ def test_one_run_of_an_arm_speaks_of_questions_only():
 # One run.
 
 
-@pytest.mark.parametrize(("right", "questions"), [(0, 40), (40, 40), (1, 40), (20, 40)])
-def test_where_pictures_have_one_question_the_interval_is_wilsons_with_ts_quantile(
-    right, questions
-):
-    values = [1.0] * right + [0.0] * (questions - right)
-    score = run_mean(values, one_each(questions))
-    t, p = stats.t(questions - 1).ppf(0.975), right / questions
-    # The variance over pictures has n - 1 in place of n.
-    ratio = t**2 / (questions - 1 if 0 < right < questions else questions)
-    centre = (p + ratio / 2) / (1 + ratio)
-    reach_ = math.sqrt(p * (1 - p) * ratio + ratio**2 / 4) / (1 + ratio)
-    assert score.low == pytest.approx(centre - reach_, abs=1e-4)
-    assert score.high == pytest.approx(centre + reach_, abs=1e-4)
-    assert score.low < score.high
+@pytest.mark.parametrize("right", [0, 1, 20, 40])
+def test_where_pictures_have_one_question_the_interval_is_wilsons_with_a_correction(right):
+    values = [1.0] * right + [0.0] * (40 - right)
+    score = run_mean(values, one_each(40))
+    # t's quantile in place of z's, n - 1 in place of n: the effective sample size.
+    size = (39 if 0 < right < 40 else 40) * (stats.norm.isf(0.025) / stats.t(39).isf(0.025)) ** 2
+    if 0 < right < 40:  # one more picture, whose design effect is 1, not 40/39
+        size *= (min(right, 40 - right) + 1) / (min(right, 40 - right) + 39 / 40)
+    expected = proportion_confint(right / 40 * size, size, method="wilson")
+    assert score.low <= expected[0] + 1e-9 and score.high >= expected[1] - 1e-9
+    assert 0 < expected[0] - score.low + score.high - expected[1] < 1.2 / size
+    by_hand = newcombe(right / 40, size)
+    assert (score.low, score.high) == pytest.approx(by_hand, abs=1e-4)
+
+
+def newcombe(p, n):
+    """Return method 4 as the paper writes it (Newcombe, 1998)."""
+    q, z = 1 - p, stats.norm.isf(0.025)
+    below = z**2 - 2 - 1 / n + 4 * p * (n * q + 1)
+    above = z**2 + 2 - 1 / n + 4 * p * (n * q - 1)
+    low = (2 * n * p + z**2 - 1 - z * math.sqrt(below)) / (2 * (n + z**2))
+    high = (2 * n * p + z**2 + 1 + z * math.sqrt(above)) / (2 * (n + z**2))
+    return (low if p else 0.0), (high if q else 1.0)  # as the paper asks at both ends
+
+
+def test_an_interval_never_excludes_its_mean_and_is_never_a_point():
+    for pictures, right in itertools.product((2, 3, 30), (0, 1, 2)):
+        score = run_mean([1.0] * right + [0.0] * (pictures - right), one_each(pictures))
+        assert score.low <= score.mean <= score.high and score.low < score.high
 
 
 def test_questions_on_one_picture_count_as_one_where_they_agree():
@@ -298,18 +315,24 @@ def test_the_interval_is_that_of_the_published_file_where_questions_are_independ
     )
 
 
-@pytest.mark.parametrize("rate", [0.02, 0.1, 0.5, 0.98])
-@pytest.mark.parametrize(("pictures", "questions"), [(30, 1), (30, 4), (315, 2)])
-def test_the_interval_of_a_run_covers_rare_and_common_answers(rate, pictures, questions):
+@pytest.mark.parametrize("rate", [0.02, 0.05, 0.5, 0.98])
+@pytest.mark.parametrize(
+    ("pictures", "questions", "correlation"),
+    [(30, 1, 0), (30, 4, 0.8), (62, 7, 0.8), (315, 2, 0.3)],
+)
+def test_the_interval_of_a_run_covers_rare_and_common_answers(
+    rate, pictures, questions, correlation
+):
     rng = np.random.default_rng(20)
-    names = [str(i // questions) for i in range(pictures * questions)]
-    covered, num_simulations = 0, 300
+    names = np.repeat(np.arange(pictures), questions).astype(str).tolist()
+    size = (1 - correlation) / correlation if correlation else 1e6
+    covered, num_simulations = 0, 400
     for _ in range(num_simulations):
-        chance = rng.beta(rate * 2, (1 - rate) * 2, size=(pictures, 1))  # correlated by 1/3
+        chance = rng.beta(rate * size, (1 - rate) * size, size=(pictures, 1))
         values = (rng.random((pictures, questions)) < chance).astype(float).ravel()
         score = run_mean(values, names)
         covered += score.low <= rate <= score.high
-    assert covered / num_simulations >= 0.90  # 93 % promised; 300 have an error of 1.5 points
+    assert covered / num_simulations >= 0.93
 
 
 @pytest.mark.parametrize("freedom", [1, 4, 9, 10, 29, 314])

@@ -158,7 +158,7 @@ def test_a_gain_is_paired_and_differs_by_rule():
     wordy = [row("It is not known", "no", "closed", cluster=str(i)) for i in range(4)]
     short = [row("yes", "no", "closed", cluster=str(i)) for i in range(4)]
     gained = {
-        name: gains(PROTOCOLS[ProtocolName(name)], wordy, short, types=None, num_samples=20)
+        name: gains(PROTOCOLS[ProtocolName(name)], wordy, short, types=None)
         for name in ("llava_med", "medvqa")
     }
     assert gained["llava_med"]["yes/no accuracy"].mean == 1
