@@ -96,7 +96,7 @@ def _of_split(path: Path, rows: Sequence[Row], split: str) -> Sequence[Row]:
 
 def _row(place: str, line: str) -> Mapping[str, Any]:
     try:
-        row = json.loads(line, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        row = json.loads(line, object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         start = line.lstrip()[:1]
         hint = {"{": "", "[": "; write one object a line"}.get(start, "; is it a CSV?")
@@ -117,7 +117,8 @@ def _row(place: str, line: str) -> Mapping[str, Any]:
     return row
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these pairs; raise `ValueError` if a key stands in it twice."""
     row = dict(pairs)
     if len(row) < len(pairs):  # json would keep the last value and drop the others
         repeated = next(k for k in row if sum(k == key for key, _ in pairs) > 1)

@@ -157,6 +157,8 @@ def wilson(mean: float, size: float, *, is_corrected: bool) -> tuple[float, floa
     Source: Newcombe, Two-sided confidence intervals for the single proportion, 1998, methods 3
     and, with a correction for continuity, 4.
     """
+    if is_corrected and size < 1:
+        return 0.0, 1.0  # less than one answer excludes nothing
     step = float(is_corrected)
 
     def low(p: float) -> float:

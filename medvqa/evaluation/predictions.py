@@ -1,17 +1,17 @@
-"""Read answers files, ours or another project's: JSON Lines, a JSON array, CSV or TSV."""
+"""Rows of an answers file, ours or another project's -> predictions, and what it leaves open."""
 
-import csv
-import io
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
 from medvqa.config.errors import UserError
 from medvqa.data.example import AnswerType, Prediction
+from medvqa.data.options import options_of
+from medvqa.evaluation.answer_rows import Row, read_rows
 from medvqa.evaluation.metrics import is_yes_or_no
 from medvqa.evaluation.normalize import fold
 
@@ -43,24 +43,17 @@ class Answers(NamedTuple):
     has_clusters: bool
 
 
-class Row(NamedTuple):
-    """One row and its place, for messages: `p.csv, line 3`."""
-
-    place: str
-    values: Mapping[str, Any]
-
-
 def read_predictions(path: Path, columns: Mapping[str, str] | None = None) -> Answers:
     """Return the file's answers.
 
     Args:
-        path: The format follows from the content; a table's from its suffix too.
+        path: JSON Lines, a JSON array, CSV or TSV.
         columns: Our field (a key of `COLUMNS`) -> the file's name for it.
 
     Raises:
         UserError: Naming file and line, if a row cannot be read or lacks a value.
     """
-    rows = list(_rows(path))
+    rows = read_rows(path)
     if not rows:
         raise UserError(f"{path} holds no predictions")
     known = {field: (name,) for field, name in (columns or {}).items()}
@@ -114,59 +107,6 @@ def aligned(answers: Answers, others: Answers, path: Path) -> list[Prediction]:
     return rows
 
 
-def _rows(path: Path) -> list[Row]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            text = file.read()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from error
-    if path.suffix.lower() in (".csv", ".tsv"):
-        return _table(path, text)
-    if text.lstrip().startswith("[") and text.strip() != "[]":
-        rows = _parsed(text, str(path))
-        if not isinstance(rows, list):
-            raise UserError(f"{path} is no JSON array of objects")
-        return [_object(f"{path}, row {n}", row) for n, row in enumerate(rows, start=1)]
-    # A line ends at a line feed only: U+2028 and its like may stand inside a text.
-    places = ((f"{path}, line {n}", line) for n, line in enumerate(text.split("\n"), start=1))
-    return [_object(place, _parsed(line, place)) for place, line in places if line.strip()]
-
-
-def _parsed(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except RecursionError as error:
-        raise UserError(f"{place} is nested too deeply") from error
-    except ValueError as error:
-        raise UserError(f"{place} is no JSON (cut off?): {error}") from error
-
-
-def _object(place: str, row: Any) -> Row:
-    if not isinstance(row, dict):
-        raise UserError(f"{place} is no JSON object")
-    return Row(place, row)
-
-
-def _table(path: Path, text: str) -> list[Row]:
-    header = text.partition("\n")[0]
-    delimiter = "\t" if path.suffix.lower() == ".tsv" or "\t" in header else ","
-    if delimiter == "," and ";" in header and "," not in header:
-        delimiter = ";"
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows = []
-    try:
-        for values in reader:
-            place = f"{path}, line {reader.line_num}"
-            if None in values or None in values.values():
-                raise UserError(f"{place} has not as many cells as the header ({header.strip()})")
-            rows.append(Row(place, values))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num} is no table row: {error}") from error
-    return rows
-
-
 def _prediction(
     row: Row, number: int, path: Path, columns: Mapping[str, Sequence[str]]
 ) -> Prediction:
@@ -187,7 +127,7 @@ def _prediction(
         question=value("question", ""),
         references=references,
         prediction=_text(row, name, row.values[name]),
-        answer_type=_type(row, references, columns),
+        answer_type=_type(row, columns) or yes_no_type(references),
         source=value("source", path.stem),
         split=value("split", ""),
         cluster=value("cluster", f"line {number}"),
@@ -195,6 +135,11 @@ def _prediction(
         cut=_cut(row, columns),
         level=value("level", ""),
     )
+
+
+def yes_no_type(references: Sequence[str]) -> AnswerType:
+    """Return the type where none is stated: a question is closed if its answer is yes or no."""
+    return "closed" if all(map(is_yes_or_no, references)) else "open"
 
 
 def _column(row: Row, names: Sequence[str]) -> str | None:
@@ -227,26 +172,22 @@ def _text(row: Row, name: str, value: Any) -> str:
     return str(value)
 
 
-def _type(row: Row, references: Sequence[str], columns: Mapping[str, Sequence[str]]) -> AnswerType:
+def _type(row: Row, columns: Mapping[str, Sequence[str]]) -> AnswerType | None:
     name = _column(row, columns["type"])
-    if name is None:
-        return "closed" if all(map(is_yes_or_no, references)) else "open"
-    stated = str(row.values[name]).strip().lower()
-    if stated not in get_args(AnswerType):
-        raise UserError(f"{row.place}: type {stated!r} is neither open nor closed")
-    return cast(AnswerType, stated)
+    stated = str(row.values[name]).strip().lower() if name else ""
+    if stated in get_args(AnswerType):
+        return cast(AnswerType, stated)
+    if name in (None, "question_type"):  # the latter is often what the question is about
+        return None
+    raise UserError(f"{row.place}: type {stated!r} is neither open nor closed")
 
 
 def _options(row: Row, columns: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     name = _column(row, columns["options"])
-    stored = row.values[name] if name else ()
-    if isinstance(stored, str) and stored.strip()[:1] in ("[", "{"):
-        stored = _parsed(stored, f"{row.place}: {name}")
-    if isinstance(stored, dict):  # {"A": "left", "B": "right"}
-        stored = list(stored.values())
-    if isinstance(stored, str) or stored is None:
-        stored = [part for part in (stored or "").split("|") if part]
-    return tuple(str(option) for option in stored)
+    stored = row.values[name] if name else None
+    if isinstance(stored, str) and stored.strip()[:1] not in ("[", "{"):
+        stored = [part.strip() for part in stored.split("|") if part.strip()]
+    return options_of(f"{row.place}: {name}", stored)
 
 
 def _cut(row: Row, columns: Mapping[str, Sequence[str]]) -> bool | None:
@@ -259,31 +200,38 @@ def _notes(
     rows: Sequence[Row], predictions: Sequence[Prediction], columns: Mapping[str, Sequence[str]]
 ) -> tuple[list[str], bool]:
     """Return what the file leaves open, and whether every row names its image."""
-    notes = []
-    num_lacking = {
-        field: sum(_column(row, columns[field]) is None for row in rows)
-        for field in ("type", "cluster")
+    total = len(rows)
+    num_lacking = sum(_column(row, columns["cluster"]) is None for row in rows)
+    counts = Counter(prediction.id for prediction in predictions)
+    duplicates = [name for name, count in counts.items() if count > 1]
+    shown = ", ".join(duplicates[:MANY]) + (", ..." if duplicates[MANY:] else "")
+    lines = {
+        "of {total} rows name no type: yes/no answers count as closed": sum(
+            _type(row, columns) is None for row in rows
+        ),
+        "of {total} rows name no image: intervals take questions as independent, which is too "
+        "narrow where images repeat": num_lacking,
+        "ids stand in several rows; each row counts: {shown}": len(duplicates),
+        "answers are empty": sum(not p.prediction.strip() for p in predictions),
+        "references are empty": sum(not "".join(p.references).strip() for p in predictions),
     }
-    if num_lacking["type"]:
-        notes.append(
-            f"{num_lacking['type']} of {len(rows)} rows name no type: "
-            "yes/no answers count as closed"
-        )
-    if num_lacking["cluster"]:
-        notes.append(
-            f"{num_lacking['cluster']} of {len(rows)} rows name no image: intervals take questions "
-            "as independent, which is too narrow where images repeat"
-        )
-    duplicates = [name for name, count in Counter(p.id for p in predictions).items() if count > 1]
-    if duplicates:
-        shown = ", ".join(duplicates[:MANY]) + (", ..." if duplicates[MANY:] else "")
-        notes.append(f"{len(duplicates)} ids stand in several rows; each row counts: {shown}")
-    num_empty = sum(not p.prediction.strip() for p in predictions)
-    if num_empty:
-        notes.append(f"{num_empty} answers are empty")
+    notes = [
+        f"{number} {line.format(total=total, shown=shown)}"
+        for line, number in lines.items()
+        if number
+    ]
     known = [p.cut for p in predictions if p.cut is not None]
-    if known:
-        notes.append(f"{sum(known)} of {len(known)} answers were cut at the limit of new tokens")
-    else:
-        notes.append("cut answers: unknown; no row has a column cut or finish_reason")
-    return notes, not num_lacking["cluster"]
+    cut = f"{sum(known)} of {len(known)} answers were cut at the limit of new tokens"
+    notes.append(cut if known else "cut answers: unknown; no row has a column cut or finish_reason")
+    return [*notes, *_other_columns(rows[0], columns)], not num_lacking
+
+
+def _other_columns(row: Row, columns: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield which columns could have been read as answer or reference too."""
+    for field in ("prediction", "reference"):
+        used, *others = (name for name in columns[field] if name in row.values)
+        if others:
+            yield (
+                f"each {field} is read from {used}, not from {', '.join(others)}; "
+                f"--columns {field}=NAME changes that"
+            )

@@ -287,6 +287,8 @@ def test_an_interval_never_excludes_its_mean_and_is_never_a_point():
     for pictures, right in itertools.product((2, 3, 30), (0, 1, 2)):
         score = run_mean([1.0] * right + [0.0] * (pictures - right), one_each(pictures))
         assert score.low <= score.mean <= score.high and score.low < score.high
+    few = run_mean([1.0, 0.0, 1.0, 0.0], ["x", "x", "y", "y"])  # t with 1 degree of freedom
+    assert (few.low, few.high) == (0, 1)
 
 
 def test_questions_on_one_picture_count_as_one_where_they_agree():

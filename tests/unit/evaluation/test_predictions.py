@@ -123,3 +123,33 @@ def test_options_are_read_from_lists_tables_and_letters(tmp_path, stored):
     row = {"gt": "left", "pred": "A", "options": stored}
     (tmp_path / "p.jsonl").write_text(json.dumps(row))
     assert read_predictions(tmp_path / "p.jsonl").predictions[0].options == ("left", "right")
+
+
+def test_a_table_is_known_by_its_content_and_names_each_column_once(tmp_path):
+    (tmp_path / "answers.txt").write_text(as_table(","))
+    assert len(read_predictions(tmp_path / "answers.txt").predictions) == 2
+    (tmp_path / "p.csv").write_text("gt,pred,pred\na,b,c\n")
+    with pytest.raises(UserError, match="line 1 names the column 'pred' twice"):
+        read_predictions(tmp_path / "p.csv")
+    (tmp_path / "p.jsonl").write_text('{"gt": "a", "pred": "a", "pred": "b"}')
+    with pytest.raises(UserError, match="line 1 is no JSON .*'pred' stands in it twice"):
+        read_predictions(tmp_path / "p.jsonl")
+    (tmp_path / "p.json").write_text("[]")
+    with pytest.raises(UserError, match="holds no predictions"):
+        read_predictions(tmp_path / "p.json")
+
+
+def test_a_second_column_that_could_be_meant_is_named(tmp_path):
+    row = {
+        "question": "q",
+        "answer": "a",
+        "gt_answer": "b",
+        "response": "c",
+        "question_type": "PRES",
+    }
+    (tmp_path / "p.jsonl").write_text(json.dumps(row))
+    answers = read_predictions(tmp_path / "p.jsonl")
+    assert answers.predictions[0].references == ("a",)
+    notes = "\n".join(answers.notes)
+    assert "each reference is read from answer, not from gt_answer; --columns" in notes
+    assert "1 of 1 rows name no type" in notes
