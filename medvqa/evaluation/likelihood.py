@@ -9,20 +9,18 @@ too. The highest value is the answer.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
-from medvqa.config.evaluation import EvaluationConfig, Scoring
+from medvqa.config.evaluation import Decoding, EvaluationConfig, Scoring
+from medvqa.config.training import Engine
 from medvqa.data.example import Example
 from medvqa.evaluation.choice import LETTERS
 from medvqa.evaluation.generate import Answers, generate
 from medvqa.evaluation.metrics import is_yes_or_no
+from medvqa.fast.choice import ComputeEngine, choose_path, make_engine
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
 from medvqa.models.sample import Sample
 from medvqa.tracking.progress import track
-
-if TYPE_CHECKING:
-    import torch
 
 YES_NO = ("yes", "no")
 
@@ -91,7 +89,11 @@ def by_likelihood(
     places = [place for place, example in enumerate(examples) if is_scorable(example)]
     rest = [place for place in range(len(examples)) if place not in set(places)]
     scored = likelihoods(
-        loaded, encoder, [examples[place] for place in places], batch_size=config.batch_size
+        loaded,
+        encoder,
+        [examples[place] for place in places],
+        batch_size=config.batch_size,
+        decoding=config.decoding,
     )
     written = by_generation(loaded, encoder, [examples[p] for p in rest], config, description)
     fields = (written.texts, written.cut, written.num_tokens, written.logprobs,
@@ -120,7 +122,12 @@ def is_scorable(example: Example) -> bool:
 
 
 def likelihoods(
-    loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], *, batch_size: int
+    loaded: LoadedModel,
+    encoder: Encoder,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    decoding: Decoding = Decoding.auto,
 ) -> list[Likelihood]:
     """Return the candidates' log-probabilities, question by question.
 
@@ -128,23 +135,44 @@ def likelihoods(
         loaded: Model.
         encoder: Of the same model.
         examples: Questions for which `is_scorable` holds.
-        batch_size: Texts computed at once.
+        batch_size: Texts computed at once; halved where memory runs out.
+        decoding: `shared_prefix` computes each picture's part of the prompts of a batch once.
     """
     import torch
 
+    engine = make_engine(choose_path(loaded, Engine.auto, decoding).decoding, loaded, encoder)
     loaded.use_for(training=False)
-    results = []
+    order = sorted(range(len(examples)), key=lambda i: [x.name for x in examples[i].images])
+    candidates = [(i, text) for i in order for text in _texts(examples[i])]
+    rows: dict[int, list[list[float]]] = {i: [] for i in order}
     with torch.inference_mode():
-        for example in track(examples, description="scoring"):
-            texts = _texts(example)
-            samples = [encoder.encode(replace(example, answers=(text,))) for text in texts]
-            rows: list[list[float]] = []
-            for start in range(0, len(samples), batch_size):
-                rows += _token_log_probabilities(
-                    loaded, encoder, samples[start : start + batch_size]
-                )
-            results.append(_likelihood(example, rows))
-    return results
+        starts = range(0, len(candidates), batch_size)
+        for start in track(starts, description="scoring"):
+            batch = candidates[start : start + batch_size]
+            asked = [replace(examples[i], answers=(text,)) for i, text in batch]
+            samples = encoder.encode_batch(asked, training=True)
+            values = _within_memory(engine, samples)
+            for (i, _), sample, row in zip(batch, samples, values, strict=True):
+                num_text = sum(token != encoder.end_token_id for token in sample.answer_ids)
+                rows[i].append(row[:num_text])
+    return [_likelihood(example, rows[i]) for i, example in enumerate(examples)]
+
+
+def _within_memory(engine: ComputeEngine, samples: Sequence[Sample]) -> list[list[float]]:
+    """Return the answer tokens' log-probabilities; where memory runs out, those of the halves."""
+    import torch
+
+    try:
+        return engine.log_probabilities(samples)
+    except torch.OutOfMemoryError:
+        if len(samples) == 1:
+            raise
+    torch.cuda.empty_cache()
+    middle = len(samples) // 2
+    return [
+        *_within_memory(engine, samples[:middle]),
+        *_within_memory(engine, samples[middle:]),
+    ]
 
 
 def _texts(example: Example) -> list[str]:
@@ -171,23 +199,3 @@ def _likelihood(example: Example, rows: Sequence[Sequence[float]]) -> Likelihood
             "letter": tuple(row[0] for row in letters),
         },
     )
-
-
-def _token_log_probabilities(
-    loaded: LoadedModel, encoder: Encoder, samples: Sequence[Sample]
-) -> list[list[float]]:
-    """Return the log-probability of each answer token, without the end of the turn."""
-    batch = {
-        name: value.to(loaded.device) for name, value in encoder.training_batch(samples).items()
-    }
-    labels: torch.Tensor = batch.pop("labels")
-    logits: Any = loaded.model(**batch).logits
-    rows = []
-    for sample, row_logits, row_labels in zip(samples, logits, labels, strict=True):
-        places = (row_labels != -100).nonzero().flatten()
-        num_text = sum(token != encoder.end_token_id for token in sample.answer_ids)
-        places = places[:num_text]
-        # The logits at a place predict the token behind it.
-        chosen = row_logits[places - 1].float().log_softmax(-1)
-        rows.append(chosen.gather(1, row_labels[places].unsqueeze(1)).flatten().tolist())
-    return rows

@@ -18,7 +18,7 @@ from medvqa.tracking import identity
 if TYPE_CHECKING:
     from medvqa.fast.engine import FusedEngine
 
-ComputeEngine = Union[PlainEngine, "FusedEngine"]  # both have `loss` and `answer`
+ComputeEngine = Union[PlainEngine, "FusedEngine"]  # both have the same methods
 
 log = logging.getLogger(__name__)
 

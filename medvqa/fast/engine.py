@@ -12,7 +12,7 @@ import torch
 from medvqa.fast.decoder import Decoder, Packed
 from medvqa.fast.pictures import Pictures
 from medvqa.fast.positions import rotary_positions
-from medvqa.fast.prefix import answer
+from medvqa.fast.prefix import answer, log_probabilities
 from medvqa.fast.transfer import integers_to_device
 from medvqa.models.loaded import LoadedModel
 from medvqa.models.sample import Decoded, Sample
@@ -65,6 +65,10 @@ class FusedEngine:
         """Return new tokens with log-probabilities; equal beginnings of prompts come once."""
         end = int(self._loaded.processor.tokenizer.eos_token_id)
         return answer(self, samples, max_new_tokens, end)
+
+    def log_probabilities(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """Return those of each answer token; equal beginnings of prompts are computed once."""
+        return log_probabilities(self, samples)
 
     def pack(self, samples: Sequence[Sample], rows: Sequence[Sequence[int]]) -> Packed:
         """Return the embeddings of token ids, one row per sample, with the samples' pictures."""

@@ -23,16 +23,7 @@ def answer(
     engine: "FusedEngine", samples: Sequence[Sample], max_new_tokens: int, end_token_id: int
 ) -> Decoded:
     """Return up to `max_new_tokens` new tokens per sample, with their log-probabilities."""
-    splits = [_num_prefix_tokens(sample, engine.image_token_id) for sample in samples]
-    prefixes = [
-        (sample.image_keys, sample.prompt_ids[:split])
-        for sample, split in zip(samples, splits, strict=True)
-    ]
-    groups = [list(rows) for _, rows in groupby(range(len(samples)), prefixes.__getitem__)]
-    rests = [sample.prompt_ids[split:] for sample, split in zip(samples, splits, strict=True)]
-    room = max(len(sample.prompt_ids) for sample in samples) + max_new_tokens
-    branches = Branches(engine, num_rows=len(samples), room=room)
-    branches.begin([samples[group[0]] for group in groups], [splits[g[0]] for g in groups], groups)
+    branches, rests = begin(engine, samples, num_more=max_new_tokens)
     logits = branches.extend(rests)
     columns: list[torch.Tensor] = []
     chances: list[torch.Tensor] = []
@@ -48,6 +39,46 @@ def answer(
             return Decoded(*stacked, first)
         logits = branches.step(token)
         logprobs = logits.float().log_softmax(dim=-1)
+
+
+def log_probabilities(engine: "FusedEngine", samples: Sequence[Sample]) -> list[list[float]]:
+    """Return the log-probability of each answer token, the end of the turn included."""
+    longest = max(len(sample.answer_ids) for sample in samples)
+    branches, rests = begin(engine, samples, num_more=longest)
+    fed = [rest + s.answer_ids[:-1] for rest, s in zip(rests, samples, strict=True)]
+    hidden = branches.feed(fed)
+    ends = accumulate(map(len, fed))
+    rows = [
+        torch.arange(end - len(sample.answer_ids), end)
+        for sample, end in zip(samples, ends, strict=True)
+    ]
+    logits = engine.logits(hidden[torch.cat(rows).to(hidden.device)])
+    targets = torch.tensor([token for sample in samples for token in sample.answer_ids])
+    chosen = logits.float().log_softmax(-1).gather(1, targets.to(logits.device)[:, None])[:, 0]
+    values = iter(chosen.tolist())
+    return [[next(values) for _ in sample.answer_ids] for sample in samples]
+
+
+def begin(
+    engine: "FusedEngine", samples: Sequence[Sample], *, num_more: int
+) -> "tuple[Branches, list[tuple[int, ...]]]":
+    """Return rows that hold the beginnings, each computed once, and the rest of each prompt.
+
+    Args:
+        engine: With the model's weights.
+        samples: Neighbours with equal pictures share a beginning.
+        num_more: Tokens per row that may follow the prompt.
+    """
+    splits = [_num_prefix_tokens(sample, engine.image_token_id) for sample in samples]
+    prefixes = [
+        (sample.image_keys, sample.prompt_ids[:split])
+        for sample, split in zip(samples, splits, strict=True)
+    ]
+    groups = [list(rows) for _, rows in groupby(range(len(samples)), prefixes.__getitem__)]
+    room = max(len(sample.prompt_ids) for sample in samples) + num_more
+    branches = Branches(engine, num_rows=len(samples), room=room)
+    branches.begin([samples[group[0]] for group in groups], [splits[g[0]] for g in groups], groups)
+    return branches, [s.prompt_ids[split:] for s, split in zip(samples, splits, strict=True)]
 
 
 def _num_prefix_tokens(sample: Sample, image_token_id: int) -> int:
@@ -98,14 +129,17 @@ class Branches:
 
     def extend(self, rests: Sequence[Sequence[int]]) -> torch.Tensor:
         """Feed the rest of each prompt; return the logits (B, V) of the first new token."""
+        last = torch.tensor(list(map(len, rests))).cumsum(0) - 1
+        return self._engine.logits(self.feed(rests)[last.to(self._used.device)])
+
+    def feed(self, rests: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Feed more tokens to each row; return the last layer's result (N, H) of all of them."""
         device = self._used.device
         lengths = [len(rest) for rest in rests]
         ids = torch.tensor([token for rest in rests for token in rest]).to(device)
         row = torch.repeat_interleave(torch.arange(len(rests)), torch.tensor(lengths)).to(device)
         offset = torch.cat([torch.arange(length) for length in lengths]).to(device)
-        last = torch.tensor(lengths).cumsum(0) - 1
-        hidden = self._feed(ids, row, offset, lengths)
-        return self._engine.logits(hidden[last.to(device)])
+        return self._feed(ids, row, offset, lengths)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Feed one token per row; return the logits (B, V) of the next."""

@@ -50,16 +50,35 @@ class PlainEngine:
                     **self._on_device(batch), num_items_in_batch=num_answer_tokens
                 ).loss
             return whole
-        labels = batch.pop("labels")
-        columns = (labels[:, 1:] != IGNORED).any(dim=0).nonzero()[:, 0]
-        inputs = self._on_device({**batch, "logits_to_keep": columns})
-        targets = labels[:, columns + 1].to(self._loaded.device)
-        with self._loaded.autocast():
-            logits = self._loaded.model(**inputs).logits
+        logits, targets = self._answer_logits(batch)
         total = torch.nn.functional.cross_entropy(
             logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
         )
         return total / num_answer_tokens
+
+    def log_probabilities(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """Return the log-probability of each answer token, the end of the turn included."""
+        logits, targets = self._answer_logits(self._encoder.training_batch(samples))
+        chosen = logits.float().log_softmax(-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
+        return [
+            row[is_answer].tolist()
+            for row, is_answer in zip(chosen, targets != IGNORED, strict=True)
+        ]
+
+    def _answer_logits(
+        self, batch: "dict[str, torch.Tensor]"
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Return logits (B, T, V) and targets (B, T) of the columns that predict an answer token.
+
+        Where the model allows it, only these logits are computed.
+        """
+        labels = batch.pop("labels")
+        columns = (labels[:, 1:] != IGNORED).any(dim=0).nonzero()[:, 0]
+        selected = {"logits_to_keep": columns} if self._selects_logits else {}
+        with self._loaded.autocast():
+            logits = self._loaded.model(**self._on_device({**batch, **selected})).logits
+        targets = labels[:, columns + 1].to(self._loaded.device)
+        return (logits if selected else logits[:, columns]), targets
 
     def answer(self, samples: Sequence[Sample], max_new_tokens: int) -> Decoded:
         """Return new tokens and their log-probabilities by transformers' own greedy loop."""

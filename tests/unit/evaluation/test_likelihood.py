@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig, Scoring
+from medvqa.config.evaluation import BertScoreConfig, Decoding, EvaluationConfig, Scoring
 from medvqa.evaluation.evaluate import to_predictions
 from medvqa.evaluation.generate import Answers
 from medvqa.evaluation.likelihood import Likelihood, by_likelihood, likelihoods
@@ -34,9 +34,10 @@ def plain_log_probabilities(loaded, encoder, example, text):
     return values
 
 
-def test_options_have_the_probabilities_of_a_plain_computation(tiny, encoder, phantoms):
+@pytest.mark.parametrize("decoding", [Decoding.plain, Decoding.shared_prefix])
+def test_options_have_the_probabilities_of_a_plain_computation(tiny, encoder, phantoms, decoding):
     example = replace(phantoms[0], options=OPTIONS, answers=("right",))
-    (found,) = likelihoods(tiny, encoder, [example], batch_size=2)
+    (found,) = likelihoods(tiny, encoder, [example], batch_size=2, decoding=decoding)
     plain = [plain_log_probabilities(tiny, encoder, example, text) for text in OPTIONS]
     assert found.values["sum"] == pytest.approx([sum(row) for row in plain], abs=1e-4)
     means = [sum(row) / len(row) for row in plain]
@@ -45,6 +46,25 @@ def test_options_have_the_probabilities_of_a_plain_computation(tiny, encoder, ph
     assert found.values["letter"] == pytest.approx(letters, abs=1e-4)
     # The highest log-probability, which is the lowest loss.
     assert found.answer == OPTIONS[means.index(max(means))]
+
+
+def test_shared_prefixes_and_batch_sizes_leave_every_likelihood_as_it_is(tiny, encoder, phantoms):
+    examples = [
+        replace(e, options=OPTIONS, answers=("right",)) if n % 2 else replace(e, answers=("no",))
+        for n, e in enumerate(phantoms[:6])
+    ]
+    results = [
+        likelihoods(tiny, encoder, examples, batch_size=size, decoding=decoding)
+        for size, decoding in (
+            (1, Decoding.plain), (16, Decoding.plain), (1, Decoding.shared_prefix),
+            (5, Decoding.shared_prefix), (64, Decoding.shared_prefix),
+        )
+    ]  # fmt: skip
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            assert one.answer == two.answer
+            for name, values in one.values.items():
+                assert two.values[name] == pytest.approx(values, abs=1e-4)
 
 
 def test_the_mean_decides_where_the_sum_would_choose_the_shorter_option():

@@ -132,7 +132,7 @@ def test_a_table_is_known_by_its_content_and_names_each_column_once(tmp_path):
     with pytest.raises(UserError, match="line 1 names the column 'pred' twice"):
         read_predictions(tmp_path / "p.csv")
     (tmp_path / "p.jsonl").write_text('{"gt": "a", "pred": "a", "pred": "b"}')
-    with pytest.raises(UserError, match="line 1 is no JSON .*'pred' stands in it twice"):
+    with pytest.raises(UserError, match=r"line 1 is no JSON .*'pred' stands in it twice"):
         read_predictions(tmp_path / "p.jsonl")
     (tmp_path / "p.json").write_text("[]")
     with pytest.raises(UserError, match="holds no predictions"):
