@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from medvqa.data.example import Prediction, Score
 from medvqa.evaluation.comparison import arm_mean
-from medvqa.evaluation.components import score_interval, t_quantile
+from medvqa.evaluation.components import Z, t_quantile, wilson
 from medvqa.evaluation.confidence import (
     COVERAGES,
     NUM_BINS,
@@ -146,9 +146,9 @@ class Confidence:
                 seeds = t_quantile(len(values) - 1) * math.sqrt(values.var(ddof=1) / len(values))
                 half = math.hypot(half, seeds)
             mean = float(values.mean())
-            low, high = score_interval(
-                mean, half, num_clusters=len(names), quantile=t_quantile(num_groups - 1)
-            )
+            spread = mean * (1 - mean)
+            size = spread * (Z / half) ** 2 if spread and half else float(len(names))
+            low, high = wilson(mean, size, is_corrected=False)
             scores[name] = Score(mean=mean, low=low, high=high, num_examples=len(self.clusters))
         return scores
 
