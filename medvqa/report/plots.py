@@ -13,6 +13,7 @@ from medvqa.evaluation.score import SHOWN
 from medvqa.report.arms import Arm
 from medvqa.report.runs import Run
 from medvqa.report.study import Study, phases_in_order
+from medvqa.report.tables import probability
 from medvqa.tracking.record import read_lines
 
 if TYPE_CHECKING:
@@ -157,18 +158,17 @@ def differences(study: Study, set_name: str) -> "Figure | None":
     axis.set_ylim(len(chosen) - 0.5, -0.5)
     right = axis.secondary_yaxis("right")
     right.set_yticks(
-        range(len(chosen)), ["-" if c.are_identical else p_text(c.p_holm) for c in chosen]
+        range(len(chosen)),
+        [
+            "-" if c.are_identical else f"p = {probability(c.p_holm)}".replace("= <", "< ")
+            for c in chosen
+        ],
     )
     right.spines["right"].set_visible(False)
     right.tick_params(length=0)
     axis.set_xlabel(f"{set_name}: difference in {SHOWN[METRIC]}, 95 % interval; p by Holm")
     axis.grid(axis="x", color=FAINT, alpha=0.3)
     return figure
-
-
-def p_text(p: float) -> str:
-    """Return a p-value as a label."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def forgetting(study: Study, set_name: str) -> "Figure | None":
