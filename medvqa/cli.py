@@ -19,7 +19,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from medvqa.config.command_line import COLUMNS, example_lines
-from medvqa.config.compose import checked, config_directory, register, run_settings
+from medvqa.config.compose import (
+    checked,
+    config_directory,
+    register,
+    run_settings,
+    with_roles,
+)
 from medvqa.config.errors import MISTAKES, Refused, explain, printable, raised_in
 from medvqa.config.fast_exit import leave_at_once
 from medvqa.config.secrets import masked_text
@@ -116,6 +122,7 @@ def main() -> None:
             sys.argv.insert(min(places, default=len(sys.argv)), "only_evaluate=true")
             if _asks_for_help():
                 sys.argv.append("hydra/help=evaluate")
+    sys.argv[1:] = with_roles(sys.argv[1:])
     register()
     guarded(_wrapped_help if _asks_for_help() else train)
 

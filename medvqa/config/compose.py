@@ -30,6 +30,7 @@ Group = TypeVar("Group")
 # Hydra scans `hydra_plugins` on Python's path for launchers.
 PLUGINS = str(Path(__file__).resolve().parents[1] / "plugins")
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+ONE_ROLE = re.compile(r"data\.([\w.]+\.)?columns\.\w+=")
 # Launchers whose jobs run on other machines: a login node may have no GPU.
 CLUSTERS = ("slurm", "ray")
 
@@ -220,6 +221,11 @@ def register() -> None:
         sys.path.append(PLUGINS)
 
 
+def with_roles(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides; one of a single role of `columns` may add it to the mapping."""
+    return [f"++{text}" if ONE_ROLE.match(text) else text for text in overrides]
+
+
 def compose_cells(
     overrides: Sequence[str], *, is_sweep: bool, config_dir: Path | None = None
 ) -> list[tuple[list[str], DictConfig]]:
@@ -250,7 +256,7 @@ def compose_cells(
     try:
         config = hydra.compose_config(
             config_name="config",
-            overrides=list(overrides),
+            overrides=with_roles(overrides),
             run_mode=RunMode.MULTIRUN if is_sweep else RunMode.RUN,
             with_log_configuration=False,
         )

@@ -8,6 +8,11 @@ from omegaconf import MISSING
 
 from medvqa.config.bounds import SEED, bounded, check
 
+ROLES = (
+    *("image", "question", "answer", "conversations", "id", "image_id", "answer_type"),
+    *("options", "difficulty", "split"),
+)
+
 
 @dataclass(kw_only=True)
 class RowsConfig:
@@ -37,7 +42,7 @@ class RowsConfig:
     max_bad_rows: int = bounded("[0, 1000000000]", 0)
     repository: str | None = None
     subset: str | None = None
-    columns: Any = None  # a mapping; typed as one, Hydra would refuse each role as an unknown key
+    columns: Any = None  # a mapping; typed as one, Hydra would refuse a file's roles
     image_root: str | None = None
     difficulty: str | None = None
     with_modality: bool = False
@@ -48,6 +53,8 @@ class RowsConfig:
             self.columns is None or isinstance(self.columns, Mapping),
             f"data.columns must map roles to columns, such as {{image: img}}, got {self.columns!r}",
         )
+        for role in self.columns or ():
+            check(role in ROLES, f"data.columns: unknown role {role!r}; known: {', '.join(ROLES)}")
         check(
             not self.with_modality or self.name in ("pubmed_vision", MISSING),
             f"data.with_modality=true is for pubmed_vision; {self.name} states no modality",

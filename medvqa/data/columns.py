@@ -14,10 +14,6 @@ from medvqa.config.errors import UserError, printable
 log = logging.getLogger(__name__)
 
 Columns = Mapping[str, Any]
-ROLES = (
-    *("image", "question", "answer", "conversations", "id", "image_id", "answer_type"),
-    *("options", "difficulty", "split"),
-)
 # Names that peers' tables use, in lower case; the first that a table has counts.
 COMMON_NAMES = {
     "image": (
@@ -37,12 +33,9 @@ def chosen_columns(given: Columns, present: Sequence[str], place: str) -> dict[s
     """Return the given roles, and those that common names tell; the log shows the latter.
 
     Raises:
-        UserError: If a role is unknown, a column is absent, or image, question or answer is not
+        UserError: If a column is absent, or image, question or answer is not
             to be found; with the columns and a setting to paste.
     """
-    for role in given:
-        if role not in ROLES:
-            raise UserError(f"data.columns: unknown role {role!r}; known: {', '.join(ROLES)}")
     chosen = {role: spec for role, spec in given.items() if spec is not None}
     absent = [
         role for role, spec in chosen.items() if role != "options" and not _is_there(spec, present)

@@ -9,6 +9,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from medvqa.cli import register
+from medvqa.config.compose import with_roles
 from medvqa.config.model import Backend, Dtype
 from medvqa.config.schema import Config
 from medvqa.config.training import Optimizer, Schedule, TrainingConfig
@@ -153,3 +154,17 @@ def test_the_schemas_are_not_copied_for_each_cell_and_no_cell_changes_them():
     assert copy.deepcopy(store) is store
     assert composed("seed=7", "lora.r=3", "data.evaluation.test.limit=3") != plain
     assert composed() == plain
+
+
+def test_one_role_of_the_columns_is_an_override_of_its_own():
+    data = config_of(*with_roles(["data=table", "data.columns.image=img"])).data
+    assert data.columns == data.evaluation["test"].columns == {"image": "img"}
+    mapped = ("data=table", "data.columns={question: q}", "data.columns.image=img")
+    assert config_of(*with_roles(mapped)).data.columns == {"question": "q", "image": "img"}
+    own = ("data=table", "data.evaluation.test.columns.image=scan")
+    assert config_of(*with_roles(own)).data.evaluation["test"].columns == {"image": "scan"}
+
+
+def test_an_unknown_role_of_the_columns_is_named():
+    with pytest.raises(ValueError, match="unknown role 'imgae'; known: image, question"):
+        config_of("data=table", "data.columns={imgae: x}")

@@ -34,7 +34,6 @@ def test_a_column_serves_one_role_only():
     [
         ({}, ["scan", "ask", "reply"], "no column for image, question, answer; it has scan, ask"),
         ({"question": "a.b"}, ["image", "answer"], r"no column for question \(a\.b\)"),
-        ({"imgae": "x"}, ["image"], "unknown role 'imgae'; known: image, question"),
         ({"question": {"txt": "?"}}, ["image", "answer"], "no column for question"),
     ],
 )
