@@ -36,6 +36,7 @@ MEASURES = {
 }
 GROUPS = ("overall", "open", "closed")
 NUM_SIGNS = 1000  # random signs of the pictures, for the lower end of the calibration error
+STRICTER = 1.4  # 2.74 standard errors: two ends at once must not fail in more than 5 %
 MAX_GROUPS = 200  # of pictures that the jackknife leaves out at once
 NUM_POINTS = 101  # of a stored risk-coverage curve
 
@@ -89,7 +90,7 @@ class Confidence:
         The error is a norm of the bins' gaps. Its estimate is a mean of gaps, each with its bin's
         sign: that gives the upper end. By the triangle inequality the estimate exceeds the truth
         by at most the norm of the bins' noise: its 97.5 % quantile gives the lower end, unless the
-        overconfidence, which the error is never below in size, gives a higher one.
+        overconfidence, whose size the error is never below, gives a higher one.
         """
         import numpy as np
 
@@ -98,6 +99,7 @@ class Confidence:
         signed = np.array([np.sign(s)[p] * g for s, p, g in zip(sums, places, gaps, strict=True)])
         score = arm_mean(signed, self.clusters).score
         whole = arm_mean(gaps, self.clusters).score
+        least = abs(whole.mean) - STRICTER * (whole.high - whole.mean)
         names, of_picture = np.unique(self.clusters, return_inverse=True)
         num_pictures, num_questions = len(names), len(self.clusters)
         share = np.bincount(of_picture)[:, None] / num_questions
@@ -111,7 +113,7 @@ class Confidence:
         noise_quantile = float(np.quantile(noise, 0.975)) * inflation
         return Score(
             mean=score.mean,
-            low=max(min(score.low, score.mean - noise_quantile), whole.low, -whole.high, 0.0),
+            low=max(0.0, min(score.low, score.mean - noise_quantile), least),
             high=min(1.0, score.high),
             num_examples=num_questions,
         )
