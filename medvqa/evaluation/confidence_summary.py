@@ -14,7 +14,6 @@ from medvqa.evaluation.components import Z, t_quantile, wilson
 from medvqa.evaluation.confidence import (
     COVERAGES,
     NUM_BINS,
-    auroc,
     bin_places,
     reliability,
     risk_coverage,
@@ -126,15 +125,18 @@ class Confidence:
         """
         import numpy as np
 
-        whole = [_ranking(c, y) for c, y in zip(self.confidence, self.is_right, strict=True)]
         names, of_picture = np.unique(self.clusters, return_inverse=True)
         num_groups = min(len(names), MAX_GROUPS)
-        group = of_picture % num_groups
-        parts: list[list[dict[str, float]]] = [
-            [_ranking(c[group != left_out], y[group != left_out])
-             for c, y in zip(self.confidence, self.is_right, strict=True)]
+        order = np.argsort(-self.confidence, axis=1, kind="stable")
+        rows = [
+            (c[own], y[own], (of_picture % num_groups)[own])
+            for c, y, own in zip(self.confidence, self.is_right, order, strict=True)
+        ]
+        whole = [_ranking(c, y) for c, y, _ in rows]
+        parts = [
+            [_ranking(c[group != left_out], y[group != left_out]) for c, y, group in rows]
             for left_out in range(num_groups)
-        ]  # fmt: skip
+        ]
         scores = {}
         for name in whole[0]:
             if not all(name in own for row in (whole, *parts) for own in row):
@@ -156,14 +158,26 @@ class Confidence:
 
 
 def _ranking(confidence: "Array", is_right: "Array") -> dict[str, float]:
-    """Return what depends on the order of the confidences alone."""
-    coverages, risks = risk_coverage(confidence, is_right)
-    values = {"risk_coverage_area": sum(risks) / len(risks)}
+    """Return what depends on the order of the confidences alone, given in falling order.
+
+    The values are those of `medvqa.evaluation.confidence`, without sorting again.
+    """
+    import numpy as np
+
+    count = len(confidence)
+    starts = np.flatnonzero(np.diff(confidence, prepend=np.inf))  # of answers that are equally sure
+    sizes = np.diff(starts, append=count)
+    wrong = np.add.reduceat(1 - is_right, starts)
+    risks = np.repeat(wrong / sizes, sizes).cumsum() / np.arange(1, count + 1)
+    values = {"risk_coverage_area": float(risks.mean())}
     for share in COVERAGES:
-        place = next(n for n, own in enumerate(coverages) if own >= share)
-        values[f"accuracy_at_{100 * share:.0f}"] = 1 - risks[place]
-    area = auroc(confidence, is_right)
-    return values if area is None else {**values, "confidence_auroc": area}
+        place = math.ceil(share * count - 1e-9) - 1
+        values[f"accuracy_at_{100 * share:.0f}"] = float(1 - risks[place])
+    num_wrong = wrong.sum()
+    if 0 < num_wrong < count:
+        above = (sizes - wrong) * (num_wrong - wrong.cumsum() + wrong / 2)
+        values["confidence_auroc"] = float(above.sum() / num_wrong / (count - num_wrong))
+    return values
 
 
 def of_predictions(

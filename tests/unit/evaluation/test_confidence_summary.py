@@ -90,16 +90,22 @@ def test_seeds_that_disagree_widen_an_arms_intervals():
     assert width("overconfidence", 1, 2, 5) > width("overconfidence", 2, 2, 2)
 
 
-def test_measures_are_those_of_the_plain_functions():
+@pytest.mark.parametrize("digits", [9, 1])
+def test_measures_are_those_of_the_plain_functions_with_and_without_ties(digits):
     confidence, right, _ = draw(np.random.default_rng(4), 30, 1.0)
+    confidence = confidence.round(digits)
     measured = Confidence(
         confidence=confidence[None], is_right=right[None], clusters=clusters(30)
     ).measures()
     assert measured["calibration_error"].mean == pytest.approx(calibration_error(confidence, right))
     assert measured["confidence_auroc"].mean == pytest.approx(auroc(confidence, right))
-    assert measured["accuracy_at_50"].mean == pytest.approx(
-        accuracy_at_coverage(confidence, right, 0.5)
+    assert measured["risk_coverage_area"].mean == pytest.approx(
+        area_under_risk_coverage(confidence, right)
     )
+    for share in (50, 80, 90):
+        assert measured[f"accuracy_at_{share}"].mean == pytest.approx(
+            accuracy_at_coverage(confidence, right, share / 100)
+        )
     assert list(measured) == list(MEASURES)
 
 
