@@ -23,6 +23,7 @@ def draw_confidence(curves: Mapping[str, Mapping[str, Any]]) -> "Figure":
     axes = figure.subplots(1, 2)
     draw_diagrams(axes, [(label, own, COLOURS[number % len(COLOURS)])
                          for number, (label, own) in enumerate(curves.items())])  # fmt: skip
+    axes[0].legend(fontsize=8, frameon=False, loc="upper left")
     return figure
 
 
@@ -48,5 +49,3 @@ def draw_diagrams(
         axis.set_ylim(-0.02, 1.02)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color=GREY, alpha=0.25)
-    if curves:
-        left.legend(fontsize=8, frameon=False, loc="upper left")

@@ -94,12 +94,17 @@ def _affirms(falsehood: str, answer: str, item: ItemScores) -> bool:
 
 def probe_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Score]:
     """Return the mean of each measure that applies, with its interval over pictures."""
-    columns: dict[str, list[tuple[float, str]]] = {}
-    for row in rows:
-        values = {**row, f"affirms_{row['falsehood']}": row["affirms"]}
-        for name in MEASURES:
-            if values.get(name) is not None:
-                columns.setdefault(name, []).append((float(values[name]), row["cluster"]))
-    return {
-        name: run_mean(*zip(*columns[name], strict=True)) for name in MEASURES if name in columns
-    }
+    scores = {}
+    for name in MEASURES:
+        rated = [(value, row["cluster"]) for row in rows
+                 if (value := measured(row, name)) is not None]  # fmt: skip
+        if rated:
+            values, clusters = zip(*rated, strict=True)
+            scores[name] = run_mean(list(map(float, values)), clusters)
+    return scores
+
+
+def measured(row: Mapping[str, Any], name: str) -> bool | None:
+    """Return what a row says on a measure; None if it does not apply to the question."""
+    value: bool | None = row["affirms"] if name.startswith("affirms") else row[name]
+    return value if name in row or name == f"affirms_{row['falsehood']}" else None

@@ -9,6 +9,7 @@ from typing import Any
 from medvqa.evaluation.score import SHOWN
 from medvqa.report import plots
 from medvqa.report.answers import Texts, encode
+from medvqa.report.confidence_tables import confidence_html, probes_html
 from medvqa.report.rows import comparison_row, result_rows, run_rows, unequal_arms, verdict_row
 from medvqa.report.study import Study, phases_in_order
 from medvqa.report.tables import few_seeds
@@ -34,6 +35,8 @@ def page(study: Study, pictures: Pictures, *, title: str) -> str:
         "script": _asset("page.js"),
         "loss": _figure(study, "loss"),
         "cost": _figure(study, "cost"),
+        "confidence": confidence_html(study),
+        "probes": probes_html(study),
         "study": _script(_study(study, pictures, title)),
         "answers": _script({"sets": sets}),
         "pictures": _script({"urls": [pictures.urls.get(key, "") for key in keys]}),

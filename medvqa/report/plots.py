@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medvqa.evaluation.confidence_plot import draw_diagrams
 from medvqa.evaluation.score import SHOWN
 from medvqa.report.arms import Arm
 from medvqa.report.runs import Run
@@ -28,7 +29,12 @@ METRIC = "exact_match"
 
 def figures(study: Study) -> dict[str, Callable[[], "Figure | None"]]:
     """Return the figures by name; each draws when called, and gives None with nothing to draw."""
-    of_sets = {"grid": grid, "differences": differences, "forgetting": forgetting}
+    of_sets = {
+        "grid": grid,
+        "differences": differences,
+        "forgetting": forgetting,
+        "confidence": confidence,
+    }
     return {
         **{
             f"{kind}_{name}": partial(draw, study, name)
@@ -197,6 +203,20 @@ def forgetting(study: Study, set_name: str) -> "Figure | None":
         axis.set_xticks(range(len(phases)), [phase.replace("_", " ") for phase in phases])
         axis.set_title(f"{set_name}, {group} questions: {SHOWN[METRIC]}", fontsize=9)
     axes[0, 0].set_yticks(range(len(arms)), [arm.name for arm in arms])
+    return figure
+
+
+def confidence(study: Study, set_name: str) -> "Figure | None":
+    """Draw every final arm's reliability diagram and risk-coverage curve, all questions."""
+    key = (set_name, "final", "overall")
+    chosen = [c for c in study.confidence if (c.set_name, c.phase, c.group) == key]
+    if not chosen:
+        return None
+    figure, axes = _figure(8, 3.6 + 0.16 * len(chosen), ncols=2)
+    curves = [(own.arm.name, own.curves, SERIES[number % len(SERIES)])
+              for number, own in enumerate(chosen)]  # fmt: skip
+    draw_diagrams(axes[0], curves)
+    figure.legend(handles=axes[0, 1].lines, loc="outside lower left", frameon=False, fontsize=8)
     return figure
 
 

@@ -7,10 +7,11 @@ from functools import cached_property
 from html import escape
 from pathlib import Path
 
+from medvqa.report.confidence_tables import confidence_rows, confidence_tables, probe_rows
 from medvqa.report.page import page
 from medvqa.report.pairs import Settings
 from medvqa.report.plots import write_figures
-from medvqa.report.rows import write_rows
+from medvqa.report.rows import write_csv, write_rows
 from medvqa.report.study import Study, read_study
 from medvqa.report.tables import Table, latex, markdown, rich_table, tables
 from medvqa.report.thumbnails import NONE, Pictures, read_pictures
@@ -38,7 +39,7 @@ class Report:
     @cached_property
     def tables(self) -> list[Table]:
         """Each table of the report, with its notes."""
-        return tables(self.study)
+        return [*tables(self.study), *confidence_tables(self.study)]
 
     @cached_property
     def html(self) -> str:
@@ -62,6 +63,8 @@ class Report:
     def write(self, directory: Path, *, figures: bool = True) -> Path:
         """Write the page, the tables, the numbers and the figures; return the page's path."""
         write_rows(self.study, directory)
+        write_csv(directory / "confidence.csv", confidence_rows(self.study.confidence))
+        write_csv(directory / "probes.csv", probe_rows(self.study.probes))
         write_text(directory / "tables.md", "\n".join(map(markdown, self.tables)))
         write_text(directory / "tables.tex", "\n".join(map(latex, self.tables)))
         if figures:

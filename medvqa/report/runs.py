@@ -1,6 +1,7 @@
 """Run directories -> runs with their answers: read from files alone, damage named."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +22,7 @@ DAMAGED, OUTDATED = "damaged", "outdated"
 PHASE_RANK = {"majority": 0, "zero_shot": 1, "blind": 3, "final": 4}
 AFTER_STAGE_RANK = 2
 GROUPS = ("overall", "open", "closed")
+CONFIDENCE = "confidence"  # exp(logprob_mean) of each answer
 MAX_DEPTH = 4  # of run directories below a given one
 Entry = Mapping[str, Any]  # a job of sweep.json; empty for a run that no grid lists
 
@@ -47,7 +49,7 @@ class Answers:
     """One phase of a run on one set.
 
     Attributes:
-        scores: Metric -> one value per question, NaN where the metric does not apply.
+        scores: Metric, or `confidence` -> one value per question, NaN where there is none.
         means: (Group, metric) -> mean, as metrics.json says.
         protocol: How it was scored, as metrics.json says.
     """
@@ -204,12 +206,14 @@ def read_answers(place: Path, interned: dict[Question, Question]) -> Answers:
         raise UserError(f"{place / 'metrics.json'} is damaged: no {', '.join(sorted(missing))}")
     path = place / "predictions.jsonl"
     questions, texts = [], []
-    columns: dict[str, list[float]] = {metric: [] for metric in SHOWN}
+    columns: dict[str, list[float]] = {metric: [] for metric in (*SHOWN, CONFIDENCE)}
     for row in _prediction_rows(path):
         values = {**row, "text": row["question"], "references": tuple(row["references"])}
         question = Question(**{name: values[name] for name in Question.__annotations__})
         questions.append(interned.setdefault(question, question))
         texts.append(str(row["prediction"]))
+        logprob = row.get("logprob_mean")
+        row[CONFIDENCE] = None if logprob is None else min(1.0, math.exp(logprob))
         for metric, column in columns.items():
             value = row.get(metric)
             column.append(float("nan") if value is None else float(value))

@@ -12,8 +12,15 @@ from pathlib import Path
 from medvqa.evaluation.comparison import ArmMean, arm_mean
 from medvqa.evaluation.score import SHOWN
 from medvqa.report.arms import Arm, read_arms
+from medvqa.report.confidence import (
+    ArmConfidence,
+    OverconfidenceDifference,
+    confidences,
+    overconfidence_differences,
+)
 from medvqa.report.inputs import check_inputs
 from medvqa.report.pairs import Comparison, Settings, aligned, arm_pairs, compare_on
+from medvqa.report.probes import ArmProbe, arm_probes
 from medvqa.report.runs import AFTER_STAGE_RANK, GROUPS, PHASE_RANK, Run, read_runs
 from medvqa.report.verdicts import NOT_LEARNED, Verdict, planned_pairing, verdicts
 
@@ -49,6 +56,9 @@ class Study:
         notes: What was left out and why, a line each.
         within: Config keys in which only equal arms were compared.
         verdicts: On the claims that the configs state.
+        confidence: How sure each arm is, and how rightly.
+        overconfidence: Differences of the compared pairs.
+        probes: Hallucination probes of each arm.
     """
 
     runs: tuple[Run, ...]
@@ -59,6 +69,9 @@ class Study:
     notes: tuple[str, ...]
     within: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
+    confidence: tuple[ArmConfidence, ...] = ()
+    overconfidence: tuple[OverconfidenceDifference, ...] = ()
+    probes: tuple[ArmProbe, ...] = ()
 
     def majority(self) -> dict[tuple[str, str, str], float]:
         """Return (set, group, metric) -> score of the majority answer, the highest of all arms."""
@@ -104,15 +117,20 @@ def read_study(places: Sequence[Path], settings: Settings | None = None) -> Stud
         dict.fromkeys(name for arm in arms for name in arm.config["data"]["evaluation"])
     )
     pairs = arm_pairs(arms, settings)
+    comparisons = tuple(c for name in set_names for c in compare_on(name, pairs, arms, settings))
+    probes, probe_notes = arm_probes(arms)
     study = Study(
         runs=tuple(runs),
         arms=tuple(arms),
         set_names=set_names,
         results=tuple(result for arm in arms for result in arm_results(arm)),
-        comparisons=tuple(c for name in set_names for c in compare_on(name, pairs, arms, settings)),
-        notes=(*notes, *check_inputs(runs, arms, places)),
+        comparisons=comparisons,
+        notes=(*notes, *probe_notes, *check_inputs(runs, arms, places)),
         within=settings.within,
         verdicts=(),
+        confidence=tuple(confidences(arms)),
+        overconfidence=tuple(overconfidence_differences(comparisons)),
+        probes=tuple(probes),
     )
     return replace(study, verdicts=tuple(verdicts(arms, study.comparisons, study.majority())))
 
