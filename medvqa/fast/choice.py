@@ -133,6 +133,17 @@ def make_engine(choice: Engine | Decoding, loaded: LoadedModel, encoder: Encoder
     return ENGINES[choice](loaded, encoder)
 
 
+def _plain(loaded: LoadedModel, encoder: Encoder) -> PlainEngine:
+    """Return transformers' own modules; for Qwen the reference, which computes as PEFT does."""
+    if not encoder.encodes_batches or loaded.backend is Backend.unsloth:
+        return PlainEngine(loaded, encoder)
+    from medvqa.fast.language_model import LanguageModel
+
+    if "plain" not in loaded.engines:
+        loaded.engines["plain"] = LanguageModel(loaded)
+    return PlainEngine(loaded, encoder, loaded.engines["plain"])
+
+
 def _fused(loaded: LoadedModel, _: Encoder) -> "FusedEngine":
     """Return the model's one fused engine: it looks at each layer once."""
     from medvqa.fast.engine import FusedEngine
@@ -144,8 +155,8 @@ def _fused(loaded: LoadedModel, _: Encoder) -> "FusedEngine":
 
 
 ENGINES: Mapping[Engine | Decoding, Callable[[LoadedModel, Encoder], ComputeEngine]] = {
-    Engine.plain: PlainEngine,
+    Engine.plain: _plain,
     Engine.fused: _fused,
-    Decoding.plain: PlainEngine,
+    Decoding.plain: _plain,
     Decoding.shared_prefix: _fused,
 }

@@ -5,12 +5,14 @@ Shapes: N tokens of all sequences, H width of the model, S sequences, D width of
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 from medvqa.config.model import BasePrecision
 from medvqa.fast.attention import Segments, attend
+from medvqa.fast.graphs import MAX_TOKENS, Graphs
 from medvqa.fast.layer import Layer, Rope, train_layer
 from medvqa.models.loaded import LoadedModel
 
@@ -34,6 +36,13 @@ class Packed:
     picture_rows: torch.Tensor | None = None
     deep: Sequence[torch.Tensor] = ()
 
+    def deep_rows(self) -> list[torch.Tensor]:
+        """Return each of `deep` as (N, H) with zeros where no picture is."""
+        if self.picture_rows is None:
+            return []
+        nothing, rows = torch.zeros_like(self.x), self.picture_rows
+        return [nothing.index_copy(0, rows, own.to(self.x.dtype)) for own in self.deep]
+
 
 class Decoder:
     """The language model's layers and last norm, on the loaded model's own weights."""
@@ -45,6 +54,16 @@ class Decoder:
         self._checkpoints = any(
             getattr(module, "gradient_checkpointing", False) for module in self._text.layers
         )
+        self._has_frozen_input = loaded.has_frozen_vision
+        parameters = [p for layer in self.layers for part in layer.parameters() for p in part]
+        self._has_dropout = any(layer.has_dropout for layer in self.layers)
+        self.graphs = Graphs(parameters)
+        self.pads = loaded.device.type == "cuda"  # a CPU gains nothing by equal shapes
+
+    def is_captured(self, num_tokens: int) -> bool:
+        """Return whether a training pass of so many tokens may become a CUDA graph."""
+        is_free = self._has_frozen_input and not self._has_dropout
+        return self.pads and is_free and num_tokens <= MAX_TOKENS
 
     def train(self, packed: Packed, *, training: bool) -> torch.Tensor:
         """Return the last layer's result (N, H), before the last norm, with its graph.
@@ -54,15 +73,37 @@ class Decoder:
             training: Whether dropout drops.
         """
         x = packed.x
-        rope = self._rope(packed)
-        segments = Segments.of(packed.lengths, x.device)
+        starts = Segments.of(packed.lengths, x.device).starts
+        inputs: tuple[torch.Tensor, ...] = (x, packed.positions, starts, *packed.deep_rows())
+        if not x.is_cuda or not self.is_captured(len(x)):
+            return self._trained(packed.lengths, training, *inputs)
+        # A kernel's grid depends on the longest sequence; a bound of few values makes few graphs.
+        longest = 1 << max(packed.lengths).bit_length()
+        inputs = tuple(tensor.detach() for tensor in inputs)
+        function = partial(self._trained, [longest], training)
+        result: torch.Tensor = self.graphs.run(function, inputs, (longest, training))
+        return result
+
+    def _trained(
+        self, lengths: Sequence[int], training: bool, *inputs: torch.Tensor
+    ) -> torch.Tensor:
+        """Return `train`'s result of x, positions, starts of sequences and features to add."""
+        x, positions, starts, *deep = inputs
+        rope = self._rope(x, positions)
+        segments = Segments(lengths, starts, longest=max(lengths))
         for number, layer in enumerate(self.layers):
             arguments = (layer, x, rope, segments, training)
             if self._checkpoints:
-                x = checkpoint(train_layer, *arguments, use_reentrant=False)
+                x = checkpoint(
+                    train_layer,
+                    *arguments,
+                    use_reentrant=False,
+                    preserve_rng_state=self._has_dropout,
+                )
             else:
                 x = train_layer(*arguments)
-            x = _with_deep(x, packed, number)
+            if number < len(deep):
+                x = x + deep[number]
         return x
 
     def answer(
@@ -77,7 +118,7 @@ class Decoder:
             write: Which rows of the cache are filled.
         """
         x = packed.x
-        rope = self._rope(packed)
+        rope = self._rope(packed.x, packed.positions)
         for number, layer in enumerate(self.layers):
             first, rest = cache.parameters[number]
             qkv, _ = layer.project(x, first, training=False)
@@ -94,8 +135,8 @@ class Decoder:
         result: torch.Tensor = self._text.norm(x)
         return result
 
-    def _rope(self, packed: Packed) -> Rope:
-        cos, sin = self._text.rotary_emb(packed.x.unsqueeze(0), packed.positions.unsqueeze(1))
+    def _rope(self, x: torch.Tensor, positions: torch.Tensor) -> Rope:
+        cos, sin = self._text.rotary_emb(x.unsqueeze(0), positions.unsqueeze(1))
         half = cos.shape[-1] // 2
         return Rope(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from medvqa.fast.decoder import Decoder, Packed
+from medvqa.fast.graphs import padded_length
 from medvqa.fast.pictures import Pictures
 from medvqa.fast.positions import rotary_positions
 from medvqa.fast.prefix import answer, log_probabilities
@@ -32,6 +33,7 @@ class FusedEngine:
     def __init__(self, loaded: LoadedModel) -> None:
         self.image_token_id = int(loaded.processor.image_token_id)
         self.decoder = Decoder(loaded)
+        self._end_token_id = int(loaded.processor.tokenizer.eos_token_id)
         self._loaded = loaded
         self._inner = loaded.inner
         self._pictures = Pictures(loaded)
@@ -45,14 +47,20 @@ class FusedEngine:
             samples: What is computed at once.
             num_answer_tokens: Of the whole effective batch.
         """
-        packed = self.pack(samples, [sample.prompt_ids + sample.answer_ids for sample in samples])
+        rows = [sample.prompt_ids + sample.answer_ids for sample in samples]
+        num_tokens = sum(map(len, rows))
+        length = padded_length(num_tokens)
+        if self.decoder.is_captured(length):
+            # A sequence that no other sees and that no loss asks for.
+            rows.append((self._end_token_id,) * (length - num_tokens))
+        packed = self.pack(samples, rows)
         targets = np.concatenate([sample.answer_ids for sample in samples])
         # A token is predicted by the one before it.
         ends = np.cumsum([sample.num_tokens for sample in samples]) - 1
-        rows = [
+        places = [
             end - np.arange(len(s.answer_ids), 0, -1) for s, end in zip(samples, ends, strict=True)
         ]
-        arrays = (np.concatenate(rows), targets)
+        arrays = (np.concatenate(places), targets)
         rows_on_device, targets_on_device = integers_to_device(arrays, self._loaded.device)
         hidden = self.decoder.train(packed, training=bool(self._inner.training))
         logits = self.logits(hidden[rows_on_device])
@@ -63,21 +71,30 @@ class FusedEngine:
 
     def answer(self, samples: Sequence[Sample], max_new_tokens: int) -> Decoded:
         """Return new tokens with log-probabilities; equal beginnings of prompts come once."""
-        end = int(self._loaded.processor.tokenizer.eos_token_id)
-        return answer(self, samples, max_new_tokens, end)
+        return answer(self, samples, max_new_tokens, self._end_token_id)
+
+    def release_memory(self) -> bool:
+        """Give back what only saves time; return whether there was anything."""
+        return self.decoder.graphs.forget(for_good=True)
 
     def log_probabilities(self, samples: Sequence[Sample]) -> list[list[float]]:
         """Return those of each answer token; equal beginnings of prompts are computed once."""
         return log_probabilities(self, samples)
 
     def pack(self, samples: Sequence[Sample], rows: Sequence[Sequence[int]]) -> Packed:
-        """Return the embeddings of token ids, one row per sample, with the samples' pictures."""
+        """Return the embeddings of token ids, with the samples' pictures.
+
+        Args:
+            samples: Whose pictures are needed.
+            rows: Token ids, one row per sample; further rows have no pictures.
+        """
         ids = np.concatenate(rows)
+        grids = [*map(_grids, samples), *[[]] * (len(rows) - len(samples))]
         image_token, merge = self.image_token_id, self._pictures.merge_size
         positions = np.concatenate(
             [
-                rotary_positions(row, _grids(sample), image_token_id=image_token, merge_size=merge)
-                for sample, row in zip(samples, rows, strict=True)
+                rotary_positions(row, own, image_token_id=image_token, merge_size=merge)
+                for own, row in zip(grids, rows, strict=True)
             ],
             axis=1,
         )

@@ -46,6 +46,11 @@ class Layer:
         self.num_q = self.num_k * groups
 
     @property
+    def has_dropout(self) -> bool:
+        """Whether the adapter drops inputs in training."""
+        return any(g.has_dropout for g in (self.qkv, self.out, self.gate_up, self.down))
+
+    @property
     def head_norms(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Weights of the queries' and the keys' norm, which Qwen2-VL has not."""
         if self.q_norm is None or self.k_norm is None:

@@ -61,6 +61,11 @@ class Group:
         ]
 
     @property
+    def has_dropout(self) -> bool:
+        """Whether an adapter drops inputs in training."""
+        return any(self._dropouts)
+
+    @property
     def num_parameters(self) -> int:
         """A and B of each adapted layer, whether enabled or not."""
         return len(self._parameters)

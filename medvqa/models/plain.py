@@ -1,8 +1,9 @@
 """The plain engine: loss and answers by transformers' own modules, the reference."""
 
 import inspect
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Protocol
 
 from medvqa.config.model import Backend
 from medvqa.models.encode import Encoder
@@ -13,6 +14,23 @@ if TYPE_CHECKING:
     import torch
 
 
+class Replaying(Protocol):
+    """What replays a decoder's training passes: `medvqa.fast.language_model.LanguageModel`."""
+
+    is_captured: bool
+
+    def training(self) -> AbstractContextManager[None]:
+        """Stand for the decoder meanwhile."""
+
+    def padded(
+        self, batch: "dict[str, torch.Tensor]", fill: dict[str, int]
+    ) -> "dict[str, torch.Tensor]":
+        """Return the batch in a shape that occurs often."""
+
+    def forget(self) -> bool:
+        """Give memory back; return whether there was any."""
+
+
 class PlainEngine:
     """Computes padded batches with the loaded model as it is.
 
@@ -20,8 +38,19 @@ class PlainEngine:
         adapts_in_compute_type: Whether the adapter may compute in the model's type.
     """
 
-    def __init__(self, loaded: LoadedModel, encoder: Encoder) -> None:
+    def __init__(
+        self, loaded: LoadedModel, encoder: Encoder, language_model: Replaying | None = None
+    ) -> None:
+        """Prepare the engine.
+
+        Args:
+            loaded: The model.
+            encoder: Of its inputs.
+            language_model: Replays the decoder's training passes; None computes them each time.
+        """
         self._loaded = loaded
+        captured = language_model is not None and language_model.is_captured
+        self._language_model = language_model if captured else None
         self._encoder = encoder
         # With Qwen, this engine is the reference for the fused one: it computes as PEFT does.
         self.adapts_in_compute_type = (
@@ -32,6 +61,8 @@ class PlainEngine:
         self._selects_logits = (
             loaded.backend is Backend.transformers and "logits_to_keep" in parameters
         )
+        # Keys and values are kept for later tokens otherwise, of which training has none.
+        self._options = {"use_cache": False} if loaded.backend is Backend.transformers else {}
 
     def loss(
         self, samples: Sequence[Sample], num_answer_tokens: "int | torch.Tensor"
@@ -44,10 +75,13 @@ class PlainEngine:
         import torch
 
         batch = self._encoder.training_batch(samples)
+        if self._language_model is not None:
+            fill = {"input_ids": self._encoder.pad_token_id, "labels": IGNORED}
+            batch = self._language_model.padded(batch, fill)
         if not self._selects_logits:
-            with self._loaded.autocast():
+            with self._decoding():
                 whole: torch.Tensor = self._loaded.model(
-                    **self._on_device(batch), num_items_in_batch=num_answer_tokens
+                    **self._on_device(batch), **self._options, num_items_in_batch=num_answer_tokens
                 ).loss
             return whole
         logits, targets = self._answer_logits(batch)
@@ -75,10 +109,15 @@ class PlainEngine:
         labels = batch.pop("labels")
         columns = (labels[:, 1:] != IGNORED).any(dim=0).nonzero()[:, 0]
         selected = {"logits_to_keep": columns} if self._selects_logits else {}
-        with self._loaded.autocast():
-            logits = self._loaded.model(**self._on_device({**batch, **selected})).logits
+        inputs = self._on_device({**batch, **selected})
+        with self._decoding():
+            logits = self._loaded.model(**inputs, **self._options).logits
         targets = labels[:, columns + 1].to(self._loaded.device)
         return (logits if selected else logits[:, columns]), targets
+
+    def release_memory(self) -> bool:
+        """Give back what only saves time; return whether there was anything."""
+        return self._language_model is not None and self._language_model.forget()
 
     def answer(self, samples: Sequence[Sample], max_new_tokens: int) -> Decoded:
         """Return new tokens and their log-probabilities by transformers' own greedy loop."""
@@ -116,5 +155,19 @@ class PlainEngine:
         is_behind_end = (ends - (new == self._encoder.end_token_id).long()) > 0
         return Decoded(new, logprobs.masked_fill(is_behind_end, 0.0), first[0])
 
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
+        replaying = (
+            nullcontext() if self._language_model is None else self._language_model.training()
+        )
+        with self._loaded.autocast(), replaying:
+            yield
+
     def _on_device(self, batch: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-        return {name: tensor.to(self._loaded.device) for name, tensor in batch.items()}
+        device = self._loaded.device
+        if device.type != "cuda":
+            return {name: tensor.to(device) for name, tensor in batch.items()}
+        return {
+            name: tensor.pin_memory().to(device, non_blocking=True)
+            for name, tensor in batch.items()
+        }

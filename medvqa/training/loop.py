@@ -224,7 +224,7 @@ class Trainer:
         return loss
 
     def _shrink(self) -> None:
-        """Halve the micro-batch after running out of memory.
+        """Give memory back after running out of it; without any to give, halve the micro-batch.
 
         Raises:
             UserError: If not even one sample fits.
@@ -232,7 +232,10 @@ class Trainer:
         import torch
 
         self.optimizer.forget_gradients()
+        has_more = self._engine.release_memory()
         torch.cuda.empty_cache()
+        if has_more:
+            return
         if self._micro_batch_size == 1:
             raise UserError(
                 "one sample does not fit into the GPU's memory; use "

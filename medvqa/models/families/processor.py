@@ -62,7 +62,8 @@ class Pictures:
     def __init__(self, processor: Any, pixel_dtype: "torch.dtype | None") -> None:
         self.processor = processor
         self._pixel_dtype = pixel_dtype
-        self._added: dict[tuple[tuple[int, int], ...], int] = {}
+        self._kinds: dict[tuple[tuple[int, int], ...], tuple[Any, ...]] = {}
+        self._added: dict[tuple[Any, ...], int] = {}
         self._lock = Lock()
         self._padding: dict[str, Any] = {}
         token_ids = (*processor.image_token_ids, getattr(processor.tokenizer, IMAGE_TOKEN, None))
@@ -80,16 +81,30 @@ class Pictures:
     def count(self, sizes: Sequence[tuple[int, int]], text: str) -> int:
         """Return by how many tokens pictures of these widths and heights lengthen the prompt.
 
-        Blank pictures of each size are encoded once: all processors share no other way.
+        Blank pictures are encoded, once for all sizes that become equally many image tokens.
         """
         from PIL import Image
 
         key = tuple(sizes)
-        if key and key not in self._added:
+        if not key:
+            return 0
+        if key not in self._kinds:
+            self._kinds[key] = self._kind(key)
+        kind = self._kinds[key]
+        if kind not in self._added:
             blank = tuple(Image.new("RGB", size) for size in sizes)
             num_tokens = int(self._call([text], [blank], "right")["input_ids"].shape[1])
-            self._added[key] = num_tokens - len(tokenize(self.processor, text))
-        return self._added.get(key, 0)
+            self._added[kind] = num_tokens - len(tokenize(self.processor, text))
+        return self._added[kind]
+
+    def _kind(self, sizes: tuple[tuple[int, int], ...]) -> tuple[Any, ...]:
+        """Return each picture's number of image tokens, or the sizes where nobody knows it."""
+        count = getattr(self.processor, "_get_num_multimodal_tokens", None)
+        # Gemma 3's count leaves out the crops.
+        if count is None or getattr(self.processor.image_processor, "do_pan_and_scan", False):
+            return sizes
+        numbers = count(image_sizes=[(h, w) for w, h in sizes], **self._settings)
+        return ("image tokens", *numbers["num_image_tokens"])
 
     def encode(self, turn: Turn, example: Example) -> PictureSample:
         """Return the sample of a rendered example."""
