@@ -3,7 +3,7 @@
     python -m benchmarks.model_shapes --shared ../shared --out FILE     # one GPU of 80 GB
     python -m benchmarks.model_shapes --shared ../shared --out FILE --tiny    # rehearsal on a CPU
 
-Each model is a process of its own: 10 steps of 8 x 1 after 2 for warming up, 64 answers of 8
+Each model is a process of its own: 16 steps of 8 x 1 after 8 for warming up, 64 answers of 8
 tokens, and the peak of GPU memory, on VQA-RAD's questions. Speed and memory are real; answers are
 noise. Gemma 3 is also saved, and TRL's SFTTrainer trains it on the same questions in
 `benchmarks/peers/sft.py`. FILE is rewritten after each model, so a visit that ends early leaves
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-STEPS, WARM_UP, ANSWERS, NEW_TOKENS, BATCH_SIZE = 10, 2, 64, 8, 8
+STEPS, WARM_UP, ANSWERS, NEW_TOKENS, BATCH_SIZE = 16, 8, 64, 8, 8
 QWEN2_5_7B = {
     "hidden_size": 3584,
     "num_hidden_layers": 28,
