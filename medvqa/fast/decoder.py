@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from medvqa.config.model import BasePrecision
 from medvqa.fast.attention import Segments, attend
-from medvqa.fast.graphs import MAX_TOKENS, Graphs
+from medvqa.fast.graphs import MAX_TOKENS, Graphs, padded_length
 from medvqa.fast.layer import Layer, Rope, train_layer
 from medvqa.models.loaded import LoadedModel
 
@@ -54,16 +54,21 @@ class Decoder:
         self._checkpoints = any(
             getattr(module, "gradient_checkpointing", False) for module in self._text.layers
         )
-        self._has_frozen_input = loaded.has_frozen_vision
         parameters = [p for layer in self.layers for part in layer.parameters() for p in part]
         self._has_dropout = any(layer.has_dropout for layer in self.layers)
+        # Else a graph would repeat random numbers, or leave out gradients of its input.
+        self._is_fixed = loaded.has_frozen_vision and not self._has_dropout
         self.graphs = Graphs(parameters)
+        self._lengths: set[int] = set()
         self.pads = loaded.device.type == "cuda"  # a CPU gains nothing by equal shapes
 
-    def is_captured(self, num_tokens: int) -> bool:
-        """Return whether a training pass of so many tokens may become a CUDA graph."""
-        is_free = self._has_frozen_input and not self._has_dropout
-        return self.pads and is_free and num_tokens <= MAX_TOKENS
+    def num_added_tokens(self, num_tokens: int) -> int:
+        """Return how many tokens a training pass should have more, to become a CUDA graph."""
+        if not self.pads or not self._is_fixed or num_tokens > MAX_TOKENS:
+            return 0
+        length = padded_length(num_tokens, self._lengths)
+        self._lengths.add(length)
+        return length - num_tokens
 
     def train(self, packed: Packed, *, training: bool) -> torch.Tensor:
         """Return the last layer's result (N, H), before the last norm, with its graph.
@@ -75,7 +80,7 @@ class Decoder:
         x = packed.x
         starts = Segments.of(packed.lengths, x.device).starts
         inputs: tuple[torch.Tensor, ...] = (x, packed.positions, starts, *packed.deep_rows())
-        if not x.is_cuda or not self.is_captured(len(x)):
+        if not x.is_cuda or len(x) not in self._lengths:
             return self._trained(packed.lengths, training, *inputs)
         # A kernel's grid depends on the longest sequence; a bound of few values makes few graphs.
         longest = 1 << max(packed.lengths).bit_length()

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from medvqa.fast.decoder import Decoder, Packed
-from medvqa.fast.graphs import padded_length
 from medvqa.fast.pictures import Pictures
 from medvqa.fast.positions import rotary_positions
 from medvqa.fast.prefix import answer, log_probabilities
@@ -48,11 +47,9 @@ class FusedEngine:
             num_answer_tokens: Of the whole effective batch.
         """
         rows = [sample.prompt_ids + sample.answer_ids for sample in samples]
-        num_tokens = sum(map(len, rows))
-        length = padded_length(num_tokens)
-        if self.decoder.is_captured(length):
-            # A sequence that no other sees and that no loss asks for.
-            rows.append((self._end_token_id,) * (length - num_tokens))
+        num_added = self.decoder.num_added_tokens(sum(map(len, rows)))
+        if num_added:  # as a sequence that no other sees and that no loss asks for
+            rows.append((self._end_token_id,) * num_added)
         packed = self.pack(samples, rows)
         targets = np.concatenate([sample.answer_ids for sample in samples])
         # A token is predicted by the one before it.

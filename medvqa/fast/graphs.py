@@ -7,7 +7,7 @@ kernels on the same numbers (Nguyen et al., Accelerating PyTorch with CUDA Graph
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -15,17 +15,23 @@ import torch
 log = logging.getLogger(__name__)
 
 MAX_GRAPHS = 16  # each keeps some ten megabytes
-EAGER_PASSES = 2  # of a shape, before it is worth a capture
+EAGER_PASSES = 1  # of a shape, by which libraries prepare what no capture may contain
 MAX_TOKENS = 8192  # with more, the GPU computes for longer than the host launches
 TILE = 128  # tokens; a matrix product computes whole tiles in any case
 
 Function = Callable[..., torch.Tensor]
 
 
-def padded_length(num_tokens: int) -> int:
-    """Return the number of tokens that a pass is filled up to: few shapes, 6 % more at most."""
-    step = max(TILE, 2 ** (num_tokens.bit_length() - 5))
-    return int(num_tokens // step + 1) * int(step)
+def padded_length(num_tokens: int, used: Collection[int] = ()) -> int:
+    """Return the number of tokens that a pass is filled up to, so that few shapes occur.
+
+    Args:
+        num_tokens: Of the pass; one is added at least.
+        used: Lengths of passes before; one of them is taken if it is little longer.
+    """
+    step = max(TILE, int(2 ** (num_tokens.bit_length() - 5)))
+    length = (num_tokens // step + 1) * step
+    return min((own for own in used if length <= own <= length + step), default=length)
 
 
 class Graphs:
@@ -108,10 +114,6 @@ class Captured:
         self.targets = targets
         self._inputs = [tensor.detach().clone() for tensor in inputs]
         parameters = [parameter for parameter, _ in targets]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # what libraries prepare at first use is no part of it
-            result = function(*self._inputs)
-            torch.autograd.grad(result, parameters, torch.zeros_like(result))
         self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # Other threads go on: they encode, and NCCL's looks after its events.
         options = {"pool": pool, "stream": stream, "capture_error_mode": "thread_local"}

@@ -57,6 +57,13 @@ def test_a_batch_grows_by_at_least_a_token_and_little_more_than_a_tile(num_token
     assert length % 128 == 0
 
 
+def test_a_pass_takes_a_length_that_occurred_before_if_it_is_little_longer():
+    assert padded_length(2200) == 2304
+    assert padded_length(2100) == 2176
+    assert padded_length(2100, {2304, 4096}) == 2304
+    assert padded_length(2000, {2304}) == 2048
+
+
 @needs_gpu
 @pytest.mark.parametrize("engine_name", [Engine.fused, Engine.plain])
 def test_a_replayed_pass_gives_the_eager_pass_s_loss_and_gradients(
