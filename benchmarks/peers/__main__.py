@@ -29,6 +29,7 @@ BATCH_SIZE = 8
 QUESTIONS_PER_PICTURE = 7  # as in VQA-RAD; of the questions that are answered
 TRAINING = {
     "ours": ["model.load_in_4bit=false"],
+    "ours fp8": ["model.load_in_4bit=false", "model.base_precision=fp8"],
     "ours 4 bits": ["model.load_in_4bit=true"],
     "ours 4 bits, lean": [
         "model.load_in_4bit=true",

@@ -29,7 +29,6 @@ from medvqa.tracking.progress import track
 from medvqa.tracking.record import read_lines
 from medvqa.training.checkpoint import Checkpoint, CheckpointWriter, load_checkpoint
 from medvqa.training.clock import Arriving, GpuTimestamp
-from medvqa.training.gradient_sum import GradientSum
 from medvqa.training.optimizer import AdapterOptimizer
 from medvqa.training.ranks import ALONE, Ranks
 from medvqa.training.schedule import learning_rate_of
@@ -91,8 +90,6 @@ class Trainer:
         self._engine = make_engine(self.engine, loaded, encoder)
         in_compute_type = self._on_gpu and self._engine.adapts_in_compute_type
         self.optimizer = AdapterOptimizer(loaded, config, in_compute_type=in_compute_type)
-        has_dropout = ranks.size > 1 and loaded.model.active_peft_config.lora_dropout > 0
-        self._gradient_sum = GradientSum(ranks, self.optimizer, overlaps=not has_dropout)
         largest_share = math.ceil(self.batch_size / ranks.size)
         self._micro_batch_size = min(config.micro_batch_size, largest_share)
         if self._on_gpu and config.fit_micro_batch:
@@ -192,7 +189,7 @@ class Trainer:
         while loss is None:
             self._shrink()
             loss = self._gradients(samples, totals[0], seed)
-        self._gradient_sum.finish(loss)
+        self.ranks.sum_in_place([loss, *self.optimizer.whole_gradients()])
         norm = self.optimizer.step(learning_rate, max_grad_norm=self.config.max_grad_norm)
         return Step(
             number=number + 1,
@@ -216,9 +213,7 @@ class Trainer:
         try:
             for start in range(0, len(samples), self._micro_batch_size):
                 micro_batch = samples[start : start + self._micro_batch_size]
-                is_last = start + self._micro_batch_size >= len(samples)
-                with self._gradient_sum.overlapping() if is_last else nullcontext():
-                    loss += self._backward(micro_batch, num_answer_tokens)
+                loss += self._backward(micro_batch, num_answer_tokens)
         except torch.OutOfMemoryError:
             return None
         return loss

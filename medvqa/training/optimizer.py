@@ -59,19 +59,13 @@ class AdapterOptimizer:
         """Forget the moments."""
         self._optimizer, self.name = _build(self._stepped, self._config, on_gpu=self._on_gpu)
 
-    def collect(self, indices: Sequence[int] | None = None) -> None:
-        """Add a micro-batch's gradients; needed after each backward pass.
-
-        Args:
-            indices: Of the parameters whose gradients are there; all of them by default.
-        """
+    def collect(self) -> None:
+        """Add a micro-batch's gradients; needed after each backward pass."""
         if not self._in_compute_type:
             return
         import torch
 
-        chosen = range(len(self.parameters)) if indices is None else indices
-        new = [(i, self.parameters[i].grad) for i in chosen]
-        gradients = [(i, gradient) for i, gradient in new if gradient is not None]
+        gradients = [(i, p.grad) for i, p in enumerate(self.parameters) if p.grad is not None]
         first = [(i, gradient) for i, gradient in gradients if not self._is_summed[i]]
         more = [(i, gradient) for i, gradient in gradients if self._is_summed[i]]
         # A call for all of them, not one each: a step would wait for the host otherwise.
@@ -90,27 +84,26 @@ class AdapterOptimizer:
         for parameter in self.parameters:
             parameter.grad = None
 
-    def gradients(self, indices: Sequence[int] | None = None) -> "list[torch.Tensor]":
-        """Return what the next step goes by, in full precision; zeros where there is none.
-
-        Args:
-            indices: Of the parameters; all of them by default.
-        """
+    def gradients(self) -> "list[torch.Tensor]":
+        """Return what the next step goes by, in full precision; zeros where there is none."""
         import torch
 
-        gradients = []
-        for i in range(len(self.parameters)) if indices is None else indices:
-            parameter = self.parameters[i]
-            if self._in_compute_type:
-                if not self._is_summed[i]:
-                    self._sums[i].zero_()
-                    self._is_summed[i] = True
-                gradients.append(self._sums[i])
-                continue
-            if parameter.grad is None:
+        for i, parameter in enumerate(self.parameters):
+            if self._in_compute_type and not self._is_summed[i]:
+                self._sums[i].zero_()
+                self._is_summed[i] = True
+            elif not self._in_compute_type and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            gradients.append(parameter.grad)
-        return gradients
+        if self._in_compute_type:
+            return list(self._sums)
+        return [p.grad for p in self.parameters if p.grad is not None]
+
+    def whole_gradients(self) -> "list[torch.Tensor]":
+        """Return `gradients` in as few tensors as they lie in: one, or one each."""
+        gradients = self.gradients()
+        if not self._in_compute_type:
+            return gradients
+        return [whole.grad for whole in self._stepped if whole.grad is not None]
 
     def step(self, learning_rate: float, *, max_grad_norm: float) -> "torch.Tensor":
         """Clip, step, and return the gradients' norm before clipping, on the device."""

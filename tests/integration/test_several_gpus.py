@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import traceback
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ from medvqa.fast.choice import make_engine
 from medvqa.models.load import load_model
 from medvqa.run import ProcessState, run_rank
 from medvqa.tracking.record import read_lines
-from medvqa.training.gradient_sum import NUM_BUCKETS, GradientSum
 from medvqa.training.loop import Trainer, _step_seed
 from medvqa.training.optimizer import AdapterOptimizer
 from medvqa.training.ranks import Ranks, join, leave
@@ -261,12 +259,11 @@ class ForgetfulTrainer(Trainer):
 
 
 class LateTrainer(Trainer):
-    """The second rank runs out of memory once, when its gradients have left already."""
+    """The second rank runs out of memory once, when its gradients are complete."""
 
     def _backward(self, samples, num_answer_tokens):
         loss = super()._backward(samples, num_answer_tokens)
         if self.ranks.rank == 1 and len(samples) > 1:
-            assert self._gradient_sum._sent
             raise torch.OutOfMemoryError("pretended")
         return loss
 
@@ -306,32 +303,26 @@ def test_three_ranks_share_eight_examples_and_one_without_memory_stops_no_other(
         assert torch.equal(weight, weights[2][name]), name
 
 
-def test_gradients_leave_in_buckets_before_the_backward_pass_has_ended(
-    tiny, encoder, phantoms, monkeypatch
-):
+@pytest.mark.parametrize("in_compute_type", [True, False])
+def test_the_gradients_of_two_ranks_sum_to_those_of_one(tiny, encoder, phantoms, in_compute_type):
     samples = [encoder.encode(example) for example in phantoms[:4]]
 
-    def step(ranks):
-        optimizer = AdapterOptimizer(tiny, BASE, in_compute_type=True)
-        gradient_sum = GradientSum(ranks, optimizer, overlaps=True)
-        engine = make_engine(Engine.fused, tiny, encoder)
-        own = ranks.share(samples)
-        for part, sends in ((own[:1], False), (own[1:], True)):  # two micro-batches
-            with gradient_sum.overlapping() if sends else nullcontext():
-                loss = engine.loss(part, 100)
-                loss.backward()
-                optimizer.collect()
-        return gradient_sum, optimizer, loss.detach()
+    def gradients(ranks):
+        optimizer = AdapterOptimizer(tiny, BASE, in_compute_type=in_compute_type)
+        engine, total = make_engine(Engine.fused, tiny, encoder), torch.zeros(())
+        for sample in ranks.share(samples):  # micro-batches
+            loss = engine.loss([sample], 100)
+            loss.backward()
+            optimizer.collect()
+            total += loss.detach()
+        ranks.sum_in_place([total, *optimizer.whole_gradients()])
+        return [total.clone(), *(gradient.clone() for gradient in optimizer.gradients())]
 
-    _, optimizer, _ = step(Ranks())
-    expected = [gradient.clone() for gradient in optimizer.gradients()]
+    expected = gradients(Ranks())
+    tiny.model.zero_grad()
 
     def check(ranks):
-        gradient_sum, optimizer, loss = step(ranks)
-        assert len(gradient_sum._sent) == NUM_BUCKETS
-        gradient_sum.finish(loss)
-        for gradient, whole in zip(optimizer.gradients(), expected, strict=True):
-            torch.testing.assert_close(gradient, whole, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(gradients(ranks), expected, rtol=1e-4, atol=1e-5)
 
     in_ranks(2, check)
 
