@@ -203,7 +203,7 @@ def pretrain(
     if device == "cuda":
         sample_of = _encoded_at_once(encoder, texts, device)
         # Image by image, most of a step would be waiting for launches.
-        _attend_to_all_pictures_at_once(model.model.visual)
+        attend_to_all_pictures_at_once(model.model.visual)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
     generator = torch.Generator().manual_seed(seed)
     losses: list[float | None] = []
@@ -231,7 +231,7 @@ def pretrain(
     return _mean_of_last(losses)
 
 
-def _attend_to_all_pictures_at_once(tower: Any) -> None:
+def attend_to_all_pictures_at_once(tower: Any) -> None:
     """Give transformers' vision tower PyTorch's flash attention, under a name that asks for it."""
     from torch.nn.attention.varlen import varlen_attn
     from transformers import AttentionInterface

@@ -25,7 +25,12 @@ HUB_NAME = tables()["vqa_rad_hub"].repository
 JSON_NAME = "VQA_RAD Dataset Public.json"
 IMAGE_FOLDER = "VQA_RAD Image Folder"
 AUTHORS_COLUMNS = ("qid", "image_name", "question", "answer", "answer_type", "phrase_type")
-SPLITS = ("train", "test", "all", "train_disjoint", "test_disjoint")
+NUM_FOLDS = 5
+FOLDS = tuple(f"fold{number}" for number in range(1, NUM_FOLDS + 1))
+SPLITS = (
+    *("train", "test", "all", "train_disjoint", "test_disjoint"),
+    *(f"{side}_{fold}" for fold in FOLDS for side in ("train", "test")),
+)
 DISJOINT_TEST_FRACTION = 0.2
 TEST_PHRASES = ("test_freeform", "test_para")
 
@@ -35,7 +40,8 @@ def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> list[Example]:
 
     Args:
         config: `train`, `test` (the authors' split, which shares pictures), `all`, or our
-            `train_disjoint`, `test_disjoint`: see `disjoint_test_images`.
+            `train_disjoint`, `test_disjoint`: see `disjoint_test_images`; or `train_fold1` and
+            `test_fold1` to `fold5`: see `image_folds`.
         seed: Unused.
         bad_rows: Takes unusable rows.
 
@@ -56,9 +62,15 @@ def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> list[Example]:
             for example in table_examples(tables()["vqa_rad_hub"], config, split, bad_rows)
         ]
         cases = {}
-    if config.split.endswith("_disjoint"):
-        test_images = disjoint_test_images([e.image_ids[0] for e in examples], cases)
-        names = {True: "test_disjoint", False: "train_disjoint"}
+    _, _, rule = config.split.partition("_")
+    if rule:
+        images = [e.image_ids[0] for e in examples]
+        test_images = (
+            disjoint_test_images(images, cases)
+            if rule == "disjoint"
+            else image_folds(images, cases)[FOLDS.index(rule)]
+        )
+        names = {True: f"test_{rule}", False: f"train_{rule}"}
         examples = [replace(e, split=names[e.image_ids[0] in test_images]) for e in examples]
     return [example for example in examples if config.split in ("all", example.split)]
 
@@ -73,6 +85,33 @@ def disjoint_test_images(images: Sequence[str], cases: Mapping[str, Set[str]]) -
         images: The picture of each question.
         cases: The case addresses of each picture; pictures without one stand alone.
     """
+    num_questions = Counter(images)
+    chosen: set[str] = set()
+    for members in _groups(images, cases):
+        if sum(num_questions[name] for name in chosen) >= DISJOINT_TEST_FRACTION * len(images):
+            break
+        chosen |= members
+    return chosen
+
+
+def image_folds(images: Sequence[str], cases: Mapping[str, Set[str]]) -> list[set[str]]:
+    """Return the test pictures of each fold: every picture is in one of them.
+
+    Groups and their order are those of `disjoint_test_images`; each goes to the fold that has the
+    fewest questions so far.
+    """
+    num_questions = Counter(images)
+    folds: list[set[str]] = [set() for _ in FOLDS]
+    sizes = [0] * NUM_FOLDS
+    for members in _groups(images, cases):
+        smallest = sizes.index(min(sizes))
+        folds[smallest] |= members
+        sizes[smallest] += sum(num_questions[name] for name in members)
+    return folds
+
+
+def _groups(images: Sequence[str], cases: Mapping[str, Set[str]]) -> list[set[str]]:
+    """Return pictures that share a case, by the SHA-256 of each group's first name."""
     groups: dict[str, set[str]] = {}
     for image in sorted(set(images)):
         keys = {image, *cases.get(image, ())}
@@ -80,13 +119,8 @@ def disjoint_test_images(images: Sequence[str], cases: Mapping[str, Set[str]]) -
         for key in merged | keys | {k for k, members in groups.items() if members & merged}:
             groups[key] = merged
     distinct = {min(members): members for members in groups.values()}
-    num_questions = Counter(images)
-    chosen: set[str] = set()
-    for first in sorted(distinct, key=lambda name: hashlib.sha256(name.encode()).hexdigest()):
-        if sum(num_questions[name] for name in chosen) >= DISJOINT_TEST_FRACTION * len(images):
-            break
-        chosen |= distinct[first]
-    return chosen
+    first_names = sorted(distinct, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    return [distinct[first] for first in first_names]
 
 
 def _load_authors(directory: Path, bad_rows: BadRows) -> tuple[list[Example], dict[str, set[str]]]:

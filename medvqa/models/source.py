@@ -1,12 +1,14 @@
 """Where a base comes from, and its processor: all of it that is known without its weights."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from medvqa.config.errors import UserError
+from medvqa.config.machine import cache_directory
 from medvqa.config.model import ModelConfig
 from medvqa.models.families import qwen
 from medvqa.models.families.processor import set_image_options
@@ -15,6 +17,8 @@ MODEL_FILES = (".json", ".jinja", ".safetensors", ".bin", ".txt", ".model", ".ti
 END_BYTES = 4 * 2**20
 NO_NETWORK = "(no network? give model.path=, a local copy in the hub's layout)"
 EMBEDDED = {"medvqa/tiny": Path(__file__).parents[1] / "weights" / "tiny"}
+SPEAKING_FOLDER = "bases"  # below the cache's directory
+SPEAKING = "medvqa/speaking-"
 
 
 def model_source(config: ModelConfig) -> str:
@@ -43,7 +47,11 @@ def model_source(config: ModelConfig) -> str:
 
 def base_folder(config: ModelConfig) -> Path | None:
     """Return where the base lies on this machine; None for one of the hub."""
-    return Path(config.path) if config.path else EMBEDDED.get(config.name)
+    if config.path:
+        return Path(config.path)
+    if config.name.startswith(SPEAKING):
+        return _speaking_base(config.name.removeprefix("medvqa/"))
+    return EMBEDDED.get(config.name)
 
 
 def files_sha256(folder: Path) -> str:
@@ -61,6 +69,28 @@ def files_sha256(folder: Path) -> str:
                 content += opened.read(END_BYTES)
             digest.update(f"{file.name} {size}\n".encode() + content)
     return digest.hexdigest()
+
+
+def _speaking_base(name: str) -> Path:
+    """Return the one base that was built for a data set's training split.
+
+    Raises:
+        UserError: If there is none, or if several recipes made one.
+    """
+    folder = cache_directory(os.environ) / SPEAKING_FOLDER
+    bases = sorted(path.parent for path in folder.glob(f"{name}-*/config.json"))
+    if len(bases) > 1:
+        choices = ", ".join(f"model.path={path}" for path in bases)
+        raise UserError(f"several recipes made a base {name}; choose one: {choices}")
+    if bases:
+        return bases[0]
+    split = name.rpartition("-")[2]
+    options = f"--vqa-rad DIR --split {split}" if "-vqa_rad-" in name else ""
+    raise UserError(
+        f"{folder} holds no base {name}; in a checkout, build it with `python -m "
+        f"tools.build_speaking_base --parts WHEELS {options}`".replace(" `", "`")
+        + " (docs/models.md names the wheels)"
+    )
 
 
 def load_processor(config: ModelConfig, *, local_only: bool = False) -> Any:

