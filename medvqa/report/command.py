@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medvqa.config.command_line import CommandParser
+from medvqa.report.example import TITLE, unpack_example
 from medvqa.report.pairs import Settings
 from medvqa.report.report import Report, read_report
 from medvqa.report.tables import rich_table
@@ -14,7 +15,14 @@ from medvqa.tracking.terminal import console
 
 def main_report(argv: Sequence[str]) -> None:
     """Compare the runs of grids and show them as tables, figures and one HTML page."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if (options.example is None) != bool(options.directory):
+        parser.error("give directories of runs and grids, or --example DIR")
+    places, out = options.directory, options.out
+    if options.example:
+        places = [unpack_example(options.example)]
+        out = out or options.example
     settings = Settings(
         within=tuple(options.within),
         baseline=options.baseline,
@@ -25,10 +33,12 @@ def main_report(argv: Sequence[str]) -> None:
     # A report reads what is on this machine: no data set is fetched for its pictures.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     report = read_report(
-        options.directory, settings, title=options.title, with_pictures=not options.no_pictures
+        places,
+        settings,
+        title=options.title or (TITLE if options.example else None),
+        with_pictures=not options.no_pictures,
     )
-    out = options.out or options.directory[0] / "report"
-    show(report, report.write(out, figures=not options.no_plots))
+    show(report, report.write(out or places[0] / "report", figures=not options.no_plots))
 
 
 def _parser() -> CommandParser:
@@ -36,13 +46,16 @@ def _parser() -> CommandParser:
         "report",
         main_report.__doc__,
         {
+            "medvqa report --example DIR": "see a report before any run",
             "medvqa report multirun/GRID": "tables, figures and one page of a grid",
             "medvqa report outputs/A outputs/B --out both": "two runs, in ./both",
             "medvqa report multirun/GRID --within training.max_steps": "equal budgets only",
         },
     )
     add = parser.group("what to read and where to write")
-    add("directory", type=Path, nargs="+", help="a grid below multirun/, a run below outputs/")
+    add("directory", type=Path, nargs="*", help="a grid below multirun/, a run below outputs/")
+    add("--example", type=Path, metavar="DIR",
+        help="in place of directories: write the report of six small runs to DIR")  # fmt: skip
     add("--out", type=Path, metavar="DIR", help="where to write; DIRECTORY/report if not given")
     add = parser.group("what to compare")
     add(

@@ -62,3 +62,13 @@ def test_its_command_composes_from_the_package_wherever_it_is_called(installed, 
     assert "name: Qwen/Qwen2-VL-7B-Instruct" in shown
     assert "max_steps: 50" in shown
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_shows_the_example_report(installed, tmp_path):
+    options = ("--no-plots", "--no-pictures", "--samples", "50")
+    done(
+        *(sys.executable, "-m", "medvqa.cli", "report", "--example", "example", *options),
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+    )
+    assert "open_first" in (tmp_path / "example" / "report.html").read_text(encoding="utf-8")

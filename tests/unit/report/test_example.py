@@ -1,0 +1,53 @@
+"""`medvqa report --example` shows a record of real runs that the package carries."""
+
+import re
+import tarfile
+
+import pytest
+
+from medvqa.config.errors import UserError
+from medvqa.report.command import main_report
+from medvqa.report.example import ARCHIVE
+from medvqa.report.runs import read_runs
+from tools.pack_example import pack
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("example")
+    main_report(["--example", str(directory), "--samples", "50", "--no-plots"])
+    return directory
+
+
+def test_the_page_compares_arms_over_seeds_and_shows_pictures(example):
+    page = (example / "report.html").read_text(encoding="utf-8")
+    for text in ("open_first", "mixed", "zero-shot base", "data:image/jpeg;base64,"):
+        assert text in page
+    table = (example / "tables.md").read_text(encoding="utf-8")
+    assert re.search(r"\| tiny \| mixed \| 3 \|", table)
+
+
+def test_the_record_is_of_finished_runs_and_can_be_reported_again(example):
+    runs = read_runs([example / "grid"])
+    assert {run.state for run in runs} == {"finished"} and len(runs) == 6
+
+
+def test_the_record_is_small_and_names_no_place_of_a_machine(example):
+    assert ARCHIVE.stat().st_size < 200_000
+    for path in (example / "grid").rglob("*.json*"):
+        assert not re.search(r'"/\w+|/(home|root|tmp)/', path.read_text(encoding="utf-8"))
+
+
+def test_packing_the_record_again_gives_the_same_files(example, tmp_path):
+    def files(archive):
+        with tarfile.open(archive) as members:
+            return {member.name: members.extractfile(member).read() for member in members}
+
+    pack(example / "grid", tmp_path / "again.tar.xz")
+    assert files(tmp_path / "again.tar.xz") == files(ARCHIVE)
+
+
+@pytest.mark.parametrize("arguments", [[], ["multirun", "--example", "x"]])
+def test_a_report_is_of_directories_or_of_the_example(arguments):
+    with pytest.raises(UserError, match="give directories of runs and grids, or --example DIR"):
+        main_report(arguments)
