@@ -83,7 +83,8 @@ def curricula() -> set[str]:
 def composes(arguments: list[str]) -> None:
     own = "|".join(sorted(curricula(), key=len, reverse=True))
     overrides = [re.sub(rf"\b({own})\b", "mixed", word) for word in arguments]
-    overrides = [word for word in overrides if not word.startswith("-")]
+    # One seed: the cells of the others differ in nothing else.
+    overrides = [re.sub(r"^(seed=\d+),.*", r"\1", w) for w in overrides if not w.startswith("-")]
     try:
         cells = compose_cells(overrides, is_sweep="-m" in arguments)
     except UserError as error:  # a search composes its trials one by one
