@@ -9,18 +9,26 @@ from typing import Any
 
 from medvqa.config.command_line import CommandParser
 from medvqa.config.errors import UserError
-from medvqa.evaluation.calibration import Calibration, ConfidentAnswer, calibrate
+from medvqa.evaluation.calibration import (
+    Calibration,
+    ConfidentAnswer,
+    calibrate,
+    picture_losses,
+)
+from medvqa.evaluation.confidence import calibration_error
 from medvqa.models.trained import CALIBRATION_FILE, Kind, read_trained
 from medvqa.tracking.record import read_lines, write_json
 
 
-def read_answers(run: Path, name: str, contamination: Mapping[str, Any] | None) -> list[Any]:
-    """Return the final answers to a set, with confidence and correctness.
+def read_answers(
+    run: Path, name: str, contamination: Mapping[str, Any] | None, *, phase: str = "final"
+) -> list[ConfidentAnswer]:
+    """Return the answers to a set in a phase, with confidence and correctness.
 
     Raises:
         UserError: If the set was trained on or not answered, or the answers have no confidence.
     """
-    place = run / "evaluation" / "final"
+    place = run / "evaluation" / phase
     path = place / name / "predictions.jsonl"
     if not path.is_file():
         known = ", ".join(sorted(p.parent.name for p in place.glob("*/predictions.jsonl")))
@@ -61,6 +69,7 @@ def _parser() -> CommandParser:
     add = parser.group("answers")
     add("run", type=Path, help="a finished run")
     add("--on", required=True, metavar="SET", help="an evaluation set that was not trained on")
+    add("--report", metavar="SET", help="also show what the threshold does on this set")
     add("--seed", type=int, default=0, metavar="N", help="of the split into halves (default 0)")
     add = parser.group("guarantee")
     add("--max-error", type=float, default=0.2, metavar="SHARE",
@@ -78,9 +87,68 @@ def main_calibrate(argv: Sequence[str]) -> None:
         raise UserError(f"{options.run} is an export; calibrate the run, then export it again")
     answers = read_answers(trained.directory, options.on, trained.values.get("contamination"))
     result = calibrate(answers, max_error=options.max_error, delta=options.delta, seed=options.seed)
-    values = {"set": options.on, "confidence": "exp(logprob_mean)", **asdict(result)}
+    lines = [summary(result)]
+    if options.report:
+        others = read_answers(
+            trained.directory, options.report, trained.values.get("contamination")
+        )
+        lines.append(report(result, options.report, answers, others))
+    values = {"set": options.on, "seed": options.seed, **asdict(result)}
     write_json(trained.directory / CALIBRATION_FILE, values)
-    sys.stdout.write(summary(result) + "\n")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def report(
+    result: Calibration,
+    name: str,
+    calibrated: Sequence[ConfidentAnswer],
+    answers: Sequence[ConfidentAnswer],
+) -> str:
+    """Return in words what the threshold does on another set.
+
+    Raises:
+        UserError: If the set shares a picture with the one that was calibrated on.
+    """
+    used, own = (
+        {picture for answer in rows for picture in answer.cluster.split("+")}
+        for rows in (calibrated, answers)
+    )
+    if shared := used & own:
+        raise UserError(
+            f"--report {name}: {len(shared)} of its {len(own)} pictures were calibrated on; report "
+            "on a set without common pictures"
+        )
+    given = [answer for answer in answers if result.answers(answer.confidence)]
+    losses = picture_losses(given)
+    error = f"error {sum(losses) / len(losses):.1%}" if losses else "no error to observe"
+    scaled = [result.scaled(answer.confidence) for answer in answers]
+    ece = calibration_error(scaled, [answer.is_right for answer in answers])
+    return (
+        f"{name}: {len(given) / len(answers):.1%} of {len(answers)} questions answered, {error}; "
+        f"calibration error {ece:.3f}"
+    )
+
+
+def recalibrated(
+    run: Path, calibration: Mapping[str, Any] | None, contamination: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Return the calibration of a merged model by its own answers to the same set.
+
+    Args:
+        run: Directory with the merged model's evaluation, phase `merged`.
+        calibration: That of the adapter; None if it has none.
+        contamination: Of the run.
+    """
+    if calibration is None:
+        return None
+    answers = read_answers(run, calibration["set"], contamination, phase="merged")
+    bounds = {name: float(calibration[name]) for name in ("max_error", "delta")}
+    seed = int(calibration.get("seed", 0))
+    return {
+        "set": calibration["set"],
+        "seed": seed,
+        **asdict(calibrate(answers, **bounds, seed=seed)),
+    }
 
 
 def summary(result: Calibration) -> str:
@@ -89,6 +157,8 @@ def summary(result: Calibration) -> str:
         f"temperature {result.temperature:.3g}: calibration error {result.ece_before:.3f} -> "
         f"{result.ece_after:.3f} on {result.num_tested} held-out pictures"
     )
+    if result.num_left_out:
+        scaling += f"; {result.num_left_out} answers about pictures of both halves are left out"
     bound = f"error rate <= {result.max_error:g} (confidence {1 - result.delta:g})"
     if result.threshold is None:
         return f"{scaling}\nno threshold is certified for {bound}: the model always abstains"

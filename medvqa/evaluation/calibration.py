@@ -8,7 +8,7 @@ docs/confidence.md.
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from medvqa.config.errors import UserError
 from medvqa.evaluation.confidence import calibration_error
@@ -20,7 +20,10 @@ MAX_LOG_TEMPERATURE = math.log(100)
 
 @dataclass(frozen=True, kw_only=True)
 class ConfidentAnswer:
-    """One answer with its raw confidence in [0, 1], whether it is right, and its picture(s)."""
+    """One answer with its raw confidence in [0, 1], whether it is right, and its picture(s).
+
+    Several pictures are joined by "+".
+    """
 
     cluster: str
     confidence: float
@@ -35,7 +38,9 @@ class Calibration:
         max_error: Bound on the error rate among answered questions, averaged over pictures.
         delta: Probability with which the bound may fail.
         num_fitted: Pictures that temperature and candidate thresholds come from.
-        num_tested: Pictures that the threshold was tested on.
+        num_tested: Pictures that the threshold was tested on; pictures that questions show together
+            count as one.
+        num_left_out: Answers about pictures of both halves, which were not used.
         coverage: Share of the tested questions that are answered.
         error: Their observed error rate, averaged over pictures.
         ece_before: Expected calibration error on the tested pictures, without scaling.
@@ -48,6 +53,7 @@ class Calibration:
     delta: float
     num_fitted: int
     num_tested: int
+    num_left_out: int
     coverage: float
     error: float | None
     ece_before: float
@@ -83,19 +89,13 @@ def calibrate(
     counts = [len({answer.cluster for answer in half}) for half in (fitted, tested)]
     if min(counts) < MIN_PICTURES:
         raise UserError(
-            f"calibration needs at least {2 * MIN_PICTURES} pictures; this set has {sum(counts)}"
+            f"calibration needs at least {2 * MIN_PICTURES} pictures, {MIN_PICTURES} in each half; "
+            f"the halves of this set have {counts[0]} and {counts[1]}"
         )
     temperature = fit_temperature(fitted)
     ranked = sorted((scale(answer.confidence, temperature) for answer in fitted), reverse=True)
     candidates = [ranked[math.ceil(share * len(ranked)) - 1] for share in COVERAGES]
-    scaled = [
-        ConfidentAnswer(
-            cluster=answer.cluster,
-            confidence=scale(answer.confidence, temperature),
-            is_right=answer.is_right,
-        )
-        for answer in tested
-    ]
+    scaled = [replace(a, confidence=scale(a.confidence, temperature)) for a in tested]
     threshold = certified_threshold(scaled, candidates, max_error=max_error, delta=delta)
     given = [] if threshold is None else [a for a in scaled if a.confidence >= threshold]
     losses = picture_losses(given)
@@ -107,6 +107,7 @@ def calibrate(
         delta=delta,
         num_fitted=counts[0],
         num_tested=counts[1],
+        num_left_out=len(answers) - len(fitted) - len(tested),
         coverage=len(given) / len(scaled),
         error=sum(losses) / len(losses) if losses else None,
         ece_before=calibration_error([answer.confidence for answer in tested], right),
@@ -115,14 +116,38 @@ def calibrate(
 
 
 def split_by_picture(
-    answers: Iterable[ConfidentAnswer], *, seed: int
+    answers: Sequence[ConfidentAnswer], *, seed: int
 ) -> tuple[list[ConfidentAnswer], list[ConfidentAnswer]]:
-    """Return two halves that share no picture; the order of the answers does not matter."""
+    """Return two halves that share no picture; the order of the answers does not matter.
+
+    An answer about pictures of both halves is in neither. The clusters of a half become units:
+    pictures that questions show together are one.
+    """
     halves: tuple[list[ConfidentAnswer], list[ConfidentAnswer]] = ([], [])
     for answer in answers:
-        digest = hashlib.sha256(f"{seed}:{answer.cluster}".encode()).digest()
-        halves[digest[0] % 2].append(answer)
-    return halves
+        digests = {
+            hashlib.sha256(f"{seed}:{picture}".encode()).digest()[0] % 2
+            for picture in answer.cluster.split("+")
+        }
+        if len(digests) == 1:
+            halves[digests.pop()].append(answer)
+    return _in_units(halves[0]), _in_units(halves[1])
+
+
+def _in_units(answers: Sequence[ConfidentAnswer]) -> list[ConfidentAnswer]:
+    """Return the answers with one cluster per group of pictures that questions join."""
+    parents: dict[str, str] = {}
+
+    def root(picture: str) -> str:
+        while parents.setdefault(picture, picture) != picture:
+            picture = parents[picture]
+        return picture
+
+    for answer in answers:
+        first, *others = answer.cluster.split("+")
+        for other in others:
+            parents[root(other)] = root(first)
+    return [replace(answer, cluster=root(answer.cluster.split("+")[0])) for answer in answers]
 
 
 def fit_temperature(answers: Sequence[ConfidentAnswer]) -> float:

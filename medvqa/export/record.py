@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import medvqa
+from medvqa.evaluation.calibrate_command import recalibrated
 from medvqa.evaluation.evaluate import Evaluation
+from medvqa.export.merging import PLACE
 from medvqa.models.trained import Kind, Trained
 
 SCORED = {"final": "adapter", "merged": "merged"}
@@ -37,7 +39,11 @@ def export_record(
             "architecture": values["model"]["architecture"],
         },
         "adapter_sha256": trained.adapter_sha256(),
-        "calibration": trained.calibration if kind is Kind.adapter else None,
+        "calibration": trained.calibration
+        if kind is Kind.adapter
+        else recalibrated(
+            trained.directory / PLACE, trained.calibration, values.get("contamination")
+        ),
         "scores": _scores(evaluations),
         "merge": merge,
         "contamination": values.get("contamination"),

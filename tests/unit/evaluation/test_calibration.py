@@ -134,7 +134,10 @@ def test_too_few_pictures_are_refused_however_many_questions():
     answers = [
         ConfidentAnswer(cluster=str(n % 10), confidence=0.5, is_right=True) for n in range(5000)
     ]
-    with pytest.raises(UserError, match="at least 40 pictures; this set has 10"):
+    with pytest.raises(
+        UserError,
+        match="at least 40 pictures, 20 in each half; the halves of this set have 5 and 5",
+    ):
         calibrate(answers, max_error=0.1, delta=0.1)
 
 
@@ -144,3 +147,31 @@ def test_scaling_keeps_the_order_and_one_changes_nothing():
         scaled = [scale(value, temperature) for value in values]
         assert scaled == sorted(scaled)
     assert scale(0.3, 1.0) == pytest.approx(0.3)
+
+
+def test_no_picture_is_in_both_halves_even_where_questions_show_two():
+    rng = np.random.default_rng(8)
+    names = [f"p{n}" for n in range(200)]
+    answers = [
+        ConfidentAnswer(cluster="+".join(rng.choice(names, k, replace=False)), confidence=0.5,
+                        is_right=True)
+        for k in rng.choice([1, 2], 600, p=[0.85, 0.15])
+    ]  # fmt: skip
+    result = calibrate(answers, max_error=0.5, delta=0.1)
+    fitted, tested = split_by_picture(answers, seed=0)
+    assert result.num_left_out == 600 - len(fitted) - len(tested) > 0
+    assert not {a.cluster for a in fitted} & {a.cluster for a in tested}
+
+
+def test_pictures_that_a_question_joins_are_one_unit():
+    answers = [
+        ConfidentAnswer(cluster=cluster, confidence=0.5, is_right=True)
+        for cluster in ("a", "a+b", "b", "b+c", "c", "d")
+    ]
+    for seed in range(40):
+        halves = split_by_picture(answers, seed=seed)
+        whole = max(halves, key=len)
+        if len(whole) == 6:  # all pictures fell into one half
+            assert len({a.cluster for a in whole}) == 2
+            return
+    raise AssertionError("no seed puts the pictures into one half")
