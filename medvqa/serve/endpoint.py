@@ -1,7 +1,7 @@
 """A question answered by an endpoint that speaks OpenAI's chat completions, and by no other.
 
-It gets what the evaluator's model gets: the user message of `medvqa.models.prompt`, the images
-first, and greedy decoding; the answer is stripped as the evaluator strips it.
+It gets what the evaluator's model gets: the user message of the run's config group `prompt`, and
+greedy decoding; the answer is stripped as the evaluator strips it.
 """
 
 import base64
@@ -10,11 +10,12 @@ import json
 from typing import Any
 
 from medvqa.config.model import ModelConfig
+from medvqa.config.prompt import PromptConfig
 from medvqa.config.secrets import masked
 from medvqa.data.example import ImageSource
 from medvqa.data.image import ImageBytes, load_rgb
 from medvqa.models.families.qwen import PROCESSORS
-from medvqa.models.prompt import user_message
+from medvqa.models.prompt import DEFAULT, question_of, user_message
 from medvqa.models.source import load_processor
 from medvqa.serve.answering import Answer, Question
 from medvqa.serve.errors import ErrorKind, ToolError
@@ -32,6 +33,7 @@ class Endpoint:
         api_key: Sent as a bearer token.
         max_new_tokens: Limit of an answer.
         timeout_s: For connecting, and for each wait for a part of the answer.
+        prompt: What stands around each question.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Endpoint:
         api_key: str | None,
         max_new_tokens: int,
         timeout_s: float,
+        prompt: PromptConfig = DEFAULT,
     ) -> None:
         import httpx
 
@@ -50,6 +53,7 @@ class Endpoint:
         self._api_key = api_key
         self._max_new_tokens = max_new_tokens
         self._timeout_s = timeout_s
+        self._prompt = prompt
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         # Neither a redirect nor a proxy of the environment: pictures go to the named service only.
         self._client = httpx.Client(
@@ -81,15 +85,18 @@ class Endpoint:
         return self._parsed(body, num_images=len(question.images))
 
     def _request(self, question: Question) -> dict[str, Any]:
-        message = user_message(question.text, num_images=len(question.images))
-        texts = [part for part in message["content"] if part["type"] != "image"]
-        images = [
-            {"type": "image_url", "image_url": {"url": _data_url(image.read())}}
-            for image in question.images
+        text = question_of(question.text, self._prompt)
+        message = user_message(text, num_images=len(question.images), prompt=self._prompt)
+        images = iter(question.images)
+        content = [
+            {"type": "image_url", "image_url": {"url": _data_url(next(images).read())}}
+            if part["type"] == "image"
+            else part
+            for part in message["content"]
         ]
         return {
             "model": self._model,
-            "messages": [{**message, "content": [*images, *texts]}],
+            "messages": [{**message, "content": content}],
             "temperature": 0,
             "max_tokens": min(
                 question.max_new_tokens or self._max_new_tokens, self._max_new_tokens

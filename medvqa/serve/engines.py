@@ -85,6 +85,7 @@ class ProgramEngine:
             api_key=None,
             max_new_tokens=trained.evaluation.max_new_tokens,
             timeout_s=FORWARDED_TIMEOUT_S,
+            prompt=trained.prompt,
         )
         try:
             self._wait_until_healthy(f"http://{LOOPBACK}:{port}/health", command[0])

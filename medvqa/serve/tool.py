@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from medvqa.config.errors import MISTAKES, UserError, explain
+from medvqa.models.prompt import DEFAULT
 from medvqa.models.trained import read_trained
 from medvqa.serve.answering import Answer, Answerer, Question
 from medvqa.serve.endpoint import Endpoint, PixelBudget
@@ -127,6 +128,7 @@ def build(config: ToolConfig, environment: Mapping[str, str] = os.environ) -> Sp
         api_key=config.api_key(environment),
         max_new_tokens=config.max_new_tokens or own,
         timeout_s=config.timeout_s,
+        prompt=DEFAULT if trained is None else trained.prompt,
     )
     if trained is None or config.resize is Resize.endpoint:
         return Specialist(intake, endpoint)

@@ -10,9 +10,11 @@ from PIL import Image
 
 from medvqa.config.errors import MISTAKES, explain
 from medvqa.config.model import ModelConfig
+from medvqa.config.prompt import Images, PromptConfig
 from medvqa.data.image import ImageBytes, load_rgb
 from medvqa.models.prompt import user_message
-from medvqa.serve.endpoint import PixelBudget
+from medvqa.serve.answering import Question
+from medvqa.serve.endpoint import Endpoint, PixelBudget
 from medvqa.serve.tool import DISCLAIMER, build
 from medvqa.serve.tool_config import ToolConfig, read_tool_config
 from tests.conftest import ROOT, SECRET
@@ -63,6 +65,27 @@ def test_an_endpoint_gets_the_evaluators_message_greedy_and_the_key_as_a_bearer_
     assert [message["content"][-1]] == user_message("What?", num_images=0)["content"]
     picture = base64.b64decode(message["content"][0]["image_url"]["url"].partition(",")[2])
     assert load_rgb(ImageBytes("sent", picture)) == load_rgb(ImageBytes("original", PNG))
+
+
+def test_an_endpoint_gets_the_runs_own_prompt_once_whatever_the_client_sends():
+    prompt = PromptConfig(text="You are a doctor.\nQuestion: {question}", images=Images.last)
+    picture = ImageBytes("sent", PNG)
+    with served(completion("lung")) as server:
+        endpoint = Endpoint(
+            base_url=url(server),
+            model="m",
+            api_key=None,
+            max_new_tokens=4,
+            timeout_s=5,
+            prompt=prompt,
+        )
+        for text in ("What?", "You are a doctor.\nQuestion: What?"):
+            endpoint.answer(Question(text=text, images=(picture,)))
+    for _, _, data in server.requests:
+        (message,) = json.loads(data)["messages"]
+        text, image = message["content"]
+        assert text == {"type": "text", "text": "You are a doctor.\nQuestion: What?"}
+        assert image["type"] == "image_url"
 
 
 MALFORMED = [b"", b"<html>", b"[]", b'{"choices": []}', b'{"choices": [{}]}', b"[" * 100_000]
