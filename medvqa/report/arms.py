@@ -7,17 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medvqa.config.identity import NOT_RESULTS
+from medvqa.config.identity import results_only
 from medvqa.report.runs import Run
 from medvqa.tracking.record import DIVERGED, FINISHED
 
 # Same base: only arms that agree in these are ever compared.
 MODEL_KEYS = ("model.name", "model.path", "model.revision", "model.load_in_4bit")
-# What is evaluated and how it is shown, which no answer depends on.
-NOT_ANSWERS = (
-    *("blind", "zero_shot", "after_each_stage", "bootstrap_samples", "batch_size", "cache"),
-    *("probes", "rephrasings"),
-)
+# What tells no arm from another: no answer depends on it, or the arm's label says it.
+UNTOLD = ("seed", "only_evaluate", *(f"evaluation.{name}" for name in (
+    "blind", "zero_shot", "after_each_stage", "bootstrap_samples", "batch_size", "cache",
+    "probes", "rephrasings")))  # fmt: skip
+# What a run that only evaluates never uses.
+TRAINING_KEYS = ("training.", "lora.", "curriculum.", "contamination.", "data.training")
+BY_NAMESAKES = ("curriculum.", "adapter")  # an arm's own label says them but for namesakes
 LONGEST_VALUE = 40
 
 
@@ -99,26 +101,38 @@ def _answered_alike(one: Run, other: Run) -> bool:
 
 
 def _key(config: Mapping[str, Any]) -> str:
-    return json.dumps(dict(_leaves(config)), sort_keys=True)
+    return json.dumps(_told(config), sort_keys=True)
+
+
+def _told(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return what may tell an arm from others, by dotted key."""
+    leaves = dict(_leaves(results_only(config)))
+    if not config.get("only_evaluate"):
+        return leaves
+    return {key: value for key, value in leaves.items() if not key.startswith(TRAINING_KEYS)}
 
 
 def model_label(config: Mapping[str, Any]) -> str:
-    """Return the base's name without its organisation."""
+    """Return the base's name without its organisation, or the name of a served model."""
+    if config.get("endpoint"):
+        return str(config["model_name"]).rpartition("/")[2]
     model = config["model"]
     name = str(model["name"]).rpartition("/")[2]
     return f"{name} 4-bit" if model["load_in_4bit"] and "4bit" not in name else name
 
 
 def ordering_label(config: Mapping[str, Any]) -> str:
-    """Return the curriculum's name, or that the run only evaluates."""
+    """Return the curriculum's name, or what a run that only evaluates has evaluated."""
     if not config.get("only_evaluate"):
         return str(config["curriculum"]["name"])
+    if config.get("endpoint"):
+        return "served"
     return "saved adapter" if config.get("adapter") else "untrained"
 
 
 def _rests(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what tells each config from the others that share its model and ordering labels."""
-    leaves = [dict(_leaves(config)) for config in configs]
+    leaves = [_told(config) for config in configs]
     models = [model_label(config) for config in configs]
     orderings = [ordering_label(config) for config in configs]
     rests = []
@@ -135,11 +149,11 @@ def _rests(configs: Sequence[Mapping[str, Any]]) -> list[str]:
             key
             for key, value in own.items()
             if any(
-                other.get(key) != value
-                for other in (namesakes if key.startswith("curriculum.") else kin)
+                other.get(key, value) != value
+                for other in (namesakes if key.startswith(BY_NAMESAKES) else kin)
             )
         ]
-        differing.sort(key=lambda key: key.startswith("curriculum."))
+        differing.sort(key=lambda key: key.startswith(BY_NAMESAKES))
         rests.append(_written(_telling(differing), own))
     return rests
 
@@ -155,9 +169,7 @@ def _written(keys: Sequence[str], values: Mapping[str, str]) -> str:
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in config.items():
-        if (not prefix and name in (*NOT_RESULTS, "seed")) or (
-            prefix == "evaluation." and name in NOT_ANSWERS
-        ):
+        if f"{prefix}{name}" in UNTOLD:
             continue
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{name}.")

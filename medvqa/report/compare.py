@@ -21,7 +21,7 @@ from medvqa.report.page import write_page
 from medvqa.report.pairs import Comparison, Settings
 from medvqa.report.rows import write_csv, write_rows
 from medvqa.report.study import Study, read_study
-from medvqa.report.tables import interval, probability
+from medvqa.report.table import interval, probability
 from medvqa.report.thumbnails import NONE
 from medvqa.tracking.record import FINISHED, write_json
 from medvqa.tracking.terminal import console, table

@@ -9,7 +9,8 @@ from medvqa.evaluation.comparison import ArmComparison, compare_arms
 from medvqa.evaluation.confidence_summary import Confidence
 from medvqa.evaluation.statistics import holm
 from medvqa.report.arms import Arm
-from medvqa.report.pairs import Comparison, aligned, compared_runs
+from medvqa.report.matching import aligned, compared_runs
+from medvqa.report.pairs import Comparison
 from medvqa.report.runs import CONFIDENCE, GROUPS, Answers
 
 PHASES = ("zero_shot", "final")

@@ -11,7 +11,7 @@ from medvqa.report.confidence import ArmConfidence
 from medvqa.report.probes import ArmProbe
 from medvqa.report.rows import Row
 from medvqa.report.study import Study
-from medvqa.report.tables import Table, interval, probability
+from medvqa.report.table import Table, interval, probability
 
 PHASE_NAMES = {"zero_shot": "zero-shot base"}
 

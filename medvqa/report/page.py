@@ -12,9 +12,8 @@ from medvqa.report.answers import Texts, encode
 from medvqa.report.confidence_tables import confidence_html, probes_html
 from medvqa.report.rows import comparison_row, result_rows, run_rows, unequal_arms, verdict_row
 from medvqa.report.study import Study, phases_in_order
-from medvqa.report.tables import few_seeds
 from medvqa.report.thumbnails import Pictures
-from medvqa.report.verdicts import final_words
+from medvqa.report.verdicts import few_seeds, final_words
 from medvqa.tracking.record import write_text
 
 ASSETS = Path(__file__).parent

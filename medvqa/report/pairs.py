@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
-from typing import TYPE_CHECKING
+from itertools import combinations, starmap
 
 from medvqa.config.errors import UserError
 from medvqa.evaluation.comparison import ArmComparison, compare_arms
@@ -18,13 +17,10 @@ from medvqa.evaluation.statistics import (
     paired_effect,
     paired_permutation,
 )
-from medvqa.report.arms import MODEL_KEYS, Arm, subtree
+from medvqa.report.arms import MODEL_KEYS, Arm, model_label, subtree
+from medvqa.report.matching import matched, run_means
 from medvqa.report.protocol import unequal
-from medvqa.report.runs import GROUPS, Answers, Question, Run
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from medvqa.report.runs import GROUPS, Run
 
 BINARY = ("exact_match", "numeric_exact_match", "closed_accuracy")
 LEVEL = 0.05
@@ -95,6 +91,11 @@ class Comparison:
         return self.a.row if self.a.row == self.b.row else ""
 
     @property
+    def is_with_untrained(self) -> bool:
+        """Whether one of the two runs only evaluates, so that it has no training seed."""
+        return any(arm.config.get("only_evaluate") for arm in (self.a, self.b))
+
+    @property
     def label(self) -> str:
         """`a - b`, with short names where both share a row."""
         arms = (self.a, self.b)
@@ -120,7 +121,8 @@ def arm_pairs(arms: Sequence[Arm], settings: Settings) -> list[tuple[Arm, Arm]]:
 
 def block_of(arm: Arm, settings: Settings) -> tuple[str, ...]:
     """Return what must be equal in two arms that are compared or pooled."""
-    return tuple(subtree(arm.config, key) for key in (*MODEL_KEYS, *settings.within))
+    keys = (*MODEL_KEYS, *settings.within)
+    return model_label(arm.config), *(subtree(arm.config, key) for key in keys)
 
 
 def compare_on(
@@ -134,23 +136,28 @@ def compare_on(
     answering = [
         arm for arm in arms if arm.runs and all(run.answered("final", set_name) for run in arm.runs)
     ]
-    fair: list[tuple[Arm, Arm, tuple[str, ...]]] = []
-    for a, b in pairs:
-        if a in answering and b in answering:
-            reasons = unequal(a, b, set_name)
-            if reasons and not settings.allow_unequal:
-                raise UserError(
-                    f"{a.name} and {b.name} cannot be compared on {set_name}: "
-                    f"{'; '.join(reasons)}\n"
-                    "  --within KEY compares only arms that agree in a config key, "
-                    "--allow-unequal marks such pairs in every table"
-                )
-            fair.append((a, b, reasons))
+    fair = [
+        (a, b, _reasons(a, b, set_name, settings))
+        for a, b in pairs
+        if a in answering and b in answering
+    ]
     for group in GROUPS:
         for metric in SHOWN:
             place = (set_name, group, metric)
             tested = (_tested(pair, answering, place, settings) for pair in fair)
             yield from corrected([comparison for comparison in tested if comparison])
+
+
+def _reasons(a: Arm, b: Arm, set_name: str, settings: Settings) -> tuple[str, ...]:
+    """Return why two arms are no fair pair; raise it unless the user insisted."""
+    reasons = unequal(a, b, set_name)
+    if reasons and not settings.allow_unequal:
+        raise UserError(
+            f"{a.name} and {b.name} cannot be compared on {set_name}: {'; '.join(reasons)}\n"
+            "  --within KEY compares only arms that agree in a config key, "
+            "--allow-unequal marks such pairs in every table"
+        )
+    return reasons
 
 
 def corrected(family: Sequence[Comparison]) -> list[Comparison]:
@@ -176,24 +183,6 @@ def _detectable(c: Comparison, alpha: float) -> float | None:
     return difference if difference <= LARGEST_DETECTABLE else None
 
 
-def compared_runs(a: Arm, b: Arm, *, paired: bool) -> tuple[list[Run], list[Run]]:
-    """Return the runs to compare: with paired seeds, those whose seed both arms have.
-
-    Raises:
-        UserError: If paired arms share no seed.
-    """
-    if not paired:
-        return list(a.runs), list(b.runs)
-    shared = {run.seed for run in a.runs} & {run.seed for run in b.runs}
-    if not shared:
-        raise UserError(
-            f"{a.name} and {b.name} share no seed, so they cannot be paired by seed; "
-            "leave --paired-seeds out"
-        )
-    runs_a, runs_b = ([run for run in arm.runs if run.seed in shared] for arm in (a, b))
-    return runs_a, runs_b
-
-
 def _tested(
     pair: tuple[Arm, Arm, tuple[str, ...]],
     arms: Sequence[Arm],
@@ -203,21 +192,12 @@ def _tested(
     """Return the pair's tests; None where one picture shows no spread."""
     a, b, reasons = pair
     set_name, group, metric = place
-    runs = compared_runs(a, b, paired=settings.seeds_are_paired)
-    answers = [[found for run in one if (found := run.answered("final", set_name))] for one in runs]
-    (of_a, of_b), questions = aligned(answers, group=group, metric=metric)
-    clusters = [question.cluster for question in questions]
-    if len(set(clusters)) < 2:
+    both = matched(a, b, place, paired=settings.seeds_are_paired)
+    of_a, of_b = both.scores
+    if len(set(both.clusters)) < 2:
         return None
-    pool = _pool(a, b, [run.seed for run in runs[0]], arms, settings)
-    means_of_pool = (_run_means(of_arm, set_name, questions, metric) for of_arm in pool)
-    others = [means for means in means_of_pool if means]
-    means = of_a.mean(axis=0).tolist(), of_b.mean(axis=0).tolist()
-    by_seed = [
-        {run.seed: row.tolist() for run, row in zip(of_arm, scores, strict=True)}
-        for of_arm, scores in zip(runs, (of_a, of_b), strict=True)
-    ]
-    both = [seed for seed in by_seed[0] if seed in by_seed[1]] if metric in BINARY else []
+    pool = _pool(a, b, [run.seed for run in both.runs[0]], arms, settings)
+    others = [run_means(of_arm, set_name, both.questions, metric) for of_arm in pool]
     return Comparison(
         a=a,
         b=b,
@@ -227,23 +207,18 @@ def _tested(
         crossed=compare_arms(
             of_a,
             of_b,
-            clusters,
+            both.clusters,
             seeds_are_paired=settings.seeds_are_paired,
-            others=others,
+            others=[means for means in others if means],
         ),
-        effect=paired_effect(*means),
+        effect=paired_effect(*both.means),
         permutation=paired_permutation(
-            *means, clusters, num_samples=settings.num_samples, seed=settings.seed
+            *both.means, both.clusters, num_samples=settings.num_samples, seed=settings.seed
         ),
-        mcnemar=tuple(mcnemar(by_seed[0][seed], by_seed[1][seed]) for seed in both),
+        mcnemar=tuple(starmap(mcnemar, both.by_seed() if metric in BINARY else ())),
         unequal=reasons,
-        seeds=(tuple(by_seed[0]), tuple(by_seed[1])),
-        left_out=tuple(
-            f"seed {run.seed} of {arm.name}"
-            for arm, of_arm in zip((a, b), runs, strict=True)
-            for run in arm.runs
-            if run not in of_arm
-        ),
+        seeds=(tuple(run.seed for run in both.runs[0]), tuple(run.seed for run in both.runs[1])),
+        left_out=both.left_out,
         means=(float(of_a.mean()), float(of_b.mean())),
         are_identical=of_a.shape == of_b.shape and bool((of_a == of_b).all()),
     )
@@ -266,46 +241,3 @@ def _pool(
         elif all(seed in by_seed for seed in seeds):
             pool.append([by_seed[seed] for seed in seeds])
     return pool
-
-
-def _run_means(
-    runs: Sequence[Run], set_name: str, questions: Sequence[Question], metric: str
-) -> list[float]:
-    """Return each run's mean; empty where a run was not asked or scored alike."""
-    means = []
-    for run in runs:
-        answers = run.answered("final", set_name)
-        if answers is None or any(question.id not in answers.rows for question in questions):
-            return []
-        means.append(float(_scores(answers, questions, metric).mean()))
-    return means if all(mean == mean for mean in means) else []
-
-
-def aligned(
-    arms: Sequence[Sequence[Answers]], *, group: str, metric: str
-) -> "tuple[list[NDArray[np.float64]], list[Question]]":
-    """Return each arm's scores as (runs, questions), and the questions.
-
-    Questions are those that every run answers and that the metric applies to.
-    """
-    import numpy as np
-
-    every = [answers for arm in arms for answers in arm]
-    asked = [
-        question
-        for question in every[0].questions
-        if group in ("overall", question.answer_type)
-        and all(question.id in answers.rows for answers in every)
-    ]
-    columns = np.array([_scores(answers, asked, metric) for answers in every])
-    applies = np.isfinite(columns).all(axis=0)
-    parts, start = [], 0
-    for arm in arms:
-        parts.append(columns[start : start + len(arm)][:, applies])
-        start += len(arm)
-    return parts, [question for question, kept in zip(asked, applies, strict=True) if kept]
-
-
-def _scores(answers: Answers, questions: Sequence[Question], metric: str) -> "NDArray[np.float64]":
-    rows = [answers.rows[question.id] for question in questions]
-    return answers.scores[metric][rows] if rows else answers.scores[metric][:0]

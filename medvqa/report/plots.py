@@ -14,7 +14,7 @@ from medvqa.evaluation.score import SHOWN
 from medvqa.report.arms import Arm
 from medvqa.report.runs import Run
 from medvqa.report.study import Study, phases_in_order
-from medvqa.report.tables import probability
+from medvqa.report.table import probability
 from medvqa.tracking.record import read_lines
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from medvqa.report.pairs import Settings
 from medvqa.report.plots import write_figures
 from medvqa.report.rows import write_csv, write_rows
 from medvqa.report.study import Study, read_study
-from medvqa.report.tables import Table, latex, markdown, rich_table, tables
+from medvqa.report.table import Table, latex, markdown, rich_table
+from medvqa.report.tables import tables
 from medvqa.report.thumbnails import NONE, Pictures, read_pictures
 from medvqa.report.verdicts import final_words
 from medvqa.tracking.record import write_text

@@ -19,7 +19,8 @@ from medvqa.report.confidence import (
     overconfidence_differences,
 )
 from medvqa.report.inputs import check_inputs
-from medvqa.report.pairs import Comparison, Settings, aligned, arm_pairs, compare_on
+from medvqa.report.matching import aligned
+from medvqa.report.pairs import Comparison, Settings, arm_pairs, compare_on
 from medvqa.report.probes import ArmProbe, arm_probes
 from medvqa.report.runs import AFTER_STAGE_RANK, GROUPS, PHASE_RANK, Run, read_runs
 from medvqa.report.verdicts import NOT_LEARNED, Verdict, planned_pairing, verdicts

@@ -1,46 +1,19 @@
-"""Study -> tables for people, as Markdown, as LaTeX (booktabs) and on the terminal."""
+"""Study -> the tables that people read: results, stages, differences, verdicts, missing runs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
 
-from medvqa.data.example import Score
 from medvqa.evaluation.score import SHOWN
 from medvqa.report.pairs import Comparison
 from medvqa.report.published import NOT_STATED, SOURCE, differences, row_of
 from medvqa.report.rows import unequal_arms
 from medvqa.report.study import Result, Study
-from medvqa.report.verdicts import final_words
-from medvqa.tracking import terminal
+from medvqa.report.table import MINUS, Table, interval, probability
+from medvqa.report.verdicts import few_seeds, final_words
 
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
-
-MARK, MINUS = "†", "\N{MINUS SIGN}"
+MARK = "\N{DAGGER}"
 PUBLISHED = ("exact_match", "f1", "bertscore_f1")
-ENOUGH_SEEDS = 5
 PHASE_NAMES = {"majority": "majority answer", "zero_shot": "zero-shot base", "blind": "{}, blind"}
-LATEX = str.maketrans(
-    {
-        **{character: f"\\{character}" for character in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "†": r"$^\dagger$",
-        MINUS: "$-$",
-    }
-)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table before it has a format; `notes` stand below it."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
 
 
 def tables(study: Study) -> list[Table]:
@@ -143,24 +116,6 @@ def _tests(comparisons: Sequence[Comparison]) -> list[str]:
     return list(dict.fromkeys(c.crossed.test for c in comparisons))
 
 
-def few_seeds(comparisons: Sequence[Comparison]) -> list[str]:
-    """Return one sentence on what fewer than five seeds can and cannot show."""
-    fewest = min((n for c in comparisons for n in c.crossed.num_seeds), default=ENOUGH_SEEDS)
-    if fewest >= ENOUGH_SEEDS:
-        return []
-    if fewest == 1:
-        return [
-            "With 1 seed per arm, a result speaks of these very models on new questions and shows "
-            "nothing about another training."
-        ]
-    sizes = [c.detectable for c in comparisons if c.detectable]
-    least = f"about {100 * min(sizes):.0f} points" if sizes else "50 points"
-    return [
-        f"With {fewest} seeds per arm, this study can show differences of {least} and more; it "
-        "cannot show that a smaller difference is absent."
-    ]
-
-
 def _difference(c: Comparison) -> tuple[str, ...]:
     crossed, is_tested = c.crossed, not c.are_identical
     return (
@@ -235,7 +190,7 @@ def published_table(study: Study) -> Table:
     for arm, set_name in product(study.arms, study.set_names):
         first = cells.get((arm.name, set_name, "exact_match"))
         row = row_of(first.runs[0].config) if first else None
-        if first is None or row is None:
+        if first is None or row is None or arm.config.get("only_evaluate"):
             continue
         run = first.runs[0]
         results = [cells.get((arm.name, set_name, metric)) for metric in PUBLISHED]
@@ -273,21 +228,6 @@ def missing_runs_table(study: Study) -> Table:
     return Table("runs that are not in the tables", ("run", "state", "why"), tuple(rows))
 
 
-def interval(score: Score | None, sign: str = "") -> str:
-    """Return for example `0.459 [0.412, 0.506]`."""
-    if score is None:
-        return "-"
-    numbers = (
-        f"{value:{sign}.3f}".replace("-", MINUS) for value in (score.mean, score.low, score.high)
-    )
-    return "{} [{}, {}]".format(*numbers)
-
-
-def probability(p: float) -> str:
-    """Return a p-value with the digits that carry meaning."""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def _sizes(study: Study, set_name: str) -> list[str]:
     key = (set_name, "final", "overall")
     means = [r.mean for r in study.results if (r.set_name, r.phase, r.group) == key]
@@ -296,43 +236,3 @@ def _sizes(study: Study, set_name: str) -> list[str]:
         "over new pictures and, from two seeds on, new trainings"
         for mean in means[:1]
     ]
-
-
-def markdown(table: Table) -> str:
-    """Return the table in GitHub's Markdown."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    body = [line(table.header), line(["---"] * len(table.header)), *map(line, table.rows)]
-    notes = "".join(f"\n{note}  " for note in table.notes)
-    return f"## {table.title}\n\n" + "\n".join(body) + (f"\n{notes}" if notes else "") + "\n"
-
-
-def latex(table: Table) -> str:
-    """Return the table for LaTeX's package booktabs."""
-
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join(cell.translate(LATEX) for cell in cells) + r" \\"
-
-    notes = "".join(f"\n\\par\\footnotesize {note.translate(LATEX)}" for note in table.notes)
-    return f"""\
-\\begin{{table}}
-\\caption{{{table.title.translate(LATEX)}}}
-\\begin{{tabular}}{{{"l" * len(table.header)}}}
-\\toprule
-{line(table.header)}
-\\midrule
-{chr(10).join(map(line, table.rows))}
-\\bottomrule
-\\end{{tabular}}{notes}
-\\end{{table}}
-"""
-
-
-def rich_table(table: Table) -> "RichTable":
-    """Return the table for a terminal."""
-    caption = "\n".join(table.notes) or None
-    return terminal.table(
-        table.title, table.header, table.rows, caption=caption, caption_justify="left"
-    )

@@ -13,6 +13,7 @@ SUPPORTED = "supported"
 REFUTED = "refuted"
 UNSEEN = "could not have been seen at this size"
 NONE = "no verdict"
+ENOUGH_SEEDS = 5
 NOT_LEARNED = "has not learned the task"
 Majority = Mapping[tuple[str, str, str], float]  # (set, group, metric) -> score
 
@@ -82,6 +83,25 @@ def final_words(found: Sequence[Verdict]) -> list[str]:
         counts = ", ".join(f"{parts.count(w)} {w}" for w in dict.fromkeys(parts))
         lines.append(f"claim: {claim} ({source}) Verdict: {word} ({counts})")
     return lines
+
+
+def few_seeds(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return one sentence on what fewer than five seeds can and cannot show."""
+    comparisons = [c for c in comparisons if not c.is_with_untrained]
+    fewest = min((n for c in comparisons for n in c.crossed.num_seeds), default=ENOUGH_SEEDS)
+    if fewest >= ENOUGH_SEEDS:
+        return []
+    if fewest == 1:
+        return [
+            "With 1 seed per arm, a result speaks of these very models on new questions and shows "
+            "nothing about another training."
+        ]
+    sizes = [c.detectable for c in comparisons if c.detectable]
+    least = f"about {100 * min(sizes):.0f} points" if sizes else "50 points"
+    return [
+        f"With {fewest} seeds per arm, this study can show differences of {least} and more; it "
+        "cannot show that a smaller difference is absent."
+    ]
 
 
 def _study_of(config: Mapping[str, Any]) -> Mapping[str, Any]:

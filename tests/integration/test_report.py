@@ -26,7 +26,8 @@ from medvqa.report.published import NOT_STATED
 from medvqa.report.rows import comparison_row, verdict_row
 from medvqa.report.runs import read_runs
 from medvqa.report.study import read_study
-from medvqa.report.tables import latex, markdown, rich_table, tables
+from medvqa.report.table import latex, markdown, rich_table
+from medvqa.report.tables import tables
 from medvqa.report.thumbnails import read_pictures
 from medvqa.report.verdicts import final_words
 from medvqa.tracking.record import read_lines, write_json
