@@ -9,6 +9,7 @@ from medvqa.contamination.hashing import HashedPicture, hash_pictures
 from medvqa.contamination.near import NearIndex
 from medvqa.contamination.picture_hash import hash_words
 from medvqa.data.example import Example, ImageSource
+from medvqa.tracking.progress import track
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +68,8 @@ def hash_evaluation(
     sources = distinct_pictures([example for examples in sets.values() for example in examples])
     owners, hashes = [], []
     results = hash_pictures(list(sources.values()), cache, mirrored=True)
-    for key, result in zip(sources, results, strict=True):
+    keys = track(list(sources), description="hashing evaluation pictures")
+    for key, result in zip(keys, results, strict=True):
         if result.error is not None:
             pictures.unreadable[key] = result.error
             continue

@@ -10,6 +10,7 @@ from medvqa.config.command_line import CommandParser
 from medvqa.config.compose import checked, compose_cells
 from medvqa.config.errors import MISTAKES, UserError, explain
 from medvqa.config.secrets import masked
+from medvqa.tracking.progress import track
 from medvqa.tracking.record import write_json
 from medvqa.tracking.terminal import console
 
@@ -89,7 +90,7 @@ def inspect_cells(
 
     inspector = Inspector(assumptions)
     reports = []
-    for swept, config in configs:
+    for swept, config in track(configs, description="checking cells"):
         try:
             reports.append(inspector.inspect(config, swept))
         except UserError as error:

@@ -21,6 +21,7 @@ from medvqa.report.arms import MODEL_KEYS, Arm, model_label, subtree
 from medvqa.report.matching import matched, run_means
 from medvqa.report.protocol import unequal
 from medvqa.report.runs import GROUPS, Run
+from medvqa.tracking.progress import track
 
 BINARY = ("exact_match", "numeric_exact_match", "closed_accuracy")
 LEVEL = 0.05
@@ -141,11 +142,10 @@ def compare_on(
         for a, b in pairs
         if a in answering and b in answering
     ]
-    for group in GROUPS:
-        for metric in SHOWN:
-            place = (set_name, group, metric)
-            tested = (_tested(pair, answering, place, settings) for pair in fair)
-            yield from corrected([comparison for comparison in tested if comparison])
+    places = [(set_name, group, metric) for group in GROUPS for metric in SHOWN] if fair else []
+    for place in track(places, description=f"comparing arms on {set_name}"):
+        tested = (_tested(pair, answering, place, settings) for pair in fair)
+        yield from corrected([comparison for comparison in tested if comparison])
 
 
 def _reasons(a: Arm, b: Arm, set_name: str, settings: Settings) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from medvqa.report.arms import Arm
 from medvqa.report.runs import Run
 from medvqa.report.study import Study, phases_in_order
 from medvqa.report.table import probability
+from medvqa.tracking.progress import track
 from medvqa.tracking.record import read_lines
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def figures(study: Study) -> dict[str, Callable[[], "Figure | None"]]:
 
 def write_figures(study: Study, out: Path) -> None:
     """Write every figure as PNG and SVG."""
-    for name, draw in figures(study).items():
+    drawers = list(figures(study).items())
+    for name, draw in track(drawers, description="drawing figures"):
         if figure := draw():
             path = out / "plots" / re.sub(r"[^A-Za-z0-9_-]", "-", name)
             path.parent.mkdir(parents=True, exist_ok=True)

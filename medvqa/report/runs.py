@@ -12,6 +12,7 @@ from medvqa.config.errors import UserError
 from medvqa.evaluation.score import SHOWN
 from medvqa.sweep.job import State, read_status
 from medvqa.tracking import record
+from medvqa.tracking.progress import track
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,7 +130,8 @@ def read_runs(places: Sequence[Path]) -> list[Run]:
         for directory, entry in here:
             cells.setdefault(directory.resolve(), (directory, entry))
     interned: dict[Question, Question] = {}
-    return [_read(directory, entry, interned) for directory, entry in cells.values()]
+    found = track(list(cells.values()), description="reading runs")
+    return [_read(directory, entry, interned) for directory, entry in found]
 
 
 def _cells(place: Path, depth: int = 0) -> Iterator[tuple[Path, Entry]]:

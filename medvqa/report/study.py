@@ -24,6 +24,7 @@ from medvqa.report.pairs import Comparison, Settings, arm_pairs, compare_on
 from medvqa.report.probes import ArmProbe, arm_probes
 from medvqa.report.runs import AFTER_STAGE_RANK, GROUPS, PHASE_RANK, Run, read_runs
 from medvqa.report.verdicts import NOT_LEARNED, Verdict, planned_pairing, verdicts
+from medvqa.tracking.progress import track
 
 RESCALABLE, UNBOUNDED = "bertscore_f1", (-math.inf, math.inf)  # rescaled, it can be below 0
 
@@ -124,7 +125,11 @@ def read_study(places: Sequence[Path], settings: Settings | None = None) -> Stud
         runs=tuple(runs),
         arms=tuple(arms),
         set_names=set_names,
-        results=tuple(result for arm in arms for result in arm_results(arm)),
+        results=tuple(
+            result
+            for arm in track(arms, description="averaging arms")
+            for result in arm_results(arm)
+        ),
         comparisons=comparisons,
         notes=(*notes, *probe_notes, *check_inputs(runs, arms, places)),
         within=settings.within,

@@ -13,6 +13,7 @@ from medvqa.data.example import Example, ImageSource
 from medvqa.data.image import load_rgb
 from medvqa.data.pool import at_most, load_pool
 from medvqa.report.arms import Arm
+from medvqa.tracking.progress import track
 
 LONGEST_SIDE_PX = 256
 JPEG_QUALITY = 70
@@ -83,7 +84,7 @@ def source_config(values: Mapping[str, Any]) -> SourceConfig:
 
 def _add_thumbnails(urls: dict[str, str], examples: Sequence[Example]) -> list[str]:
     broken = []
-    for example in examples:
+    for example in track(examples, description="pictures for the page"):
         for key, image in zip(example.image_ids, example.images, strict=True):
             try:
                 urls[key] = urls.get(key) or thumbnail(image)

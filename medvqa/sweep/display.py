@@ -44,6 +44,23 @@ def grid_table(rows: Sequence[Row], *, title: str) -> "Table":
     return table(title, columns, cells)
 
 
+def time_left(rows: Sequence[Row]) -> str:
+    """Return for example `; 40 s per cell, about 3 min left`, or nothing before a cell has ended.
+
+    Cells that wait or run are taken to need as long as the finished ones did on average, as many
+    at once as run now.
+    """
+    seconds = [row.seconds for row in rows if row.state == State.finished.value and row.seconds]
+    running = [row for row in rows if row.state == State.running.value]
+    waiting = sum(row.state == State.waiting.value for row in rows)
+    if not seconds or not (running or waiting):
+        return ""
+    each = sum(seconds) / len(seconds)
+    undone = sum(1 - (row.step or 0) / (row.num_steps or 1) for row in running)
+    left = each * (waiting + undone) / max(1, len(running))
+    return f"; {each:.0f} s per cell, about {max(1, round(left / 60))} min left"
+
+
 def shortened(rows: Sequence[Row], num_lines: int) -> list[Row]:
     """Return as many rows as a terminal has lines for, running and failed ones before the rest."""
     quiet = (State.finished.value, State.waiting.value)
@@ -63,7 +80,8 @@ def live_table(sweep: Path) -> Iterator[Callable[[Job, Status], None]]:
 
     def current() -> "Table":
         rows = read_rows(sweep)
-        return grid_table(shortened(rows, max(1, screen.height - FRAME)), title=counts(rows))
+        shown = shortened(rows, max(1, screen.height - FRAME))
+        return grid_table(shown, title=f"{counts(rows)}{time_left(rows)}")
 
     with Live(console=screen, get_renderable=current, refresh_per_second=1, transient=True):
         yield lambda job, status: None

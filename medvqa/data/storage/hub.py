@@ -1,5 +1,6 @@
 """Rows and files of a data set in the hub's layout, from a local copy or from the hub."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,8 @@ def load_rows(
     """
     from datasets import Image, disable_progress_bars, load_dataset
 
-    disable_progress_bars()
+    if not sys.stderr.isatty():  # else downloading shows its own line
+        disable_progress_bars()
     try:
         if files:
             rows = load_dataset("parquet", data_files={split: list(files)}, split=split)

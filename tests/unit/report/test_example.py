@@ -1,5 +1,6 @@
 """`medvqa report --example` shows a record of real runs that the package carries."""
 
+import io
 import re
 import tarfile
 
@@ -8,6 +9,8 @@ import pytest
 from medvqa.config.errors import UserError
 from medvqa.report.command import main_report
 from medvqa.report.example import ARCHIVE
+from medvqa.report.pairs import Settings
+from medvqa.report.report import read_report
 from medvqa.report.runs import read_runs
 from tools.pack_example import pack
 
@@ -51,3 +54,14 @@ def test_packing_the_record_again_gives_the_same_files(example, tmp_path):
 def test_a_report_is_of_directories_or_of_the_example(arguments):
     with pytest.raises(UserError, match="give directories of runs and grids, or --example DIR"):
         main_report(arguments)
+
+
+def test_on_a_terminal_each_phase_of_a_report_has_a_live_line(example, monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", stream)
+    report = read_report([example / "grid"], Settings(num_samples=50))
+    report.write(example / "again")
+    for phase in ("reading runs", "averaging arms", "comparing arms on test", "drawing figures"):
+        assert phase in stream.getvalue()
