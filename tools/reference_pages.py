@@ -57,8 +57,8 @@ def _attributes_table(marker: re.Match[str]) -> str:
     schema = getattr(import_module(marker[1]), marker[2])
     hints, meanings = get_type_hints(schema), attributes(schema)
     rows = [
-        f"| `{field.name}` | {type_text(hints[field.name])} | {one_line(meanings[field.name])} |"
-        for field in dataclasses.fields(schema)
+        f"| `{name}` | {type_text(hints[name])} | {one_line(meanings.get(name, ''))} |"
+        for name in (field.name for field in dataclasses.fields(schema))
     ]
     return "\n".join(["| key | type | meaning |", "|---|---|---|", *rows])
 

@@ -44,6 +44,13 @@ class ItemScores:
     """Scores of one prediction; None where the metric does not apply to the question.
 
     Attributes:
+        exact_match: Whether the normalised answer equals a reference.
+        f1: Token F1 with the best reference.
+        token_recall: Share of the best reference's tokens that the answer holds.
+        numeric_exact_match: Whether the first numbers agree within the tolerance.
+        closed_accuracy: Whether a closed question was answered rightly.
+        unparsable: Whether a yes/no answer could not be read.
+        bertscore_f1: BERTScore with the best reference.
         nearest_option: Of a question with options, whether none could be read from the answer, so
             that the nearest one was taken.
         agreement: Share of rephrasings that were answered alike.

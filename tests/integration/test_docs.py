@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -17,8 +18,9 @@ from medvqa.config.compose import checked, compose_cells, typed_group
 from medvqa.config.curriculum import CurriculumConfig
 from medvqa.config.errors import UserError
 from medvqa.config.schema import Config
+from medvqa.report.example import unpack_example
 from tests.conftest import ROOT
-from tools.reference_pages import keys, sections
+from tools.reference_pages import keys, on_page_markdown, sections
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FROZEN = ("preregistration.md", "results.md")  # of a finished study
@@ -144,6 +146,17 @@ def test_each_key_of_the_config_has_a_meaning():
         if not key.meaning
     ]
     assert empty == []
+
+
+def test_each_key_of_a_record_is_explained(tmp_path):
+    run = next(unpack_example(tmp_path).glob("tiny-*"))
+    page = on_page_markdown((ROOT / "docs" / "records.md").read_text(encoding="utf-8"))
+    answers = run / "evaluation" / "final" / "test"
+    files = [run / "run.json", run / "metrics.jsonl", run / "status.json"]
+    for path in (*files, answers / "metrics.json", answers / "predictions.jsonl"):
+        text = path.read_text(encoding="utf-8")
+        keys = json.loads(text.splitlines()[0] if path.suffix == ".jsonl" else text)
+        assert [key for key in keys if f"`{key}`" not in page] == [], path.name
 
 
 def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
