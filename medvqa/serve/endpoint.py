@@ -116,8 +116,10 @@ class Endpoint:
             return response.status_code, bytes(body)
 
     def _parsed(self, body: bytes, *, num_images: int) -> Answer:
+        notes: Any = None
         try:
-            choice = json.loads(body)["choices"][0]
+            values = json.loads(body)
+            choice, notes = values["choices"][0], values.get("medvqa")
             text = choice["message"]["content"]
             was_cut = choice.get("finish_reason") == "length"
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -126,7 +128,16 @@ class Endpoint:
             raise ToolError(
                 ErrorKind.endpoint_error, f"{self._url} answered with no chat completion"
             )
-        return Answer(text=text.strip(), num_images=num_images, was_cut=was_cut)
+        # `medvqa serve` says how sure a calibrated model is; other programs do not.
+        confidence = notes.get("confidence") if isinstance(notes, dict) else None
+        is_known = isinstance(confidence, float) and 0 <= confidence <= 1
+        return Answer(
+            text=text.strip(),
+            num_images=num_images,
+            was_cut=was_cut,
+            confidence=confidence if is_known else None,
+            has_abstained=is_known and notes.get("abstained") is True,
+        )
 
     def _clean(self, reason: str) -> str:
         """Return one short line without a secret, which some services repeat."""

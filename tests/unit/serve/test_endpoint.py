@@ -25,9 +25,9 @@ OPENAI = ("service=openai", "model=m")
 WHAT = data_url(PNG)
 
 
-def completion(content, finish_reason="stop"):
+def completion(content, finish_reason="stop", **more):
     choice = {"message": {"content": content}, "finish_reason": finish_reason}
-    return body(json.dumps({"choices": [choice]}).encode())
+    return body(json.dumps({"choices": [choice], **more}).encode())
 
 
 def said(base_url, *, timeout_s=5.0, images=(WHAT,)):
@@ -50,6 +50,22 @@ def test_an_answer_is_stripped_marked_where_cut_and_always_disclaimed():
         first, cut, last = said(url(server)).splitlines()
     assert (first, last) == ("lung", DISCLAIMER)
     assert "cut" in cut
+
+
+@pytest.mark.parametrize(
+    ("notes", "note"),
+    [
+        ({"confidence": 0.83, "abstained": False}, "Note: calibrated confidence 0.83."),
+        ({"confidence": 0.21, "abstained": True}, None),
+        ({"confidence": 7.0}, None),
+        ("broken", None),
+        (None, None),
+    ],
+)
+def test_the_confidence_of_our_own_server_reaches_the_agent(notes, note):
+    with served(completion("lung", medvqa=notes)) as server:
+        lines = said(url(server)).splitlines()
+    assert lines[:-1] == ["lung", *filter(None, [note])]
 
 
 def test_an_endpoint_gets_the_evaluators_message_greedy_and_the_key_as_a_bearer_token():
