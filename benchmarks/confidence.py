@@ -3,10 +3,10 @@
     python benchmarks/confidence.py outputs/RUN --out benchmarks/results/confidence.json
     python benchmarks/confidence.py --again benchmarks/results/confidence.json
 
-The first command answers new phantoms (each seed draws 125 pictures) and the split `shifted`, a
-kind of picture that training never saw. The second one only repeats the statistics. Questions
-about two pictures are left out. Each simulated calibration draws pictures with replacement, so
-the error of all pictures is the truth that its bound speaks of.
+The first command answers new phantoms (each seed draws 125 pictures), the split `shifted`, a kind
+of picture that training never saw, and `blank` pictures, all grey. The second one only repeats the
+statistics. Questions about two pictures are left out. Each simulated calibration draws pictures
+with replacement, so the error of all pictures is the truth that its bound speaks of.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from medvqa.data import phantom
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.example import Example
 from medvqa.evaluation.calibration import (
+    COVERAGES,
     Calibration,
     ConfidentAnswer,
     calibrate,
@@ -30,12 +31,13 @@ from medvqa.evaluation.calibration import (
 )
 from medvqa.evaluation.confidence import calibration_error
 from medvqa.evaluation.evaluate import Evaluator
+from medvqa.evaluation.probes import blank
 from medvqa.models.encode import encoder_of
 from medvqa.models.trained import load_trained, read_trained
 from medvqa.tracking.environment import provenance
 from medvqa.tracking.record import read_json, read_lines, write_json
 
-SEEDS = {"test": range(101, 109), "shifted": range(101, 103)}
+SEEDS = {"test": range(101, 109), "shifted": range(101, 103), "blank": range(101, 103)}
 NUM_CALIBRATIONS = 200
 NUM_PICTURES = 320  # of each simulated calibration
 DELTA = 0.1
@@ -85,8 +87,11 @@ def answered(run: Path, work: Path) -> dict[str, list[list[tuple[float, int]]]]:
 
 
 def _questions(split: str, seed: int) -> list[Example]:
-    examples = phantom.load(RowsConfig(name="phantom", split=split), seed, BadRows())
+    drawn = "test" if split == "blank" else split
+    examples = phantom.load(RowsConfig(name="phantom", split=drawn), seed, BadRows())
     alone = [example for example in examples if len(example.images) == 1]
+    if split == "blank":
+        return [question.example for question in blank(alone, seed)]
     # Other seeds draw other pictures under the same names, by which they are cached.
     return [
         replace(
@@ -135,22 +140,37 @@ def _accuracy(answers: Sequence[ConfidentAnswer]) -> float:
 def _violations(pictures: Pictures, max_error: float, count: int, rng: Any) -> dict[str, Any]:
     """Return how often the error of all pictures exceeds the bound."""
     population = in_pictures(pictures)
-    violations, coverages = 0, []
+    violations, untested, coverages = 0, 0, []
     for _ in range(count):
         drawn = [pictures[n] for n in rng.integers(len(pictures), size=NUM_PICTURES)]
         result = calibrate(in_pictures(drawn), max_error=max_error, delta=DELTA)
         given = _given(result, population)
         violations += (given["error"] or 0.0) > max_error
         coverages.append(given["answered"])
+        threshold = _untested_threshold(in_pictures(drawn), max_error)
+        losses = picture_losses([a for a in population if a.confidence >= threshold])
+        untested += sum(losses) > max_error * len(losses)
     return {
         "max_error": max_error,
         "delta": DELTA,
         "num_calibrations": count,
         "violations": violations,
+        "violations_without_the_test": untested,
         "allowed": count * DELTA + 3 * math.sqrt(count * DELTA * (1 - DELTA)),
         "num_that_answer": sum(coverage > 0 for coverage in coverages),
         "mean_answered": round(sum(coverages) / count, 4),
     }
+
+
+def _untested_threshold(answers: Sequence[ConfidentAnswer], max_error: float) -> float:
+    """Return the lowest of ten thresholds whose observed error is small enough; 2 if none is."""
+    ranked = sorted((answer.confidence for answer in answers), reverse=True)
+    good = []
+    for share in COVERAGES:
+        threshold = ranked[math.ceil(share * len(ranked)) - 1]
+        losses = picture_losses([a for a in answers if a.confidence >= threshold])
+        good += [threshold] * (sum(losses) <= max_error * len(losses))
+    return min(good, default=2.0)
 
 
 def _given(result: Calibration, answers: Sequence[ConfidentAnswer]) -> dict[str, Any]:

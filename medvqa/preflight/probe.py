@@ -95,8 +95,12 @@ def _answer_seconds(
 
 
 def total_seconds(probe: Probe, config: Config, plan: Plan, num_questions: int) -> float:
-    """Return the wall time of the run: loading, all steps, every evaluation of every set."""
-    stages = len(plan.stages) - 1 if config.evaluation.after_each_stage else 0
-    num_phases = 1 + config.evaluation.zero_shot + stages
+    """Return the wall time of the run: loading, all steps, every evaluation of every set.
+
+    A hallucination probe counts as one evaluation.
+    """
+    own = config.evaluation
+    stages = len(plan.stages) - 1 if own.after_each_stage else 0
+    num_phases = (1 + own.zero_shot) * (1 + own.rephrasings) + own.blind + stages + len(own.probes)
     answers = num_phases * num_questions * (probe.answer_seconds or 0.0)
     return probe.load_seconds + plan.num_steps * probe.step_seconds + answers

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from medvqa.data.example import Score
-from medvqa.evaluation.comparison import ArmComparison, compare_arms
+from medvqa.evaluation.comparison import ArmComparison, arm_mean, compare_arms
 from medvqa.evaluation.confidence_summary import Confidence
 from medvqa.evaluation.statistics import holm
 from medvqa.report.arms import Arm
 from medvqa.report.matching import aligned, compared_runs
 from medvqa.report.pairs import Comparison
-from medvqa.report.runs import CONFIDENCE, GROUPS, Answers
+from medvqa.report.runs import AGREEMENT, CONFIDENCE, GROUPS, Answers
 
 PHASES = ("zero_shot", "final")
 
@@ -21,7 +21,7 @@ class ArmConfidence:
     """One arm's confidence in one phase.
 
     Attributes:
-        measures: See `medvqa.evaluation.confidence_summary`.
+        measures: See `medvqa.evaluation.confidence_summary`; and `agreement` where it was asked.
         curves: Reliability and risk-coverage, of all runs together.
         num_asked: Questions that all runs answered; the measures are of those with a confidence.
     """
@@ -62,11 +62,20 @@ def confidences(arms: Sequence[Arm]) -> Iterator[ArmConfidence]:
                             set_name=set_name,
                             phase=phase,
                             group=group,
-                            measures=measures,
+                            measures={**measures, **_agreement(answers, group)},
                             curves=own[0].curves(),
                             num_asked=num_asked,
                             num_seeds=len(answers),
                         )
+
+
+def _agreement(answers: Sequence[Answers], group: str) -> dict[str, Score]:
+    """Return the share of rephrasings that are answered alike, where all runs were asked any."""
+    (scores,), questions = aligned([answers], group=group, metric=AGREEMENT)
+    clusters = [question.cluster for question in questions]
+    if len(set(clusters)) < 2:
+        return {}
+    return {AGREEMENT: arm_mean(scores, clusters, bounds=(0, 1)).score}
 
 
 def overconfidence_differences(

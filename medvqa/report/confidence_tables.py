@@ -10,6 +10,7 @@ from medvqa.report import plots
 from medvqa.report.confidence import ArmConfidence
 from medvqa.report.probes import ArmProbe
 from medvqa.report.rows import Row
+from medvqa.report.runs import AGREEMENT
 from medvqa.report.study import Study
 from medvqa.report.table import Table, interval, probability
 
@@ -26,21 +27,23 @@ def confidence_tables(study: Study) -> list[Table]:
 def measures_table(study: Study, set_name: str) -> Table:
     """Return one row per arm: all measures over all questions; the base once per model."""
     rows: dict[tuple[str, ...], None] = {}
+    columns = {**MEASURES, AGREEMENT: AGREEMENT}
     shown = [c for c in study.confidence if (c.set_name, c.group) == (set_name, "overall")]
     for own in sorted(shown, key=lambda c: (c.arm.row, c.phase == "final")):
         name = PHASE_NAMES.get(own.phase, own.arm.ordering)
-        cells = (interval(own.measures.get(measure)) for measure in MEASURES)
+        cells = (interval(own.measures.get(measure)) for measure in columns)
         rows[(own.arm.row, name, str(own.num_seeds), *cells)] = None
     partial = [c for c in shown if c.measures["confidence"].num_examples < c.num_asked]
     return Table(
         f"{set_name}: confidence against exact match, all questions",
-        ("model", "training", "seeds", *MEASURES.values()),
+        ("model", "training", "seeds", *columns.values()),
         tuple(rows),
         (
             "overconfidence: mean confidence minus exact match; ECE: expected calibration error, "
             "15 bins; AURC: area under the risk-coverage curve, lower is better",
             "EM at 50 %: of the half of the questions with the most confident answers; AUROC: "
-            "chance that a right answer has more confidence than a wrong one",
+            "chance that a right answer has more confidence than a wrong one; agreement: share of "
+            "equal answers to rephrasings (evaluation.rephrasings)",
             *(f"{c.arm.name}: {c.measures['confidence'].num_examples} of {c.num_asked} answers "
               "have a confidence" for c in partial),
         ),

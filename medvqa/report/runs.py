@@ -24,6 +24,7 @@ PHASE_RANK = {"majority": 0, "zero_shot": 1, "blind": 3, "final": 4}
 AFTER_STAGE_RANK = 2
 GROUPS = ("overall", "open", "closed")
 CONFIDENCE = "confidence"  # exp(logprob_mean) of each answer
+AGREEMENT = "agreement"  # of the answers to rephrasings
 MAX_DEPTH = 4  # of run directories below a given one
 Entry = Mapping[str, Any]  # a job of sweep.json; empty for a run that no grid lists
 
@@ -50,7 +51,8 @@ class Answers:
     """One phase of a run on one set.
 
     Attributes:
-        scores: Metric, or `confidence` -> one value per question, NaN where there is none.
+        scores: Metric, `confidence` or `agreement` -> one value per question, NaN where there is
+            none.
         means: (Group, metric) -> mean, as metrics.json says.
         protocol: How it was scored, as metrics.json says.
     """
@@ -208,7 +210,7 @@ def read_answers(place: Path, interned: dict[Question, Question]) -> Answers:
         raise UserError(f"{place / 'metrics.json'} is damaged: no {', '.join(sorted(missing))}")
     path = place / "predictions.jsonl"
     questions, texts = [], []
-    columns: dict[str, list[float]] = {metric: [] for metric in (*SHOWN, CONFIDENCE)}
+    columns: dict[str, list[float]] = {metric: [] for metric in (*SHOWN, CONFIDENCE, AGREEMENT)}
     for row in _prediction_rows(path):
         values = {**row, "text": row["question"], "references": tuple(row["references"])}
         question = Question(**{name: values[name] for name in Question.__annotations__})

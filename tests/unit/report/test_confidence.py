@@ -32,6 +32,7 @@ def add_confidence(directory, level):
     for row in rows:
         spread = 0.04 * rng.random() + 0.005 * row["exact_match"]
         row["logprob_mean"] = math.log(level + spread)
+        row["agreement"] = level
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -103,6 +104,11 @@ def test_the_overconfident_arm_is_named_by_a_test(study):
     assert difference.crossed.difference.mean == pytest.approx(gap[0] - gap[1])
     assert difference.p_holm < 0.05
     assert (gap[0] > gap[1]) == (difference.pair.a.ordering == "mixed")
+
+
+def test_the_agreement_of_rephrasings_stands_beside_the_confidence(study):
+    agreements = {name: own.measures["agreement"].mean for name, own in final(study).items()}
+    assert agreements == pytest.approx(SURE)
 
 
 def test_an_arms_rates_are_over_all_its_seeds(study):
