@@ -1,9 +1,12 @@
 """Load test of `medvqa serve`: 32 clients against one that asks one question after the other.
 
     python -m benchmarks.serving RUN --data DIR --out benchmarks/results/serving.json
+    python -m benchmarks.serving RUN --data DIR --against CHECKOUT
 
 Both arms ask the same VQA-RAD questions of the same server, in alternating rounds, after one
-round that warms it up. The number of requests is bounded by --requests and --rounds.
+round that warms it up. The number of requests is bounded by --requests and --rounds. With
+--against, the servers of this checkout and of another one run side by side, and 32 clients ask each
+in alternating rounds. The run must be one that the other checkout can read.
 """
 
 import argparse
@@ -45,10 +48,10 @@ class Server:
 
 
 @contextmanager
-def running_server(run: Path, log: Path, *options: str) -> Iterator[Server]:
+def running_server(run: Path, log: Path, *options: str, checkout: Path = ROOT) -> Iterator[Server]:
     """Start `medvqa serve` on a free port, wait for its one line, and stop it in the end."""
     command = [sys.executable, "-m", "medvqa.cli", "serve", str(run), "--port", "0", *options]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
     with (
         log.open("w") as errors,
         subprocess.Popen(
@@ -131,6 +134,43 @@ def measure(server: Server, bodies: Sequence[dict[str, Any]], *, rounds: int) ->
     return result
 
 
+def against(run: Path, checkout: Path, examples: Sequence[Example], rounds: int) -> dict[str, Any]:
+    """Return rates, latencies and processor time per request of both checkouts' servers."""
+    logs = Path("serving.log").resolve(), Path("serving-other.log").resolve()
+    with (
+        running_server(run, logs[0]) as ours,
+        running_server(run, logs[1], checkout=checkout.resolve()) as other,
+    ):
+        servers = {"other": other, "this": ours}
+        bodies = {name: [request_body(example, server.model) for example in examples]
+                  for name, server in servers.items()}  # fmt: skip
+        warm = [ask_all(servers[name], bodies[name], num_clients=CLIENTS)[0] for name in servers]
+        if warm[0] != warm[1]:
+            raise RuntimeError("the two servers answer differently")
+        arms: dict[str, list[tuple[list[float], float]]] = {name: [] for name in servers}
+        spent = dict.fromkeys(servers, 0.0)
+        for _ in range(rounds):
+            for name, server in servers.items():
+                before = cpu_seconds(server)
+                _, seconds, wall_s = ask_all(server, bodies[name], num_clients=CLIENTS)
+                arms[name].append((seconds, wall_s))
+                spent[name] += cpu_seconds(server) - before
+    num_requests = rounds * len(examples)
+    return {
+        name: {
+            **summary(measured),
+            "cpu_ms_per_request": round(1000 * spent[name] / num_requests, 1),
+        }
+        for name, measured in arms.items()
+    }
+
+
+def cpu_seconds(server: Server) -> float:
+    """Return the processor time that the server has used."""
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def batch_sizes(server: Server) -> list[int]:
     """Return how many questions each batch held, by the server's own log."""
     return [int(n) for n in re.findall(r"^answered (\d+) in", server.log.read_text(), re.M)]
@@ -162,10 +202,15 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="VQA-RAD as its authors publish it")
     parser.add_argument("--requests", type=int, default=160, help="questions of a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another version's tree")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/serving.json")
     options = parser.parse_args()
     source = SourceConfig(name="vqa_rad", path=options.data, split="test", limit=options.requests)
     examples = load_examples(source, seed=0)
+    if options.against is not None:
+        figures = against(options.run, options.against, examples, options.rounds)
+        sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+        return
     log = Path("serving.log").resolve()
     with running_server(options.run, log) as server:
         bodies = [request_body(example, server.model) for example in examples]

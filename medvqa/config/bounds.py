@@ -86,6 +86,7 @@ def _number(key: str, value: Any, field: Mapping[str, Any]) -> Any:
 
 def _text(key: str, value: str, field: Mapping[str, Any]) -> str:
     check(isinstance(value, str), f"{key} must be a text, got {value!r:.40}")
+    check(value.strip() != "", f"{key} is empty; for no value write null")
     check("\0" not in value, f"{key} holds a NUL character; remove it")
     check(not re.search("[\ud800-\udfff]", value), f"{key} holds half a character; retype it")
     check(

@@ -86,7 +86,10 @@ def _explain_one(error: BaseException, override: str | None) -> str | None:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1}: {error.problem}"
-    return _first_line(error) if isinstance(error, OmegaConfBaseException) else None
+    if isinstance(error, OmegaConfBaseException):
+        key = override or error.full_key
+        return f"{key}: {_first_line(error)}" if key else _first_line(error)
+    return None
 
 
 def unknown_option(group: str, name: str, known: Sequence[str]) -> str:
@@ -106,6 +109,8 @@ def _unknown_key(error: ConfigKeyError | ConfigAttributeError) -> str:
     if full_key in RENAMED:
         return f"unknown key {full_key!r}; did you mean {RENAMED[full_key]}=?"
     prefix = full_key[: -len(str(error.key))] if full_key.endswith(str(error.key)) else ""
+    if prefix in ("data.evaluation.", "data.parts."):  # whose names are the user's to choose
+        return f"there is no {full_key}; sets and parts are named in a file: copy one of conf/data"
     return _unknown(f"key {full_key!r}", str(error.key), known, prefix=prefix)
 
 

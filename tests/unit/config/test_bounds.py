@@ -111,3 +111,10 @@ def test_a_type_without_an_interval_of_its_own_has_the_general_one():
     assert set(INTERVALS) == {int, float}
     assert within_bounds(int | None, None, "x") is None
     assert within_bounds(bool, True, "x") is True
+
+
+@pytest.mark.parametrize("key", ["data.path", "model.name", "data.split"])
+@pytest.mark.parametrize("text", ["", " "])
+def test_an_empty_text_is_refused(config, key, text):
+    with pytest.raises(UserError, match=rf"^{key} is empty; for no value write null"):
+        typed_anywhere(with_value(config, key, text))

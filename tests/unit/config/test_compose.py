@@ -9,7 +9,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from medvqa.cli import register
-from medvqa.config.compose import with_roles
+from medvqa.config.compose import checked, with_roles
+from medvqa.config.errors import MISTAKES, explain
 from medvqa.config.model import Backend, Dtype
 from medvqa.config.schema import Config
 from medvqa.config.training import Optimizer, Schedule, TrainingConfig
@@ -168,3 +169,17 @@ def test_one_role_of_the_columns_is_an_override_of_its_own():
 def test_an_unknown_role_of_the_columns_is_named():
     with pytest.raises(ValueError, match="unknown role 'imgae'; known: image, question"):
         config_of("data=table", "data.columns={imgae: x}")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("curriculum.stages={a:1}", "curriculum.stages={a:1}: Cannot merge"),
+        ("data.path=${nope}", "data.path: Interpolation key 'nope' not found"),
+        ("data.evaluation={x:{name:phantom,split:test}}", "there is no data.evaluation.x; sets"),
+    ],
+)
+def test_a_mistake_names_its_key(override, message):
+    with pytest.raises(MISTAKES) as caught:
+        checked(composed(override), runs_here=False)
+    assert explain(caught.value).startswith(message)
