@@ -87,8 +87,8 @@ def _explain_one(error: BaseException, override: str | None) -> str | None:
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1}: {error.problem}"
     if isinstance(error, OmegaConfBaseException):
-        key = override or error.full_key
-        return f"{key}: {_first_line(error)}" if key else _first_line(error)
+        place = override or error.full_key
+        return f"{place}: {_first_line(error)}" if place else _first_line(error)
     return None
 
 
