@@ -87,8 +87,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batches", type=int, nargs="*", default=[8, 64])
-    parser.add_argument("--steps", type=int, default=17)
-    parser.add_argument("--warm-up", type=int, default=3)
+    parser.add_argument("--answers", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--warm-up", type=int, default=8)
     parser.add_argument("--work", type=Path, default=Path("/tmp/several-gpus"))
     options = parser.parse_args()
     os.environ["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
@@ -100,8 +101,9 @@ def main() -> None:
             values["training"][f"batch {batch_size}, {num_gpus} GPUs"] = row
             write_json(options.out, values)
             print(num_gpus, batch_size, row["samples_per_second"], flush=True)  # noqa: T201
-        values["answering"][f"{num_gpus} GPUs"] = answering(options, num_gpus)
-        write_json(options.out, values)
+        if options.answers:
+            values["answering"][f"{num_gpus} GPUs"] = answering(options, num_gpus)
+            write_json(options.out, values)
 
 
 if __name__ == "__main__":

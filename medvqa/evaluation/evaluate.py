@@ -2,8 +2,10 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +14,7 @@ from medvqa.config.evaluation import EvaluationConfig
 from medvqa.data.example import AnswerType, Example, Prediction, Score
 from medvqa.evaluation import rephrasing
 from medvqa.evaluation.confidence_summary import of_predictions
-from medvqa.evaluation.generate import Answers
+from medvqa.evaluation.generate import Answers, answering_order, even_batch_size
 from medvqa.evaluation.likelihood import ANSWERERS
 from medvqa.evaluation.score import (
     Summary,
@@ -139,9 +141,11 @@ class Evaluator:
         self, loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], description: str
     ) -> Answers:
         """Return all answers in the set's order; each rank answers its share."""
-        shares = shares_by_picture(examples, self.ranks.size)
+        size = even_batch_size(len(examples), self.config.batch_size)
+        config = replace(self.config, batch_size=size)
+        shares = shares_of_batches(examples, size, self.ranks.size)
         own = [examples[index] for index in shares[self.ranks.rank]]
-        mine = ANSWERERS[self.config.scoring](loaded, encoder, own, self.config, description)
+        mine = ANSWERERS[self.config.scoring](loaded, encoder, own, config, description)
         parts = list(zip(shares, self.ranks.gather(mine), strict=True))
         rows = {
             index: row
@@ -229,20 +233,18 @@ class Evaluator:
         return None
 
 
-def shares_by_picture(examples: Sequence[Example], num_shares: int) -> list[list[int]]:
-    """Divide the questions so that those about the same picture(s) stay together.
+def shares_of_batches(
+    examples: Sequence[Example], batch_size: int, num_shares: int
+) -> list[list[int]]:
+    """Divide the questions so that each share is answered in batches that one process would make.
 
-    Their common part of the prompt is then computed by one rank only. The picture with the most
-    questions goes first, each to the smallest share so far; a share keeps the order of the set.
+    Rounding depends on what is computed together: answers do not depend on the number of GPUs.
+    Returns the places of each share's examples, in the order of the set.
     """
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for index, example in enumerate(examples):
-        alone = (example.id,)  # where no picture is shown, nothing is shared
-        groups.setdefault(example.image_ids or alone, []).append(index)
-    shares: list[list[int]] = [[] for _ in range(num_shares)]
-    for group in sorted(groups.values(), key=len, reverse=True):
-        min(shares, key=len).extend(group)
-    return [sorted(share) for share in shares]
+    order = answering_order(examples)
+    num_batches = math.ceil(len(order) / batch_size)
+    ends = [round(num_batches * share / num_shares) * batch_size for share in range(num_shares + 1)]
+    return [sorted(order[start:end]) for start, end in pairwise(ends)]
 
 
 def read_evaluation(path: Path) -> Evaluation:

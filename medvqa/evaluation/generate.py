@@ -1,7 +1,8 @@
 """Batched greedy decoding; questions about one picture share its part of the prompt."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, groupby, islice
@@ -89,62 +90,87 @@ def generate(
     if not examples:  # all were known already
         return Answers((), (), (), chosen.value)
     engine = make_engine(chosen, loaded, encoder)
-    tokenizer = encoder.processor.tokenizer
-    texts = [""] * len(examples)
-    cut, num_tokens = [False] * len(examples), [0] * len(examples)
-    logprobs: list[float] = [0.0] * len(examples)
-    choice_probs: list[ChoiceProbs | None] = [None] * len(examples)
-
-    def pictures_of(index: int) -> tuple[str, ...]:
-        return tuple(image.name for image in examples[index].images)
-
-    # Pictures first, so that their questions meet in a batch; the most pictures come first, so
-    # that a batch that does not fit into memory fails at the start.
-    order = sorted(
-        range(len(examples)), key=lambda i: (-len(examples[i].images), pictures_of(i), i)
-    )
+    order = answering_order(examples)
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     loaded.use_for(training=False)
-    threads = ENCODING_THREADS if loaded.device.type == "cuda" else 0
-    # A thread encodes one picture's questions of a batch: within it each picture is decoded by one
-    # thread, and the first batch, for which the GPU waits, by all of them.
+    rows: dict[int, tuple[Any, ...]] = {}
+    encoded = _encoded(encoder, examples, batches, on_gpu=loaded.device.type == "cuda")
+    with torch.inference_mode(), closing(encoded):
+        every = chain.from_iterable(encoded)
+        for indices in track(batches, description=description):
+            samples = list(islice(every, len(indices)))
+            answered = _within_memory(engine, samples, max_new_tokens, encoder.end_token_id)
+            own = _rows(answered, [examples[i] for i in indices], encoder)
+            rows.update(zip(indices, own, strict=True))
+    in_order = (rows[index] for index in range(len(examples)))
+    texts, cut, num_tokens, logprobs, choice_probs = zip(*in_order, strict=True)
+    return Answers(texts, cut, num_tokens, chosen.value, logprobs, choice_probs)
+
+
+def answering_order(examples: Sequence[Example]) -> list[int]:
+    """Return the examples' places in the order in which they are answered.
+
+    Questions about the same pictures meet in a batch. The most pictures come first, so that a
+    batch that does not fit into memory fails at the start.
+    """
+    return sorted(
+        range(len(examples)), key=lambda i: (-len(examples[i].images), _pictures(examples[i]), i)
+    )
+
+
+def even_batch_size(num_examples: int, batch_size: int) -> int:
+    """Return a size, `batch_size` at most, that makes even batches.
+
+    From three batches on their number is a multiple of four, so that two or four GPUs have equal
+    shares of whole batches: the batches, and so their rounding, are those of one GPU.
+    """
+    num_batches = math.ceil(num_examples / batch_size)
+    if num_batches > 2:
+        num_batches = math.ceil(num_batches / 4) * 4
+    return max(1, math.ceil(num_examples / max(1, num_batches)))
+
+
+def _pictures(example: Example) -> tuple[str, ...]:
+    return tuple(image.name for image in example.images)
+
+
+def _encoded(
+    encoder: Encoder, examples: Sequence[Example], batches: Sequence[Sequence[int]], *, on_gpu: bool
+) -> Generator[list[Sample]]:
+    """Yield the batches' samples in pieces; on a GPU, threads encode ahead.
+
+    A piece is one picture's questions of a batch: each picture is decoded by one thread, and the
+    first batch, for which the GPU waits, by all of them.
+    """
+    threads = ENCODING_THREADS if on_gpu else 0
     pieces = [
         [batch]
         if encoder.encodes_batches
-        else [list(own) for _, own in groupby(batch, key=pictures_of)]
+        else [list(own) for _, own in groupby(batch, key=lambda i: _pictures(examples[i]))]
         for batch in batches
     ]
-    encoded = ahead(
+    return ahead(
         lambda piece: encoder.encode_batch([examples[i] for i in piece], training=False),
         [*chain.from_iterable(pieces)],
         num_threads=threads,
         num_waiting=max(threads, *map(len, pieces)),
         initializer=encode_alone(),
     )
-    with torch.inference_mode(), closing(encoded):
-        every = chain.from_iterable(encoded)
-        for indices in track(batches, description=description):
-            samples = list(islice(every, len(indices)))
-            answered = _within_memory(engine, samples, max_new_tokens, encoder.end_token_id)
-            new = answered.tokens
-            sums = answered.logprobs.sum(dim=1).tolist()
-            probs = _choice_probs(answered, [_choice_ids(examples[i], tokenizer) for i in indices])
-            for index, total, own in zip(indices, sums, probs, strict=True):
-                logprobs[index], choice_probs[index] = total, own
-            endless = (new != encoder.end_token_id).all(dim=1).tolist()
-            ended = _ended(new, encoder.end_token_id)
-            decoded = tokenizer.batch_decode(ended, skip_special_tokens=True)
-            for index, text, is_cut, row in zip(indices, decoded, endless, ended, strict=True):
-                texts[index], cut[index] = text.strip(), is_cut
-                num_tokens[index] = len(row) + (not is_cut)
-    return Answers(
-        tuple(texts),
-        tuple(cut),
-        tuple(num_tokens),
-        chosen.value,
-        tuple(logprobs),
-        tuple(choice_probs),
-    )
+
+
+def _rows(
+    answered: Decoded, examples: Sequence[Example], encoder: Encoder
+) -> list[tuple[Any, ...]]:
+    """Return each answer's text, whether it was cut, its tokens and its probabilities."""
+    tokenizer, end = encoder.processor.tokenizer, encoder.end_token_id
+    probs = _choice_probs(answered, [_choice_ids(example, tokenizer) for example in examples])
+    is_cut = (answered.tokens != end).all(dim=1).tolist()
+    ended = _ended(answered.tokens, end)
+    texts = tokenizer.batch_decode(ended, skip_special_tokens=True)
+    lengths = [len(row) + (not cut) for row, cut in zip(ended, is_cut, strict=True)]
+    totals = answered.logprobs.sum(dim=1).tolist()
+    texts = [text.strip() for text in texts]
+    return list(zip(texts, is_cut, lengths, totals, probs, strict=True))
 
 
 def _choice_ids(example: Example, tokenizer: Any) -> dict[str, list[int]]:

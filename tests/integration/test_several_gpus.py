@@ -17,7 +17,8 @@ from medvqa.config.errors import UserError
 from medvqa.config.lora import LoraConfig
 from medvqa.config.model import Device
 from medvqa.config.training import Engine, TrainingConfig
-from medvqa.evaluation.evaluate import shares_by_picture, without_images
+from medvqa.evaluation.evaluate import shares_of_batches
+from medvqa.evaluation.generate import answering_order, even_batch_size
 from medvqa.fast.choice import make_engine
 from medvqa.models.load import load_model
 from medvqa.run import ProcessState, run_rank
@@ -373,16 +374,29 @@ def test_dropout_differs_between_ranks_and_a_continued_run_draws_what_the_whole_
     assert len(set(seeds)) == 3
 
 
-def test_questions_about_one_picture_stay_together_and_shares_are_even(phantoms):
-    shares = shares_by_picture(phantoms, 3)
-    assert sorted(index for share in shares for index in share) == list(range(len(phantoms)))
-    pictures = [{phantoms[index].image_ids for index in share} for share in shares]
-    assert not pictures[0] & pictures[1] | pictures[0] & pictures[2] | pictures[1] & pictures[2]
-    assert max(map(len, shares)) - min(map(len, shares)) <= max(
-        sum(other.image_ids == example.image_ids for other in phantoms) for example in phantoms[:9]
-    )
-    assert shares_by_picture(phantoms[:1], 2) == [[0], []]
-    assert shares_by_picture([without_images(e) for e in phantoms[:4]], 2) == [[0, 2], [1, 3]]
+@pytest.mark.parametrize("num_shares", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("batch_size", [7, 32, 500])
+def test_shares_consist_of_the_batches_that_one_process_makes(phantoms, num_shares, batch_size):
+    def batches(places):
+        chosen = [phantoms[place] for place in places]
+        order = [places[i] for i in answering_order(chosen)]
+        return [order[i : i + size] for i in range(0, len(order), size)]
+
+    size = even_batch_size(len(phantoms), batch_size)
+    assert size <= batch_size
+    shares = shares_of_batches(phantoms, size, num_shares)
+    assert len(shares) == num_shares
+    together = [batch for share in shares for batch in batches(share)]
+    assert together == batches(list(range(len(phantoms))))
+    numbers = [len(batches(share)) for share in shares]
+    assert max(numbers) - min(numbers) <= 1
+
+
+def test_from_three_batches_on_two_and_four_processes_have_equal_shares():
+    assert even_batch_size(451, 128) == 113
+    assert even_batch_size(200, 128) == 100
+    assert even_batch_size(5, 128) == 5
+    assert even_batch_size(0, 128) == 1
 
 
 def test_one_process_needs_nobody():
