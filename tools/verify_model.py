@@ -48,7 +48,7 @@ def verify(name: str, overrides: Sequence[str], directory: Path) -> dict[str, An
     from medvqa.data.image import ImageBytes
     from medvqa.data.pool import load_sets
     from medvqa.export.command import ExportOptions, export
-    from medvqa.run import Kept, run
+    from medvqa.run import ProcessState, run
     from medvqa.serve.answering import Answerer, Question
     from medvqa.tracking.record import read_json, read_lines
 
@@ -56,7 +56,7 @@ def verify(name: str, overrides: Sequence[str], directory: Path) -> dict[str, An
     values = resolved(config)
     settings = {"config": values, "overrides": list(overrides), "run_id": name}
     place = directory / "run"
-    run(typed(values), directory=place, settings=settings, kept=Kept())
+    run(typed(values), place, settings, ProcessState())
     record = read_json(place / "run.json")
     export(ExportOptions(run=place, target=directory / "adapter"))
     examples = load_sets(typed(values).data)["test"].examples

@@ -11,6 +11,7 @@
     answering   seconds a question, and whose answers are equal
     confidence  what recording the confidence costs, by shared-prefix decoding (fused kernels only)
     profile     where a step and an evaluation spend their time, by kind of kernel (a GPU only)
+    cards       training within the memory of smaller cards (a GPU only)
     startup     from a command's start to the end of its first step (`--model-path`)
 
 All but `startup` share one model, made on the device; `--four-bit` and `--checkpointing` change
@@ -80,6 +81,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     """Return the options, typed."""
     values = {name: value for name, value in vars(options).items() if name not in ("parts", "out")}
     side = options.side or (128 if options.model == TINY else 512)
+    values["cards"] = tuple(map(float, options.cards))
     choices = {
         "backend": Backend[options.backend],
         "base_precision": BasePrecision[options.base_precision],
@@ -109,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--base-precision", choices=[choice.name for choice in BasePrecision], default="dtype")
     add("--checkpointing", action="store_true")
     add("--rank", type=int, default=16)
+    add("--cards", type=_words, default=("10", "12", "16", "24"), help="gigabytes")
     add("--side", type=int, help="of the largest picture in pixels; 512, for tiny 128")
     add("--warm-up", type=int, default=3, help="steps")
     add("--steps", type=int, default=12, help="steps that are timed")

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.engine.workload import BATCH_SIZE, Bench, Row, with_pictures
 from medvqa.config.curriculum import CurriculumConfig, Filter, StageConfig
+from medvqa.config.errors import UserError
 from medvqa.config.training import Engine, Optimizer, TrainingConfig
 from medvqa.curriculum import Plan, plan_curriculum
 from medvqa.data.example import Example
 from medvqa.models.adapter import reset_adapter
 from medvqa.models.encode import Encoder
-from medvqa.models.loaded import LoadedModel
+from medvqa.models.loaded import FEATURE_SHARE, LoadedModel
 from medvqa.training.loop import Trainer
 
 if TYPE_CHECKING:
@@ -137,6 +138,38 @@ def training(bench: Bench, engine: Engine) -> Iterator[Row]:
                     **rate(trained, settings.warm_up),
                     "peak_gpu_gb": bench.peak_gb(),
                 }
+
+
+def cards(bench: Bench, engine: Engine) -> Iterator[Row]:
+    """Yield the rate within the memory of smaller cards, as the loop chooses its form there."""
+    import torch
+
+    settings, loaded = bench.settings, bench.loaded
+    if engine is not Engine.fused or loaded.device.type != "cuda":
+        return
+    _, total = torch.cuda.mem_get_info()
+    num_steps = settings.warm_up + settings.steps
+    pool = with_pictures(bench.pool[: BATCH_SIZE * num_steps], kind="square", side=settings.side)
+    for gigabytes in settings.cards:
+        forget_features(loaded)
+        loaded.engines.clear()  # their graphs and what they have given up
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(gigabytes * 1e9 / total)
+        loaded.features.limit(int(gigabytes * 1e9) // FEATURE_SHARE)
+        try:
+            case = Case(engine, BATCH_SIZE)
+            trained = train(loaded, bench.encoder(), pool, case, num_steps)
+        except UserError as error:
+            yield {"card_gb": gigabytes, "error": str(error)}
+            continue
+        yield {
+            "card_gb": gigabytes,
+            "micro_batch_size": trained.micro_batch_size,
+            "layers_recomputed": loaded.engines["fused"].decoder.recomputes,
+            "num_graphs": len(loaded.engines["fused"].decoder.graphs),
+            **rate(trained, settings.warm_up),
+            "peak_gpu_gb": bench.peak_gb(),
+        }
 
 
 def rate(trained: Trained, warm_up: int) -> Row:

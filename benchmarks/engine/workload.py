@@ -57,6 +57,7 @@ class Settings:
     curves: tuple[str, ...]
     answering: tuple[str, ...]
     backends: tuple[str, ...]
+    cards: tuple[float, ...]
 
     @property
     def model_config(self) -> ModelConfig:

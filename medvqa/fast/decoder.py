@@ -45,13 +45,19 @@ class Packed:
 
 
 class Decoder:
-    """The language model's layers and last norm, on the loaded model's own weights."""
+    """The language model's layers and last norm, on the loaded model's own weights.
+
+    Attributes:
+        graphs: Its captured training passes.
+        pads: Whether training passes are filled up to lengths that occur often.
+        recomputes: Whether the backward pass computes each layer's inside again.
+    """
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._text = loaded.inner.model.language_model
         in_8_bits = loaded.base_precision is BasePrecision.fp8
         self.layers = [Layer(module, in_8_bits=in_8_bits) for module in self._text.layers]
-        self._checkpoints = any(
+        self.recomputes = any(
             getattr(module, "gradient_checkpointing", False) for module in self._text.layers
         )
         parameters = [p for layer in self.layers for part in layer.parameters() for p in part]
@@ -61,6 +67,13 @@ class Decoder:
         self.graphs = Graphs(parameters)
         self._lengths: set[int] = set()
         self.pads = loaded.device.type == "cuda"  # a CPU gains nothing by equal shapes
+
+    def recompute(self) -> bool:
+        """Compute layers again in the backward pass; return whether that is new."""
+        is_new = not self.recomputes
+        self.recomputes = True
+        self.graphs.forget()
+        return is_new
 
     def num_added_tokens(self, num_tokens: int) -> int:
         """Return how many tokens a training pass should have more, to become a CUDA graph."""
@@ -98,7 +111,7 @@ class Decoder:
         segments = Segments(lengths, starts, longest=max(lengths))
         for number, layer in enumerate(self.layers):
             arguments = (layer, x, rope, segments, training)
-            if self._checkpoints:
+            if self.recomputes:
                 x = checkpoint(
                     train_layer,
                     *arguments,

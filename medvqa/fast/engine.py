@@ -74,6 +74,10 @@ class FusedEngine:
         """Give back what only saves time; return whether there was anything."""
         return self.decoder.graphs.forget(for_good=True)
 
+    def recompute_layers(self) -> bool:
+        """Keep only the layers' inputs for the backward pass; return whether that is new."""
+        return self.decoder.recompute()
+
     def log_probabilities(self, samples: Sequence[Sample]) -> list[list[float]]:
         """Return those of each answer token; equal beginnings of prompts are computed once."""
         return log_probabilities(self, samples)

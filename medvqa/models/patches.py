@@ -33,6 +33,11 @@ class PictureCache:
             self._pictures.clear()
             self.num_bytes = 0
 
+    def limit(self, max_bytes: float) -> None:
+        """Keep at most so many bytes from now on."""
+        self.clear()
+        self._max_bytes = max_bytes
+
     def get(self, key: str) -> "tuple[torch.Tensor, ...] | None":
         """Return the picture's tensors, or None."""
         with self._lock:

@@ -119,6 +119,18 @@ class PlainEngine:
         """Give back what only saves time; return whether there was anything."""
         return self._language_model is not None and self._language_model.forget()
 
+    def recompute_layers(self) -> bool:
+        """Keep only the layers' inputs for the backward pass; return whether that is new."""
+        inner = self._loaded.inner
+        is_possible = self._loaded.backend is Backend.transformers
+        is_possible &= bool(getattr(inner, "supports_gradient_checkpointing", False))
+        if not is_possible or inner.is_gradient_checkpointing:
+            return False
+        inner.gradient_checkpointing_enable({"use_reentrant": False})
+        inner.enable_input_require_grads()
+        self._language_model = None
+        return True
+
     def answer(self, samples: Sequence[Sample], max_new_tokens: int) -> Decoded:
         """Return new tokens and their log-probabilities by transformers' own greedy loop."""
         import torch

@@ -30,17 +30,11 @@ def refused_by_unsloth(source: str) -> Iterator[None]:
         ) from error
 
 
-def load_unsloth(
-    config: ModelConfig,
-    lora: LoraConfig,
-    check: Callable[[Any], object],
-    *,
-    gradient_checkpointing: bool,
-) -> LoadedModel:
-    """Return the base with an adapter; see `medvqa.models.load.load_model`.
+def _unsloth() -> Any:
+    """Import Unsloth and return its loader.
 
     Raises:
-        UserError: If Unsloth cannot be imported, or the base cannot be loaded.
+        UserError: If it cannot be imported.
     """
     # Unsloth writes its compiled code to the working directory unless told where.
     os.environ.setdefault(
@@ -56,6 +50,22 @@ def load_unsloth(
             f"model.backend=unsloth, but unsloth does not import ({error}); "
             'pip install -e ".[gpu]" or say model.backend=transformers'
         ) from error
+    return FastVisionModel
+
+
+def load_unsloth(
+    config: ModelConfig,
+    lora: LoraConfig,
+    check: Callable[[Any], object],
+    *,
+    gradient_checkpointing: bool,
+) -> LoadedModel:
+    """Return the base with an adapter; see `medvqa.models.load.load_model`.
+
+    Raises:
+        UserError: If Unsloth cannot be imported, or the base cannot be loaded.
+    """
+    loader = _unsloth()
     import torch
 
     device = torch.device("cuda", torch.cuda.current_device())
@@ -63,7 +73,7 @@ def load_unsloth(
     source = model_source(config)
     checkpointing: Any = "unsloth" if gradient_checkpointing else False
     with readable_load_errors(source), refused_by_unsloth(source):
-        base, processor = FastVisionModel.from_pretrained(
+        base, processor = loader.from_pretrained(
             source,
             revision=config.revision,
             max_seq_length=config.max_length_tokens,
@@ -74,7 +84,7 @@ def load_unsloth(
     set_sizes(processor, config)
     check(processor)
     with refused_by_unsloth(source):
-        model = FastVisionModel.get_peft_model(
+        model = loader.get_peft_model(
             base,
             r=lora.r,
             lora_alpha=lora.alpha,

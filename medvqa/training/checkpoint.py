@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from medvqa.config.errors import UserError
+from medvqa.training.step_log import recorded_steps
 
 if TYPE_CHECKING:
     import torch
@@ -117,6 +118,24 @@ class CheckpointWriter:
             wait([self._writing])  # interrupted, it is still ours to wait for
             done, self._writing = self._writing, None
             done.result()
+
+
+def recorded_checkpoint(directory: Path, run: Mapping[str, str]) -> Checkpoint | None:
+    """Return the checkpoint that a run's directory continues from, if its steps are recorded.
+
+    Args:
+        directory: Of the run, with metrics.jsonl and order.jsonl.
+        run: See `load_checkpoint`, which also says what is raised.
+    """
+    saved = load_checkpoint(directory / "checkpoints", run)
+    if saved is None or recorded_steps(directory) >= saved.step:
+        return saved
+    log.warning(
+        "metrics.jsonl or order.jsonl ends at step %d, before the checkpoint of step %d: "
+        "what is lost is trained again, from the beginning",
+        *(recorded_steps(directory), saved.step),
+    )
+    return None
 
 
 def load_checkpoint(directory: Path, run: Mapping[str, str]) -> Checkpoint | None:

@@ -5,20 +5,19 @@ number, so 8 x 1, 4 x 2 and 2 x 4 are the same step (transformers issue 34191 te
 otherwise), and so is 8 shared by several ranks. Shapes: see `medvqa.models.encode`.
 """
 
-import hashlib
 import logging
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medvqa.config.curriculum import OptimizerPolicy
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import Decoding
 from medvqa.config.training import TrainingConfig
-from medvqa.curriculum import Plan, PlannedStage, order_sha256
+from medvqa.curriculum import Plan, PlannedStage
 from medvqa.data.example import Example
 from medvqa.data.prefetch import ahead
 from medvqa.fast.choice import choose_path, make_engine
@@ -26,13 +25,13 @@ from medvqa.models.encode import Encoder, encode_alone
 from medvqa.models.loaded import LoadedModel
 from medvqa.models.sample import Sample
 from medvqa.tracking.progress import track
-from medvqa.tracking.record import read_lines
-from medvqa.training.checkpoint import Checkpoint, CheckpointWriter, load_checkpoint
+from medvqa.training.checkpoint import Checkpoint, CheckpointWriter, recorded_checkpoint
 from medvqa.training.clock import Arriving, GpuTimestamp
 from medvqa.training.optimizer import AdapterOptimizer
 from medvqa.training.ranks import ALONE, Ranks
+from medvqa.training.result import TrainingResult, training_result
 from medvqa.training.schedule import learning_rate_of
-from medvqa.training.step_log import Step, StepCallback, StepLog, diverged, recorded_steps
+from medvqa.training.step_log import Step, StepCallback, StepLog, diverged
 
 if TYPE_CHECKING:
     import torch
@@ -42,27 +41,6 @@ log = logging.getLogger(__name__)
 ENCODING_THREADS = 4
 
 StageCallback = Callable[[PlannedStage, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """What the run record keeps of the training.
-
-    Attributes:
-        final_loss: Loss of the last step; `average_loss` is the mean over all steps.
-        consumed_sha256: Hash of the ids in the order in which the model saw them.
-        engine: The one really used; `micro_batch_size` is what was computed at once in the end.
-        resumed_from_step: 0 if the run was not interrupted.
-    """
-
-    num_steps: int
-    final_loss: float
-    average_loss: float
-    optimizer: str
-    engine: str
-    micro_batch_size: int
-    consumed_sha256: str
-    resumed_from_step: int
 
 
 class Trainer:
@@ -86,6 +64,7 @@ class Trainer:
         self.ranks = ranks
         self.checkpoints = CheckpointWriter(directory / "checkpoints")
         self.engine = choose_path(loaded, config.engine, Decoding.auto).engine
+        self.engine_name = self.engine.value  # as run.json records it
         self._on_gpu = loaded.device.type == "cuda"
         self._engine = make_engine(self.engine, loaded, encoder)
         in_compute_type = self._on_gpu and self._engine.adapts_in_compute_type
@@ -96,13 +75,8 @@ class Trainer:
             self._micro_batch_size = largest_share
 
     @property
-    def engine_name(self) -> str:
-        """The engine as run.json records it."""
-        return self.engine.value
-
-    @property
     def batch_size(self) -> int:
-        """Effective batch: examples an optimiser step."""
+        """Effective batch: examples per optimiser step."""
         return self.config.batch_size
 
     def train(
@@ -114,7 +88,7 @@ class Trainer:
         on_stage_end: StageCallback,
         wait: bool = True,
     ) -> TrainingResult:
-        """Train on the plan and leave a line a step in metrics.jsonl and order.jsonl.
+        """Train on the plan and leave one line per step in metrics.jsonl and order.jsonl.
 
         Args:
             plan: Whose order is trained on.
@@ -129,19 +103,15 @@ class Trainer:
         """
         first_step = self._resume(plan)
         stage_ends = {stage.first_step + stage.num_steps: stage for stage in plan.stages}
-        steps = [
-            plan.order[step * self.batch_size : (step + 1) * self.batch_size]
-            for step in range(first_step, plan.num_steps)
-        ]
-        encoded = self._encoded(steps, examples)
+        numbers = range(first_step, plan.num_steps)
+        encoded = self._encoded([self._ids(plan, number) for number in numbers], examples)
         step_log = StepLog(self.directory, first_step, on_step, is_behind=self._on_gpu)
         with self.checkpoints if wait else nullcontext(), step_log, closing(encoded):
             if first_step in stage_ends:  # killed between a stage's end and its evaluation
                 on_stage_end(stage_ends[first_step], first_step)
-            for number in track(range(first_step, plan.num_steps), description="training"):
+            for number in track(numbers, description="training"):
                 self._begin_stage(plan.stage_at(number), number)
-                step = self._step(plan, number, steps[number - first_step], next(encoded))
-                step_log.add(step)
+                step_log.add(self._step(plan, number, next(encoded)))
                 self.checkpoints.look()
                 done = number + 1
                 if done % self.config.checkpoint_every == 0 or done in stage_ends:
@@ -149,11 +119,10 @@ class Trainer:
                     self.ranks.first(self._save, plan, done)
                 if done in stage_ends:
                     on_stage_end(stage_ends[done], done)
-        self._micro_batch_size = min(self.ranks.gather(self._micro_batch_size))
-        result = self.ranks.first(self._result, plan, first_step)
-        if not self.optimizer.is_finite():
-            raise diverged("a weight is not finite", plan.num_steps, self.config.learning_rate)
-        return result
+        return self._result(plan, first_step)
+
+    def _ids(self, plan: Plan, number: int) -> Sequence[str]:
+        return plan.order[number * self.batch_size : (number + 1) * self.batch_size]
 
     def _begin_stage(self, stage: PlannedStage, step: int) -> None:
         if step == stage.first_step > 0 and stage.optimizer is OptimizerPolicy.reset:
@@ -174,9 +143,8 @@ class Trainer:
         num_threads = ENCODING_THREADS if self._on_gpu else 0
         return ahead(encode, steps, num_threads=num_threads, initializer=encode_alone())
 
-    def _step(
-        self, plan: Plan, number: int, ids: Sequence[str], samples: Sequence[Sample]
-    ) -> "Step":
+    def _step(self, plan: Plan, number: int, samples: Sequence[Sample]) -> "Step":
+        ids = self._ids(plan, number)
         begun = GpuTimestamp(self.loaded.device)
         num_tokens = sum(sample.num_tokens for sample in samples)
         counts = sum(len(sample.answer_ids) for sample in samples), num_tokens
@@ -184,7 +152,7 @@ class Trainer:
         learning_rate = learning_rate_of(self.config, plan)(number)
         self.loaded.use_for(training=True)
         # Dropout depends on step and rank alone, so a continued run draws what the whole one drew.
-        seed = _step_seed(self.seed, number, self.ranks.rank)
+        seed = self.ranks.step_seed(self.seed, number)
         loss = self._gradients(samples, totals[0], seed)
         while loss is None:
             self._shrink()
@@ -219,7 +187,9 @@ class Trainer:
         return loss
 
     def _shrink(self) -> None:
-        """Give memory back after running out of it; without any to give, halve the micro-batch.
+        """Need less memory after running out of it: halve the micro-batch, then recompute layers.
+
+        Halves come first, since they cost less time. Before all, what only saves time is freed.
 
         Raises:
             UserError: If not even one sample fits.
@@ -227,18 +197,20 @@ class Trainer:
         import torch
 
         self.optimizer.forget_gradients()
-        has_more = self._engine.release_memory()
+        is_enough = self._engine.release_memory()
         torch.cuda.empty_cache()
-        if has_more:
+        if is_enough:
             return
-        if self._micro_batch_size == 1:
+        if self._micro_batch_size > 1:
+            self._micro_batch_size = (self._micro_batch_size + 1) // 2
+            log.warning("out of memory: micro-batches of %d from now on", self._micro_batch_size)
+        elif self._engine.recompute_layers():
+            log.warning("out of memory: layers are computed again in the backward pass from now on")
+        else:
             raise UserError(
-                "one sample does not fit into the GPU's memory; use "
-                "training.gradient_checkpointing=true, model.load_in_4bit=true or a smaller "
-                "model.max_pixels"
+                "one sample does not fit into the GPU's memory; use model.load_in_4bit=true or a "
+                "smaller model.max_pixels"
             )
-        self._micro_batch_size = (self._micro_batch_size + 1) // 2
-        log.warning("out of memory: micro-batches of %d from now on", self._micro_batch_size)
 
     def _backward(
         self, samples: Sequence[Sample], num_answer_tokens: "int | torch.Tensor"
@@ -257,48 +229,22 @@ class Trainer:
         return {"order_sha256": plan.sha256, "engine": self.engine.value}
 
     def _resume(self, plan: Plan) -> int:
-        saved = self.ranks.first(load_checkpoint, self.directory / "checkpoints", self._run(plan))
+        saved = self.ranks.first(recorded_checkpoint, self.directory, self._run(plan))
         if saved is None:
-            return 0
-        recorded = self.ranks.first(recorded_steps, self.directory)
-        if recorded < saved.step:
-            log.warning(
-                "metrics.jsonl or order.jsonl ends at step %d, before the checkpoint of step %d: "
-                "what is lost is trained again, from the beginning",
-                *(recorded, saved.step),
-            )
             return 0
         self.optimizer.load(saved.adapter, saved.optimizer)
         log.info("continuing from step %d of %d", saved.step, plan.num_steps)
         return saved.step
 
     def _result(self, plan: Plan, first_step: int) -> TrainingResult:
-        return training_result(
-            self.directory,
-            plan,
+        self._micro_batch_size = min(self.ranks.gather(self._micro_batch_size))
+        result = self.ranks.first(
+            partial(training_result, self.directory, plan),
             optimizer=self.optimizer.name,
             engine=self.engine_name,
             micro_batch_size=self._micro_batch_size,
             resumed_from_step=first_step,
         )
-
-
-def training_result(directory: Path, plan: Plan, **fields: Any) -> TrainingResult:
-    """Return the result of a training whose logs are complete; `fields` are the trainer's own."""
-    losses = [float(row["loss"]) for row in read_lines(directory / "metrics.jsonl")]
-    consumed = [i for row in read_lines(directory / "order.jsonl") for i in row["ids"]]
-    digest = order_sha256(consumed)
-    assert digest == plan.sha256, "the model was fed another order than planned"
-    return TrainingResult(
-        num_steps=plan.num_steps,
-        final_loss=losses[-1],
-        average_loss=sum(losses) / len(losses),
-        consumed_sha256=digest,
-        **fields,
-    )
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    name = f"{seed}:{step}:{rank}" if rank else f"{seed}:{step}"
-    digest = hashlib.sha256(name.encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+        if not self.optimizer.is_finite():
+            raise diverged("a weight is not finite", plan.num_steps, self.config.learning_rate)
+        return result

@@ -1,5 +1,6 @@
 """The processes of one run on several GPUs, and what they tell each other."""
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ PATIENCE = timedelta(days=1)
 class Ranks:
     """One process's view of all; alone unless torchrun started several.
 
-    Every method but `share` is a meeting: each rank must call it, in the same order.
+    Every method but `share` and `step_seed` is a meeting: each rank must call it, in the same
+    order.
     """
 
     rank: int = 0
@@ -32,6 +34,12 @@ class Ranks:
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
         """Return this rank's part; parts differ by one item at most."""
         return items[self.rank :: self.size]
+
+    def step_seed(self, seed: int, step: int) -> int:
+        """Return what a step's dropout depends on: the run's seed, the step and the rank alone."""
+        name = f"{seed}:{step}:{self.rank}" if self.rank else f"{seed}:{step}"
+        digest = hashlib.sha256(name.encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1
 
     def first(
         self,

@@ -5,7 +5,6 @@ stages and the records are those of `medvqa.training.loop`. Chosen by `training.
 """
 
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
@@ -13,20 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from medvqa.config.curriculum import OptimizerPolicy
-from medvqa.config.model import Backend
-from medvqa.config.training import LossOn, Optimizer, TrainingConfig
+from medvqa.config.training import Optimizer, TrainingConfig
 from medvqa.curriculum import Plan
 from medvqa.data.example import Example
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
-from medvqa.models.prompt import conversation
 from medvqa.tracking.record import JsonLines
-from medvqa.training.loop import StageCallback, TrainingResult, training_result
+from medvqa.training.loop import StageCallback
 from medvqa.training.ranks import ALONE, Ranks
+from medvqa.training.result import TrainingResult, training_result
 from medvqa.training.schedule import learning_rate_of
+from medvqa.training.sft_batches import SftBatches
 from medvqa.training.step_log import StepCallback, check_finite
-
-IGNORED = -100  # PyTorch's cross-entropy skips this label
 
 
 @dataclass
@@ -42,8 +39,10 @@ class SftTrainer:
     ranks: Ranks = ALONE
     engine_name: str = "trl"
     checkpoints: AbstractContextManager[None] = field(default_factory=nullcontext)  # TRL's own
-    # Supervised and all tokens of each micro-batch; the loader is ahead of the steps.
-    _counts: deque[tuple[int, int]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        """Prepare the batches."""
+        self._batches = SftBatches(self.loaded, self.encoder, self.config.loss_on)
 
     def train(
         self,
@@ -70,7 +69,7 @@ class SftTrainer:
             trainer = self._trainer(
                 plan,
                 Dataset.from_dict({"id": list(plan.order)}),
-                lambda rows: self._collate([examples[row["id"]] for row in rows]),
+                lambda rows: self._batches.collate([examples[row["id"]] for row in rows]),
                 self._callback(plan, logs, first_step, on_step, on_stage_end),
             )
             trainer.remove_callback(PrinterCallback)  # the records hold what it prints
@@ -146,26 +145,6 @@ class SftTrainer:
             disable_tqdm=True,
         )
 
-    def _collate(self, examples: Sequence[Example]) -> Any:
-        """Return the library's batch; no label stands on an image token."""
-        processor, on_answer = self.encoder.processor, self.config.loss_on is LossOn.answer
-        if self.loaded.backend is Backend.unsloth:
-            from unsloth.trainer import UnslothVisionDataCollator
-
-            collator = UnslothVisionDataCollator(self.loaded.model, processor, 0, resize="max")
-        else:
-            from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
-
-            collator = DataCollatorForVisionLanguageModeling(
-                processor, completion_only_loss=on_answer
-            )
-        prompt = self.encoder.prompt_config
-        batch = collator([conversation(e, answer_apart=on_answer, prompt=prompt) for e in examples])
-        batch["labels"].masked_fill_(batch["input_ids"] == self.encoder.image_token_id, IGNORED)
-        counts = int((batch["labels"] != IGNORED).sum()), int(batch["attention_mask"].sum())
-        self._counts.append(counts)
-        return batch
-
     def _callback(
         self,
         plan: Plan,
@@ -177,7 +156,7 @@ class SftTrainer:
         from transformers import TrainerCallback
 
         ends = {stage.first_step + stage.num_steps: stage for stage in plan.stages}
-        begun = [0.0]
+        begun, batch_size = [0.0], self.config.batch_size
 
         def on_step_begin(args: Any, state: Any, control: Any, **options: Any) -> None:
             step, stage = state.global_step, plan.stage_at(state.global_step)
@@ -195,8 +174,7 @@ class SftTrainer:
             if "grad_norm" not in values:  # the summary at the end
                 return
             row = self._row(plan, step, values) | {"seconds": time.perf_counter() - begun[0]}
-            size = self.config.batch_size
-            ids = list(plan.order[(step - 1) * size : step * size])
+            ids = list(plan.order[step * batch_size - batch_size : step * batch_size])
             logs[0].write(row)
             logs[1].write({"step": step, "stage": row["stage"], "ids": ids})
             on_step(row)
@@ -209,8 +187,7 @@ class SftTrainer:
         return events
 
     def _row(self, plan: Plan, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
-        counts = [self._counts.popleft() for _ in range(self.config.accumulation_steps)]
-        num_supervised, num_tokens = (sum(column) for column in zip(*counts, strict=True))
+        num_supervised, num_tokens = self._batches.counted(self.config.accumulation_steps)
         return {
             "step": step,
             "loss": float(values["loss"]),

@@ -23,7 +23,7 @@ from medvqa.fast.choice import make_engine
 from medvqa.models.load import load_model
 from medvqa.run import ProcessState, run_rank
 from medvqa.tracking.record import read_lines
-from medvqa.training.loop import Trainer, _step_seed
+from medvqa.training.loop import Trainer
 from medvqa.training.optimizer import AdapterOptimizer
 from medvqa.training.ranks import Ranks, join, leave
 from tests.conftest import PATIENCE_S, TINY, start, wait_for
@@ -370,7 +370,7 @@ def test_dropout_differs_between_ranks_and_a_continued_run_draws_what_the_whole_
     part("cut", phantoms[:24], stop_at=2)
     part("cut", phantoms[:24])
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-    seeds = [_step_seed(0, 3, rank) for rank in range(3)]
+    seeds = [Ranks(rank, 3).step_seed(0, 3) for rank in range(3)]
     assert len(set(seeds)) == 3
 
 

@@ -62,6 +62,51 @@ def adapter(tiny):
     return {name: p.detach().clone() for name, p in tiny.trainable}
 
 
+class ScarceTrainer(Trainer):
+    """Has memory only where layers are computed again in the backward pass."""
+
+    def _backward(self, samples, num_answer_tokens):
+        if not self.is_scarce(self):
+            return super()._backward(samples, num_answer_tokens)
+        raise torch.OutOfMemoryError("pretended")
+
+
+@pytest.mark.parametrize("engine", [Engine.fused, Engine.plain])
+def test_without_memory_for_one_sample_layers_are_computed_again_for_the_same_steps(
+    tiny, encoder, phantoms, tmp_path, engine, monkeypatch
+):
+    config = dataclasses.replace(BASE, engine=engine)
+    start = adapter(tiny)
+    train(tiny, encoder, phantoms[:48], tmp_path / "whole", config=config)
+    with torch.no_grad():
+        for name, parameter in tiny.trainable:
+            parameter.copy_(start[name])
+
+    def recomputes(trainer):
+        if engine is Engine.fused:
+            return trainer._engine.decoder.recomputes
+        return tiny.inner.is_gradient_checkpointing
+
+    monkeypatch.setattr(
+        ScarceTrainer, "is_scarce", lambda _, own: not recomputes(own), raising=False
+    )
+    monkeypatch.setattr("tests.unit.training.test_loop.Trainer", ScarceTrainer)
+    result = train(tiny, encoder, phantoms[:48], tmp_path / "scarce", config=config)
+    assert result.micro_batch_size == 1
+    losses = [
+        [row["loss"] for row in read_lines(tmp_path / run / "metrics.jsonl")]
+        for run in ("whole", "scarce")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_a_sample_that_never_fits_is_an_error(tiny, encoder, phantoms, tmp_path, monkeypatch):
+    monkeypatch.setattr(ScarceTrainer, "is_scarce", lambda *_: True, raising=False)
+    monkeypatch.setattr("tests.unit.training.test_loop.Trainer", ScarceTrainer)
+    with pytest.raises(UserError, match="one sample does not fit"):
+        train(tiny, encoder, phantoms[:48], tmp_path)
+
+
 @pytest.mark.parametrize(("micro", "accumulation"), [(2, 4), (4, 2), (1, 8)])
 def test_batches_of_the_same_examples_make_the_same_step(
     tiny, encoder, phantoms, tmp_path, micro, accumulation
