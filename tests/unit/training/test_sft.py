@@ -12,6 +12,7 @@ from medvqa.models.load import load_model
 from medvqa.tracking.record import read_lines
 from medvqa.training.loop import Trainer
 from medvqa.training.sft import SftTrainer
+from medvqa.training.sft_batches import SftBatches
 from tests.conftest import TINY
 
 NUM_STEPS = 4
@@ -86,13 +87,9 @@ def test_trl_takes_the_planned_order_and_gives_the_losses_of_our_own_loop(
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
-def test_the_loss_on_text_covers_every_token_but_those_of_images(
-    make_tiny, plan, phantoms, tmp_path
-):
+def test_the_loss_on_text_covers_every_token_but_those_of_images(make_tiny, phantoms):
     loaded, encoder = make_tiny()
-    trl = config(trainer=TrainerName.trl, loss_on=LossOn.text)
-    trainer = SftTrainer(loaded, encoder, trl, directory=tmp_path, seed=0)
-    batch = trainer._collate(phantoms[:3])
+    batch = SftBatches(loaded, encoder, LossOn.text).collate(phantoms[:3])
     supervised = batch["labels"] != -100
     image = batch["input_ids"] == encoder.image_token_id
     assert image.any()
