@@ -11,6 +11,7 @@ with replacement, so the error of all pictures is the truth that its bound speak
 
 import argparse
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,11 +58,23 @@ def main() -> None:
     if options.again:
         record = read_json(options.again)
     else:
-        record = {**provenance(), "answers": answered(options.run, out.parent)}
-    record["results"] = results(record["answers"])
+        answers = answered(options.run, out.parent)
+        record = {**provenance(), "answers": {name: packed(own) for name, own in answers.items()}}
+    record["results"] = results({n: unpacked(text) for n, text in record["answers"].items()})
     write_json(out, record)
     for name, value in record["results"].items():
         print(name, value, flush=True)  # noqa: T201
+
+
+def packed(pictures: Pictures) -> str:
+    """Return "0.91r0.42w 0.77r": confidences, each right or wrong, pictures apart."""
+    return " ".join("".join(f"{c:g}{'wr'[right]}" for c, right in own) for own in pictures)
+
+
+def unpacked(text: str) -> list[list[tuple[float, int]]]:
+    """Return what `packed` has written."""
+    parts = (re.findall(r"([^rw]+)([rw])", picture) for picture in text.split())
+    return [[(float(c), int(sign == "r")) for c, sign in picture] for picture in parts]
 
 
 def answered(run: Path, work: Path) -> dict[str, list[list[tuple[float, int]]]]:

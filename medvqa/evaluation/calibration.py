@@ -16,6 +16,7 @@ from medvqa.evaluation.confidence import calibration_error
 MIN_PICTURES = 20  # of each half
 COVERAGES = tuple(share / 10 for share in range(10, 0, -1))  # the thresholds that are tested
 MAX_LOG_TEMPERATURE = math.log(100)
+CLIPPED = 1e-9  # a confidence of 0 or 1 has no log-odds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class Calibration:
 
 def scale(confidence: float, temperature: float) -> float:
     """Return the confidence with its log-odds divided by the temperature (Guo et al., 2017)."""
-    clipped = min(max(confidence, 1e-9), 1 - 1e-9)
+    clipped = min(max(confidence, CLIPPED), 1 - CLIPPED)
     return 1 / (1 + math.exp(-math.log(clipped / (1 - clipped)) / temperature))
 
 
@@ -152,15 +153,15 @@ def _in_units(answers: Sequence[ConfidentAnswer]) -> list[ConfidentAnswer]:
 
 def fit_temperature(answers: Sequence[ConfidentAnswer]) -> float:
     """Return the temperature with the least negative log-likelihood of right and wrong."""
+    import numpy as np
     from scipy.optimize import minimize_scalar
 
+    chances = np.clip([answer.confidence for answer in answers], CLIPPED, 1 - CLIPPED)
+    signs = np.where([answer.is_right for answer in answers], 1, -1)
+    log_odds = signs * np.log(chances / (1 - chances))
+
     def loss(log_temperature: float) -> float:
-        chances = [scale(answer.confidence, math.exp(log_temperature)) for answer in answers]
-        likelihoods = [
-            chance if answer.is_right else 1 - chance
-            for chance, answer in zip(chances, answers, strict=True)
-        ]
-        return -sum(math.log(max(likelihood, 1e-12)) for likelihood in likelihoods)
+        return float(np.logaddexp(0, -log_odds / math.exp(log_temperature)).sum())
 
     bounds = (-MAX_LOG_TEMPERATURE, MAX_LOG_TEMPERATURE)
     return math.exp(float(minimize_scalar(loss, bounds=bounds, method="bounded").x))

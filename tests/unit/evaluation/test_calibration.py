@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from benchmarks.confidence import results, unpacked
 from medvqa.config.errors import UserError
 from medvqa.evaluation.calibration import (
     ConfidentAnswer,
@@ -17,6 +18,8 @@ from medvqa.evaluation.calibration import (
     scale,
     split_by_picture,
 )
+from medvqa.tracking.record import read_json
+from tests.conftest import ROOT
 
 MAX_ERROR, DELTA = 0.2, 0.1
 
@@ -36,20 +39,33 @@ def simulated(rng, num_pictures, *, sharpness=1.0, questions=3):
     return answers
 
 
-def true_error(calibration, population):
-    """Return the error among answered questions, averaged over pictures."""
-    losses = picture_losses([a for a in population if calibration.answers(a.confidence)])
-    return sum(losses) / len(losses) if losses else 0.0
+def true_errors(population):
+    """Return a function: a calibration's error among answered questions, averaged over pictures."""
+    confidence = np.array([answer.confidence for answer in population])
+    is_wrong = np.array([not answer.is_right for answer in population])
+    picture = np.array([int(answer.cluster) for answer in population])
+
+    def error(calibration):
+        if calibration.threshold is None:
+            return 0.0
+        lowest = scale(calibration.threshold, 1 / calibration.temperature)
+        given = confidence >= lowest
+        counts = np.bincount(picture[given])
+        return (
+            np.bincount(picture[given], is_wrong[given])[counts > 0] / counts[counts > 0]
+        ).mean()
+
+    return error
 
 
 def test_the_bound_fails_in_at_most_a_share_delta_of_200_simulated_splits():
     rng = np.random.default_rng(0)
-    population = simulated(rng, 8000, sharpness=2.0)
+    true_error = true_errors(simulated(rng, 8000, sharpness=2.0))
     violations, answered = 0, 0
     for _ in range(200):
         sample = simulated(rng, 320, sharpness=2.0)
         result = calibrate(sample, max_error=MAX_ERROR, delta=DELTA)
-        violations += true_error(result, population) > MAX_ERROR
+        violations += true_error(result) > MAX_ERROR
         answered += result.threshold is not None
     assert violations <= 200 * DELTA + 3 * math.sqrt(200 * DELTA * (1 - DELTA))
     assert answered > 100  # the bound does not hold merely because nothing is answered
@@ -175,3 +191,19 @@ def test_pictures_that_a_question_joins_are_one_unit():
             assert len({a.cluster for a in whole}) == 2
             return
     raise AssertionError("no seed puts the pictures into one half")
+
+
+def test_the_bound_and_the_temperature_hold_for_a_trained_models_answers():
+    """A fast version of benchmarks/confidence.py, on the answers that it recorded."""
+    record = read_json(ROOT / "benchmarks" / "results" / "confidence.json")
+    answers = {name: unpacked(text) for name, text in record["answers"].items()}
+    again = results(answers, num_calibrations=10)
+    assert again["accuracy"] == record["results"]["accuracy"]
+    for bound in again["bound"]:
+        assert bound["violations"] <= bound["allowed"]
+        assert bound["num_that_answer"] >= 8
+    for repaired in again["temperature"]:
+        assert repaired["temperature"] == pytest.approx(repaired["expected_temperature"], rel=0.1)
+        assert repaired["ece_held_out_after"] < repaired["ece_held_out_before"]
+    given = {name: own["answered"] for name, own in again["abstention"].items()}
+    assert given["blank"] < given["shifted"] < given["test"]
