@@ -34,7 +34,16 @@ if TYPE_CHECKING:
     from medvqa.evaluation.score_file import FileScores
     from medvqa.report.report import Report
 
-__all__ = ["UserError", "compose", "evaluate", "report", "run", "score"]
+__all__ = [
+    "ResolvedConfig",
+    "RunResult",
+    "UserError",
+    "compose",
+    "evaluate",
+    "report",
+    "run",
+    "score",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
