@@ -6,12 +6,14 @@ consistent, the config is a real one, only nobody was trained.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from medvqa.cli import register
 from medvqa.config.compose import resolved
@@ -31,12 +33,21 @@ Answer = Callable[[Example, str], str]  # of a question in a phase
 
 def config_of(overrides: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     """Return the typed config of a command line, and its plain values."""
-    register()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        cfg = compose("config", overrides=list(overrides))
+    seeds = [int(text.removeprefix("seed=")) for text in overrides if text.startswith("seed=")]
+    cfg = deepcopy(_composed(tuple(text for text in overrides if not text.startswith("seed="))))
+    if seeds:
+        cfg.seed = seeds[-1]
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, Config)
     return config, resolved(cfg)
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    """Compose once for the cells that differ in their seed alone; Hydra takes half a second."""
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return compose("config", overrides=list(overrides))
 
 
 def write_cell(
