@@ -104,12 +104,14 @@ def read_request(data: bytes, *, model: str, intake: Intake, is_lenient: bool = 
     except ToolError as error:
         raise RequestError(error.message, error.kind.value, "messages") from error
     options = body.get("stream_options") or {}
+    if not isinstance(options, dict):
+        raise RequestError("stream_options must be an object", "invalid_type", "stream_options")
     return Request(
         question=Question(
             text=accepted.query, images=accepted.images, max_new_tokens=_max_tokens(body)
         ),
         is_stream=_flag(body, "stream"),
-        has_usage=isinstance(options, dict) and options.get("include_usage") is True,
+        has_usage=options.get("include_usage") is True,
         ignored=(*ignored, *ignored_messages, *ignored_parts),
     )
 

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from medvqa.config.errors import UserError
 from medvqa.tracking.record import DamagedError, read_run
 
 # Written by a run or a command about it; `fresh=true` moves nothing else.
@@ -18,10 +19,26 @@ WRITTEN = (
 )
 
 
+# Written after run.json only.
+COMPUTED = (
+    *("metrics.jsonl", "order.jsonl", "results.json", "evaluation/*/*/metrics.json"),
+    *("checkpoints/step-*", "adapter/adapter_*"),
+)
+
+
 def has_results(directory: Path, values: Mapping[str, Any]) -> bool:
-    """Return whether the run that run.json describes has computed anything."""
-    computed = ("metrics.jsonl", "evaluation/*/*/metrics.json", "checkpoints/step-*")
-    return bool(values) and any(any(directory.glob(pattern)) for pattern in computed)
+    """Return whether the run that run.json describes has computed anything.
+
+    Raises:
+        UserError: If there are such files without run.json: a run would overwrite or continue them.
+    """
+    computed = [path for pattern in COMPUTED for path in directory.glob(pattern)]
+    if computed and not values:
+        raise UserError(
+            f"{directory} holds {computed[0].relative_to(directory)} without run.json, so nobody "
+            "knows what made it; give another directory, or move such files away"
+        )
+    return bool(computed)
 
 
 def set_aside(directory: Path) -> Path | None:

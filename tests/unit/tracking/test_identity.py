@@ -91,6 +91,13 @@ def test_a_run_that_computed_nothing_yet_may_start_with_other_settings(directory
     assert not identity.is_finished(place, changed(config, "lora", r=4), rows)
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/step-000002", "results.json"])
+def test_results_without_a_record_are_neither_continued_nor_overwritten(tmp_path, config, name):
+    (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=f"holds {name} without run.json"):
+        identity.is_finished(tmp_path, config, rows)
+
+
 def test_a_diverged_run_is_not_continued(directory, config):
     with pytest.raises(UserError, match=r"has diverged \(at step 2\); say fresh=true"):
         identity.is_finished(directory("diverged", error="at step 2"), config, rows)
