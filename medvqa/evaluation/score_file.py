@@ -95,6 +95,8 @@ def score_file(options: ScoreOptions) -> FileScores:
         UserError: If a file cannot be read, or an option names nothing that is known.
     """
     names = protocol_names(options.protocol)
+    if options.judge and JUDGED not in names:
+        raise UserError("--judge judges for --protocol medevalkit; name that protocol too")
     columns = parse_columns(options.columns) if options.columns else None
     answers = read_predictions(options.file, columns)
     others = None
@@ -104,7 +106,20 @@ def score_file(options: ScoreOptions) -> FileScores:
         scores = _own_scores(answers, options)
     else:
         scores = _protocol_scores(names, answers, others, options)
-    return replace(scores, lines=[*scores.lines, *(f"note: {note}" for note in answers.notes)])
+    notes = [*_unused(options, scores), *answers.notes]
+    return replace(scores, lines=[*scores.lines, *(f"note: {note}" for note in notes)])
+
+
+def _unused(options: ScoreOptions, scores: FileScores) -> list[str]:
+    """Return a remark on options that belong to our own scores alone."""
+    given = {
+        "--normalizer": options.normalizer != DEFAULTS.normalizer.value,
+        "--tolerance": options.tolerance != DEFAULTS.numeric_tolerance,
+    }
+    names = " and ".join(name for name, is_given in given.items() if is_given)
+    if not names or "summary" in scores.values:
+        return []
+    return [f"{names} not used: each protocol has its own rules"]
 
 
 def protocol_names(text: str) -> list[ProtocolName]:
@@ -155,7 +170,9 @@ def _protocol_scores(
     gain: dict[str, dict[str, Score]] | None = None
     if others is not None:
         gain = {
-            name.value: gains(PROTOCOLS[name], predictions, others, types=options.types)
+            name.value: gains(
+                PROTOCOLS[name], (predictions, others), types=options.types, num_samples=num_samples
+            )
             for name in names
         }
     lines: list[str] = []

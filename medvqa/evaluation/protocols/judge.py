@@ -24,7 +24,7 @@ QUESTION = (
     "Does the given answer say the same as the reference answer, in whatever words? "
     "Reply with one word: correct or incorrect."
 )
-VERDICT = re.compile(r"\b(incorrect|correct)\b")
+VERDICT = re.compile(r"\b(not correct|incorrect|correct)\b")
 NUM_REQUESTS = 8  # at once
 
 

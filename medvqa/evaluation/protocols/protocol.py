@@ -108,16 +108,17 @@ def score_protocol(
     for metric, (statistics, value) in protocol.corpus.items():
         rows = [statistics(prediction) for prediction in predictions]
         clusters = tuple(prediction.cluster for prediction in predictions)
-        scores[metric] = _corpus_score(rows, clusters, value, num_samples, seed)
+        scores[metric] = corpus_score(rows, clusters, value, num_samples=num_samples, seed=seed)
     return scores
 
 
-def _corpus_score(
+def corpus_score(
     rows: Sequence[Sequence[float]],
     clusters: Sequence[str],
     value: Callable[[Sequence[float]], float],
+    *,
     num_samples: int,
-    seed: int,
+    seed: int = 0,
 ) -> Score:
     """Return a corpus value and its interval: pictures are drawn, their statistics summed."""
     import numpy as np

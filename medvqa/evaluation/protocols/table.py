@@ -1,6 +1,7 @@
 """The protocols by name, and the tables that `medvqa score --protocol` prints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from medvqa.config.evaluation import ProtocolName
@@ -16,7 +17,13 @@ from medvqa.evaluation.protocols import (
     seed,
     substring,
 )
-from medvqa.evaluation.protocols.protocol import Protocol, Types, item_values, score_protocol
+from medvqa.evaluation.protocols.protocol import (
+    Protocol,
+    Types,
+    corpus_score,
+    item_values,
+    score_protocol,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,24 +61,41 @@ def score_protocols(
 
 def gains(
     protocol: Protocol,
-    predictions: Sequence[Prediction],
-    others: Sequence[Prediction],
+    answers: tuple[Sequence[Prediction], Sequence[Prediction]],
     *,
     types: Types | None,
+    num_samples: int,
 ) -> dict[str, Score]:
-    """Return each mean's gain over other answers to the same questions, paired, with interval."""
-    ours, theirs = (item_values(protocol, rows, types) for rows in (predictions, others))
-    metrics = dict.fromkeys(name for row in ours for name in row)
+    """Return each metric's gain of the first answers over the second ones, with its interval.
+
+    Args:
+        protocol: The rules.
+        answers: To the same questions in the same order, so that they are paired.
+        types: How closed questions are found; None for the protocol's own way.
+        num_samples: Resamples of the pictures for the interval of a corpus value.
+    """
+    ours, theirs = (item_values(protocol, rows, types) for rows in answers)
+    places = [prediction.cluster for prediction in answers[0]]
     scores = {}
-    for metric in metrics:
+    for metric in dict.fromkeys(name for row in ours for name in row):
         pairs = [
-            (a[metric] - b[metric], prediction.cluster)
-            for a, b, prediction in zip(ours, theirs, predictions, strict=True)
+            (a[metric] - b[metric], place)
+            for a, b, place in zip(ours, theirs, places, strict=True)
             if metric in a and metric in b
         ]
-        values, clusters = zip(*pairs, strict=True)
-        scores[metric] = run_mean(values, clusters, bounds=(-1, 1))
+        scores[metric] = run_mean(*zip(*pairs, strict=True), bounds=(-1, 1))
+    for metric, (statistics, value) in protocol.corpus.items():
+        rows = [(*statistics(a), *statistics(b)) for a, b in zip(*answers, strict=True)]
+        scores[metric] = corpus_score(
+            rows, places, partial(_difference, value), num_samples=num_samples
+        )
     return scores
+
+
+def _difference(value: Callable[[Sequence[float]], float], sums: Sequence[float]) -> float:
+    """Return the value of the first half's statistics less that of the second half's."""
+    middle = len(sums) // 2
+    return value(sums[:middle]) - value(sums[middle:])
 
 
 def protocol_table(
@@ -103,6 +127,8 @@ def overview_table(
                 cells.append("-")
                 continue
             lines = [metric, protocol.show(values[metric])]
+            if f"{metric} (judge)" in values:
+                lines += [f"{metric} (judge)", protocol.show(values[f"{metric} (judge)"])]
             if gain is not None:
                 lines.append(_gain(protocol, gain[name].get(metric)))
             cells.append("\n".join(lines))

@@ -1,6 +1,7 @@
 """Each protocol follows its own rules: by hand, and on real answers with known scores."""
 
 import json
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
@@ -158,11 +159,27 @@ def test_a_gain_is_paired_and_differs_by_rule():
     wordy = [row("It is not known", "no", "closed", cluster=str(i)) for i in range(4)]
     short = [row("yes", "no", "closed", cluster=str(i)) for i in range(4)]
     gained = {
-        name: gains(PROTOCOLS[ProtocolName(name)], wordy, short, types=None)
+        name: gains(PROTOCOLS[ProtocolName(name)], (wordy, short), types=None, num_samples=20)
         for name in ("llava_med", "medvqa")
     }
     assert gained["llava_med"]["yes/no accuracy"].mean == 1
     assert gained["medvqa"]["closed acc."].mean == 0
+
+
+def test_a_corpus_value_gains_what_its_two_values_differ_by():
+    answers = [
+        row(text, "a polyp in the colon", cluster=str(n))
+        for n, text in enumerate(
+            ["a polyp in the colon", "a polyp is in the colon", "one polyp in the colon there"]
+        )
+    ]
+    others = [replace(p, prediction="a polyp in a colon") for p in answers]
+    medico = PROTOCOLS[ProtocolName.medico]
+    gain = gains(medico, (answers, others), types=None, num_samples=50)["BLEU"]
+    ours, theirs = (score_protocol(medico, rows, num_samples=50)["BLEU"].mean
+                    for rows in (answers, others))  # fmt: skip
+    assert gain.mean == pytest.approx(ours - theirs)
+    assert gain.low <= gain.mean <= gain.high
 
 
 @pytest.fixture
