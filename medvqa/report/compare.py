@@ -22,6 +22,7 @@ from medvqa.report.pairs import Comparison, Settings
 from medvqa.report.rows import write_csv, write_rows
 from medvqa.report.study import Study, read_study
 from medvqa.report.table import interval, probability
+from medvqa.report.tables import detectable
 from medvqa.report.thumbnails import NONE
 from medvqa.tracking.record import FINISHED, write_json
 from medvqa.tracking.terminal import console, table
@@ -194,6 +195,8 @@ def _is_right(scored: Scored, number: int) -> bool:
 def _show(study: Study, differing: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
     rows = [_row(c) for c in study.comparisons if _is_shown(c)]
     console().print(table("paired differences, a - b", HEADER, rows))
+    if not differing:
+        return
     header = ("id", "question", "reference", *labels)
     shown = [
         (row["id"], row["question"], row["reference"],
@@ -209,16 +212,15 @@ def _is_shown(c: Comparison) -> bool:
 
 
 def _row(c: Comparison) -> tuple[str, ...]:
-    independent = probability(c.mcnemar[0].p_value) if c.mcnemar else "-"
-    detectable = "-" if c.detectable is None else f"{c.detectable:.3f}"
+    place = (c.label, SHOWN[c.metric], str(c.crossed.difference.num_examples))
+    if c.are_identical:
+        return (*place, *("-" for _ in HEADER[len(place) :]))
     return (
-        c.label,
-        SHOWN[c.metric],
-        str(c.crossed.difference.num_examples),
+        *place,
         interval(c.crossed.difference, "+"),
         probability(c.crossed.p_value),
         probability(c.p_holm),
         probability(c.permutation.p_value),
-        independent,
-        detectable,
+        probability(c.mcnemar[0].p_value) if c.mcnemar else "-",
+        detectable(c),
     )

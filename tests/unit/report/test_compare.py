@@ -71,3 +71,11 @@ def test_files_on_other_questions_and_lone_files_are_refused(tmp_path):
         main_compare([str(a)])
     with pytest.raises(UserError, match="given twice"):
         main_compare([str(a), str(a)])
+
+
+def test_files_with_the_same_answers_show_nothing_to_test(tmp_path, capsys):
+    a, b = (write(tmp_path / name, range(20)) for name in ("a.json", "b.json"))
+    printed, _ = compare(tmp_path, a, b, capsys=capsys)
+    (row,) = (line for line in printed.splitlines() if " EM " in line and "numeric" not in line)
+    assert [cell.strip() for cell in row.strip("│ ").split("│")][3:] == ["-"] * 6
+    assert "0 of 40 questions are right in some files only" in printed
