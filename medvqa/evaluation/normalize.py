@@ -16,7 +16,9 @@ TYPOGRAPHIC = {
     **dict.fromkeys(map(ord, "\u201c\u201d\u201e\u2033"), '"'),
     **dict.fromkeys(map(ord, "\u2212\u2010\u2011\u2012\u2013\u2014"), "-"),
 }
-CJK = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff])")
+CJK = re.compile(
+    "([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003134f])"
+)
 WORDS = "zero one two three four five six seven eight nine ten"
 VQA_NUMBERS = {"none": "0", **{word: str(i) for i, word in enumerate(WORDS.split())}}
 VQA_MARKS = ';/[]"{}()=+\\_-><@`,?!'

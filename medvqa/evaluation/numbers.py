@@ -5,12 +5,39 @@ from dataclasses import dataclass
 
 from medvqa.evaluation.normalize import fold
 
-WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen twenty"
+WORDS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+NUMBER_WORDS = {word: number for number, word in enumerate(WORDS)} | {
+    f"{ten}{joint}{unit}": 10 * tens + number
+    for tens, ten in enumerate(TENS, start=2)
+    for number, unit in enumerate(("", *WORDS[1:10]))
+    for joint in (("-", " ") if unit else ("",))
+}
+# The longest word first: twenty-one before twenty.
+NUMBER_WORD = re.compile(
+    rf"(?<![\w-])({'|'.join(sorted(NUMBER_WORDS, key=len, reverse=True))})(?![\w-])"
 )
-NUMBER_WORDS = {word: str(number) for number, word in enumerate(WORDS.split())}
-NUMBER_WORD = re.compile(rf"(?<![\w-])({'|'.join(NUMBER_WORDS)})(?![\w-])")
 # (dimension, scale): numbers of one dimension are compared at one scale.
 UNITS: dict[str, tuple[str, float]] = {
     **{unit: ("length", scale) for unit, scale in
@@ -44,7 +71,7 @@ class Number:
 
 def numbers(text: str) -> list[Number]:
     """Return the numbers of a text; the first of a product (12x3 mm) has the unit of the last."""
-    spelled = NUMBER_WORD.sub(lambda match: NUMBER_WORDS[match[1]], fold(text))
+    spelled = NUMBER_WORD.sub(lambda match: str(NUMBER_WORDS[match[1]]), fold(text))
     rows = []
     following = ""
     for digits, unit in reversed(NUMBER.findall(PRODUCT.sub(" x ", spelled))):

@@ -23,6 +23,8 @@ from medvqa.evaluation.numbers import numbers
         ("120ml", "120 ml", True),
         ("two", "2", True),
         ("Two.", "2", True),
+        ("twenty-one", "21", True),
+        ("Thirty five lesions", "35", True),
         ("There are (two)", "2", True),
         ("twenty", "20", True),
         ("3.4", "3.4 cm", True),  # one side names no unit
