@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from medvqa.data.example import Score
-    from medvqa.evaluation.evaluate import Evaluation
+    from medvqa.evaluation.phase_scores import Evaluation
     from medvqa.evaluation.score_file import FileScores
     from medvqa.report.report import Report
 

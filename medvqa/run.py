@@ -8,7 +8,8 @@ from typing import Any
 
 from medvqa.config.schema import Config
 from medvqa.contamination import gate
-from medvqa.evaluation.evaluate import Evaluation, Evaluator, read_evaluations
+from medvqa.evaluation.evaluate import Evaluator
+from medvqa.evaluation.phase_scores import Evaluation, read_evaluations
 from medvqa.evaluation.phases import Phases
 from medvqa.evaluation.results import headline, record_results, show_results
 from medvqa.evaluation.untrained import evaluate_only

@@ -22,8 +22,9 @@ from medvqa.config.schema import Config
 from medvqa.curriculum import plan_curriculum
 from medvqa.data.example import Example
 from medvqa.data.pool import Pool
-from medvqa.evaluation.evaluate import Evaluation, to_predictions
+from medvqa.evaluation.evaluate import to_predictions
 from medvqa.evaluation.generate import Answers
+from medvqa.evaluation.phase_scores import Evaluation
 from medvqa.evaluation.score import score_predictions, write_predictions
 from medvqa.tracking.record import JsonLines, write_json
 

@@ -15,15 +15,12 @@ from medvqa.evaluation.components import (
     METHODS,
     Component,
     Method,
-    Z,
     by_component,
-    effective_size,
     p_value,
     reach,
     standard_error,
-    t_quantile,
-    wilson,
 )
+from medvqa.evaluation.intervals import Z, effective_size, t_quantile, wilson
 from medvqa.evaluation.statistics import cluster_sums, score_matrix
 
 if TYPE_CHECKING:

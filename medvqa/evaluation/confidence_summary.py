@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from medvqa.data.example import Prediction, Score
 from medvqa.evaluation.comparison import arm_mean
-from medvqa.evaluation.components import Z, t_quantile, wilson
 from medvqa.evaluation.confidence import (
     COVERAGES,
     NUM_BINS,
@@ -18,6 +17,7 @@ from medvqa.evaluation.confidence import (
     reliability,
     risk_coverage,
 )
+from medvqa.evaluation.intervals import Z, t_quantile, wilson
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,59 +4,32 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import EvaluationConfig
-from medvqa.data.example import AnswerType, Example, Prediction, Score
+from medvqa.data.example import AnswerType, Example, Prediction
 from medvqa.evaluation import rephrasing
 from medvqa.evaluation.confidence_summary import of_predictions
 from medvqa.evaluation.generate import Answers, answering_order, even_batch_size
 from medvqa.evaluation.likelihood import ANSWERERS
+from medvqa.evaluation.phase_scores import Evaluation, read_evaluation
 from medvqa.evaluation.score import (
-    Summary,
     majority_answers,
     score_predictions,
     write_predictions,
 )
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
-from medvqa.tracking.record import read_json, read_lines, write_json, write_text
+from medvqa.tracking.record import read_lines, write_json, write_text
 from medvqa.training.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
 
 PER_ANSWER = ("texts", "cut", "num_tokens", "logprobs", "choice_probs")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """One phase on one set, as metrics.json keeps it.
-
-    Attributes:
-        phase: `zero_shot`, `majority`, `after_` with the stage that has just ended, `blind`, or
-            `final`.
-        num_cut_answers: Answers that hit `max_new_tokens`.
-        protocols: Means by protocol and its own metrics.
-    """
-
-    phase: str
-    set_name: str
-    step: int
-    summary: Summary
-    num_cut_answers: int
-    protocols: Summary = field(default_factory=dict)
-
-    def flat(self) -> dict[str, float]:
-        """Return `eval/<set>/<phase>/<group>/<metric>` -> mean, for a tracker."""
-        return {
-            f"eval/{self.set_name}/{self.phase}/{group}/{metric}": score.mean
-            for group, metrics in self.summary.items()
-            for metric, score in metrics.items()
-        }
 
 
 class Evaluator:
@@ -245,35 +218,6 @@ def shares_of_batches(
     num_batches = math.ceil(len(order) / batch_size)
     ends = [round(num_batches * share / num_shares) * batch_size for share in range(num_shares + 1)]
     return [sorted(order[start:end]) for start, end in pairwise(ends)]
-
-
-def read_evaluation(path: Path) -> Evaluation:
-    """Return the evaluation that a metrics.json holds.
-
-    Raises:
-        UserError: If it is damaged.
-    """
-    stored = read_json(path)
-    try:
-        summary, protocols = (
-            {
-                group: {metric: Score(**score) for metric, score in metrics.items()}
-                for group, metrics in stored.get(name, {}).items()
-            }
-            for name in ("summary", "protocols")
-        )
-        names = ("phase", "set_name", "step", "num_cut_answers")
-        values = {name: stored[name] for name in names}
-        return Evaluation(summary=summary, protocols=protocols, **values)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); say fresh=true to start over") from error
-
-
-def read_evaluations(directory: Path) -> list[Evaluation]:
-    """Return all evaluations of a run: the baselines, then the stages in order, then the final."""
-    found = [read_evaluation(p) for p in directory.glob("evaluation/*/*/metrics.json")]
-    rank = {"majority": 0, "zero_shot": 1, "final": 3}
-    return sorted(found, key=lambda e: (e.set_name, rank.get(e.phase, 2), e.step))
 
 
 def without_images(example: Example) -> Example:

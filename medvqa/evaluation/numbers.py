@@ -5,33 +5,15 @@ from dataclasses import dataclass
 
 from medvqa.evaluation.normalize import fold
 
-WORDS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-NUMBER_WORDS = {word: number for number, word in enumerate(WORDS)} | {
+WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen"
+)
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+NUMBER_WORDS = {word: number for number, word in enumerate(WORDS.split())} | {
     f"{ten}{joint}{unit}": 10 * tens + number
-    for tens, ten in enumerate(TENS, start=2)
-    for number, unit in enumerate(("", *WORDS[1:10]))
+    for tens, ten in enumerate(TENS.split(), start=2)
+    for number, unit in enumerate(("", *WORDS.split()[1:10]))
     for joint in (("-", " ") if unit else ("",))
 }
 # The longest word first: twenty-one before twenty.

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from medvqa.curriculum import Plan, PlannedStage
 from medvqa.data.example import Example
-from medvqa.evaluation.evaluate import Evaluation, Evaluator
+from medvqa.evaluation.evaluate import Evaluator
 from medvqa.evaluation.generate import Answers
+from medvqa.evaluation.phase_scores import Evaluation
 from medvqa.evaluation.probing import ask_probes
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel

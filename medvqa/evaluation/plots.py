@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medvqa.data.example import Example, Score
 from medvqa.evaluation.confidence_plot import draw_confidence
 from medvqa.evaluation.contact_sheet import DPI, draw_samples
-from medvqa.evaluation.evaluate import Evaluation
+from medvqa.evaluation.phase_scores import Evaluation
 from medvqa.evaluation.score import SHOWN
 from medvqa.tracking.record import read_json, read_lines
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from medvqa.data.example import Example
 from medvqa.evaluation.confidence_summary import MEASURES
-from medvqa.evaluation.evaluate import Evaluation, read_evaluations
+from medvqa.evaluation.phase_scores import Evaluation, read_evaluations
 from medvqa.evaluation.plots import draw_pictures
 from medvqa.evaluation.probing import probes_table, read_probes
 from medvqa.evaluation.protocols.table import overview_table

@@ -19,8 +19,9 @@ from medvqa.data.pool import Pool, load_sets
 from medvqa.data.verification import check_images
 from medvqa.evaluation.bertscore import check_encoder
 from medvqa.evaluation.endpoint import Endpoint
-from medvqa.evaluation.evaluate import Evaluation, Evaluator
+from medvqa.evaluation.evaluate import Evaluator
 from medvqa.evaluation.generate import Answers
+from medvqa.evaluation.phase_scores import Evaluation
 from medvqa.evaluation.phases import Phases
 from medvqa.evaluation.probing import ask_probes, more_questions
 from medvqa.evaluation.results import record_results

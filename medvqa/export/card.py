@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medvqa.evaluation.evaluate import Evaluation
+from medvqa.evaluation.phase_scores import Evaluation
 from medvqa.evaluation.score import SHOWN, cell
 from medvqa.export.merging import MERGED
 from medvqa.export.vllm import vllm_command

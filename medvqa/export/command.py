@@ -17,7 +17,7 @@ from medvqa.config.model import Device, Dtype
 from medvqa.config.schema import Config
 from medvqa.data.example import Example
 from medvqa.data.pool import load_pool, load_sets, rows_sha256
-from medvqa.evaluation.evaluate import read_evaluations
+from medvqa.evaluation.phase_scores import read_evaluations
 from medvqa.export import outside
 from medvqa.export.atomic import check_target, new_directory
 from medvqa.export.card import model_card

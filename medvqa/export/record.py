@@ -8,7 +8,7 @@ from typing import Any
 
 import medvqa
 from medvqa.evaluation.calibrate_command import recalibrated
-from medvqa.evaluation.evaluate import Evaluation
+from medvqa.evaluation.phase_scores import Evaluation
 from medvqa.export.merging import PLACE
 from medvqa.models.trained import Kind, Trained
 

@@ -14,7 +14,7 @@ from medvqa.config.command_line import CommandParser
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig, Normalizer
 from medvqa.data.example import Prediction
-from medvqa.evaluation.evaluate import Evaluation
+from medvqa.evaluation.phase_scores import Evaluation
 from medvqa.evaluation.predictions import aligned, parse_columns, read_predictions
 from medvqa.evaluation.score import SHOWN, Scored, score_predictions, write_predictions
 from medvqa.report.page import write_page

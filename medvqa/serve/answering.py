@@ -13,8 +13,8 @@ from medvqa.config.model import Device
 from medvqa.data.example import Example, ImageSource
 from medvqa.data.image import ImageBytes, image_size
 from medvqa.evaluation.calibration import scale
-from medvqa.evaluation.evaluate import read_evaluations
 from medvqa.evaluation.generate import generate
+from medvqa.evaluation.phase_scores import read_evaluations
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
 from medvqa.models.patches import Patches

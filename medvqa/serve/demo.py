@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from medvqa.config.command_line import CommandParser
 from medvqa.config.errors import UserError
 from medvqa.config.model import Device
-from medvqa.evaluation.evaluate import read_evaluations
+from medvqa.evaluation.phase_scores import read_evaluations
 from medvqa.export.card import results
 from medvqa.models.trained import Trained
 from medvqa.serve.answering import Answerer

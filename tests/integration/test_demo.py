@@ -14,7 +14,7 @@ import httpx
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from medvqa.evaluation.evaluate import read_evaluations
+from medvqa.evaluation.phase_scores import read_evaluations
 from medvqa.export.card import results
 from medvqa.serve.tool import DISCLAIMER, EMPTY
 from medvqa.tracking.record import read_lines

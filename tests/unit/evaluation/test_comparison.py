@@ -13,7 +13,8 @@ from statsmodels.stats.proportion import proportion_confint
 from benchmarks.false_positives import LEVEL, USED, analysed, studies
 from medvqa.config.errors import UserError
 from medvqa.evaluation.comparison import arm_mean, compare_arms, run_mean
-from medvqa.evaluation.components import reach, t_quantile
+from medvqa.evaluation.components import reach
+from medvqa.evaluation.intervals import t_quantile
 
 compare = partial(compare_arms, seeds_are_paired=False)
 

@@ -17,7 +17,7 @@ from medvqa.evaluation.contact_sheet import (
     draw_samples,
     wrapped,
 )
-from medvqa.evaluation.evaluate import Evaluation
+from medvqa.evaluation.phase_scores import Evaluation
 from medvqa.evaluation.plots import draw_loss, draw_metrics, draw_pictures, smoothed
 from medvqa.tracking.record import write_text
 

@@ -1,0 +1,65 @@
+"""Scores of one phase of a run on one set, as metrics.json keeps them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from medvqa.config.errors import UserError
+from medvqa.data.example import Score
+from medvqa.evaluation.score import Summary
+from medvqa.tracking.record import read_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One phase on one set, as metrics.json keeps it.
+
+    Attributes:
+        phase: `zero_shot`, `majority`, `after_` with the stage that has just ended, `blind`, or
+            `final`.
+        num_cut_answers: Answers that hit `max_new_tokens`.
+        protocols: Means by protocol and its own metrics.
+    """
+
+    phase: str
+    set_name: str
+    step: int
+    summary: Summary
+    num_cut_answers: int
+    protocols: Summary = field(default_factory=dict)
+
+    def flat(self) -> dict[str, float]:
+        """Return `eval/<set>/<phase>/<group>/<metric>` -> mean, for a tracker."""
+        return {
+            f"eval/{self.set_name}/{self.phase}/{group}/{metric}": score.mean
+            for group, metrics in self.summary.items()
+            for metric, score in metrics.items()
+        }
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Return the evaluation that a metrics.json holds.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    stored = read_json(path)
+    try:
+        summary, protocols = (
+            {
+                group: {metric: Score(**score) for metric, score in metrics.items()}
+                for group, metrics in stored.get(name, {}).items()
+            }
+            for name in ("summary", "protocols")
+        )
+        names = ("phase", "set_name", "step", "num_cut_answers")
+        values = {name: stored[name] for name in names}
+        return Evaluation(summary=summary, protocols=protocols, **values)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); say fresh=true to start over") from error
+
+
+def read_evaluations(directory: Path) -> list[Evaluation]:
+    """Return all evaluations of a run: the baselines, then the stages in order, then the final."""
+    found = [read_evaluation(p) for p in directory.glob("evaluation/*/*/metrics.json")]
+    rank = {"majority": 0, "zero_shot": 1, "final": 3}
+    return sorted(found, key=lambda e: (e.set_name, rank.get(e.phase, 2), e.step))
