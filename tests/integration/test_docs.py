@@ -65,12 +65,16 @@ def test_a_documented_command_is_understood(words, monkeypatch):
     if name in ("train", "evaluate"):
         return
 
-    def parse(parser, argv):
-        parser.parse_known_args(argv)
-        raise ParsedError
+    def stopping(parse):
+        def parse_alone(parser, argv):
+            parse(parser, argv)
+            raise ParsedError
+
+        return parse_alone
 
     for method in ("parse_args", "parse_intermixed_args"):
-        monkeypatch.setattr(argparse.ArgumentParser, method, parse)
+        parse = getattr(argparse.ArgumentParser, method)
+        monkeypatch.setattr(argparse.ArgumentParser, method, stopping(parse))
     module, _, function = HANDLERS[name].partition(":")
     with pytest.raises(ParsedError):
         getattr(import_module(module), function)(arguments)
