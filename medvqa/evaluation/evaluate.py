@@ -2,10 +2,8 @@
 
 import json
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +12,7 @@ from medvqa.config.evaluation import EvaluationConfig
 from medvqa.data.example import AnswerType, Example, Prediction
 from medvqa.evaluation import rephrasing
 from medvqa.evaluation.confidence_summary import of_predictions
-from medvqa.evaluation.generate import Answers, answering_order, even_batch_size
+from medvqa.evaluation.generate import Answers
 from medvqa.evaluation.likelihood import ANSWERERS
 from medvqa.evaluation.phase_scores import Evaluation, read_evaluation
 from medvqa.evaluation.score import (
@@ -22,14 +20,13 @@ from medvqa.evaluation.score import (
     score_predictions,
     write_predictions,
 )
+from medvqa.evaluation.shares import PER_ANSWER, answers_of_ranks
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
 from medvqa.tracking.record import read_lines, write_json, write_text
 from medvqa.training.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
-
-PER_ANSWER = ("texts", "cut", "num_tokens", "logprobs", "choice_probs")
 
 
 class Evaluator:
@@ -114,27 +111,12 @@ class Evaluator:
         self, loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], description: str
     ) -> Answers:
         """Return all answers in the set's order; each rank answers its share."""
-        size = even_batch_size(len(examples), self.config.batch_size)
-        config = replace(self.config, batch_size=size)
-        shares = shares_of_batches(examples, size, self.ranks.size)
-        own = [examples[index] for index in shares[self.ranks.rank]]
-        mine = ANSWERERS[self.config.scoring](loaded, encoder, own, config, description)
-        parts = list(zip(shares, self.ranks.gather(mine), strict=True))
-        rows = {
-            index: row
-            for share, part in parts
-            for index, row in zip(
-                share, zip(*(getattr(part, name) for name in PER_ANSWER), strict=True), strict=True
-            )
-        }
-        likelihoods = {
-            share[place]: values
-            for share, part in parts
-            for place, values in part.likelihoods.items()
-        }
-        in_order = zip(*(rows[index] for index in range(len(examples))), strict=True)
-        values = dict(zip(PER_ANSWER, in_order, strict=True))
-        return Answers(**values, decoding=mine.decoding, likelihoods=likelihoods)
+
+        def answer(own: Sequence[Example], batch_size: int) -> Answers:
+            config = replace(self.config, batch_size=batch_size)
+            return ANSWERERS[config.scoring](loaded, encoder, own, config, description)
+
+        return answers_of_ranks(answer, examples, self.config.batch_size, self.ranks)
 
     def _score(
         self,
@@ -204,20 +186,6 @@ class Evaluator:
             damage = str(error)
         log.warning("%s/%s is evaluated again: %s", phase, name, damage)
         return None
-
-
-def shares_of_batches(
-    examples: Sequence[Example], batch_size: int, num_shares: int
-) -> list[list[int]]:
-    """Divide the questions so that each share is answered in batches that one process would make.
-
-    Rounding depends on what is computed together: answers do not depend on the number of GPUs.
-    Returns the places of each share's examples, in the order of the set.
-    """
-    order = answering_order(examples)
-    num_batches = math.ceil(len(order) / batch_size)
-    ends = [round(num_batches * share / num_shares) * batch_size for share in range(num_shares + 1)]
-    return [sorted(order[start:end]) for start, end in pairwise(ends)]
 
 
 def without_images(example: Example) -> Example:
