@@ -51,6 +51,18 @@ LLAVA_ONEVISION = (
     "{% if c.type == 'text' %}\n{{ c.text }}{% endif %}{% endfor %}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+GLM4V = (
+    "[gMASK]<sop>{% for m in messages %}<|{{ m.role }}|>\n{% for c in m.content %}"
+    "{% if c.type == 'image' %}<|begin_of_image|><|image|><|end_of_image|>"
+    "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+LLAVA = (
+    "{% for m in messages %}{{ m.role | upper }}: {% for c in m.content %}"
+    "{% if c.type == 'image' %}<image>\n{% endif %}{% endfor %}{% for c in m.content %}"
+    "{% if c.type == 'text' %}{{ c.text }} {% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
 GEMMA = (
     "{{ bos_token }}{% for m in messages %}<start_of_turn>"
     "{{ 'model' if m.role == 'assistant' else m.role }}\n{% for c in m.content %}"
@@ -331,6 +343,64 @@ def llava_onevision(shared: Path, vocabulary: Path | None = None) -> tuple[Any, 
     )
 
 
+def glm4v(shared: Path, vocabulary: Path | None = None) -> tuple[Any, Any]:
+    """GLM-4V, whose template writes no end of turn."""
+    special = {"image_token": "<|image|>", "video_token": "<|video|>"}
+    tokenizer = tiny_tokenizer(GLM4V, special, vocabulary, eos="<|endoftext|>")
+    names = ["<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": [*names, "<|user|>"]})
+    ids = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    config = transformers.Glm4vConfig(
+        tie_word_embeddings=False,
+        text_config={
+            **TEXT,
+            "vocab_size": len(tokenizer),
+            "rope_parameters": {**rope, "partial_rotary_factor": 1.0},
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={
+            **{"depth": 2, "hidden_size": 16, "num_heads": 2, "image_size": 28, "patch_size": 7},
+            **{"out_hidden_size": 32, "intermediate_size": 32, "initializer_range": 0.2},
+        },
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
+        image_start_token_id=ids["<|begin_of_image|>"],
+        image_end_token_id=ids["<|end_of_image|>"],
+        video_start_token_id=ids["<|begin_of_video|>"],
+        video_end_token_id=ids["<|end_of_video|>"],
+    )
+    images = transformers.Glm4vImageProcessor(
+        size={"shortest_edge": 28 * 28, "longest_edge": 56 * 56}, patch_size=7
+    )
+    videos = transformers.Glm4vVideoProcessor(patch_size=7)
+    return config, transformers.Glm4vProcessor(images, tokenizer, videos, chat_template=GLM4V)
+
+
+def llava(shared: Path, vocabulary: Path | None = None) -> tuple[Any, Any]:
+    """LLaVA 1.5, whose template writes names of speakers and no end of turn."""
+    special = {"image_token": "<image>"}
+    tokenizer = tiny_tokenizer(LLAVA, special, vocabulary, eos="</s>", bos="<s>")
+    config = transformers.LlavaConfig(
+        tie_word_embeddings=False,
+        text_config={**TEXT, "model_type": "llama", "vocab_size": len(tokenizer)},
+        vision_config={**VISION, "model_type": "clip_vision_model"},
+        image_token_index=tokenizer.image_token_id,
+        image_seq_length=16,
+    )
+    images = transformers.CLIPImageProcessor(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
+    )
+    return config, transformers.LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=7,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA,
+    )
+
+
 Builder = Callable[..., tuple[Any, Any]]
 FAMILIES: dict[str, Builder] = {
     "qwen2_5_vl": qwen2_5_vl,
@@ -340,8 +410,17 @@ FAMILIES: dict[str, Builder] = {
     "internvl": internvl,
     "smolvlm": smolvlm,
     "llava_onevision": llava_onevision,
+    "glm4v": glm4v,
+    "llava": llava,
 }
-MADE_HERE = ("gemma3", "internvl", "smolvlm", "llava_onevision")  # need no file of `shared`
+MADE_HERE = (
+    "gemma3",
+    "internvl",
+    "smolvlm",
+    "llava_onevision",
+    "glm4v",
+    "llava",
+)  # need no file of `shared`
 
 
 def save_tiny(family: str, directory: Path, shared: Path) -> None:

@@ -223,10 +223,13 @@ def _within_memory(
     try:
         return engine.answer(samples, max_new_tokens)
     except torch.OutOfMemoryError:
-        if len(samples) == 1:
+        has_released = engine.release_memory()
+        if len(samples) == 1 and not has_released:
             raise
-        log.warning("out of memory with %d questions at once: half of them", len(samples))
     torch.cuda.empty_cache()
+    if has_released:  # training's captured passes
+        return _within_memory(engine, samples, max_new_tokens, end_token_id)
+    log.warning("out of memory with %d questions at once: half of them", len(samples))
     middle = len(samples) // 2
     halves = [
         _within_memory(engine, part, max_new_tokens, end_token_id)

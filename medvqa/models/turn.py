@@ -9,7 +9,8 @@ from medvqa.config.prompt import PromptConfig
 from medvqa.models.prompt import DEFAULT, Message, user_message
 
 # Their template writes a space before the newline of an answer, but not into the prompt: the
-# answer's turn is the prompt, the answer and the tokenizer's end of text.
+# answer's turn is the prompt, the answer and the tokenizer's end of text. So it is where a template
+# writes no end of turn.
 OWN_TURN = ("LlavaOnevisionProcessor",)
 PROBE = "yes"
 
@@ -49,18 +50,25 @@ class Template:
                 "the prompt; choose an instruction-tuned model"
             )
         self._has_own_turn = type(processor).__name__ in OWN_TURN
-        tokenizer = processor.tokenizer
+        end = self._find_end()
+        if end is None:  # LLaVA 1.5, GLM-4V: the next speaker's name would follow
+            self._has_own_turn = True
+            end = self._find_end()
+        if end is None:
+            raise UserError(
+                "the model's chat template writes no end of turn behind an answer, and its "
+                "tokenizer has no end of text: the model would not learn to stop"
+            )
+        self.end_token_id = end
+        self._end = str(processor.tokenizer.convert_ids_to_tokens(end))
+
+    def _find_end(self) -> int | None:
+        """Return the first special token behind an answer."""
+        tokenizer = self.processor.tokenizer
         _, _, rest = self._split(self._message("", num_images=0), PROBE)
         added = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special}
         special = added.union(tokenizer.all_special_ids)
-        end = next((token for token in rest if token in special), None)
-        if end is None:
-            raise UserError(
-                "the model's chat template writes no end of turn behind an answer: the model would "
-                "not learn to stop"
-            )
-        self.end_token_id = end
-        self._end = str(tokenizer.convert_ids_to_tokens(end))
+        return next((token for token in rest if token in special), None)
 
     def prompt(self, question: str, *, num_images: int) -> str:
         """Return the text that the model is given, with one marker per picture."""
@@ -90,11 +98,11 @@ class Template:
         """Return the prompt, and what follows it as text and as token ids."""
         prompt = self._render([message], prompt=True)
         reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        whole = (
-            f"{prompt}{answer.strip()}{self.processor.tokenizer.eos_token}"
-            if self._has_own_turn
-            else self._render([message, reply])
-        )
+        whole = self._render([message, reply])
+        if self._has_own_turn:
+            is_continued = whole.startswith(prompt)
+            body = whole[len(prompt) :].rstrip() if is_continued else answer.strip()
+            whole = f"{prompt}{body}{self.processor.tokenizer.eos_token or ''}"
         prompt_ids, ids = tokenize(self.processor, prompt), tokenize(self.processor, whole)
         if not whole.startswith(prompt) or ids[: len(prompt_ids)] != prompt_ids:
             raise UserError(

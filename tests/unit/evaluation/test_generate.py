@@ -125,6 +125,27 @@ def test_a_batch_that_does_not_fit_is_halved(tiny, encoder, mixed, monkeypatch, 
     assert "out of memory with 24 questions at once: half of them" in caplog.text
 
 
+def test_memory_that_only_saves_time_is_given_back_before_a_batch_is_halved(
+    tiny, encoder, mixed, monkeypatch, caplog
+):
+    expected = answer(tiny, encoder, mixed)
+    real, held = FusedEngine.answer, [True]
+
+    def crowded(engine, samples, max_new_tokens):
+        if held[0]:
+            raise torch.OutOfMemoryError("training's captured passes fill the GPU")
+        return real(engine, samples, max_new_tokens)
+
+    def release(engine):
+        held[0], before = False, held[0]
+        return before
+
+    monkeypatch.setattr(FusedEngine, "answer", crowded)
+    monkeypatch.setattr(FusedEngine, "release_memory", release)
+    assert answer(tiny, encoder, mixed, batch_size=24) == expected
+    assert "half of them" not in caplog.text
+
+
 def test_the_engine_looks_at_the_layers_once_per_model(tiny, encoder, mixed, monkeypatch):
     built = []
     real = FusedEngine.__init__

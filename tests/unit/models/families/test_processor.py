@@ -14,7 +14,7 @@ from medvqa.models.encode import Encoder
 from medvqa.models.load import load_model
 from medvqa.models.source import load_processor
 from tests.conftest import SHARED, PngImage
-from tests.tiny_models import MADE_HERE, save_tiny
+from tests.tiny_models import save_tiny
 
 # Option, and the tokens that a picture of 120 x 60 pixels adds without and with it.
 OPTIONS = {
@@ -22,10 +22,11 @@ OPTIONS = {
     "internvl": {"crop_to_patches": False},
     "smolvlm": {"size": {"longest_edge": 28}},
     "llava_onevision": {"image_grid_pinpoints": [[28, 28]]},
+    "glm4v": {"size": {"shortest_edge": 784, "longest_edge": 784}},
 }
 
 
-@pytest.fixture(scope="module", params=MADE_HERE)
+@pytest.fixture(scope="module", params=OPTIONS)
 def base(request, tmp_path_factory):
     place = tmp_path_factory.mktemp(request.param)
     save_tiny(request.param, place, SHARED)
@@ -33,7 +34,7 @@ def base(request, tmp_path_factory):
 
 
 def family_of(base):
-    return next(name for name in MADE_HERE if name in base.path)
+    return next(name for name in OPTIONS if name in base.path)
 
 
 @pytest.fixture
