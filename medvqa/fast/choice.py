@@ -23,8 +23,8 @@ ComputeEngine = Union[PlainEngine, "FusedEngine"]  # both have the same methods
 log = logging.getLogger(__name__)
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # whose layers the fused engine computes
-# Measured with Qwen3-VL-8B on one H100; docs/engine.md has the tables.
-COST = "a step takes about 2.7 times as long as a fused one would, an answer about 10 times"
+# Measured on one H100 with InternVL 3 8B, against Qwen3-VL-8B; docs/models.md has the table.
+COST = "a step takes about 1.4 times as long as a fused one would, an answer about 8 times"
 LINE = "compute path: %(backend)s backend, %(engine)s engine, %(decoding)s decoding: %(reason)s"
 
 
@@ -120,7 +120,10 @@ def path_of(
 
 def _reason(family: str, backend: Backend, *, is_supported: bool, on_gpu: bool) -> str:
     if backend is Backend.unsloth:
-        return "as configured; Unsloth's kernels replace the layers that the fused engine needs"
+        return (
+            "as configured; Unsloth's kernels replace the layers that the fused engine needs, and "
+            "its own trainer takes steps faster (training.trainer=trl)"
+        )
     if not is_supported:
         return f"the fused engine does not support {family}; {COST}"
     if not on_gpu:
