@@ -118,32 +118,17 @@ def write_results(
         evaluations: All of the run.
         values: What run.json holds so far.
     """
-    config, plan = values["config"], values["plan"]
-    training = config["training"]
+    config = values["config"]
     sets = dict.fromkeys(evaluation.set_name for evaluation in evaluations)
     results = {
         "schema_version": SCHEMA_VERSION,
         "run_id": values["run_id"],
         "run": directory.name,
-        "choices": {
-            "model": config["model"]["name"],
-            "load_in_4bit": config["model"]["load_in_4bit"],
-            "max_pixels": config["model"]["max_pixels"],
-            "data": config["data"]["name"],
-            "data_seed": config["data"]["seed"],
-            "curriculum": config["curriculum"]["name"],
-            "lora": config["lora"],
-            "training": training,
-        },
+        "choices": _choices(config),
         "overrides": values["overrides"],
         "seed": config["seed"],
-        "budget": {
-            "num_steps": plan["num_steps"],
-            "batch_size": training["micro_batch_size"] * training["accumulation_steps"],
-            "num_examples": sum(stage["num_examples"] for stage in plan["stages"]),
-            "stages": plan["stages"],
-        },
-        "order_sha256": plan["order_sha256"],
+        "budget": _budget(config, values["plan"]),
+        "order_sha256": values["plan"]["order_sha256"],
         "data": {
             name: {key: pool[key] for key in ("num_examples", "num_images", "sha256")}
             for name, pool in values["data"].items()
@@ -151,24 +136,51 @@ def write_results(
         "contamination": values.get("contamination"),
         "code": values["git"],
         "packages": values["environment"]["packages"],
-        "loss": {
-            "final": values["training"]["final_loss"],
-            "average": values["training"]["average_loss"],
-        },
+        "loss": {name: values["training"][f"{name}_loss"] for name in ("final", "average")},
         "protocol": {name: _protocol(directory, name) for name in sets},
         "headline": values.get("headline"),
         "interval": INTERVAL,
+        **_scores(evaluations),
+        "probes": [asdict(probe) for probe in read_probes(directory)],
+    }
+    write_json(directory / "results.json", results)
+
+
+def _choices(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was chosen; what only training uses is None where nothing was trained."""
+    is_trained = not config.get("only_evaluate")
+    return {
+        "model": config.get("model_name") or config["model"]["name"],
+        "load_in_4bit": config["model"]["load_in_4bit"],
+        "max_pixels": config["model"]["max_pixels"],
+        "data": config["data"]["name"],
+        "data_seed": config["data"]["seed"],
+        "curriculum": config["curriculum"]["name"] if is_trained else None,
+        "lora": config["lora"] if is_trained else None,
+        "training": config["training"] if is_trained else None,
+        "adapter": config.get("adapter"),
+        "endpoint": config.get("endpoint"),
+    }
+
+
+def _budget(config: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+    training = config["training"]
+    return {
+        "num_steps": plan["num_steps"],
+        "batch_size": training["micro_batch_size"] * training["accumulation_steps"],
+        "num_examples": sum(stage["num_examples"] for stage in plan["stages"]),
+        "stages": plan["stages"],
+    }
+
+
+def _scores(evaluations: Sequence[Evaluation]) -> dict[str, list[dict[str, Any]]]:
+    """Return one row per set, phase, group and metric, and one per protocol and its metric."""
+    return {
         "scores": [
-            {
-                "set": evaluation.set_name,
-                "phase": evaluation.phase,
-                "step": evaluation.step,
-                "group": group,
-                "metric": metric,
-                **asdict(score),
-            }
-            for evaluation in evaluations
-            for group, scores in evaluation.summary.items()
+            {"set": e.set_name, "phase": e.phase, "step": e.step, "group": group,
+             "metric": metric, **asdict(score)}
+            for e in evaluations
+            for group, scores in e.summary.items()
             for metric, score in scores.items()
         ],
         "protocols": [
@@ -177,9 +189,7 @@ def write_results(
             for name, scores in e.protocols.items()
             for metric, s in scores.items()
         ],
-        "probes": [asdict(probe) for probe in read_probes(directory)],
-    }
-    write_json(directory / "results.json", results)
+    }  # fmt: skip
 
 
 def _protocol(directory: Path, set_name: str) -> dict[str, Any]:
