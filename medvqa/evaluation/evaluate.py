@@ -20,7 +20,7 @@ from medvqa.evaluation.score import (
     score_predictions,
     write_predictions,
 )
-from medvqa.evaluation.shares import PER_ANSWER, answers_of_ranks
+from medvqa.evaluation.shares import answers_of_ranks
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
 from medvqa.tracking.record import read_lines, write_json, write_text
@@ -60,10 +60,10 @@ class Evaluator:
 
         def answer(name: str, examples: Sequence[Example]) -> Answers:
             shown = examples if show_images else [without_images(e) for e in examples]
-            count = self.config.rephrasings if phase in rephrasing.PHASES else 0
-            asked = [*shown, *rephrasing.all_rephrased(shown, count)]
-            every = self.answers(loaded, encoder, asked, f"{phase}: answering {name}")
-            answers = with_rephrased(every, len(shown))
+            description = f"{phase}: answering {name}"
+            answers = self.with_rephrasings(
+                phase, shown, lambda asked: self.answers(loaded, encoder, asked, description)
+            )
             if answers.num_cut:
                 log.warning(
                     "%s/%s: %d of %d answers were cut at evaluation.max_new_tokens=%d",
@@ -106,6 +106,17 @@ class Evaluator:
                 )
             results.append(result)
         return results
+
+    def with_rephrasings(
+        self,
+        phase: str,
+        examples: Sequence[Example],
+        answer: Callable[[Sequence[Example]], Answers],
+    ) -> Answers:
+        """Return the answers, each with those to its rephrasings where these are configured."""
+        count = self.config.rephrasings if phase in rephrasing.PHASES else 0
+        every = answer([*examples, *rephrasing.all_rephrased(examples, count)])
+        return rephrasing.with_rephrased(every, len(examples))
 
     def answers(
         self, loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], description: str
@@ -194,18 +205,6 @@ def without_images(example: Example) -> Example:
     A grey picture instead would be a picture too, one that training never saw.
     """
     return replace(example, images=(), image_ids=())
-
-
-def with_rephrased(answers: Answers, num_questions: int) -> Answers:
-    """Return the first answers, each with its equal share of the rest: those to rephrasings."""
-    count = len(answers.texts) // num_questions - 1
-    if not count:
-        return answers
-    rest = answers.texts[num_questions:]
-    values = {name: getattr(answers, name)[:num_questions] for name in PER_ANSWER}
-    likelihoods = {p: values for p, values in answers.likelihoods.items() if p < num_questions}
-    rephrased = tuple(rest[start : start + count] for start in range(0, len(rest), count))
-    return replace(answers, **values, likelihoods=likelihoods, rephrased=rephrased)
 
 
 def to_predictions(examples: Sequence[Example], answers: Answers) -> list[Prediction]:

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 ChoiceProbs = dict[str, float]
 YES_NO = ("yes", "no")
+PER_ANSWER = ("texts", "cut", "num_tokens", "logprobs", "choice_probs")  # fields of `Answers`
 ENCODING_THREADS = 4  # on a GPU, which would otherwise wait for pictures to be decoded
 
 

@@ -5,10 +5,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from medvqa.data.example import Example
-from medvqa.evaluation.generate import Answers, answering_order, even_batch_size
+from medvqa.evaluation.generate import PER_ANSWER, Answers, answering_order, even_batch_size
 from medvqa.training.ranks import Ranks
-
-PER_ANSWER = ("texts", "cut", "num_tokens", "logprobs", "choice_probs")
 
 
 def answers_of_ranks(

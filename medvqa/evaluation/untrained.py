@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from medvqa.data.pool import Pool, load_sets
 from medvqa.data.verification import check_images
 from medvqa.evaluation.bertscore import check_encoder
 from medvqa.evaluation.endpoint import Endpoint
-from medvqa.evaluation.evaluate import Evaluator
+from medvqa.evaluation.evaluate import Evaluator, without_images
 from medvqa.evaluation.generate import Answers
 from medvqa.evaluation.phase_scores import Evaluation
 from medvqa.evaluation.phases import Phases
@@ -106,13 +107,22 @@ def _served(config: Config, evaluator: Evaluator, keeper: RunRecord) -> list[Eva
     keeper.update(model={"source": config.endpoint, "served_as": config.model_name})
     endpoint = Endpoint(config.endpoint, config.model_name, config.prompt, config.evaluation)
 
-    def answer(name: str, examples: Sequence[Example]) -> Answers:
-        return endpoint.answer(examples, evaluator.place("final", name) / "served.jsonl")
+    def answer(phase: str, name: str, examples: Sequence[Example]) -> Answers:
+        cache = evaluator.place(phase, name) / "served.jsonl"
+        return evaluator.with_rephrasings(
+            phase, examples, lambda all_: endpoint.answer(all_, cache)
+        )
+
+    def answer_blind(name: str, examples: Sequence[Example]) -> Answers:
+        return answer("blind", name, [without_images(example) for example in examples])
 
     def answer_probe(place: Path, examples: Sequence[Example]) -> Answers:
         return endpoint.answer(examples, place / "served.jsonl")
 
     with keeper.phase("evaluate"):
-        final = evaluator.phase("final", 0, answer, device="cpu", images="shown")
+        final = evaluator.phase("final", 0, partial(answer, "final"), device="cpu", images="shown")
+        if config.evaluation.blind:
+            evaluator.phase("blind", 0, answer_blind, device="cpu", images="removed")
+            evaluator.join_blind()
         ask_probes(evaluator, answer_probe, 0)
         return final

@@ -122,3 +122,19 @@ def test_a_server_gets_our_prompt_and_an_interrupted_evaluation_asks_only_the_re
     num_asked = len(_Server.bodies)
     evaluate(tmp_path / "served", *options)
     assert len(_Server.bodies) == num_asked
+
+
+def test_a_server_is_asked_probes_rephrasings_and_without_the_pictures(tmp_path: Path, server):
+    options = (
+        *(f"endpoint={server}", "model_name=other", "evaluation.blind=true"),
+        *("evaluation.probes=[leading,fake]", "evaluation.rephrasings=1"),
+    )
+    rows = evaluate(tmp_path / "served", *options)
+    assert all((row["rephrased"], row["agreement"]) == (["yes"], 1) for row in rows)
+    assert all(row["blind_prediction"] == "yes" for row in rows)
+    probes = {p["probe"]: p for p in read_json(tmp_path / "served/results.json")["probes"]}
+    assert probes["fake"]["scores"]["affirms_closed"]["mean"] == 1  # the server says yes to all
+    num_asked = [sum(p["type"] == "image_url" for p in body["messages"][0]["content"])
+                 for body in _Server.bodies]  # fmt: skip
+    assert num_asked.count(0) == 6
+    assert len(num_asked) == 6 * 3 + sum(p["num_questions"] for p in probes.values())
