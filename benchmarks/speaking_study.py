@@ -1,0 +1,287 @@
+r"""The study on the speaking base: one record of all cells, and what its preregistration asks.
+
+    python -m benchmarks.speaking_study record multirun/study --out docs/study/speaking.json
+    python -m benchmarks.speaking_study accept docs/study/speaking_acceptance.json
+    python -m benchmarks.speaking_study analyse docs/study/speaking.json --out ANALYSIS.json
+
+The record holds, per cell, config choices and per question exact match, F1 and the probability of
+yes. The folds of an arm, a budget and a seed are joined, so each question stands once in each row.
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from medvqa.config.evaluation import Normalizer
+from medvqa.evaluation.comparison import arm_mean, compare_arms
+from medvqa.evaluation.normalize import normalize
+from medvqa.evaluation.statistics import holm
+from medvqa.tracking.record import read_json, read_lines, write_json
+
+FOLDS = 5
+MARGIN, LEVEL = 0.03, 0.05
+PRIMARY = (("open_first", "closed_only", "closed"), ("open_first", "mixed", "open"))
+METRIC = {"closed": "exact_match", "open": "f1"}
+Row = dict[str, Any]
+
+
+def share_of_yes(row: Row) -> float | None:
+    """Return P(yes) / (P(yes) + P(no)) of a question that is answered with one of both."""
+    if label(row) is None or not row["choice_probs"]:
+        return None
+    yes, no = (float(row["choice_probs"][name]) for name in ("yes", "no"))
+    return round(yes / (yes + no), 4) if yes + no else 0.5
+
+
+def label(row: Row) -> str | None:
+    """Return yes or no where that is the reference of a closed question."""
+    text = normalize(row["references"][0], Normalizer["squad"])
+    return text if row["answer_type"] == "closed" and text in ("yes", "no") else None
+
+
+def read_cell(directory: Path, sets: dict[str, Any]) -> Row:
+    """Return a finished cell; what its questions are goes into `sets` once per fold."""
+    run = read_json(directory / "run.json")
+    config = run["config"]
+    fold = config["data"]["split"].removeprefix("train_")
+    phases = {}
+    for path in sorted(directory.glob("evaluation/*/test/predictions.jsonl")):
+        rows = sorted(read_lines(path), key=lambda row: str(row["id"]))
+        about = {
+            "ids": [row["id"] for row in rows],
+            "kinds": [row["answer_type"] for row in rows],
+            "clusters": [row["cluster"] for row in rows],
+            "labels": [label(row) for row in rows],
+        }
+        if sets.setdefault(fold, about) != about:
+            raise SystemExit(f"{directory}: {fold} has other questions than the first cell's")
+        phases[path.parent.parent.name] = {
+            "exact_match": "".join("1" if row["exact_match"] else "0" for row in rows),
+            "f1": [round(row["f1"], 3) for row in rows],
+            "yes": [share_of_yes(row) for row in rows if label(row)],
+        }
+    return {
+        "arm": config["curriculum"]["name"],
+        "fold": fold,
+        "seed": config["seed"],
+        "max_steps": config["training"]["max_steps"],
+        "learning_rate": config["training"]["learning_rate"],
+        "final_loss": run["training"]["final_loss"],
+        "order_sha256": run["plan"]["order_sha256"],
+        "engine": run["compute_path"]["engine"],
+        "seconds": run["seconds"],
+        "phases": phases,
+    }
+
+
+def record(directories: list[Path], out: Path) -> None:
+    """Write the record of all finished cells below the directories."""
+    sets: dict[str, Any] = {}
+    cells, unfinished, environment = [], 0, {}
+    for path in sorted(p for d in directories for p in d.rglob("run.json")):
+        run = read_json(path)
+        if run.get("state") == "finished":
+            cells.append(read_cell(path.parent, sets))
+            environment = run["environment"]
+        else:
+            unfinished += 1
+    known = {k: environment.get(k) for k in ("python", "platform", "num_cpus", "gpus")}
+    values = {"environment": known, "unfinished": unfinished, "sets": sets, "cells": cells}
+    out.write_text(json.dumps(values, separators=(",", ":")) + "\n")
+    sys.stdout.write(f"{len(cells)} cells, {unfinished} unfinished\n")
+
+
+class Study:
+    """A record, asked by arm, budget and kind of question.
+
+    Attributes:
+        rows: (arm, budget) -> phase -> one joined row of cells per seed that has all folds.
+    """
+
+    def __init__(self, values: Row, by: str = "max_steps") -> None:
+        self._sets = dict(sorted(values["sets"].items()))
+        grouped: dict[Any, dict[int, dict[str, Row]]] = defaultdict(lambda: defaultdict(dict))
+        for cell in values["cells"]:
+            grouped[cell["arm"], cell[by]][cell["seed"]][cell["fold"]] = cell
+        self.rows = {
+            key: [folds for _, folds in sorted(seeds.items()) if len(folds) == len(self._sets)]
+            for key, seeds in grouped.items()
+        }
+
+    def about(self, name: str) -> list[Any]:
+        """Return one value per question over all folds: `kinds`, `clusters` or `labels`."""
+        return [value for about in self._sets.values() for value in about[name]]
+
+    def scores(self, key: Any, kind: str, metric: str, phase: str = "final") -> list[list[float]]:
+        """Return (seeds, questions of the kind)."""
+        is_kind = [own == kind for own in self.about("kinds")]
+        return [
+            [
+                float(value)
+                for value, own in zip(self._joined(folds, phase, metric), is_kind, strict=True)
+                if own
+            ]
+            for folds in self.rows[key]
+        ]
+
+    def clusters(self, kind: str) -> list[str]:
+        """Return the picture of each question of the kind."""
+        pairs = zip(self.about("clusters"), self.about("kinds"), strict=True)
+        return [str(cluster) for cluster, own in pairs if own == kind]
+
+    def areas(self, key: Any) -> list[float]:
+        """Return each seed's area under the ROC curve of yes against no, the mean over folds."""
+        return [
+            sum(
+                area(self._sets[fold]["labels"], cell["phases"]["final"]["yes"])
+                for fold, cell in folds.items()
+            )
+            / len(folds)
+            for folds in self.rows[key]
+        ]
+
+    def _joined(self, folds: dict[str, Row], phase: str, metric: str) -> Iterator[Any]:
+        for fold in self._sets:
+            yield from folds[fold]["phases"][phase][metric]
+
+
+def area(labels: list[str | None], shares: list[float]) -> float:
+    """Return the probability that a question with the answer yes has the higher share of yes."""
+    answers = [text for text in labels if text]
+    sides = [
+        [share for share, text in zip(shares, answers, strict=True) if text == name]
+        for name in ("yes", "no")
+    ]
+    return float(stats.mannwhitneyu(*sides).statistic) / (len(sides[0]) * len(sides[1]))
+
+
+def accept(path: Path) -> list[Row]:
+    """Return the difference to the majority answer by type, per learning rate and kind."""
+    study = Study(read_json(path), by="learning_rate")
+    return [
+        {
+            "learning_rate": key[1],
+            "questions": kind,
+            "phase": phase,
+            **_difference(
+                study.scores(key, kind, "exact_match", phase),
+                study.scores(key, kind, "exact_match", "majority"),
+                study.clusters(kind),
+            ),
+        }
+        for key in study.rows
+        for phase in ("final", "final_blind", "blind", "zero_shot")
+        for kind in ("closed", "open")
+        if study.rows[key] and phase in next(iter(study.rows[key][0].values()))["phases"]
+    ]
+
+
+def _difference(a: list[list[float]], b: list[list[float]], clusters: list[str]) -> Row:
+    compared = compare_arms(a, b, clusters, seeds_are_paired=False)
+    score = compared.difference
+    means = {name: sum(map(sum, x)) / sum(map(len, x)) for name, x in (("a", a), ("b", b))}
+    return {
+        "mean_a": means["a"],
+        "mean_b": means["b"],
+        "difference": score.mean,
+        "low": score.low,
+        "high": score.high,
+        "p_value": compared.p_value,
+        "num_questions": len(clusters),
+        "num_pictures": compared.num_clusters,
+        "num_seeds": list(compared.num_seeds),
+    }
+
+
+def reading(one: Row) -> str:
+    """Return the preregistered reading of a comparison; `holm_p` only in the primary family."""
+    is_equivalent = one["low"] > -MARGIN and one["high"] < MARGIN
+    is_different = one.get("holm_p", 1.0) < LEVEL
+    words = [
+        w for w, holds in (("difference", is_different), ("equivalent", is_equivalent)) if holds
+    ]
+    return " and ".join(words) or "undecided"
+
+
+def contrast(study: Study, a: Any, b: Any, kind: str) -> Row:
+    """Return a minus b by the preregistered test."""
+    scores = [study.scores(key, kind, METRIC[kind]) for key in (a, b)]
+    names = {"a": a[0], "b": b[0], "max_steps": a[1], "questions": kind, "metric": METRIC[kind]}
+    return names | _difference(*scores, study.clusters(kind))
+
+
+def analyse(values: Row, num_seeds: int = 8) -> Row:
+    """Return means, areas, the primary family and the secondary comparisons."""
+    study = Study(values)
+    whole = [key for key, seeds in study.rows.items() if len(seeds) == num_seeds]
+    budgets = sorted({budget for _, budget in whole}, reverse=True)
+    primary = [
+        contrast(study, (a, budget), (b, budget), kind)
+        for budget in budgets
+        for a, b, kind in PRIMARY
+        if (a, budget) in whole and (b, budget) in whole
+    ]
+    for one, p in zip(primary, holm([one["p_value"] for one in primary]), strict=True):
+        one["holm_p"] = p
+    secondary = [
+        contrast(study, key, ("mixed", key[1]), kind)
+        for key in whole
+        for kind in METRIC
+        if key[0] != "mixed" and ("mixed", key[1]) in whole
+    ]
+    halves = [
+        contrast(study, ("open_first", 2 * steps), ("closed_half", steps), kind)
+        for arm, steps in whole
+        for kind in METRIC
+        if arm == "closed_half" and ("open_first", 2 * steps) in whole
+    ]
+    groups = {"primary": primary, "secondary": [*secondary, *halves]}
+    for one in [*primary, *secondary, *halves]:
+        one["reading"] = reading(one)
+    return groups | {
+        "arms": [_arm(study, key) for key in whole],
+        "unfinished": values["unfinished"],
+    }
+
+
+def _arm(study: Study, key: Any) -> Row:
+    areas = study.areas(key)
+    values: Row = {"arm": key[0], "max_steps": key[1], "auc": sum(areas) / len(areas)}
+    values["auc_by_seed"] = areas
+    for kind in METRIC:
+        for metric in ("exact_match", "f1"):
+            scores = study.scores(key, kind, metric)
+            mean = arm_mean(scores, study.clusters(kind), bounds=(0, 1)).score
+            values[f"{kind}_{metric}"] = [mean.mean, mean.low, mean.high]
+    return values
+
+
+def main() -> None:
+    """Record, accept or analyse."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    keep = commands.add_parser("record")
+    keep.add_argument("directories", type=Path, nargs="+")
+    keep.add_argument("--out", type=Path, required=True)
+    check = commands.add_parser("accept")
+    check.add_argument("record", type=Path)
+    ask = commands.add_parser("analyse")
+    ask.add_argument("record", type=Path)
+    ask.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    if options.command == "record":
+        record(options.directories, options.out)
+    elif options.command == "accept":
+        sys.stdout.writelines(json.dumps(one) + "\n" for one in accept(options.record))
+    else:
+        write_json(options.out, analyse(read_json(options.record)))
+
+
+if __name__ == "__main__":
+    main()
