@@ -169,7 +169,7 @@ def accept(path: Path) -> list[Row]:
             "learning_rate": key[1],
             "questions": kind,
             "phase": phase,
-            **_difference(
+            **difference(
                 study.scores(key, kind, "exact_match", phase),
                 study.scores(key, kind, "exact_match", "majority"),
                 study.clusters(kind),
@@ -182,7 +182,8 @@ def accept(path: Path) -> list[Row]:
     ]
 
 
-def _difference(a: list[list[float]], b: list[list[float]], clusters: list[str]) -> Row:
+def difference(a: list[list[float]], b: list[list[float]], clusters: list[str]) -> Row:
+    """Return both means and a minus b with its interval; rows are seeds, not paired."""
     compared = compare_arms(a, b, clusters, seeds_are_paired=False)
     score = compared.difference
     means = {name: sum(map(sum, x)) / sum(map(len, x)) for name, x in (("a", a), ("b", b))}
@@ -213,7 +214,7 @@ def contrast(study: Study, a: Any, b: Any, kind: str) -> Row:
     """Return a minus b by the preregistered test."""
     scores = [study.scores(key, kind, METRIC[kind]) for key in (a, b)]
     names = {"a": a[0], "b": b[0], "max_steps": a[1], "questions": kind, "metric": METRIC[kind]}
-    return names | _difference(*scores, study.clusters(kind))
+    return names | difference(*scores, study.clusters(kind))
 
 
 def analyse(values: Row, num_seeds: int = 8) -> Row:

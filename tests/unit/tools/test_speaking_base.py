@@ -83,12 +83,8 @@ def test_the_fused_engine_computes_the_base_as_transformers_does(parts, cpu_floa
     num = sum(len(sample.answer_ids) for sample in samples)
     engines = (PlainEngine(loaded, encoder), FusedEngine(loaded))
     with torch.inference_mode():
-        losses = [
-            float(e.loss(samples, num)) for e in (PlainEngine(loaded, encoder), FusedEngine(loaded))
-        ]
-        answers = [
-            e.answer(samples, 4).tokens for e in (PlainEngine(loaded, encoder), FusedEngine(loaded))
-        ]
+        losses = [float(engine.loss(samples, num)) for engine in engines]
+        answers = [engine.answer(samples, 4).tokens for engine in engines]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert torch.equal(*answers)
 
