@@ -18,83 +18,14 @@ from typing import Any
 
 from scipy import stats
 
-from medvqa.config.evaluation import Normalizer
+from benchmarks.speaking_record import Row, record
 from medvqa.evaluation.comparison import arm_mean, compare_arms
-from medvqa.evaluation.normalize import normalize
 from medvqa.evaluation.statistics import holm
-from medvqa.tracking.record import read_json, read_lines, write_json
+from medvqa.tracking.record import read_json, write_json
 
-FOLDS = 5
 MARGIN, LEVEL = 0.03, 0.05
 PRIMARY = (("open_first", "closed_only", "closed"), ("open_first", "mixed", "open"))
 METRIC = {"closed": "exact_match", "open": "f1"}
-Row = dict[str, Any]
-
-
-def share_of_yes(row: Row) -> float | None:
-    """Return P(yes) / (P(yes) + P(no)) of a question that is answered with one of both."""
-    if label(row) is None or not row["choice_probs"]:
-        return None
-    yes, no = (float(row["choice_probs"][name]) for name in ("yes", "no"))
-    return round(yes / (yes + no), 4) if yes + no else 0.5
-
-
-def label(row: Row) -> str | None:
-    """Return yes or no where that is the reference of a closed question."""
-    text = normalize(row["references"][0], Normalizer["squad"])
-    return text if row["answer_type"] == "closed" and text in ("yes", "no") else None
-
-
-def read_cell(directory: Path, sets: dict[str, Any]) -> Row:
-    """Return a finished cell; what its questions are goes into `sets` once per fold."""
-    run = read_json(directory / "run.json")
-    config = run["config"]
-    fold = config["data"]["split"].removeprefix("train_")
-    phases = {}
-    for path in sorted(directory.glob("evaluation/*/test/predictions.jsonl")):
-        rows = sorted(read_lines(path), key=lambda row: str(row["id"]))
-        about = {
-            "ids": [row["id"] for row in rows],
-            "kinds": [row["answer_type"] for row in rows],
-            "clusters": [row["cluster"] for row in rows],
-            "labels": [label(row) for row in rows],
-        }
-        if sets.setdefault(fold, about) != about:
-            raise SystemExit(f"{directory}: {fold} has other questions than the first cell's")
-        phases[path.parent.parent.name] = {
-            "exact_match": "".join("1" if row["exact_match"] else "0" for row in rows),
-            "f1": [round(row["f1"], 3) for row in rows],
-            "yes": [share_of_yes(row) for row in rows if label(row)],
-        }
-    return {
-        "arm": config["curriculum"]["name"],
-        "fold": fold,
-        "seed": config["seed"],
-        "max_steps": config["training"]["max_steps"],
-        "learning_rate": config["training"]["learning_rate"],
-        "final_loss": run["training"]["final_loss"],
-        "order_sha256": run["plan"]["order_sha256"],
-        "engine": run["compute_path"]["engine"],
-        "seconds": run["seconds"],
-        "phases": phases,
-    }
-
-
-def record(directories: list[Path], out: Path) -> None:
-    """Write the record of all finished cells below the directories."""
-    sets: dict[str, Any] = {}
-    cells, unfinished, environment = [], 0, {}
-    for path in sorted(p for d in directories for p in d.rglob("run.json")):
-        run = read_json(path)
-        if run.get("state") == "finished":
-            cells.append(read_cell(path.parent, sets))
-            environment = run["environment"]
-        else:
-            unfinished += 1
-    known = {k: environment.get(k) for k in ("python", "platform", "num_cpus", "gpus")}
-    values = {"environment": known, "unfinished": unfinished, "sets": sets, "cells": cells}
-    out.write_text(json.dumps(values, separators=(",", ":")) + "\n")
-    sys.stdout.write(f"{len(cells)} cells, {unfinished} unfinished\n")
 
 
 class Study:
@@ -180,6 +111,14 @@ def accept(path: Path) -> list[Row]:
         for kind in ("closed", "open")
         if study.rows[key] and phase in next(iter(study.rows[key][0].values()))["phases"]
     ]
+
+
+def is_accepted(found: list[Row]) -> bool:
+    """Return whether one learning rate beats the majority answer on both kinds of questions."""
+    final = [one for one in found if one["phase"] == "final"]
+    rates = {one["learning_rate"] for one in final}
+    beaten = {(one["learning_rate"], one["questions"]) for one in final if one["low"] > 0}
+    return any((rate, "closed") in beaten and (rate, "open") in beaten for rate in rates)
 
 
 def difference(a: list[list[float]], b: list[list[float]], clusters: list[str]) -> Row:
@@ -279,7 +218,9 @@ def main() -> None:
     if options.command == "record":
         record(options.directories, options.out)
     elif options.command == "accept":
-        sys.stdout.writelines(json.dumps(one) + "\n" for one in accept(options.record))
+        found = accept(options.record)
+        sys.stdout.writelines(json.dumps(one) + "\n" for one in found)
+        sys.stdout.write("accepted\n" if is_accepted(found) else "not accepted\n")
     else:
         write_json(options.out, analyse(read_json(options.record)))
 
