@@ -269,8 +269,8 @@ def _mistakes_as_user_errors() -> Iterator[None]:
 
 @contextmanager
 def _logged(file: Path, *, verbose: bool) -> Iterator[None]:
-    """Send the package's log to the run's file, and to stdout."""
-    logger = logging.getLogger("medvqa")
+    """Send the log to the run's file, and to stdout."""
+    root, logger = logging.getLogger(), logging.getLogger("medvqa")
     handlers: list[logging.Handler] = [logging.FileHandler(file, delay=True, encoding="utf-8")]
     handlers[0].setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     if verbose:
@@ -279,11 +279,11 @@ def _logged(file: Path, *, verbose: bool) -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.INFO)
     for handler in handlers:
-        logger.addHandler(handler)
+        root.addHandler(handler)
     try:
         yield
     finally:
         logger.setLevel(level)
         for handler in handlers:
-            logger.removeHandler(handler)
+            root.removeHandler(handler)
             handler.close()

@@ -1,6 +1,8 @@
-"""One live line per phase on a terminal, with rate and time left; silence elsewhere."""
+"""One live line per phase on a terminal, with rate and time left; elsewhere one line per minute."""
 
+import logging
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -9,16 +11,32 @@ from medvqa.tracking.terminal import console
 if TYPE_CHECKING:
     from rich.progress import Progress, Task
 
+log = logging.getLogger(__name__)
+
 Item = TypeVar("Item")
+LOG_EVERY_S = 60.0
 _displays: "list[Progress]" = []  # the one display of the process, while a phase runs
 
 
 def track(items: Sequence[Item], *, description: str) -> Iterable[Item]:
-    """Iterate over the items with a live line on stderr, if stderr is a terminal.
+    """Iterate over the items with a live line on stderr, or a logged one where that is no terminal.
 
     A phase inside a phase, such as an evaluation during training, has a line below it.
     """
-    return _live(items, description) if sys.stderr.isatty() else items
+    return (_live if sys.stderr.isatty() else _logged)(items, description)
+
+
+def _logged(items: Sequence[Item], description: str) -> Iterator[Item]:
+    started = last_logged = time.monotonic()
+    for number, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - last_logged >= LOG_EVERY_S and number < len(items):
+            last_logged = now
+            each = (now - started) / number
+            left = each * (len(items) - number) / 60
+            state = (description, number, len(items), rate(1 / each), left)
+            log.info("%s: %d of %d, %s, about %.0f min left", *state)
 
 
 def _live(items: Sequence[Item], description: str) -> Iterator[Item]:

@@ -137,7 +137,7 @@ def tracker(
     }
     with _replaced(os.environ, "WANDB_DATA_DIR", str(staging)):
         run = _init(mode, directory, options)
-        offline = f"wandb sync {shlex.quote(str(Path(run.dir).parent))}"
+        offline = f"offline; to upload: wandb sync {shlex.quote(str(Path(run.dir).parent))}"
         log.info("W&B: %s", offline if run.offline else run.url)
         # `with run` would print a traceback where the command line says one line.
         try:

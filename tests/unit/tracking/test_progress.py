@@ -44,9 +44,18 @@ def test_an_error_inside_a_phase_ends_its_display(monkeypatch):
     assert list(track([1, 2], description="two")) == [1, 2]
 
 
-def test_without_a_terminal_nothing_is_shown(capsys):
+def test_without_a_terminal_a_short_phase_is_silent(capsys, caplog):
+    caplog.set_level("INFO")
     assert list(track([1, 2], description="quiet")) == [1, 2]
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "") and not caplog.messages
+
+
+def test_without_a_terminal_a_long_phase_logs_a_line_from_time_to_time(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    clock = iter(range(0, 1000, 25))
+    monkeypatch.setattr("medvqa.tracking.progress.time.monotonic", lambda: next(clock))
+    assert list(track("abcdef", description="training")) == list("abcdef")
+    assert caplog.messages == ["training: 3 of 6, 25.0 s each, about 1 min left"]
 
 
 def test_a_slow_item_is_counted_in_seconds():
