@@ -118,8 +118,11 @@ def composed(overrides: list[str]) -> Any:
 
     register()
     conf = Path(__file__).parents[1] / "conf"
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
-        return compose("config", overrides)
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
+            return compose("config", overrides)
+    except OverflowError as error:  # which the command line turns into one line
+        raise UserError("a number of too many digits") from error
 
 
 def config(rng: random.Random, folder: Path) -> None:

@@ -176,7 +176,7 @@ def guarded(action: Callable[[], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         action()
-    except (Refused, SweepError, KeyboardInterrupt, ValueError, *MISTAKES) as error:
+    except (Refused, SweepError, KeyboardInterrupt, ValueError, OverflowError, *MISTAKES) as error:
         mistake = error.__cause__ if isinstance(error, Refused) else error
         assert mistake is not None
         text, code = _ending(mistake)
@@ -199,6 +199,8 @@ def _ending(error: BaseException) -> tuple[str, int]:
         return explain(error), MISTAKE
     if str(error).startswith("Only one of --run"):  # Hydra's own check of its flags
         return "--cfg and --info show one run: leave -m out, and give one value per key", MISTAKE
+    if isinstance(error, OverflowError) and raised_in(error, "omegaconf"):
+        return "the command line holds a number of too many digits", MISTAKE
     if raised_in(error, "hydra"):  # about its other flags
         return str(error).partition("\n")[0], MISTAKE
     raise error

@@ -167,13 +167,15 @@ def quoted(text: str) -> str:
 def typed_group(schema: type[Group], values: Mapping[str, Any]) -> Group:
     """Return one dataclass of the schema, or the whole, from plain, resolved values."""
     structured = OmegaConf.structured(schema)
-    plain = OmegaConf.to_container(OmegaConf.merge(structured, dict(values)), enum_to_str=True)
     try:
+        plain = OmegaConf.to_container(OmegaConf.merge(structured, dict(values)), enum_to_str=True)
         group = OmegaConf.to_object(OmegaConf.merge(structured, within_bounds(schema, plain)))
     except OmegaConfBaseException:
         raise
     except ValueError as error:
         raise UserError(str(error)) from error
+    except OverflowError as error:  # hundreds of digits do not fit a float
+        raise UserError("the config holds a number of too many digits") from error
     assert isinstance(group, schema)
     return group
 

@@ -22,6 +22,7 @@ from medvqa.data.image import ImageFile, image_id
 from medvqa.data.options import options_of, right_option
 from medvqa.data.rows import difficulty_of, without_markers, yes_no_type
 from medvqa.data.storage.files import file_text
+from medvqa.data.storage.text_rows import unique_keys
 
 Row = tuple[int, Mapping[str, Any]]  # with its line number
 KEYS = (
@@ -114,15 +115,6 @@ def _row(place: str, line: str) -> Mapping[str, Any]:
             raise UserError(f"{place}: {key!r} must be a text or a whole number, got {value!r}")
         if key in row:
             row[key] = str(value)
-    return row
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object of these pairs; raise `ValueError` if a key stands in it twice."""
-    row = dict(pairs)
-    if len(row) < len(pairs):  # json would keep the last value and drop the others
-        repeated = next(k for k in row if sum(k == key for key, _ in pairs) > 1)
-        raise ValueError(f"key {repeated!r} stands in it twice")
     return row
 
 

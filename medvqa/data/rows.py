@@ -76,7 +76,8 @@ def row_texts(place: str, row: object, *names: str) -> dict[str, str]:
     texts = {}
     for name in names:
         value = row.get(name)
-        if value is None or (isinstance(value, str) and not value.strip()):
+        # pandas writes nan for an empty cell.
+        if value is None or str(value).strip().lower() in ("", "nan"):
             raise UserError(f"{place} has no {name}")
         if isinstance(value, bool):
             value = "yes" if value else "no"

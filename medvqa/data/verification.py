@@ -16,7 +16,7 @@ from medvqa.data.storage.hub import RowImage
 
 # A tokenizer reads these as its own; in a question they would open a turn or stand for an image.
 CHAT_TOKEN = re.compile(r"<\|[a-z_]+\|>")
-LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # no encoding can write it
+NO_CHARACTER = re.compile("[\ud800-\udfff\0]")  # a lone surrogate cannot be encoded
 MAX_VERIFIED = 20_000
 
 
@@ -82,12 +82,11 @@ def _check_texts(example: Example) -> None:
             )
     names = (example.id, *example.image_ids, *(image.name for image in example.images))
     for text in (example.question, *example.answers, *example.options, *names):
-        if half := LONE_SURROGATE.search(text):
+        if broken := NO_CHARACTER.search(text):
             name = f"{example.source}/{example.id}".encode("ascii", "backslashreplace").decode()
-            raise UserError(
-                f"{name}: the text holds half a character (U+{ord(half[0]):04X}, a lone "
-                "surrogate); mend or remove it"
-            )
+            kind = "a null character" if broken[0] == "\0" else "half a character"
+            code = f"U+{ord(broken[0]):04X}"
+            raise UserError(f"{name}: the text holds {kind} ({code}); mend or remove it")
 
 
 def stored_images(examples: Iterable[Example]) -> dict[str, ImageSource]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medvqa.config.errors import UserError
-from medvqa.data.jsonl import unique_keys
+from medvqa.data.storage.text_rows import unique_keys
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 

@@ -1,6 +1,7 @@
 """The grid while it runs and after: one row per job, read from the jobs' files alone."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from medvqa.tracking import record
 
 SWEEP = {"jobs": list, "arguments": list, "working_directory": str}
 ENTRY = {"number": int, "overrides": list, "name": str, "directory": str, "run_id": str}
+FOLDER = re.compile(r"[^/\0]{1,255}")
 OTHER_RUN = "other run"  # the state of a job whose directory holds a run of something else
 
 
@@ -67,6 +69,7 @@ def sweep_json(sweep: Path) -> dict[str, Any]:
         whole = whole and all(
             type(entry[name]) is kind for entry in stored["jobs"] for name, kind in ENTRY.items()
         )
+        whole = whole and all(FOLDER.fullmatch(entry["directory"]) for entry in stored["jobs"])
     except (UserError, KeyError, TypeError):
         whole = False
     if not whole:

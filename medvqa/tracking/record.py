@@ -55,11 +55,11 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: If the file is truncated or no JSON object.
     """
-    if not path.is_file():
-        return {}
     try:
+        if not path.is_file():
+            return {}
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path} is damaged ({error}); say fresh=true to start over") from error
     if not isinstance(values, dict):
         raise DamagedError(f"{path} is damaged: no JSON object; say fresh=true to start over")

@@ -32,7 +32,7 @@ def json_rows(path: Path) -> list[Any]:
     """
     try:
         rows = json.loads(file_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON: {error}") from error
     if not isinstance(rows, list):
         raise UserError(f"{path} is no list of rows but {type(rows).__name__}")

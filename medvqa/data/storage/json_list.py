@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from medvqa.config.errors import UserError
 from medvqa.data.storage.cache import file_identity, read_cached, write_cached
+from medvqa.data.storage.text_rows import unique_keys
 
 CHUNK_BYTES = 1 << 22
 MAX_ROW_CHARACTERS = 1 << 26  # a row that is broken would otherwise read on to the end of the file
@@ -76,7 +77,7 @@ class _Window:
         self.offset = 0
         self._file = file
         self._text, self._at = "", 0
-        self._scan = json.JSONDecoder().raw_decode
+        self._scan = json.JSONDecoder(object_pairs_hook=unique_keys).raw_decode
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
         self._read_on()
         if self._text.startswith("\ufeff"):
@@ -102,7 +103,7 @@ class _Window:
         while True:
             try:
                 _, end = self._scan(self._text, self._at)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 if len(self._text) - self._at > MAX_ROW_CHARACTERS or not self._read_on():
                     raise UserError(f"{self.path}, row {row} is no JSON: {error}") from error
             else:

@@ -11,11 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medvqa.config.errors import UserError
+from medvqa.config.errors import UserError, printable
 from medvqa.data.storage.cache import file_identity
 
 DELIMITERS = ",;\t|"
 MAX_CELL_CHARACTERS = 1 << 26
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these pairs; raise `ValueError` if a key stands in it twice."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        repeated = next(k for k in row if sum(k == key for key, _ in pairs) > 1)
+        raise ValueError(f"key {repeated!r} stands in it twice")
+    return row
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,11 @@ class CsvRows:
             with self.path.open(encoding="utf-8-sig", newline="") as file:
                 header = file.readline()
                 file.seek(0)
-                yield csv.DictReader(file, delimiter=max(DELIMITERS, key=header.count))
+                reader = csv.DictReader(file, delimiter=max(DELIMITERS, key=header.count))
+                names = list(reader.fieldnames or [])
+                if repeated := [name for name in names if names.count(name) > 1]:
+                    raise UserError(f"{self.path}: column {printable(repeated[0])} stands twice")
+                yield reader
         except UnicodeDecodeError as error:
             raise UserError(f"{self.path} is not UTF-8 text; convert it") from error
         except (csv.Error, OSError) as error:
@@ -72,7 +85,7 @@ class JsonLines:
 
     def _row(self, number: int, line: str) -> Mapping[str, Any] | UserError:
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             return UserError(f"{self.path}, line {number} is no JSON object ({error})")
         if not isinstance(row, dict):

@@ -118,3 +118,8 @@ def test_a_type_without_an_interval_of_its_own_has_the_general_one():
 def test_an_empty_text_is_refused(config, key, text):
     with pytest.raises(UserError, match=rf"^{key} is empty; for no value write null"):
         typed_anywhere(with_value(config, key, text))
+
+
+def test_a_number_of_hundreds_of_digits_is_refused_where_it_does_not_fit_a_float(config):
+    with pytest.raises(UserError, match="number of too many digits"):
+        typed_anywhere(with_value(config, "lora.alpha", 10**400))
