@@ -19,12 +19,12 @@ from medvqa.evaluation.predictions import aligned, parse_columns, read_predictio
 from medvqa.evaluation.score import SHOWN, Scored, score_predictions, write_predictions
 from medvqa.report.page import write_page
 from medvqa.report.pairs import Comparison, Settings
-from medvqa.report.rows import write_csv, write_rows
+from medvqa.report.rows import write_rows
 from medvqa.report.study import Study, read_study
 from medvqa.report.table import interval, probability
 from medvqa.report.tables import detectable
 from medvqa.report.thumbnails import NONE
-from medvqa.tracking.record import FINISHED, write_json
+from medvqa.tracking.record import FINISHED, write_csv, write_json
 from medvqa.tracking.terminal import console, table
 
 SET = "answers"

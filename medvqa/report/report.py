@@ -11,13 +11,13 @@ from medvqa.report.confidence_tables import confidence_rows, confidence_tables, 
 from medvqa.report.page import page
 from medvqa.report.pairs import Settings
 from medvqa.report.plots import write_figures
-from medvqa.report.rows import write_csv, write_rows
+from medvqa.report.rows import write_rows
 from medvqa.report.study import Study, read_study
 from medvqa.report.table import Table, latex, markdown, rich_table
 from medvqa.report.tables import tables
 from medvqa.report.thumbnails import NONE, Pictures, read_pictures
 from medvqa.report.verdicts import final_words
-from medvqa.tracking.record import write_text
+from medvqa.tracking.record import write_csv, write_text
 from medvqa.tracking.terminal import plain_text
 
 PAGE_HEIGHT_PX = 800  # in a notebook

@@ -1,8 +1,5 @@
 """Study -> flat rows, one a number, as the CSV files, comparisons.json and the page have them."""
 
-import csv
-import io
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +7,7 @@ from typing import Any
 from medvqa.report.pairs import Comparison
 from medvqa.report.study import Study
 from medvqa.report.verdicts import Verdict
-from medvqa.tracking.record import write_json, write_text
+from medvqa.tracking.record import write_csv, write_json
 
 Row = dict[str, Any]
 RUN_VALUES = ("peak_memory_bytes", "peak_gpu_bytes", "run_id")
@@ -163,13 +160,3 @@ def write_rows(study: Study, out: Path) -> None:
             "notes": list(study.notes),
         },
     )
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows that share their keys; floats in full."""
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    write_text(path, text.getvalue())

@@ -193,13 +193,13 @@ def test_the_detectable_difference_has_its_power_by_the_noncentral_t(freedom, al
     assert power == pytest.approx(0.8, abs=0.01)
 
 
-@pytest.mark.parametrize(("seeds", "paired", "sd"), [(3, 0, 0), (3, 1, 5), (5, 0, 5), (8, 1, 2)])
+@pytest.mark.parametrize(("seeds", "paired", "sd"), [(3, 1, 5), (5, 0, 5)])
 def test_a_true_difference_of_that_size_is_found_four_times_in_five(seeds, paired, sd):
     names = ("seeds", "paired", "sd", "pictures")
     cell = dict(zip(names, map(float, (seeds, paired, sd, 62)), strict=True))
     result = simulate(cell, 1600)
     # 2,400 pairs in 800 studies have a standard error of about 1.2 points.
-    assert 0.74 <= result["power"][USED] <= 0.88
+    assert 0.75 <= result["power"][USED] <= 0.85
 
 
 def test_a_power_below_the_level_is_refused():
