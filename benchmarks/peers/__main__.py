@@ -198,8 +198,8 @@ def table(path: Path) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure the cases and write each when it ends."""
+def parse() -> argparse.Namespace:
+    """Return the options of the command line."""
     cases = (*TRAINING, *ANSWERING)
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -217,7 +217,12 @@ def main() -> None:
     parser.add_argument("--peer-optimizer", default="adamw_8bit")
     parser.add_argument("--limit-s", type=float, default=240)
     parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure the cases and write each when it ends."""
+    options = parse()
     if options.table:
         print(table(options.results))  # noqa: T201
         return

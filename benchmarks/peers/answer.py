@@ -31,6 +31,34 @@ def load(options):
     return model, AutoProcessor.from_pretrained(options.model)
 
 
+def decode(model, processor, batch, options):
+    """Return the new tokens of a batch of questions, on the host."""
+    import torch
+    from PIL import Image
+
+    images = [[Image.open(options.questions.parent / r["image"]).convert("RGB")] for r in batch]
+    texts = [
+        processor.apply_chat_template(
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "image"}, {"type": "text", "text": row["question"]}],
+                }
+            ],
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        for row in batch
+    ]
+    inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
+    inputs = inputs.to(model.device)
+    with torch.inference_mode():
+        output = model.generate(
+            **inputs, max_new_tokens=options.new_tokens, do_sample=False, use_cache=True
+        )
+    return output[:, inputs["input_ids"].shape[1] :].cpu()
+
+
 def main():
     """Answer all questions and write the rate."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -44,7 +72,6 @@ def main():
     options = parser.parse_args()
     model, processor = load(options)
     import torch
-    from PIL import Image
 
     processor.tokenizer.padding_side = "left"
     lines = options.questions.read_text(encoding="utf-8").splitlines()[: options.limit]
@@ -53,27 +80,7 @@ def main():
     answers, seconds = [], []
     for batch in [batches[0], *batches]:  # the first one warms up
         started = time.perf_counter()
-        images = [[Image.open(options.questions.parent / r["image"]).convert("RGB")] for r in batch]
-        texts = [
-            processor.apply_chat_template(
-                [
-                    {
-                        "role": "user",
-                        "content": [{"type": "image"}, {"type": "text", "text": row["question"]}],
-                    }
-                ],
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-            for row in batch
-        ]
-        inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
-        inputs = inputs.to(model.device)
-        with torch.inference_mode():
-            output = model.generate(
-                **inputs, max_new_tokens=options.new_tokens, do_sample=False, use_cache=True
-            )
-        new = output[:, inputs["input_ids"].shape[1] :].cpu()
+        new = decode(model, processor, batch, options)
         answers += processor.batch_decode(new, skip_special_tokens=True)
         seconds.append(time.perf_counter() - started)
     result = {

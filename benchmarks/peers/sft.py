@@ -138,8 +138,35 @@ def counted(collator, counts):
     return collate
 
 
-def main():
-    """Train and write the rate."""
+def arguments(options, num_steps, *, has_collator):
+    """Return the trainer's arguments."""
+    import torch
+    from trl import SFTConfig
+
+    has_gpu = torch.cuda.is_available()
+    return SFTConfig(
+        output_dir="/tmp/peer-output",
+        per_device_train_batch_size=options.micro_batch,
+        gradient_accumulation_steps=options.accumulation,
+        max_steps=num_steps,
+        learning_rate=2e-4,
+        warmup_steps=0,
+        optim=options.optimizer,
+        bf16=has_gpu,
+        use_cpu=not has_gpu,
+        loss_type="nll",
+        gradient_checkpointing=options.checkpointing,
+        logging_steps=num_steps,
+        save_strategy="no",
+        report_to="none",
+        max_length=None,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True} if has_collator else None,
+    )
+
+
+def parse():
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("library", choices=("unsloth", "trl"))
     parser.add_argument("model", type=Path)
@@ -152,11 +179,16 @@ def main():
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--four-bit", action="store_true")
     parser.add_argument("--optimizer", default="adamw_8bit")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    """Train and write the rate."""
+    options = parse()
     load = load_unsloth if options.library == "unsloth" else load_trl
     model, processor, collator, adapter = load(options)
     import torch
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
 
     num_steps = options.warm_up + options.steps
     batch_size = options.micro_batch * options.accumulation
@@ -170,25 +202,7 @@ def main():
         train_dataset=data,
         peft_config=adapter,
         callbacks=[clock],
-        args=SFTConfig(
-            output_dir="/tmp/peer-output",
-            per_device_train_batch_size=options.micro_batch,
-            gradient_accumulation_steps=options.accumulation,
-            max_steps=num_steps,
-            learning_rate=2e-4,
-            warmup_steps=0,
-            optim=options.optimizer,
-            bf16=has_gpu,
-            use_cpu=not has_gpu,
-            loss_type="nll",
-            gradient_checkpointing=options.checkpointing,
-            logging_steps=num_steps,
-            save_strategy="no",
-            report_to="none",
-            max_length=None,
-            remove_unused_columns=False,
-            dataset_kwargs={"skip_prepare_dataset": True} if collator else None,
-        ),
+        args=arguments(options, num_steps, has_collator=collator is not None),
     )
     trainer.data_collator = counted(trainer.data_collator, token_counts)
     trainer.train()

@@ -91,8 +91,7 @@ def generate(
     if not examples:  # all were known already
         return Answers((), (), (), chosen.value)
     engine = make_engine(chosen, loaded, encoder)
-    order = answering_order(examples)
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches = _batches(answering_order(examples), batch_size)
     loaded.use_for(training=False)
     rows: dict[int, tuple[Any, ...]] = {}
     encoded = _encoded(encoder, examples, batches, on_gpu=loaded.device.type == "cuda")
@@ -101,11 +100,8 @@ def generate(
         for indices in track(batches, description=description):
             samples = list(islice(every, len(indices)))
             answered = _within_memory(engine, samples, max_new_tokens, encoder.end_token_id)
-            own = _rows(answered, [examples[i] for i in indices], encoder)
-            rows.update(zip(indices, own, strict=True))
-    in_order = (rows[index] for index in range(len(examples)))
-    texts, cut, num_tokens, logprobs, choice_probs = zip(*in_order, strict=True)
-    return Answers(texts, cut, num_tokens, chosen.value, logprobs, choice_probs)
+            rows |= _rows(answered, {i: examples[i] for i in indices}, encoder)
+    return _in_order(rows, chosen)
 
 
 def answering_order(examples: Sequence[Example]) -> list[int]:
@@ -129,6 +125,10 @@ def even_batch_size(num_examples: int, batch_size: int) -> int:
     if num_batches > 2:
         num_batches = math.ceil(num_batches / 4) * 4
     return max(1, math.ceil(num_examples / max(1, num_batches)))
+
+
+def _batches(order: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _pictures(example: Example) -> tuple[str, ...]:
@@ -159,19 +159,26 @@ def _encoded(
     )
 
 
+def _in_order(rows: Mapping[int, tuple[Any, ...]], decoding: Decoding) -> Answers:
+    columns = zip(*(rows[index] for index in range(len(rows))), strict=True)
+    texts, cut, num_tokens, logprobs, choice_probs = columns
+    return Answers(texts, cut, num_tokens, decoding.value, logprobs, choice_probs)
+
+
 def _rows(
-    answered: Decoded, examples: Sequence[Example], encoder: Encoder
-) -> list[tuple[Any, ...]]:
-    """Return each answer's text, whether it was cut, its tokens and its probabilities."""
+    answered: Decoded, examples: Mapping[int, Example], encoder: Encoder
+) -> dict[int, tuple[Any, ...]]:
+    """Return each answer's text, whether it was cut, its tokens and probabilities, by its place."""
     tokenizer, end = encoder.processor.tokenizer, encoder.end_token_id
-    probs = _choice_probs(answered, [_choice_ids(example, tokenizer) for example in examples])
+    probs = _choice_probs(answered, [_choice_ids(e, tokenizer) for e in examples.values()])
     is_cut = (answered.tokens != end).all(dim=1).tolist()
     ended = _ended(answered.tokens, end)
     texts = tokenizer.batch_decode(ended, skip_special_tokens=True)
     lengths = [len(row) + (not cut) for row, cut in zip(ended, is_cut, strict=True)]
     totals = answered.logprobs.sum(dim=1).tolist()
     texts = [text.strip() for text in texts]
-    return list(zip(texts, is_cut, lengths, totals, probs, strict=True))
+    rows = zip(texts, is_cut, lengths, totals, probs, strict=True)
+    return dict(zip(examples, rows, strict=True))
 
 
 def _choice_ids(example: Example, tokenizer: Any) -> dict[str, list[int]]:

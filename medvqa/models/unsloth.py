@@ -53,6 +53,17 @@ def _unsloth() -> Any:
     return FastVisionModel
 
 
+def _adapter_options(base: Any, lora: LoraConfig) -> dict[str, Any]:
+    return {
+        "r": lora.r,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "bias": "none",
+        "target_modules": target_pattern(base, lora),
+        "finetune_vision_layers": lora.vision_layers,
+    }
+
+
 def load_unsloth(
     config: ModelConfig,
     lora: LoraConfig,
@@ -84,15 +95,7 @@ def load_unsloth(
     set_sizes(processor, config)
     check(processor)
     with refused_by_unsloth(source):
-        model = loader.get_peft_model(
-            base,
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            bias="none",
-            target_modules=target_pattern(base, lora),
-            finetune_vision_layers=lora.vision_layers,
-            use_gradient_checkpointing=checkpointing,
-        )
+        options = {"use_gradient_checkpointing": checkpointing, **_adapter_options(base, lora)}
+        model = loader.get_peft_model(base, **options)
     quantized = bool(getattr(base, "is_loaded_in_4bit", False))
     return LoadedModel(model, processor, device, dtype, config.backend, source, quantized)

@@ -115,8 +115,7 @@ class Trainer:
                 self.checkpoints.look()
                 done = number + 1
                 if done % self.config.checkpoint_every == 0 or done in stage_ends:
-                    step_log.sync()
-                    self.ranks.first(self._save, plan, done)
+                    self._save(plan, done, step_log)
                 if done in stage_ends:
                     on_stage_end(stage_ends[done], done)
         return self._result(plan, first_step)
@@ -221,7 +220,11 @@ class Trainer:
         detached: torch.Tensor = loss.detach()
         return detached
 
-    def _save(self, plan: Plan, step: int) -> None:
+    def _save(self, plan: Plan, step: int, step_log: StepLog) -> None:
+        step_log.sync()
+        self.ranks.first(self._start_saving, plan, step)
+
+    def _start_saving(self, plan: Plan, step: int) -> None:
         state = Checkpoint(step, self.optimizer.weights(), self.optimizer.state_dict())
         self.checkpoints.start(state, self._run(plan))
 
