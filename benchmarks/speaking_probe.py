@@ -32,16 +32,23 @@ from tools.speaking_vision import Teacher
 PENALTY = 1e-2
 PRODUCT_RANK = 24
 NUM_ITERATIONS = 60
+BATCH_SIZE = 32
 
 
 def text_states(language: Any, tokenizer: Any, questions: list[str]) -> dict[str, torch.Tensor]:
     """Return the mean and the last of the last layer's states of each question."""
+    by_length = sorted(set(questions), key=lambda question: (len(question), question))
     states = {}
-    for question in sorted(set(questions)):
-        ids = tokenizer(f"{question}\nAnswer:", return_tensors="pt").input_ids
+    for start in range(0, len(by_length), BATCH_SIZE):
+        batch = by_length[start : start + BATCH_SIZE]
+        rows = [tokenizer(f"{question}\nAnswer:").input_ids for question in batch]
+        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        for place, row in enumerate(rows):  # what stands behind a row is not seen by it
+            ids[place, : len(row)] = torch.tensor(row)
         with torch.no_grad():
-            hidden = language.model(ids).last_hidden_state[0]
-        states[question] = torch.cat([hidden.mean(0), hidden[-1]])
+            hidden = language.model(ids).last_hidden_state
+        for question, row, own in zip(batch, rows, hidden, strict=True):
+            states[question] = torch.cat([own[: len(row)].mean(0), own[len(row) - 1]])
     return states
 
 

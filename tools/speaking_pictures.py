@@ -3,7 +3,6 @@
 None is of VQA-RAD: photographs and scans that packages of PyPI ship, and phantoms.
 """
 
-import gzip
 import hashlib
 import io
 import zipfile
@@ -62,8 +61,8 @@ def packaged_pictures(parts: Path, work: Path) -> Iterator["Image.Image"]:
         if name != VOLUME:
             yield Image.open(io.BytesIO(data)).convert("RGB")
             continue
-        volume = work / Path(VOLUME).stem  # unpacked: each slice reads the file anew
-        volume.write_bytes(gzip.decompress(data))
+        volume = work / Path(VOLUME).name
+        volume.write_bytes(data)
         for plane, numbers in SLICES.items():
             for number in numbers:
                 yield load_rgb(NiftiSlice(Path(f"{volume}#{plane}={number}")))
