@@ -1,7 +1,6 @@
 """What a run consumes, known before a model is loaded: rows -> contamination gate -> plan."""
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,7 @@ from medvqa.evaluation.probing import more_questions
 from medvqa.models.encode import Encoder
 from medvqa.models.hub import check_base
 from medvqa.models.source import base_folder, files_sha256
-from medvqa.tracking.wandb_mirror import resolve_mode
+from medvqa.tracking.wandb_mirror import check_key
 from medvqa.training.schedule import warmup_steps
 
 log = logging.getLogger(__name__)
@@ -84,7 +83,7 @@ class Inputs:
             UserError: If there is no key for online tracking, model path, encoder or data are
                 wrong, or a stage asks for more examples than there are.
         """
-        resolve_mode(self.config.tracking.mode, os.environ)
+        check_key(self.config.tracking)
         check_base(self.config.model)
         self.check_data()
 

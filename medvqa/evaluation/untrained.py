@@ -5,7 +5,6 @@ answers with. The same command continues what was interrupted.
 """
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,7 +30,7 @@ from medvqa.models.hub import check_base
 from medvqa.models.load import load_base, load_peft_adapter
 from medvqa.tracking import identity
 from medvqa.tracking.record import RunRecord
-from medvqa.tracking.wandb_mirror import Records, resolve_mode, tracker
+from medvqa.tracking.wandb_mirror import Records, check_key, tracker
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ def evaluate_only(
     keeper = RunRecord(directory / "run.json", settings)
     with keeper.recording():
         with keeper.phase("data"):
-            resolve_mode(config.tracking.mode, os.environ)
+            check_key(config.tracking)
             check_encoder(config.evaluation.bertscore)
             if not config.endpoint:
                 check_base(config.model)

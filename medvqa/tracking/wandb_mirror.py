@@ -183,6 +183,15 @@ def resolve_mode(wanted: TrackingMode, environment: Mapping[str, str]) -> str:
     return "offline"
 
 
+def check_key(config: TrackingConfig) -> None:
+    """Raise the `UserError` of `resolve_mode` early, if the config insists on online tracking.
+
+    Otherwise a missing key is no mistake, and to look for one would import W&B.
+    """
+    if config.mode is TrackingMode.online:
+        resolve_mode(config.mode, os.environ)
+
+
 def has_key(environment: Mapping[str, str]) -> bool:
     """Return whether a W&B key is set or filed; asks no server."""
     if environment.get("WANDB_API_KEY"):
