@@ -172,16 +172,16 @@ def arm_mean(
     sums, sizes = cluster_sums(matrix, clusters)
     _check_pictures(len(sizes))
     mean = float(matrix.mean())
-    components = METHODS[method]([sums], sizes, True, ()).components
-    half = reach(components, LEVEL)
-    low, high = max(mean - half, bounds[0]), min(mean + half, bounds[1])
     if method == "by_component" and len(sums) == 1:
-        alone = run_mean(matrix[0], clusters, bounds=bounds)
-        low, high = alone.low, alone.high
-    elif method == "by_component" and bounds == (0, 1):
-        low, high = _proportion_interval(mean, half, sums, sizes)
+        score = run_mean(matrix[0], clusters, bounds=bounds)
+    else:
+        half = reach(METHODS[method]([sums], sizes, True, ()).components, LEVEL)
+        low, high = max(mean - half, bounds[0]), min(mean + half, bounds[1])
+        if method == "by_component" and bounds == (0, 1):
+            low, high = _proportion_interval(mean, half, sums, sizes)
+        score = Score(mean=mean, low=low, high=high, num_examples=len(clusters))
     return ArmMean(
-        score=Score(mean=mean, low=low, high=high, num_examples=len(clusters)),
+        score=score,
         num_seeds=len(sums),
         num_clusters=len(sizes),
         variance_of="questions and seeds" if len(sums) > 1 else "questions",

@@ -139,7 +139,11 @@ def test_merged_weights_answer_as_the_adapter_and_both_scores_are_kept(
     assert check["merged_minus_base"] > 0.9 * check["adapter_minus_base"]
     assert check["equal_answers"] == {"test": {"equal": 40, "of": 40}}
     scores = values["scores"]["test"]
-    assert scores["merged"] == scores["adapter"]
+    # Answers are equal; the confidence in them differs by the rounding of the merge.
+    for group, adapter in scores["adapter"].items():
+        assert scores["merged"][group].keys() == adapter.keys()
+        for name, score in adapter.items():
+            assert scores["merged"][group][name] == pytest.approx(score, abs=1e-4), (group, name)
     of_run = asked(vqa_rad_run, str(shared / "data" / "vqa_rad"))
     assert equal(in_process(merged_model, of_run.examples), of_run) == 40
     assert of_run.zero_shot != of_run.evaluated
