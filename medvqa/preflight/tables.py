@@ -81,14 +81,14 @@ def cell_table(report: CellReport, assumptions: Assumptions) -> "Table":
 
 
 def _tokens(tokens: TokenReport) -> str:
-    labels = {"0": "least", "0.5": "median", "0.95": "95 %", "1": "longest"}
+    labels = {"0": "shortest", "0.5": "median", "0.95": "95 %", "1": "longest"}
     lengths = ", ".join(f"{label} {tokens.quantiles[q]:,}" for q, label in labels.items())
     counted = f"all {tokens.num_samples:,}"
     if tokens.num_counted < tokens.num_samples:
         counted = f"a seeded sample of {tokens.num_counted:,} of {tokens.num_samples:,}"
     too_long = f"{tokens.num_too_long:,} too long: {', '.join(tokens.too_long)}"
     return (
-        f"{_about(tokens)}{lengths}; "
+        f"{'estimated: ' if tokens.is_estimate else ''}{lengths}; "
         f"{tokens.mean_image_tokens:.0f} of images on average; counted {counted}; "
         f"{too_long if tokens.num_too_long else 'none too long'}"
     )
