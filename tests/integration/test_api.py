@@ -38,14 +38,13 @@ def test_a_finished_run_is_read_with_its_scores_and_answers(result, finished):
 
 
 def test_a_run_from_python_answers_as_the_command_does(result, tmp_path, capsys):
+    before = [*logging.getLogger().handlers]
     again = run(compose(OVERRIDES), directory=tmp_path / "run")
     assert again.predictions() == result.predictions()
     assert again.record["order_sha256"] == result.record["order_sha256"]
     assert "12 steps" in capsys.readouterr().out
     assert "12 steps" in (tmp_path / "run" / "medvqa.log").read_text()
-    assert not any(
-        isinstance(handler, logging.FileHandler) for handler in logging.getLogger().handlers
-    )
+    assert logging.getLogger().handlers == before
 
 
 def test_a_report_shows_its_page_and_writes_the_command_s_files(result, tmp_path):
