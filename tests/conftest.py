@@ -51,11 +51,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 SHARED = Path(os.environ.get("MEDVQA_SHARED", ROOT.parent / "shared"))
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Use one process more than cores: tests that wait for a process leave theirs idle."""
-    return len(os.sched_getaffinity(0)) + 1
-
-
 @pytest.fixture(autouse=True)
 def own_environment() -> Iterator[None]:
     """Take back the variables that a command sets in this process."""
