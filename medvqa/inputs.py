@@ -11,8 +11,9 @@ from medvqa.contamination import gate
 from medvqa.contamination.hash_cache import open_cache
 from medvqa.contamination.hashing import contents_sha256
 from medvqa.contamination.overlap import Overlap
-from medvqa.curriculum import Plan, plan_curriculum, stage_pools
+from medvqa.curriculum import plan_curriculum, stage_pools
 from medvqa.data.example import Example
+from medvqa.data.plan import Plan
 from medvqa.data.pool import Pool, load_pool, load_sets, rows_sha256
 from medvqa.data.verification import check_images, stored_images
 from medvqa.evaluation.bertscore import check_encoder

@@ -10,8 +10,9 @@ from benchmarks.engine.workload import BATCH_SIZE, Bench, Row, with_pictures
 from medvqa.config.curriculum import CurriculumConfig, Filter, StageConfig
 from medvqa.config.errors import UserError
 from medvqa.config.training import Engine, Optimizer, TrainingConfig
-from medvqa.curriculum import Plan, plan_curriculum
+from medvqa.curriculum import plan_curriculum
 from medvqa.data.example import Example
+from medvqa.data.plan import Plan
 from medvqa.models.adapter import reset_adapter
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import FEATURE_SHARE, LoadedModel

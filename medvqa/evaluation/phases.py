@@ -4,8 +4,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from medvqa.curriculum import Plan, PlannedStage
 from medvqa.data.example import Example
+from medvqa.data.plan import Plan, PlannedStage
 from medvqa.evaluation.evaluate import Evaluator
 from medvqa.evaluation.generate import Answers
 from medvqa.evaluation.phase_scores import Evaluation

@@ -13,8 +13,8 @@ from medvqa.config.machine import num_cuda_devices
 from medvqa.config.model import Backend, Device
 from medvqa.config.schema import Config
 from medvqa.contamination import gate as contamination
-from medvqa.curriculum import Plan
 from medvqa.data.example import Example
+from medvqa.data.plan import Plan
 from medvqa.evaluation.power import minimal_detectable_effect
 from medvqa.inputs import Inputs
 from medvqa.models.encode import Encoder

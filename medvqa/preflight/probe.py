@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import median
 
 from medvqa.config.schema import Config
-from medvqa.curriculum import Plan
 from medvqa.data.example import Example
+from medvqa.data.plan import Plan
 from medvqa.evaluation.generate import generate
 from medvqa.models.encode import Encoder, encoder_of
 from medvqa.models.load import load_model

@@ -17,8 +17,8 @@ from medvqa.config.curriculum import OptimizerPolicy
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import Decoding
 from medvqa.config.training import TrainingConfig
-from medvqa.curriculum import Plan, PlannedStage
 from medvqa.data.example import Example
+from medvqa.data.plan import Plan, PlannedStage
 from medvqa.data.prefetch import ahead
 from medvqa.fast.choice import choose_path, make_engine
 from medvqa.models.encode import Encoder, encode_alone

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medvqa.curriculum import Plan, order_sha256
+from medvqa.data.plan import Plan, order_sha256
 from medvqa.tracking.record import read_lines
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from medvqa.config.curriculum import LearningRatePolicy
 from medvqa.config.errors import UserError
 from medvqa.config.training import Schedule, TrainingConfig
-from medvqa.curriculum import Plan
+from medvqa.data.plan import Plan
 
 # Of a derived warm-up: a twelfth of the steps, at least the five of the published recipe (which
 # has 40 to 60 steps), at most an eighth, so that no plan is all warm-up.

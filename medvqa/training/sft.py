@@ -13,8 +13,8 @@ from typing import Any
 
 from medvqa.config.curriculum import OptimizerPolicy
 from medvqa.config.training import Optimizer, TrainingConfig
-from medvqa.curriculum import Plan
 from medvqa.data.example import Example
+from medvqa.data.plan import Plan
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
 from medvqa.tracking.record import JsonLines

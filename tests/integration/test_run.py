@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from medvqa.curriculum import order_sha256
+from medvqa.data.plan import order_sha256
 from medvqa.models.source import EMBEDDED
 from medvqa.tracking.record import read_lines
 from tests.conftest import ROOT, SMOKE, TINY, call, command, environment

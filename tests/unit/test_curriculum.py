@@ -15,9 +15,10 @@ from medvqa.config.curriculum import (
     StageConfig,
 )
 from medvqa.config.errors import UserError
-from medvqa.curriculum import Plan, plan_curriculum
+from medvqa.curriculum import plan_curriculum
 from medvqa.data.example import AnswerType, Example
 from medvqa.data.ordering import FILTERS, MERGES, ORDERS
+from medvqa.data.plan import Plan
 
 CONF = Path(__file__).parents[2] / "conf"
 SHIPPED = sorted(path.stem for path in (CONF / "curriculum").glob("*.yaml"))

@@ -5,7 +5,7 @@ import pytest
 from medvqa.config.curriculum import LearningRatePolicy, OptimizerPolicy
 from medvqa.config.errors import UserError
 from medvqa.config.training import Schedule, TrainingConfig
-from medvqa.curriculum import Plan, PlannedStage
+from medvqa.data.plan import Plan, PlannedStage
 from medvqa.training.schedule import learning_rate_factor, warmup_steps
 
 
