@@ -28,11 +28,12 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from benchmarks.nonsense import as_bytes, as_json, damaged, encoded_pictures, mutated, odd
-from medvqa.config.compose import register, resolved, typed, typed_group
+from medvqa.config.compose import register, resolved
 from medvqa.config.data import SourceConfig
 from medvqa.config.errors import MISTAKES, UserError
 from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig
 from medvqa.config.schema import Config
+from medvqa.config.typed import typed, typed_group
 from medvqa.data.image import ImageBytes, check_decodes, image_file, image_size, load_rgb
 from medvqa.data.pool import load_pool
 from medvqa.data.storage.files import named_images

@@ -19,13 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from medvqa.config.command_line import COLUMNS, example_lines
-from medvqa.config.compose import (
-    checked,
-    config_directory,
-    register,
-    run_settings,
-    with_roles,
-)
+from medvqa.config.compose import checked, config_directory, register, run_settings, with_roles
 from medvqa.config.errors import MISTAKES, Refused, explain, printable, raised_in
 from medvqa.config.fast_exit import leave_at_once
 from medvqa.config.secrets import masked_text

@@ -44,7 +44,8 @@ KINDS = {"tiny": "tiny weights, CPU", "shapes": "full shapes, H100", "real": "re
 
 def verify(name: str, overrides: Sequence[str], directory: Path) -> dict[str, Any]:
     """Return the record of a run with these overrides; each column says what was done."""
-    from medvqa.config.compose import compose_cells, resolved, typed
+    from medvqa.config.compose import compose_cells, resolved
+    from medvqa.config.typed import typed
     from medvqa.data.image import ImageBytes
     from medvqa.data.pool import load_sets
     from medvqa.export.command import ExportOptions, export

@@ -2,34 +2,28 @@
 
 import hashlib
 import json
-import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
-from medvqa.config.bounds import within_bounds
-from medvqa.config.earlier import upgraded
+from medvqa.config.cells import BASIC_SWEEPER, cells, quoted
 from medvqa.config.errors import MISTAKES, Refused, UserError, explain, unknown_option
 from medvqa.config.identity import run_id
-from medvqa.config.machine import make_directory, num_cuda_devices
-from medvqa.config.model import Backend, BasePrecision, Device
+from medvqa.config.machine import make_directory
 from medvqa.config.schema import Config
 from medvqa.config.secrets import masked_values
+from medvqa.config.typed import typed
 
-Group = TypeVar("Group")
 # Hydra scans `hydra_plugins` on Python's path for launchers.
 PLUGINS = str(Path(__file__).resolve().parents[1] / "plugins")
-BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 ONE_ROLE = re.compile(r"data\.([\w.]+\.)?columns\.\w+=")
 # Launchers whose jobs run on other machines: a login node may have no GPU.
 CLUSTERS = ("slurm", "ray")
@@ -98,34 +92,6 @@ def _check_training_option(cfg: DictConfig) -> None:
         raise UserError(unknown_option("training", str(choices.training), known))
 
 
-def typed(values: Mapping[str, Any], *, runs_here: bool = True) -> Config:
-    """Return the typed config of plain, resolved values; see `checked` for what it raises."""
-    config = typed_anywhere(values)
-    if runs_here:
-        check_hardware(config)
-    return config
-
-
-def typed_anywhere(values: Mapping[str, Any]) -> Config:
-    """Return the typed config of a run that may have been trained on another machine."""
-    return typed_group(Config, upgraded(values))
-
-
-def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recorded config as plain values, with this version's names and defaults.
-
-    Raises:
-        UserError: If it has a setting that this version does not know.
-    """
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), upgraded(values))
-    except OmegaConfBaseException as error:
-        raise UserError(f"the config of an earlier version: {explain(error)}") from error
-    plain = OmegaConf.to_container(merged, enum_to_str=True)
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
-
-
 def run_settings(cfg: DictConfig, hydra: Any) -> dict[str, Any]:
     """Return what run.json keeps of a command; see `medvqa.run.run`.
 
@@ -156,52 +122,6 @@ def hydra_files(config: Mapping[str, Any], overrides: Sequence[str], hydra: Any)
         f"{name}.yaml": OmegaConf.to_yaml(OmegaConf.create(part))
         for name, part in masked_values(plain).items()
     }
-
-
-def quoted(text: str) -> str:
-    """Return the text as a value of an override, whatever characters it has."""
-    escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", text)
-    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
-
-
-def typed_group(schema: type[Group], values: Mapping[str, Any]) -> Group:
-    """Return one dataclass of the schema, or the whole, from plain, resolved values."""
-    structured = OmegaConf.structured(schema)
-    try:
-        plain = OmegaConf.to_container(OmegaConf.merge(structured, dict(values)), enum_to_str=True)
-        group = OmegaConf.to_object(OmegaConf.merge(structured, within_bounds(schema, plain)))
-    except OmegaConfBaseException:
-        raise
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    except OverflowError as error:  # hundreds of digits do not fit a float
-        raise UserError("the config holds a number of too many digits") from error
-    assert isinstance(group, schema)
-    return group
-
-
-def check_hardware(config: Config) -> None:
-    """Raise a `UserError` if the config asks for more GPUs than there are."""
-    model, num_gpus = config.model, config.training.gpus
-    settings = {
-        "model.backend=unsloth": model.backend is Backend.unsloth,
-        "model.load_in_4bit=true": model.load_in_4bit,
-        "model.base_precision=fp8": model.base_precision is BasePrecision.fp8,
-        "model.device=cuda": model.device is Device.cuda,
-    }
-    asked = [setting for setting, is_asked in settings.items() if is_asked]
-    if asked and num_cuda_devices(os.environ) == 0:
-        raise UserError(
-            f"no CUDA GPU is visible here, but the config says {' and '.join(asked)}; on a CPU "
-            "use model=tiny, or model.device=cpu model.backend=auto "
-            "model.load_in_4bit=false model.base_precision=dtype"
-        )
-    visible = num_cuda_devices(os.environ) if num_gpus > 1 else num_gpus
-    if model.device is not Device.cpu and num_gpus > visible:
-        raise UserError(
-            f"training.gpus={num_gpus}, but {visible} CUDA GPU(s) are visible here; use "
-            f"training.gpus={max(1, visible)} (model.device=cpu runs any number of processes)"
-        )
 
 
 def config_directory() -> str:
@@ -316,29 +236,3 @@ class CheckFirst(Callback):
                 make_directory(Path(directory), "hydra.sweep.dir=")
         except UserError as error:
             raise Refused from error
-
-
-def swept_keys(config: DictConfig) -> set[str]:
-    """Return the keys that a sweep varies, whichever sweeper chooses their values."""
-    parser = OverridesParser.create()
-    overrides = parser.parse_overrides(list(config.hydra.overrides.task))
-    keys = {override.get_key_element() for override in overrides if override.is_sweep_override()}
-    for chosen in ("params", "space"):  # of a grid, of a search
-        keys |= set(config.hydra.sweeper.get(chosen) or {})
-    return {key.lstrip("+") for key in keys}
-
-
-def cells(config: DictConfig) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield the swept part and all overrides of each job; none for a sweeper that searches."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    sweeper = config.hydra.sweeper
-    if sweeper._target_ != BASIC_SWEEPER:
-        return
-    arguments = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    arguments += config.hydra.overrides.task
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
-    constant = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
-    for job in jobs:
-        yield [override for override in job if override not in constant], job

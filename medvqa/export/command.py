@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from medvqa.config.command_line import CommandParser
-from medvqa.config.compose import typed_anywhere
 from medvqa.config.errors import UserError
 from medvqa.config.model import Device, Dtype
 from medvqa.config.schema import Config
+from medvqa.config.typed import typed_anywhere
 from medvqa.data.example import Example
 from medvqa.data.pool import load_pool, load_sets, rows_sha256
 from medvqa.evaluation.phase_scores import read_evaluations

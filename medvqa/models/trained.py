@@ -9,13 +9,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from medvqa.config.compose import typed_anywhere, typed_group
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import EvaluationConfig
 from medvqa.config.lora import LoraConfig
 from medvqa.config.machine import num_cuda_devices
 from medvqa.config.model import Backend, BasePrecision, Device, ModelConfig
 from medvqa.config.prompt import PromptConfig
+from medvqa.config.typed import typed_anywhere, typed_group
 from medvqa.models.adapter import ADAPTER_FILE, load_adapter
 from medvqa.models.load import load_base, load_model
 from medvqa.models.loaded import LoadedModel

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from medvqa.config.cells import quoted
 from medvqa.config.command_line import CommandParser
-from medvqa.config.compose import quoted
 from medvqa.config.errors import UserError
 from medvqa.config.secrets import MASK
 from medvqa.sweep.display import grid_table, time_left

@@ -14,18 +14,13 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from medvqa.config.compose import (
-    BASIC_SWEEPER,
-    check_hardware,
-    hydra_files,
-    resolved,
-    swept_keys,
-    typed_anywhere,
-)
+from medvqa.config.cells import BASIC_SWEEPER, swept_keys
+from medvqa.config.compose import hydra_files, resolved
 from medvqa.config.errors import DivergenceError, UserError
 from medvqa.config.identity import run_id
 from medvqa.config.machine import make_directory
 from medvqa.config.secrets import masked, masked_values
+from medvqa.config.typed import check_hardware, typed_anywhere
 from medvqa.sweep.display import grid_table, live_table, show_failures
 from medvqa.sweep.job import Job, State, Status, run_json
 from medvqa.sweep.status import counts, read_rows, sweep_json, write_summary

@@ -20,9 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from medvqa.config.compose import typed
 from medvqa.config.errors import UserError
 from medvqa.config.fast_exit import leave_at_once
+from medvqa.config.typed import typed
 from medvqa.models.load import load_in_own_process
 from medvqa.run import ProcessState, run_rank
 from medvqa.tracking import record

@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from medvqa.config.compose import with_defaults
 from medvqa.config.errors import DivergenceError, UserError
 from medvqa.config.identity import results_only
 from medvqa.config.secrets import masked_values
+from medvqa.config.typed import with_defaults
 from medvqa.tracking.files import has_results
 from medvqa.tracking.record import DIVERGED, FINISHED, read_run
 

@@ -14,10 +14,11 @@ import pytest
 import yaml
 
 from medvqa.cli import COMMANDS, HANDLERS
-from medvqa.config.compose import checked, compose_cells, typed_group
+from medvqa.config.compose import checked, compose_cells
 from medvqa.config.curriculum import CurriculumConfig
 from medvqa.config.errors import UserError
 from medvqa.config.schema import Config
+from medvqa.config.typed import typed_group
 from medvqa.report.example import unpack_example
 from tests.conftest import ROOT
 from tools.reference_pages import keys, on_page_markdown, sections

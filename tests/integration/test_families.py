@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from medvqa.config.compose import resolved, typed
+from medvqa.config.compose import resolved
+from medvqa.config.typed import typed
 from medvqa.data.image import ImageBytes
 from medvqa.data.pool import load_sets
 from medvqa.export.command import ExportOptions, export

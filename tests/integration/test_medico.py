@@ -6,8 +6,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from medvqa.cli import register
-from medvqa.config.compose import resolved, typed
+from medvqa.config.compose import resolved
 from medvqa.config.errors import UserError
+from medvqa.config.typed import typed
 from medvqa.export.command import main_export
 from medvqa.run import ProcessState, run
 from tests.conftest import ROOT

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from medvqa.config.compose import typed
 from medvqa.config.errors import UserError
 from medvqa.config.lora import LoraConfig
 from medvqa.config.model import Device
 from medvqa.config.training import Engine, TrainingConfig
+from medvqa.config.typed import typed
 from medvqa.evaluation.generate import answering_order, even_batch_size
 from medvqa.evaluation.shares import shares_of_batches
 from medvqa.fast.choice import make_engine

@@ -6,7 +6,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from medvqa.cli import register
-from medvqa.config.compose import resolved, typed
+from medvqa.config.compose import resolved
+from medvqa.config.typed import typed
 from medvqa.run import ProcessState, run
 from medvqa.tracking.record import read_lines
 from tests import copies

@@ -8,9 +8,9 @@ from typing import get_type_hints
 import pytest
 
 from medvqa.config.bounds import INTERVALS, within_bounds
-from medvqa.config.compose import typed_anywhere
 from medvqa.config.errors import UserError
 from medvqa.config.schema import Config
+from medvqa.config.typed import typed_anywhere
 from tests.unit.config.test_compose import composed, resolved_plain
 
 

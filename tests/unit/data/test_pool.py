@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from medvqa.config.compose import typed_anywhere
 from medvqa.config.data import DataConfig, PartConfig, SourceConfig
 from medvqa.config.errors import UserError
 from medvqa.config.schema import splits_overlap
+from medvqa.config.typed import typed_anywhere
 from medvqa.data.pool import load_examples, load_pool, load_sets, shares
 from tests.unit.config.test_compose import composed, resolved_plain
 

@@ -7,9 +7,10 @@ from threading import Thread
 
 import pytest
 
-from medvqa.config.compose import resolved, typed
+from medvqa.config.compose import resolved
 from medvqa.config.errors import UserError
 from medvqa.config.identity import run_id
+from medvqa.config.typed import typed
 from medvqa.models.adapter import save_adapter
 from medvqa.report.study import read_study
 from medvqa.run import ProcessState, run

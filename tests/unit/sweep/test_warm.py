@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from medvqa.config.compose import resolved, typed
+from medvqa.config.compose import resolved
 from medvqa.config.lora import LoraConfig
+from medvqa.config.typed import typed
 from medvqa.models.load import load_model
 from medvqa.run import ProcessState, run
 from medvqa.sweep import warm

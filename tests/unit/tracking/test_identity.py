@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
-from medvqa.config.compose import with_defaults
 from medvqa.config.errors import UserError
+from medvqa.config.typed import with_defaults
 from medvqa.tracking import identity
 from medvqa.tracking.record import write_json
 from tests.unit.config.test_compose import composed, resolved_plain

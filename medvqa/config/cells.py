@@ -1,0 +1,42 @@
+"""The cells of a grid, as Hydra's overrides: what is swept, and each job's part of it."""
+
+import re
+from collections.abc import Iterator
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+def swept_keys(config: DictConfig) -> set[str]:
+    """Return the keys that a sweep varies, whichever sweeper chooses their values."""
+    parser = OverridesParser.create()
+    overrides = parser.parse_overrides(list(config.hydra.overrides.task))
+    keys = {override.get_key_element() for override in overrides if override.is_sweep_override()}
+    for chosen in ("params", "space"):  # of a grid, of a search
+        keys |= set(config.hydra.sweeper.get(chosen) or {})
+    return {key.lstrip("+") for key in keys}
+
+
+def cells(config: DictConfig) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield the swept part and all overrides of each job; none for a sweeper that searches."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    sweeper = config.hydra.sweeper
+    if sweeper._target_ != BASIC_SWEEPER:
+        return
+    arguments = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    arguments += config.hydra.overrides.task
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
+    constant = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
+    for job in jobs:
+        yield [override for override in job if override not in constant], job
+
+
+def quoted(text: str) -> str:
+    """Return the text as a value of an override, whatever characters it has."""
+    escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", text)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", escaped) + "'"
