@@ -16,16 +16,15 @@ class CommandParser(argparse.ArgumentParser):
     """A parser whose mistakes are one line of ours.
 
     Args:
-        name: Of the command, as in `medvqa NAME`.
-        description: One sentence.
+        main: `main_NAME` of `medvqa NAME`; its docstring describes the command in one sentence.
         examples: Command -> what the command does.
     """
 
-    def __init__(self, name: str, description: str | None, examples: Mapping[str, str]) -> None:
+    def __init__(self, main: Callable[..., Any], examples: Mapping[str, str]) -> None:
         width = min(COLUMNS, shutil.get_terminal_size().columns)
         super().__init__(
-            prog=f"medvqa {name}",
-            description=textwrap.fill(description or "", width),
+            prog=f"medvqa {main.__name__.removeprefix('main_')}",
+            description=textwrap.fill(main.__doc__ or "", width),
             epilog="examples:\n" + example_lines(examples),
             formatter_class=partial(
                 argparse.RawDescriptionHelpFormatter, width=width, max_help_position=30

@@ -59,8 +59,7 @@ def read_answers(
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        "calibrate",
-        main_calibrate.__doc__,
+        main_calibrate,
         {
             "medvqa calibrate outputs/RUN --on validation": "error of answers at most 20 %",
             "medvqa calibrate outputs/RUN --on validation --max-error 0.1": "at most 10 %",

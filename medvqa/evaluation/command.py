@@ -25,8 +25,7 @@ def main_score(argv: Sequence[str]) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        "score",
-        main_score.__doc__,
+        main_score,
         {
             "medvqa score answers.jsonl": "by type of question",
             "medvqa score answers.csv --columns prediction=out,reference=gt": "other column names",

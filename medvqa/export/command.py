@@ -161,8 +161,7 @@ def _describe(
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        "export",
-        main_export.__doc__,
+        main_export,
         {
             "medvqa export outputs/RUN": "the adapter, in RUN/export/adapter",
             "medvqa export outputs/RUN --merge": "16-bit weights, checked and evaluated again",

@@ -44,8 +44,7 @@ def main_preflight(argv: Sequence[str]) -> None:
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        "preflight",
-        main_preflight.__doc__,
+        main_preflight,
         {
             "medvqa preflight model=qwen3_vl_8b data=vqa_rad data.path=DIR": "one run",
             "medvqa preflight -m curriculum=open_first,mixed seed=1,2,3": "each cell of a grid",

@@ -46,7 +46,7 @@ class Line(NamedTuple):
 def main_doctor(argv: Sequence[str]) -> None:
     """Say what this machine can run; leaves with 0 whatever is missing. Keys are never shown."""
     example = {"medvqa doctor": "GPU, memory, packages, keys and caches of this machine"}
-    CommandParser("doctor", main_doctor.__doc__, example).parse_args(argv)
+    CommandParser(main_doctor, example).parse_args(argv)
     from rich.text import Text
 
     with ThreadPoolExecutor() as pool:  # a silent hub or driver takes seconds to give up on

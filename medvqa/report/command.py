@@ -43,8 +43,7 @@ def main_report(argv: Sequence[str]) -> None:
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        "report",
-        main_report.__doc__,
+        main_report,
         {
             "medvqa report --example DIR": "see a report before any run",
             "medvqa report multirun/GRID": "tables, figures and one page of a grid",

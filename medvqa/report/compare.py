@@ -65,8 +65,7 @@ def main_compare(argv: Sequence[str]) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        "compare",
-        main_compare.__doc__,
+        main_compare,
         {
             "medvqa compare base.jsonl tuned.jsonl": "paired tests, a table and a page",
             "medvqa compare outputs/A outputs/B --out a_b": "the final answers of two runs",

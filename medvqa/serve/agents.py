@@ -101,8 +101,7 @@ def _is_list_of_strings(images: Any) -> bool:
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        "mcp",
-        main_mcp.__doc__,
+        main_mcp,
         {
             "medvqa mcp run=outputs/RUN 'allowed_roots=[/data/images]'": "over stdio",
             "medvqa mcp --config tool.yaml --http --port 8765": f"at http://{LOOPBACK}:8765/mcp",

@@ -56,8 +56,7 @@ def main_serve(argv: Sequence[str]) -> None:
 
 def _parser() -> CommandParser:
     parser = CommandParser(
-        "serve",
-        main_serve.__doc__,
+        main_serve,
         {
             "medvqa serve outputs/RUN": "at http://127.0.0.1:8000/v1",
             "medvqa serve outputs/RUN/export/merged --engine vllm --port 9000": "through vLLM",

@@ -116,9 +116,7 @@ def launch(blocks: "gradio.Blocks", *, port: int, max_image_bytes: int) -> str:
 
 def main_demo(argv: Sequence[str]) -> None:
     """Open a page to ask a finished run or an export about images."""
-    parser = CommandParser(
-        "demo", main_demo.__doc__, {"medvqa demo outputs/RUN": f"at http://{HOST}:{PORT}"}
-    )
+    parser = CommandParser(main_demo, {"medvqa demo outputs/RUN": f"at http://{HOST}:{PORT}"})
     add = parser.group("model")
     add("run", type=Path, help="a finished run, or an export of one")
     add("--base", metavar="DIR", help="the base's own weights, in place of the hub")

@@ -19,8 +19,7 @@ from medvqa.tracking.terminal import console
 def main_status(argv: Sequence[str]) -> None:
     """Show a grid as a table, while it runs and after; also writes summary.csv and summary.json."""
     parser = CommandParser(
-        "status",
-        main_status.__doc__,
+        main_status,
         {
             "medvqa status multirun/GRID": "one table, now",
             "medvqa status multirun/GRID --watch": "a table every five seconds",
@@ -45,8 +44,7 @@ def main_status(argv: Sequence[str]) -> None:
 def main_resume(argv: Sequence[str]) -> None:
     """Run the unfinished jobs of a grid: its own command, once more."""
     parser = CommandParser(
-        "resume",
-        main_resume.__doc__,
+        main_resume,
         {
             "medvqa resume multirun/GRID": "the same command, once more",
             "medvqa resume multirun/GRID hydra.launcher.slots=[1]": "on another GPU",

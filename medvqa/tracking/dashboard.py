@@ -203,8 +203,7 @@ def _libraries() -> tuple[ModuleType, ModuleType, ModuleType]:
 def main_dashboard(argv: Sequence[str]) -> None:
     """Make a W&B workspace: the grid, curves by stage, metrics by type, predictions."""
     parser = CommandParser(
-        "dashboard",
-        main_dashboard.__doc__,
+        main_dashboard,
         {
             "medvqa dashboard multirun/GRID --json dashboard.json": "needs no network",
             "medvqa dashboard multirun/GRID --save": "needs a key and a network",
