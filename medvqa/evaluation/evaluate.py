@@ -1,6 +1,5 @@
 """Generate, score and write the predictions of one model state on one set."""
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -23,7 +22,7 @@ from medvqa.evaluation.score import (
 from medvqa.evaluation.shares import answers_of_ranks
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
-from medvqa.tracking.record import read_lines, write_json, write_text
+from medvqa.tracking.record import read_lines, write_json, write_lines
 from medvqa.training.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
@@ -175,8 +174,8 @@ class Evaluator:
             path = self.place("final", name) / "predictions.jsonl"
             blind = read_lines(self.place("blind", name) / "predictions.jsonl")
             answers = {row["id"]: row["prediction"] for row in blind}
-            rows = [{**row, "blind_prediction": answers[row["id"]]} for row in read_lines(path)]
-            write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+            rows = read_lines(path)
+            write_lines(path, [{**row, "blind_prediction": answers[row["id"]]} for row in rows])
 
     def place(self, phase: str, name: str) -> Path:
         """Return the directory of a phase's files on one set."""

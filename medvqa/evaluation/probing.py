@@ -1,6 +1,5 @@
 """Ask the probes of every set, score them and write their records beside the normal answers."""
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,7 +15,7 @@ from medvqa.evaluation.probe_rates import MEASURES, probe_rows, probe_scores
 from medvqa.evaluation.probes import PROBES, ProbeQuestion, probe_questions
 from medvqa.evaluation.rephrasing import all_rephrased
 from medvqa.evaluation.score import cell
-from medvqa.tracking.record import read_json, read_lines, write_json, write_text
+from medvqa.tracking.record import read_json, read_lines, write_json, write_lines
 from medvqa.tracking.terminal import table
 
 if TYPE_CHECKING:
@@ -148,8 +147,7 @@ def _record(
         final = read_lines(evaluator.place("final", set_name) / "predictions.jsonl")
         normal = {row["id"]: row for row in final}
         rows = probe_rows(questions, answers, normal, evaluator.config)
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_text(place / "predictions.jsonl", "".join(lines))
+        write_lines(place / "predictions.jsonl", rows)
         result = replace(result, scores=probe_scores(rows))
     write_json(place / "metrics.json", asdict(result))  # last: it says that the probe is whole
     return result

@@ -1,6 +1,5 @@
 """Predictions -> scores by question type, each a mean with interval and n."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from medvqa.evaluation.choice import correct_option, read_choice
 from medvqa.evaluation.comparison import run_mean
 from medvqa.evaluation.protocols.table import score_protocols
 from medvqa.evaluation.rephrasing import agreement
-from medvqa.tracking.record import write_text
+from medvqa.tracking.record import write_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -218,11 +217,8 @@ def write_predictions(
     path: Path, predictions: Sequence[Prediction], items: Sequence[ItemScores]
 ) -> None:
     """Write one JSON line per prediction, with its scores."""
-    rows = [
-        {**asdict(prediction), **asdict(item)}
-        for prediction, item in zip(predictions, items, strict=True)
-    ]
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    pairs = zip(predictions, items, strict=True)
+    write_lines(path, [{**asdict(prediction), **asdict(item)} for prediction, item in pairs])
 
 
 def summary_table(phases: Sequence[tuple[str, Summary]], *, title: str) -> "Table":
