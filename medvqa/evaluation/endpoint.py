@@ -4,10 +4,10 @@ import base64
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import EvaluationConfig
@@ -17,8 +17,9 @@ from medvqa.data.image import load_rgb
 from medvqa.evaluation.generate import Answers
 from medvqa.models.prompt import question_text, user_message
 from medvqa.tracking.progress import track
-from medvqa.tracking.record import read_lines, write_text
+from medvqa.tracking.record import read_lines, write_lines
 
+Question = TypeVar("Question")
 NUM_REQUESTS = 8  # at once
 TIMEOUT_S = 300.0
 
@@ -45,19 +46,11 @@ class Endpoint:
         Raises:
             UserError: If the server cannot be reached or refuses a question.
         """
-        known = {row["id"]: row for row in read_lines(cache)}
-        # Without the last line, where a kill has cut it off.
-        write_text(cache, "".join(map(_line, known.values())))
-        missing = [example for example in examples if example.id not in known]
-        with cache.open("a", encoding="utf-8") as file, ThreadPoolExecutor(NUM_REQUESTS) as pool:
-            replies = pool.map(self._ask, missing)
-            for example, reply in zip(
-                track(missing, description=f"asking {self.model}"), replies, strict=True
-            ):
-                known[example.id] = {"id": example.id, **reply}
-                file.write(_line(known[example.id]))
-                file.flush()
-        rows = [known[example.id] for example in examples]
+        questions = {example.id: example for example in examples}
+        replies = cached_replies(
+            cache, questions, self._ask, key="id", description=f"asking {self.model}"
+        )
+        rows = [replies[example.id] for example in examples]
         return Answers(
             texts=tuple(row["text"] for row in rows),
             cut=tuple(row["cut"] for row in rows),
@@ -88,6 +81,37 @@ class Endpoint:
         }
 
 
+def cached_replies(
+    cache: Path,
+    questions: Mapping[str, Question],
+    ask: Callable[[Question], Mapping[str, Any]],
+    *,
+    key: str,
+    description: str,
+) -> dict[str, dict[str, Any]]:
+    """Return the cache's rows by key; what it lacks is asked, and each reply written at once.
+
+    Args:
+        cache: JSON Lines, one row per reply.
+        questions: By key.
+        ask: Returns the columns of a reply.
+        key: Name of the key's column.
+        description: Of the progress bar.
+    """
+    rows = {row[key]: row for row in read_lines(cache)}
+    missing = {name: question for name, question in questions.items() if name not in rows}
+    if not missing:
+        return rows
+    write_lines(cache, rows.values())  # without the last line, where a kill has cut it off
+    with cache.open("a", encoding="utf-8") as file, ThreadPoolExecutor(NUM_REQUESTS) as pool:
+        replies = pool.map(ask, missing.values())
+        for name, reply in zip(track(list(missing), description=description), replies, strict=True):
+            rows[name] = {key: name, **reply}
+            file.write(json.dumps(rows[name], ensure_ascii=False) + "\n")
+            file.flush()
+    return rows
+
+
 def complete(url: str, body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the first choice and the usage of a chat completion.
 
@@ -113,10 +137,6 @@ def complete(url: str, body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
         return choice, values.get("usage") or {}
     except (ValueError, KeyError, IndexError, TypeError, AssertionError) as error:
         raise UserError(f"{url} sent no chat completion: {response.text[:200]!r}") from error
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def _image_part(image: ImageSource) -> dict[str, Any]:

@@ -5,18 +5,15 @@ the answers file, so that a second call costs nothing and gives the same numbers
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medvqa.config.errors import UserError
 from medvqa.data.example import Prediction
-from medvqa.evaluation.endpoint import complete
-from medvqa.tracking.record import read_lines
+from medvqa.evaluation.endpoint import cached_replies, complete
 
 QUESTION = (
     "You grade an answer to a medical question about an image.\n"
@@ -25,7 +22,6 @@ QUESTION = (
     "Reply with one word: correct or incorrect."
 )
 VERDICT = re.compile(r"\b(not correct|incorrect|correct)\b")
-NUM_REQUESTS = 8  # at once
 
 
 @dataclass(frozen=True)
@@ -42,31 +38,24 @@ class Judge:
         Raises:
             UserError: If the server cannot be reached or refuses.
         """
-        replies = {row["key"]: row["reply"] for row in read_lines(self.cache)}
         prompts = [_prompt(prediction) for prediction in predictions]
         keys = [self._key(prompt) for prompt in prompts]
-        missing = {k: p for k, p in zip(keys, prompts, strict=True) if k not in replies}
-        if missing:
-            with (
-                self.cache.open("a", encoding="utf-8") as file,
-                ThreadPoolExecutor(NUM_REQUESTS) as pool,
-            ):
-                for key, reply in zip(missing, pool.map(self._ask, missing.values()), strict=True):
-                    replies[key] = reply
-                    file.write(json.dumps({"key": key, "reply": reply}) + "\n")
-                    file.flush()
-        return [_verdict(replies[key]) for key in keys]
+        questions = dict(zip(keys, prompts, strict=True))
+        rows = cached_replies(
+            self.cache, questions, self._ask, key="key", description=f"asking {self.model}"
+        )
+        return [_verdict(rows[key]["reply"]) for key in keys]
 
     def _key(self, prompt: str) -> str:
         return hashlib.sha256(f"{self.model}\n{prompt}".encode()).hexdigest()
 
-    def _ask(self, prompt: str) -> str:
+    def _ask(self, prompt: str) -> dict[str, str]:
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
             "temperature": 0,
         }
-        return str(complete(self.endpoint, body)[0]["message"]["content"])
+        return {"reply": str(complete(self.endpoint, body)[0]["message"]["content"])}
 
 
 def parse_judge(pairs: Sequence[str], cache: Path) -> Judge:
@@ -86,8 +75,8 @@ def _prompt(prediction: Prediction) -> str:
 
 
 def _verdict(reply: str) -> bool | None:
-    found = VERDICT.findall(reply.lower())
-    return found[-1] == "correct" if found else None
+    verdicts = VERDICT.findall(reply.lower())
+    return verdicts[-1] == "correct" if verdicts else None
 
 
 def agreement(
