@@ -1,10 +1,10 @@
 """Batched greedy decoding; questions about one picture share its part of the prompt."""
 
-import logging
 import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,9 @@ from medvqa.config.evaluation import Decoding
 from medvqa.config.training import Engine
 from medvqa.data.example import Example
 from medvqa.data.prefetch import ahead
+from medvqa.evaluation.memory import within_memory
 from medvqa.evaluation.metrics import is_yes_or_no
-from medvqa.fast.choice import ComputeEngine, choose_path, make_engine
+from medvqa.fast.choice import choose_path, make_engine
 from medvqa.models.encode import Encoder, encode_alone
 from medvqa.models.loaded import LoadedModel
 from medvqa.models.sample import Decoded, Sample
@@ -21,8 +22,6 @@ from medvqa.tracking.progress import track
 
 if TYPE_CHECKING:
     import torch
-
-log = logging.getLogger(__name__)
 
 ChoiceProbs = dict[str, float]
 YES_NO = ("yes", "no")
@@ -60,6 +59,23 @@ class Answers:
         """Answers that hit the limit."""
         return sum(self.cut)
 
+    @property
+    def rows(self) -> list[tuple[Any, ...]]:
+        """The values of `PER_ANSWER`, answer by answer."""
+        return list(zip(*(getattr(self, name) for name in PER_ANSWER), strict=True))
+
+
+def from_rows(
+    rows: Mapping[int, tuple[Any, ...]],
+    decoding: str,
+    likelihoods: Mapping[int, Mapping[str, Sequence[float]]] | None = None,
+) -> Answers:
+    """Return the answers whose values of `PER_ANSWER` are given by place."""
+    in_order = [rows[place] for place in range(len(rows))]
+    columns = zip(*in_order, strict=True) if rows else [()] * len(PER_ANSWER)
+    values = dict(zip(PER_ANSWER, columns, strict=True))
+    return Answers(**values, decoding=decoding, likelihoods=likelihoods or {})
+
 
 def generate(
     loaded: LoadedModel,
@@ -91,7 +107,8 @@ def generate(
     if not examples:  # all were known already
         return Answers((), (), (), chosen.value)
     engine = make_engine(chosen, loaded, encoder)
-    batches = _batches(answering_order(examples), batch_size)
+    order = answering_order(examples)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     loaded.use_for(training=False)
     rows: dict[int, tuple[Any, ...]] = {}
     encoded = _encoded(encoder, examples, batches, on_gpu=loaded.device.type == "cuda")
@@ -99,9 +116,14 @@ def generate(
         every = chain.from_iterable(encoded)
         for indices in track(batches, description=description):
             samples = list(islice(every, len(indices)))
-            answered = _within_memory(engine, samples, max_new_tokens, encoder.end_token_id)
+            answered = within_memory(
+                engine,
+                samples,
+                lambda part: engine.answer(part, max_new_tokens),
+                partial(_joined, end_token_id=encoder.end_token_id),
+            )
             rows |= _rows(answered, {i: examples[i] for i in indices}, encoder)
-    return _in_order(rows, chosen)
+    return from_rows(rows, chosen.value)
 
 
 def answering_order(examples: Sequence[Example]) -> list[int]:
@@ -125,10 +147,6 @@ def even_batch_size(num_examples: int, batch_size: int) -> int:
     if num_batches > 2:
         num_batches = math.ceil(num_batches / 4) * 4
     return max(1, math.ceil(num_examples / max(1, num_batches)))
-
-
-def _batches(order: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _pictures(example: Example) -> tuple[str, ...]:
@@ -159,12 +177,6 @@ def _encoded(
     )
 
 
-def _in_order(rows: Mapping[int, tuple[Any, ...]], decoding: Decoding) -> Answers:
-    columns = zip(*(rows[index] for index in range(len(rows))), strict=True)
-    texts, cut, num_tokens, logprobs, choice_probs = columns
-    return Answers(texts, cut, num_tokens, decoding.value, logprobs, choice_probs)
-
-
 def _rows(
     answered: Decoded, examples: Mapping[int, Example], encoder: Encoder
 ) -> dict[int, tuple[Any, ...]]:
@@ -173,10 +185,9 @@ def _rows(
     probs = _choice_probs(answered, [_choice_ids(e, tokenizer) for e in examples.values()])
     is_cut = (answered.tokens != end).all(dim=1).tolist()
     ended = _ended(answered.tokens, end)
-    texts = tokenizer.batch_decode(ended, skip_special_tokens=True)
+    texts = [text.strip() for text in tokenizer.batch_decode(ended, skip_special_tokens=True)]
     lengths = [len(row) + (not cut) for row, cut in zip(ended, is_cut, strict=True)]
     totals = answered.logprobs.sum(dim=1).tolist()
-    texts = [text.strip() for text in texts]
     rows = zip(texts, is_cut, lengths, totals, probs, strict=True)
     return dict(zip(examples, rows, strict=True))
 
@@ -222,33 +233,17 @@ def _ended(new: "torch.Tensor", end_token_id: int) -> "list[torch.Tensor]":
     ]
 
 
-def _within_memory(
-    engine: ComputeEngine, samples: Sequence[Sample], max_new_tokens: int, end_token_id: int
-) -> Decoded:
-    """Decode; where memory runs out, decode the halves."""
+def _joined(first: Decoded, second: Decoded, *, end_token_id: int) -> Decoded:
+    """Return both halves of a batch, the shorter one padded."""
     import torch
 
-    try:
-        return engine.answer(samples, max_new_tokens)
-    except torch.OutOfMemoryError:
-        has_released = engine.release_memory()
-        if len(samples) == 1 and not has_released:
-            raise
-    torch.cuda.empty_cache()
-    if has_released:  # training's captured passes
-        return _within_memory(engine, samples, max_new_tokens, end_token_id)
-    log.warning("out of memory with %d questions at once: half of them", len(samples))
-    middle = len(samples) // 2
-    halves = [
-        _within_memory(engine, part, max_new_tokens, end_token_id)
-        for part in (samples[:middle], samples[middle:])
-    ]
+    halves = (first, second)
     width = max(half.tokens.shape[1] for half in halves)
 
-    def joined(name: str, fill: float) -> torch.Tensor:
+    def padded(name: str, fill: float) -> torch.Tensor:
         parts = [getattr(half, name) for half in halves]
         pad = torch.nn.functional.pad
         return torch.cat([pad(p, (0, width - p.shape[1]), value=fill) for p in parts])
 
-    first = torch.cat([half.first_logprobs for half in halves])
-    return Decoded(joined("tokens", end_token_id), joined("logprobs", 0.0), first)
+    first_logprobs = torch.cat([half.first_logprobs for half in halves])
+    return Decoded(padded("tokens", end_token_id), padded("logprobs", 0.0), first_logprobs)

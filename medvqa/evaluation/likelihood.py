@@ -7,6 +7,7 @@ too. The highest value is the answer.
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,15 +15,13 @@ from medvqa.config.evaluation import Decoding, EvaluationConfig, Scoring
 from medvqa.config.training import Engine
 from medvqa.data.example import Example
 from medvqa.evaluation.choice import LETTERS
-from medvqa.evaluation.generate import Answers, generate
+from medvqa.evaluation.generate import YES_NO, Answers, answering_order, from_rows, generate
+from medvqa.evaluation.memory import within_memory
 from medvqa.evaluation.metrics import is_yes_or_no
-from medvqa.fast.choice import ComputeEngine, choose_path, make_engine
+from medvqa.fast.choice import choose_path, make_engine
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
-from medvqa.models.sample import Sample
 from medvqa.tracking.progress import track
-
-YES_NO = ("yes", "no")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,21 +95,10 @@ def by_likelihood(
         decoding=config.decoding,
     )
     written = by_generation(loaded, encoder, [examples[p] for p in rest], config, description)
-    fields = (written.texts, written.cut, written.num_tokens, written.logprobs,
-              written.choice_probs)  # fmt: skip
-    rows = dict(zip(rest, zip(*fields, strict=True), strict=True))
-    rows |= {place: one.row() for place, one in zip(places, scored, strict=True)}
-    columns = zip(*(rows[place] for place in range(len(examples))), strict=True)
-    texts, cut, num_tokens, logprobs, choice_probs = map(tuple, columns)
-    return Answers(
-        texts=texts,
-        cut=cut,
-        num_tokens=num_tokens,
-        decoding=written.decoding,
-        logprobs=logprobs,
-        choice_probs=choice_probs,
-        likelihoods={place: one.values for place, one in zip(places, scored, strict=True)},
-    )
+    chosen = dict(zip(places, scored, strict=True))
+    rows = dict(zip(rest, written.rows, strict=True))
+    rows |= {place: one.row() for place, one in chosen.items()}
+    return from_rows(rows, written.decoding, {place: one.values for place, one in chosen.items()})
 
 
 ANSWERERS = {Scoring.generate: by_generation, Scoring.likelihood: by_likelihood}
@@ -142,37 +130,20 @@ def likelihoods(
 
     engine = make_engine(choose_path(loaded, Engine.auto, decoding).decoding, loaded, encoder)
     loaded.use_for(training=False)
-    order = sorted(range(len(examples)), key=lambda i: [x.name for x in examples[i].images])
+    order = answering_order(examples)
     candidates = [(i, text) for i in order for text in _texts(examples[i])]
     rows: dict[int, list[list[float]]] = {i: [] for i in order}
     with torch.inference_mode():
         starts = range(0, len(candidates), batch_size)
         for start in track(starts, description="scoring"):
             batch = candidates[start : start + batch_size]
-            asked = [replace(examples[i], answers=(text,)) for i, text in batch]
-            samples = encoder.encode_batch(asked, training=True)
-            values = _within_memory(engine, samples)
+            questions = [replace(examples[i], answers=(text,)) for i, text in batch]
+            samples = encoder.encode_batch(questions, training=True)
+            values = within_memory(engine, samples, engine.log_probabilities, operator.add)
             for (i, _), sample, row in zip(batch, samples, values, strict=True):
                 num_text = sum(token != encoder.end_token_id for token in sample.answer_ids)
                 rows[i].append(row[:num_text])
     return [_likelihood(example, rows[i]) for i, example in enumerate(examples)]
-
-
-def _within_memory(engine: ComputeEngine, samples: Sequence[Sample]) -> list[list[float]]:
-    """Return the answer tokens' log-probabilities; where memory runs out, those of the halves."""
-    import torch
-
-    try:
-        return engine.log_probabilities(samples)
-    except torch.OutOfMemoryError:
-        if len(samples) == 1:
-            raise
-    torch.cuda.empty_cache()
-    middle = len(samples) // 2
-    return [
-        *_within_memory(engine, samples[:middle]),
-        *_within_memory(engine, samples[middle:]),
-    ]
 
 
 def _texts(example: Example) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from medvqa.data.example import Example
-from medvqa.evaluation.generate import PER_ANSWER, Answers, answering_order, even_batch_size
+from medvqa.evaluation.generate import Answers, answering_order, even_batch_size, from_rows
 from medvqa.training.ranks import Ranks
 
 
@@ -28,18 +28,12 @@ def answers_of_ranks(
     mine = answer([examples[index] for index in shares[ranks.rank]], size)
     parts = list(zip(shares, ranks.gather(mine), strict=True))
     rows = {
-        index: row
-        for share, part in parts
-        for index, row in zip(
-            share, zip(*(getattr(part, name) for name in PER_ANSWER), strict=True), strict=True
-        )
+        place: row for share, part in parts for place, row in zip(share, part.rows, strict=True)
     }
     likelihoods = {
         share[place]: values for share, part in parts for place, values in part.likelihoods.items()
     }
-    in_order = zip(*(rows[index] for index in range(len(examples))), strict=True)
-    values = dict(zip(PER_ANSWER, in_order, strict=True))
-    return Answers(**values, decoding=mine.decoding, likelihoods=likelihoods)
+    return from_rows(rows, mine.decoding, likelihoods)
 
 
 def shares_of_batches(
