@@ -168,13 +168,14 @@ def run(
         DivergenceError: A `UserError`, if a loss is not finite.
     """
     from medvqa.evaluation.results import headline
-    from medvqa.run import ProcessState, run_quietly
+    from medvqa.run import ProcessState
+    from medvqa.run import run as run_once
 
     place = config.directory if directory is None else Path(directory)
     with _mistakes_as_user_errors():
         make_directory(place, "another directory=")
         with _logged(place / "medvqa.log", verbose=verbose):
-            evaluations = run_quietly(config.typed, place, config.settings, ProcessState())
+            evaluations = run_once(config.typed, place, config.settings, ProcessState())
     return RunResult(
         directory=place,
         evaluations=tuple(evaluations),

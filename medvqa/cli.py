@@ -96,12 +96,15 @@ def train(cfg: DictConfig) -> float | None:
 
 def _run(cfg: DictConfig, *, is_sweep: bool) -> float | None:
     config = checked(cfg)
+    from medvqa.evaluation.results import headline, show_results
     from medvqa.models.load import load_in_own_process
     from medvqa.run import ProcessState, run
 
-    job = HydraConfig.get()
+    job, directory = HydraConfig.get(), Path(HydraConfig.get().runtime.output_dir)
     settings = run_settings(cfg, job) | {"sweep": Path(job.sweep.dir).name if is_sweep else None}
-    return run(config, Path(job.runtime.output_dir), settings, ProcessState(load_in_own_process))
+    evaluations = run(config, directory, settings, ProcessState(load_in_own_process))
+    show_results(evaluations, directory)
+    return headline(evaluations, config.data.evaluation)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from medvqa.contamination import gate
 from medvqa.evaluation.evaluate import Evaluator
 from medvqa.evaluation.phase_scores import Evaluation, read_evaluations
 from medvqa.evaluation.phases import Phases
-from medvqa.evaluation.results import headline, record_results, show_results
+from medvqa.evaluation.results import record_results
 from medvqa.evaluation.untrained import evaluate_only
 from medvqa.fast.choice import log_path
 from medvqa.inputs import Inputs
@@ -39,27 +39,17 @@ class ProcessState:
     cache: dict[str, Any] = field(default_factory=dict)
 
 
-def run(config: Config, directory: Path, settings: Settings, process: ProcessState) -> float | None:
-    """Train and evaluate as configured, and show the results; see `run_quietly`.
+def run(
+    config: Config, directory: Path, settings: Settings, process: ProcessState
+) -> list[Evaluation]:
+    """Train and evaluate; continue a half-done run, read a finished one; return its evaluations.
 
     Args:
         config: The checked config.
         directory: Every file of the run is below it.
         settings: For run.json: config, overrides, run id; of a grid's cell also `sweep` and `name`.
         process: What it loaded in earlier runs.
-
-    Returns:
-        Overall exact match on the first evaluation set, for sweepers; None without a set.
     """
-    evaluations = run_quietly(config, directory, settings, process)
-    show_results(evaluations, directory)
-    return headline(evaluations, config.data.evaluation)
-
-
-def run_quietly(
-    config: Config, directory: Path, settings: Settings, process: ProcessState
-) -> list[Evaluation]:
-    """Continue a half-done run, read a finished one; return its evaluations."""
     with record.directory_lock(directory, patience_s=record.PATIENCE_S):
         if config.fresh:
             files.set_aside(directory)

@@ -108,13 +108,15 @@ class Runner:
 
     def __call__(self, job: Job) -> bool:
         """Run the job as `python train.py` would; return whether its memory was given back."""
+        from medvqa.evaluation.results import show_results
         from medvqa.run import ProcessState, run
         from medvqa.sweep.warm import WarmModels
 
         self._models = self._models or WarmModels()
         self._models.expect(job.config["data"])
         state = ProcessState(self._models.load, self._models.patches, self._models.cache)
-        run(typed(job.config), job.directory, job.settings(), state)
+        evaluations = run(typed(job.config), job.directory, job.settings(), state)
+        show_results(evaluations, job.directory)
         return bool(self._models.release())
 
 
