@@ -70,10 +70,10 @@ def check_hardware(config: Config) -> None:
         "model.base_precision=fp8": model.base_precision is BasePrecision.fp8,
         "model.device=cuda": model.device is Device.cuda,
     }
-    asked = [setting for setting, is_asked in settings.items() if is_asked]
-    if asked and num_cuda_devices(os.environ) == 0:
+    gpu_settings = " and ".join(name for name, is_set in settings.items() if is_set)
+    if gpu_settings and num_cuda_devices(os.environ) == 0:
         raise UserError(
-            f"no CUDA GPU is visible here, but the config says {' and '.join(asked)}; on a CPU "
+            f"no CUDA GPU is visible here, but the config says {gpu_settings}; on a CPU "
             "use model=tiny, or model.device=cpu model.backend=auto "
             "model.load_in_4bit=false model.base_precision=dtype"
         )

@@ -121,7 +121,7 @@ class PictureFinder:
             index = self.pictures.by_sha256.get(picture.sha256)
             if index is not None:
                 self.same_file.add(index)
-                self._found(key, index, picture.name, None, mirrored=False)
+                self._add_match(key, index, picture.name, None, mirrored=False)
         hashed = [n for n, p in enumerate(block) if p.hashes]
         if not hashed or not self.owners:
             return
@@ -129,7 +129,7 @@ class PictureFinder:
         for (position, index), (distance, mirrored) in self._near(hashes).items():
             key, picture = keys[hashed[position]], block[hashed[position]]
             if index not in self.indices_by_key.get(key, ()):
-                self._found(key, index, picture.name, distance, mirrored=mirrored)
+                self._add_match(key, index, picture.name, distance, mirrored=mirrored)
 
     def _near(self, hashes: "NDArray[np.uint64]") -> dict[tuple[int, int], tuple[int, bool]]:
         """Return the smallest distance of each pair, and whether it is a mirrored one."""
@@ -150,7 +150,7 @@ class PictureFinder:
                 best[pair] = min(best.get(pair, (999, True)), (d, orientation > 0))
         return best
 
-    def _found(
+    def _add_match(
         self, key: Key, index: int, name: str, distance: int | None, *, mirrored: bool
     ) -> None:
         self.indices_by_key.setdefault(key, set()).add(index)

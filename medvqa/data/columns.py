@@ -90,12 +90,12 @@ def _mismatch(chosen: Columns, roles: Sequence[str], present: Sequence[str], pla
     line = {role: spec for role, spec in chosen.items() if role not in roles}
     line |= {role: next(free, "COLUMN") for role in roles}
     names = ", ".join(map(printable, present))
-    asked = ", ".join(
+    missing = ", ".join(
         role if chosen.get(role, role) == role else f"{role} ({printable(chosen[role])})"
         for role in roles
     )
     return (
-        f"{place}: no column for {asked}; it has {names or 'none'}. Say which holds "
+        f"{place}: no column for {missing}; it has {names or 'none'}. Say which holds "
         f"what, such as 'data.columns={{{_shown(line)}}}'"
     )
 

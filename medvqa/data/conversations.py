@@ -23,21 +23,23 @@ def turns(place: str, value: object, *, num_images: int = 1) -> list[tuple[str, 
         UserError: Naming the place, if that is no conversation, a question lacks its answer, or a
             message has markers, but not one an image.
     """
-    messages = _listed(place, value)
-    said = [_message(f"{place}: message {n}", message) for n, message in enumerate(messages)]
-    if said and said[0][0] == "system":
-        said = said[1:]
-    speakers = [speaker for speaker, _ in said]
-    if not said or any(
+    messages = [
+        _message(f"{place}: message {n}", message)
+        for n, message in enumerate(_listed(place, value))
+    ]
+    if messages and messages[0][0] == "system":
+        messages = messages[1:]
+    speakers = [speaker for speaker, _ in messages]
+    if not messages or any(
         speaker not in (ANSWERS if n % 2 else ASKS) for n, speaker in enumerate(speakers)
     ):
         spoken = ", ".join(speakers) or "nobody"
         raise UserError(f"{place}: question and answer must take turns; it has {spoken}")
-    if len(said) % 2:
+    if len(messages) % 2:
         raise UserError(f"{place} has no answer to its last question")
     texts = [
         without_markers(f"{place}: message {n}", text, num_images=num_images)
-        for n, (_, text) in enumerate(said)
+        for n, (_, text) in enumerate(messages)
     ]
     for n, text in enumerate(texts):
         if not text:

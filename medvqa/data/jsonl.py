@@ -76,8 +76,8 @@ def _file(path: Path, split: str) -> Path:
         return path
     file = path / f"{split}.jsonl"
     if not file.is_file():
-        found = ", ".join(sorted(p.stem for p in path.glob("*.jsonl"))) or "none"
-        raise UserError(f"{path} has no {file.name}; splits found: {found}")
+        splits = ", ".join(sorted(p.stem for p in path.glob("*.jsonl"))) or "none"
+        raise UserError(f"{path} has no {file.name}; splits found: {splits}")
     return file
 
 

@@ -144,8 +144,8 @@ def ask(kind: str, scene: Scene, rng: "np.random.Generator") -> Question:
         return Question(_one_of(OPEN_TEXTS[fact], rng), fact_value(scene, fact), "open")
     if form == "choice":
         return Question(CHOICE_TEXTS[fact], fact_value(scene, fact), "closed")
-    asked, is_true = claim(fact, scene, rng)
-    text = _one_of(CLOSED_TEXTS[fact], rng).format(asked)
+    value, is_true = claim(fact, scene, rng)
+    text = _one_of(CLOSED_TEXTS[fact], rng).format(value)
     return Question(text, "yes" if is_true else "no", "closed")
 
 

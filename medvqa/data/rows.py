@@ -94,8 +94,8 @@ def yes_no_type(answer: str) -> AnswerType:
 
 def offered_type(question: str, answers: Sequence[str]) -> AnswerType:
     """Return `closed` also where the question lists the answer: "is it t1, t2 or flair?"."""
-    asked = question.lower()
-    if " or " in asked and any(answer.lower() in asked for answer in answers):
+    text = question.lower()
+    if " or " in text and any(answer.lower() in text for answer in answers):
         return "closed"
     return yes_no_type(answers[0])
 

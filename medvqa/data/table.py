@@ -135,12 +135,12 @@ class _Reader:
         place = self.rows.named(number)
         cells = {role: cell(row, spec) for role, spec in self.columns.items() if role != "image"}
         shown = self.pictures.of_row(place, row, number)
-        asked = list(_asked(place, cells, f"{self.prefix}-{number}", num_images=len(shown)))
+        questions = list(_questions(place, cells, f"{self.prefix}-{number}", num_images=len(shown)))
         keys = self._image_ids(place, cells, shown)
         options = options_of(place, cells.get("options"))
         stated = cells.get("answer_type")
         examples = []
-        for name, question, answers in asked:
+        for name, question, answers in questions:
             if options:
                 answers = tuple(right_option(place, answer, options) for answer in answers)
                 question = REPEATED.sub("", question)
@@ -174,13 +174,13 @@ class _Reader:
             raise UserError(str(error) if place in str(error) else f"{place}: {error}") from error
 
 
-def _asked(
+def _questions(
     place: str, cells: Mapping[str, Any], name: str, *, num_images: int
 ) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Yield id, question and answers of each example of a row."""
     if "question" not in cells:
-        said = turns(f"{place}: conversations", cells["conversations"], num_images=num_images)
-        for turn, (question, answer) in enumerate(said):
+        pairs = turns(f"{place}: conversations", cells["conversations"], num_images=num_images)
+        for turn, (question, answer) in enumerate(pairs):
             yield f"{name}-{turn}", question, (answer,)
         return
     references = cells["answer"] if isinstance(cells["answer"], list) else [cells["answer"]]

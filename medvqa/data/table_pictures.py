@@ -117,11 +117,11 @@ class TablePictures:
                 "data.image_root=, and data.columns.image= a path or a template"
             )
         try:
-            return self._found(name)
+            return self._source_of(name)
         except UserError as error:
             raise UserError(f"{place}: {error}") from error
 
-    def _found(self, name: str) -> ImageSource:
+    def _source_of(self, name: str) -> ImageSource:
         if self._archives is not None:
             base = PurePosixPath(safe_name(name)).name
             if base not in self._fetched:

@@ -50,7 +50,7 @@ def main_doctor(argv: Sequence[str]) -> None:
     from rich.text import Text
 
     with ThreadPoolExecutor() as pool:  # a silent hub or driver takes seconds to give up on
-        lines = [line for found in pool.map(_guarded, CHECKS.values()) for line in found]
+        lines = [line for part in pool.map(_guarded, CHECKS.values()) for line in part]
     rows: list[list[str | Text]] = [
         [line.subject, Text("fix" if line.fix else "ok", "yellow" if line.fix else "green"),
          line.finding, line.fix]
@@ -126,8 +126,8 @@ def _packages() -> Iterator[Line]:
     for extra in metadata.metadata(ours).get_all("Provides-Extra") or []:
         parts = [n for n in required if n.marker and n.marker.evaluate({"extra": extra})]
         absent = [n.name for n in parts if n not in base and not _is_met(n.name, n.specifier)]
-        found = f"without {', '.join(absent)}" if absent else "installed"
-        yield Line(f"extra {extra}", found, f'pip install -e ".[{extra}]"' if absent else "")
+        state = f"without {', '.join(absent)}" if absent else "installed"
+        yield Line(f"extra {extra}", state, f'pip install -e ".[{extra}]"' if absent else "")
 
 
 def _distribution() -> str:

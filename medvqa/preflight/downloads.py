@@ -31,15 +31,15 @@ class Download:
 
 def needed_downloads(config: Config) -> list[Download]:
     """Return the hub's repositories that the run reads; local copies are none."""
-    found = []
+    repositories = []
     if config.model.path is None and config.model.name not in EMBEDDED:
-        found.append(("model", config.model.name))
+        repositories.append(("model", config.model.name))
     sources: list[SourceConfig] = [config.data, *config.data.evaluation.values()]
     rows: list[RowsConfig] = [part for s in sources for part in (s.parts.values() or [s])]
     for source in rows:
         if source.path is None:
-            found += _hub_data(source)
-    return [_download(kind, name) for kind, name in dict.fromkeys(found)]
+            repositories += _hub_data(source)
+    return [_download(kind, name) for kind, name in dict.fromkeys(repositories)]
 
 
 def _hub_data(source: RowsConfig) -> list[tuple[str, str]]:
@@ -60,12 +60,12 @@ def _size(kind: str, name: str) -> int | None:
     from huggingface_hub import HfApi
 
     try:
-        found: Any = HfApi().repo_info(
+        info: Any = HfApi().repo_info(
             name, repo_type=kind, files_metadata=True, timeout=HUB_PATIENCE_S
         )
     except Exception:  # the hub and the network raise a dozen unrelated types
         return None
-    return sum(int(file.size or 0) for file in found.siblings or [])
+    return sum(int(file.size or 0) for file in info.siblings or [])
 
 
 def free_bytes(directory: Path) -> int:

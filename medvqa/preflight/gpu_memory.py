@@ -95,7 +95,7 @@ def compute_path(config: Config, family: str, *, on_gpu: bool) -> ComputePath:
 
 def kept_bytes(shapes: Shapes, engine: str, *, dropout: float) -> int:
     """Return the bytes of a token and layer that autograd keeps, computing in 16 bits."""
-    kept = KEPT["norm" if shapes.has_query_norm else "no norm", engine]
+    plain = KEPT["norm" if shapes.has_query_norm else "no norm", engine]
     more = KEPT_BY_DROPOUT[engine] if dropout else (0, 0, 0, 0)
     widths = (shapes.hidden, shapes.query_width, shapes.key_width, shapes.mlp)
-    return sum((a + b) * width for a, b, width in zip(kept, more, widths, strict=True))
+    return sum((a + b) * width for a, b, width in zip(plain, more, widths, strict=True))

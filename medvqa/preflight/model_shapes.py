@@ -129,7 +129,7 @@ def _transformers_config(config: Config) -> Any:
             tie_word_embeddings=values["tie_word_embeddings"],
         )
     try:
-        found = transformers.AutoConfig.from_pretrained(
+        auto_config = transformers.AutoConfig.from_pretrained(
             source,
             revision=config.model.revision,
             trust_remote_code=False,
@@ -137,6 +137,6 @@ def _transformers_config(config: Config) -> Any:
         )
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise UserError(f"no shapes of {source}: {str(error).strip().splitlines()[0]}") from error
-    found.quantization_config = None  # the meta device has nothing to quantise
-    del found.quantization_config
-    return found
+    auto_config.quantization_config = None  # the meta device has nothing to quantise
+    del auto_config.quantization_config
+    return auto_config

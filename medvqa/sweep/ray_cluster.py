@@ -67,10 +67,10 @@ def check_resources(options: Mapping[str, Any], available: Mapping[str, float]) 
     if options["init"].get("address") is not None:
         return  # a cluster may grow
     for name, resource in (("num_gpus", "GPU"), ("num_cpus", "CPU")):
-        asked, there = options["remote"].get(name) or 0, available.get(resource, 0)
-        if asked > there:
+        requested, present = options["remote"].get(name) or 0, available.get(resource, 0)
+        if requested > present:
             raise UserError(
-                f"hydra.launcher.ray.remote.{name}={asked:g}, but Ray finds {there:g} here; "
+                f"hydra.launcher.ray.remote.{name}={requested:g}, but Ray finds {present:g} here; "
                 f"ask for less, or give hydra.launcher.ray.init.address"
             )
 

@@ -52,7 +52,7 @@ class OptunaSweeper(Sweeper):
     ) -> None:
         self.num_trials, self.batch_size = num_trials, batch_size
         self.seed, self.direction = seed, direction
-        self.said_space: Any = (
+        self.space_values: Any = (
             OmegaConf.to_container(space) if OmegaConf.is_config(space) else space
         )
 
@@ -92,11 +92,11 @@ class OptunaSweeper(Sweeper):
             raise UserError(f"hydra.sweeper.{wrong[0]} must be a whole number, 1 or more")
         if self.direction not in ("maximize", "minimize"):
             raise UserError("hydra.sweeper.direction must be maximize or minimize")
-        space = read_space(self.said_space)
-        said = OverridesParser.create().parse_overrides(list(arguments))
-        for text in (o.input_line for o in said if o.is_sweep_override()):
+        space = read_space(self.space_values)
+        overrides = OverridesParser.create().parse_overrides(list(arguments))
+        for text in (o.input_line for o in overrides if o.is_sweep_override()):
             raise UserError(f"{text}: a search varies hydra.sweeper.space only; give one value")
-        fixed = {override.get_key_element().lstrip("+") for override in said}
+        fixed = {override.get_key_element().lstrip("+") for override in overrides}
         if not set(space) - fixed:
             raise UserError("the command line sets every key of hydra.sweeper.space; leave one out")
         return {key: form for key, form in space.items() if key not in fixed}
@@ -160,9 +160,9 @@ def _conclude(study: "Study", space: Space, sweep: Path) -> None:
     if num_failed == len(trials):
         raise SweepError(f"none of {num_failed} trials finished; their logs are in {sweep}")
     best = study.best_trial
-    said = [text for text in sys.argv[1:] if not text.lstrip("+").startswith(SEARCH_ONLY)]
+    arguments = [text for text in sys.argv[1:] if not text.lstrip("+").startswith(SEARCH_ONLY)]
     values = [override(*item) for item in best.params.items()]
-    command = shlex.join(["python", "train.py", *masked(said), "hydra.mode=RUN", *values])
+    command = shlex.join(["python", "train.py", *masked(arguments), "hydra.mode=RUN", *values])
     sys.stdout.write(f"best: {best.value:.4f} on the validation set\n{command}\n")
 
 

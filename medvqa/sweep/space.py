@@ -23,25 +23,25 @@ def read_space(values: Mapping[str, Any] | None) -> Space:
     """
     if not values:
         raise UserError(f"hydra.sweeper.space is empty; give key: {FORMS}")
-    return {str(key): _distribution(key, said) for key, said in values.items()}
+    return {str(key): _distribution(key, value) for key, value in values.items()}
 
 
-def _distribution(key: str, said: Any) -> "BaseDistribution":
+def _distribution(key: str, values: Any) -> "BaseDistribution":
     try:
         import optuna
     except ImportError:
         raise UserError('a search needs Optuna: pip install -e ".[search]"') from None
-    forms, names = optuna.distributions, set(said) if isinstance(said, Mapping) else set()
+    forms, names = optuna.distributions, set(values) if isinstance(values, Mapping) else set()
     try:
-        if names == {"choices"} and all(WORD.fullmatch(str(value)) for value in said["choices"]):
-            return forms.CategoricalDistribution(said["choices"])
+        if names == {"choices"} and all(WORD.fullmatch(str(value)) for value in values["choices"]):
+            return forms.CategoricalDistribution(values["choices"])
         if {"low", "high"} <= names:
-            is_whole = all(type(said[end]) is int for end in ("low", "high"))
+            is_whole = all(type(values[end]) is int for end in ("low", "high"))
             form = forms.IntDistribution if is_whole else forms.FloatDistribution
-            return form(**said)
+            return form(**values)
     except (TypeError, ValueError) as error:
         raise UserError(f"hydra.sweeper.space: {key}: {error}") from error
-    raise UserError(f"hydra.sweeper.space: {key} must be {FORMS}, got {said}")
+    raise UserError(f"hydra.sweeper.space: {key} must be {FORMS}, got {values}")
 
 
 def extremes(distribution: Any) -> Sequence[Any]:

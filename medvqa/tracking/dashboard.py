@@ -53,16 +53,16 @@ def read_logged(directories: Sequence[Path]) -> Logged:
     Raises:
         UserError: If there is no finished run.
     """
-    found = [
+    paths = [
         path
         for directory in directories
         for path in sorted(directory.rglob("results.json"))
         if not any(part.startswith("previous-") for part in path.parts)
     ]
-    if not found:
+    if not paths:
         places = ", ".join(map(str, directories))
         raise UserError(f"{places}: no finished run (results.json) there; give runs or sweeps")
-    results = [read_json(path) for path in found]
+    results = [read_json(path) for path in paths]
     scores = [score for result in results for score in result["scores"]]
     # The majority baseline is no model's, so a run does not log it.
     phases = _distinct(s["phase"] for s in scores if s["phase"] not in ("majority", "final"))
@@ -180,10 +180,10 @@ def _sections(wr: ModuleType, logged: Logged) -> dict[str, list[Any]]:
     }
 
 
-def specification(made: Any) -> dict[str, Any]:
+def specification(board: Any) -> dict[str, Any]:
     """Return the workspace as W&B stores it."""
     # The library has no public way to see a workspace without saving it.
-    model = made._to_model()
+    model = board._to_model()
     dumped: dict[str, Any] = model.model_dump(mode="json", by_alias=True)
     return dumped
 
@@ -223,23 +223,23 @@ def main_dashboard(argv: Sequence[str]) -> None:
         )
     logged = read_logged(options.runs) if options.runs else Logged()
     entity = options.entity or os.environ.get("WANDB_ENTITY") or ""
-    made = workspace(options.project, entity, logged)
+    board = workspace(options.project, entity, logged)
     if options.json:
-        write_json(options.json, specification(made))
-    for section in made.sections:
+        write_json(options.json, specification(board))
+    for section in board.sections:
         sys.stdout.write(f"{section.name}: {len(section.panels)} panels\n")
     hint = "--json FILE writes it, --save puts it online"
     sys.stdout.write(f"written to {options.json}\n" if options.json else f"{hint}\n")
     if options.save:
-        _save(made)
+        _save(board)
 
 
-def _save(made: Any) -> None:
+def _save(board: Any) -> None:
     import wandb
 
     try:
-        made.entity = made.entity or wandb.Api().default_entity
-        made.save()
+        board.entity = board.entity or wandb.Api().default_entity
+        board.save()
     except Exception as error:  # W&B's client raises many types of its own and of its libraries
         reason = str(error).partition("\n")[0]
         raise UserError(f"W&B did not take the workspace: {reason}") from error

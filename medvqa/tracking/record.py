@@ -172,10 +172,10 @@ class JsonLines:
 
     def __init__(self, path: Path, *, keep_up_to_step: int) -> None:
         try:
-            kept = [row for row in read_lines(path) if row["step"] <= keep_up_to_step]
+            rows = [row for row in read_lines(path) if row["step"] <= keep_up_to_step]
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} has a row without its step; say fresh=true") from error
-        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:

@@ -160,13 +160,13 @@ def _replaced(environment: MutableMapping[str, str], name: str, value: str) -> I
             environment[name] = before
 
 
-def resolve_mode(wanted: TrackingMode, environment: Mapping[str, str]) -> str:
+def resolve_mode(config_mode: TrackingMode, environment: Mapping[str, str]) -> str:
     """Return W&B's mode: the config's, unless `WANDB_MODE` asks for less; `auto` goes by the key.
 
     Raises:
         UserError: If the variable is no mode, or online is asked for without a key.
     """
-    mode, limit = wanted.value, environment.get("WANDB_MODE") or "online"
+    mode, limit = config_mode.value, environment.get("WANDB_MODE") or "online"
     if mode == "disabled":
         return mode
     if limit not in MODES:

@@ -114,7 +114,7 @@ class ArchiveSet:
 
     def _find(self, names: set[str]) -> dict[str, dict[str, Member]]:
         """Return the members of each archive that hold one of the names."""
-        found: dict[str, dict[str, Member]] = defaultdict(dict)
+        members_of: dict[str, dict[str, Member]] = defaultdict(dict)
         for archive in self.archives:
             if not names:
                 break
@@ -127,9 +127,9 @@ class ArchiveSet:
                 self._broken[archive.label] = str(error)
                 continue
             for name in names & members.keys():
-                found[archive.label][name] = members[name]
+                members_of[archive.label][name] = members[name]
             names = names - members.keys()
-        return found
+        return members_of
 
 
 def _members(archive: Archive) -> dict[str, Member]:

@@ -103,10 +103,10 @@ def find_table(folder: Path, split: str, pattern: str | None) -> list[Path]:
     tables = sorted(p for p in folder.iterdir() if p.suffix in (*TEXT_TABLES, ".parquet"))
     if len(tables) == 1:
         return tables
-    found = ", ".join(sorted(path.name for path in folder.iterdir())[:9]) or "nothing"
+    names = ", ".join(sorted(path.name for path in folder.iterdir())[:9]) or "nothing"
     raise UserError(
         f"data.path={folder} holds no table of split {split}: looked for {split}-*.parquet, "
-        f"{split}.csv, .tsv, .jsonl, .json, metadata.csv and {split}/ with pictures; found {found}"
+        f"{split}.csv, .tsv, .jsonl, .json, metadata.csv and {split}/ with pictures; found {names}"
     )
 
 
