@@ -11,14 +11,13 @@ from medvqa.tracking.record import DamagedError, read_run
 # Written by a run or a command about it; `fresh=true` moves nothing else.
 WRITTEN = (
     *("run.json", "results.json", "contamination.json", "preview.txt", "wandb_id", "*.jsonl"),
-    *("loss.png", "metrics.png", "samples.png", "job.json", "status.json", "slurm.json"),
+    *("loss.png", "metrics.png", "confidence.png", "samples.png", "calibration.json", "job.json"),
+    *("status.json", "slurm.json", "after_merge", "evaluation/*/*/served.jsonl"),
     *(".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml", "checkpoints/step-*"),
     *("adapter/adapter_*", "adapter/README.md", "export/adapter", "export/merged", "wandb-data"),
     *("evaluation/*/*/metrics.json", "evaluation/*/*/predictions.jsonl"),
     *("wandb/*run-*", "wandb/latest-run", "wandb/debug*.log"),
 )
-
-
 # Written after run.json only.
 COMPUTED = (
     *("metrics.jsonl", "order.jsonl", "results.json", "evaluation/*/*/metrics.json"),

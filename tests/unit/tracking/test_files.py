@@ -10,7 +10,9 @@ from medvqa.tracking.files import set_aside
 OF_A_RUN = (
     *("run.json", "metrics.jsonl", "order.jsonl", "preview.txt", "loss.png", ".hydra/config.yaml"),
     *("adapter/adapter_model.safetensors", "checkpoints/step-000004/state.json"),
-    *("evaluation/final/test/metrics.json", "wandb/offline-run-1/run.wandb"),
+    *("evaluation/final/test/metrics.json", "wandb/offline-run-1/run.wandb", "calibration.json"),
+    *("confidence.png", "evaluation/final/test/served.jsonl"),
+    "after_merge/evaluation/merged/test/metrics.json",
 )
 OF_THE_USER = (
     *("notes.txt", ".git/HEAD", "data/rows.jsonl", "adapter/notes.txt", "evaluation/plan.md"),
