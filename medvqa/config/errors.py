@@ -44,8 +44,6 @@ def printable(text: object) -> str:
 
 def explain(error: BaseException) -> str:
     """Return what went wrong; a second line holds the choices where there are some."""
-    if isinstance(error, UserError):
-        return str(error)
     # omegaconf's own path is short by the part above a dictionary's entry; Hydra's text has it all.
     merging = re.match(r"Error merging override \+*(\S+)", str(error))
     file = re.match(r"In '(\S+)': \w+ raised while composing", str(error))
@@ -72,6 +70,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _explain_one(error: BaseException, override: str | None) -> str | None:
+    if isinstance(error, UserError):
+        return str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return unknown_option(*error.missing_cfg_file.rpartition("/")[::2], error.options or [])
     if isinstance(error, ConfigKeyError | ConfigAttributeError):

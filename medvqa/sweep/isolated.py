@@ -45,21 +45,21 @@ class IsolatedLauncher(GridLauncher):
         return scheduler.run(jobs)
 
 
-def find_slots(wanted: str | int | Sequence[int]) -> list[str]:
-    """Return a slot a worker: the GPUs that may be used, or one slot on the CPU.
+def find_slots(slots: str | int | Sequence[int]) -> list[str]:
+    """Return one slot per worker: the GPUs that may be used, or one slot on the CPU.
 
     Args:
-        wanted: `auto`, a number of CPU slots, or a list of GPU indices.
+        slots: `auto`, a number of CPU slots, or a list of GPU indices.
     """
-    if isinstance(wanted, int):
-        if wanted < 1:
-            raise UserError(f"hydra.launcher.slots must be 1 or more, got {wanted}")
-        return [""] * wanted
-    if wanted != "auto":
-        return [str(index) for index in wanted]
-    num_gpus = num_cuda_devices(os.environ)
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return (visible or [str(index) for index in range(num_gpus)]) if num_gpus else [""]
+    if slots == "auto":
+        num_gpus = num_cuda_devices(os.environ)
+        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        return (visible or [str(index) for index in range(num_gpus)]) if num_gpus else [""]
+    if isinstance(slots, str) or not slots or (isinstance(slots, int) and slots < 1):
+        raise UserError(
+            f"hydra.launcher.slots must be auto, a number from 1 or a list of GPUs, got {slots}"
+        )
+    return [""] * slots if isinstance(slots, int) else [str(index) for index in slots]
 
 
 def describe_slots(slots: Sequence[str]) -> str:

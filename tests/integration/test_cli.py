@@ -123,6 +123,11 @@ def test_a_directory_that_cannot_be_made_is_one_line_with_the_setting(tmp_path, 
     assert_one_clear_line(answer, f"cannot write to {tmp_path}/file/run", f"give {key}=")
 
 
+def test_a_launcher_s_own_mistake_is_one_line(tmp_path):
+    answer = started(tmp_path, "train.py", "-m", "seed=1,2", "hydra.launcher.slots=all")
+    assert_one_clear_line(answer, "hydra.launcher.slots must be auto, a number", "got all")
+
+
 def test_flags_of_hydra_that_exclude_each_other_are_one_line(tmp_path):
     answer = started(tmp_path, "train.py", "-m", "--cfg", "job", "seed=1,2")
     assert_one_clear_line(answer, "--cfg and --info show one run: leave -m out")

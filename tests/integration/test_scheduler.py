@@ -186,5 +186,8 @@ def test_a_damaged_status_counts_as_waiting(tmp_path):
 def test_slots_are_gpus_or_processors(monkeypatch):
     assert find_slots(3) == ["", "", ""]
     assert find_slots([1, 2]) == ["1", "2"]
+    for slots in (0, "all", []):
+        with pytest.raises(UserError, match="slots must be auto"):
+            find_slots(slots)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert find_slots("auto") == [""]
