@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from medvqa.evaluation.palette import FAINT, SERIES
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-GREY = "#8c959f"
 
 
 def draw_confidence(curves: Mapping[str, Mapping[str, Any]]) -> "Figure":
@@ -21,7 +20,7 @@ def draw_confidence(curves: Mapping[str, Mapping[str, Any]]) -> "Figure":
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots(1, 2)
-    draw_diagrams(axes, [(label, own, COLOURS[number % len(COLOURS)])
+    draw_diagrams(axes, [(label, own, SERIES[number % len(SERIES)])
                          for number, (label, own) in enumerate(curves.items())])  # fmt: skip
     axes[0].legend(fontsize=8, frameon=False, loc="upper left")
     return figure
@@ -32,7 +31,7 @@ def draw_diagrams(
 ) -> None:
     """Draw into two axes; each curve is label, `Confidence.curves()` and colour."""
     left, right = axes
-    left.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--")
+    left.plot([0, 1], [0, 1], color=FAINT, lw=1, ls="--")
     for label, own, colour in curves:
         bins = own["bins"]
         most = max(one["count"] for one in bins)
@@ -48,4 +47,4 @@ def draw_diagrams(
         axis.set_xlim(0, 1)
         axis.set_ylim(-0.02, 1.02)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(color=GREY, alpha=0.25)
+        axis.grid(color=FAINT, alpha=0.25)

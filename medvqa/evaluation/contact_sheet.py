@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from medvqa.data.example import Example, ImageSource
 from medvqa.data.image import load_rgb
+from medvqa.evaluation.palette import SERIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +21,7 @@ CELL_IN, IMAGE_IN, MARGIN_IN, LINE_IN, TITLE_IN = 3.2, 2.3, 0.14, 0.15, 0.45
 # All characters of this font have one width, so that texts are wrapped by counting.
 FONT, FONT_PT, LINE_CHARACTERS = "DejaVu Sans Mono", 7.5, 46
 MAX_LINES = {"Q": 4, "reference": 3, "answer": 4}
-RIGHT, WRONG = "#0072B2", "#D55E00"
+RIGHT, WRONG = SERIES[:2]
 # For characters that the font lacks (SLAKE in Chinese); the first installed one is used.
 OTHER_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "PingFang SC")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medvqa.data.example import Example, Score
 from medvqa.evaluation.confidence_plot import draw_confidence
 from medvqa.evaluation.contact_sheet import DPI, draw_samples
+from medvqa.evaluation.palette import SERIES
 from medvqa.evaluation.phase_scores import Evaluation
 from medvqa.evaluation.score import SHOWN
 from medvqa.tracking.record import read_json, read_lines
@@ -21,14 +22,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Okabe and Ito's colours, which stay apart for every kind of colour vision; markers differ, too.
+BLUE, ORANGE, GREEN, PINK = SERIES[:4]
 STYLES = {
-    "exact_match": ("#0072B2", "o"),
-    "f1": ("#D55E00", "s"),
-    "closed_accuracy": ("#CC79A7", "D"),
-    "bertscore_f1": ("#009E73", "^"),
+    "exact_match": (BLUE, "o"),
+    "f1": (ORANGE, "s"),
+    "closed_accuracy": (PINK, "D"),
+    "bertscore_f1": (GREEN, "^"),
 }
-BLUE, ORANGE = (STYLES[metric][0] for metric in ("exact_match", "f1"))
 GROUPS = ("overall", "open", "closed")
 GREY, SHADE = "#666666", "#F0F0F0"
 
@@ -93,8 +93,8 @@ def save(figure: "Figure", path: Path) -> None:
     texts = {str(warning.message) for warning in caught}
     glyphs = {text for text in texts if "missing from font" in text}
     if glyphs:
-        hint = "install one (Chinese: fonts-noto-cjk)"
-        log.info("%s shows %d characters as boxes: no font; %s", path.name, len(glyphs), hint)
+        line = "%s shows %d characters as boxes: no font; install one (Chinese: fonts-noto-cjk)"
+        log.info(line, path.name, len(glyphs))
     for text in texts - glyphs:
         log.warning("%s: %s", path.name, text)
 
@@ -140,9 +140,7 @@ def _shade_stages(top: "Axes", bottom: "Axes", rows: Sequence[Mapping[str, Any]]
     ]
     # A label of this many characters fits above its span; longer ones are all turned.
     crowded = any(len(name) + 9 > 110 * len(steps) / len(rows) for name, steps in spans)
-    turned: dict[str, Any] = (
-        {"ha": "left", "rotation": 35} if crowded else {"ha": "center", "rotation": 0}
-    )
+    turned: dict[str, Any] = {"ha": "left", "rotation": 35} if crowded else {"ha": "center"}
     for number, (name, steps) in enumerate(spans):
         first, last = steps[0] - 0.5, steps[-1] + 0.5
         for axes in (top, bottom):
@@ -169,15 +167,16 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
 
 
 def draw_metrics(evaluations: Sequence[Evaluation]) -> "Figure":
-    """Draw a row of panels a set, a panel a question type, a line a phase: mean, 95 % interval."""
+    """Draw means with 95 % intervals: one row of panels per set, one panel per question type."""
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(e.set_name for e in evaluations))
-    by_set = {name: [e for e in evaluations if e.set_name == name] for name in names}
+    by_set: dict[str, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        by_set.setdefault(evaluation.set_name, []).append(evaluation)
     heights = [1.1 + 0.62 * len(members) for members in by_set.values()]
     figure = Figure(figsize=(12, sum(heights) + 0.5), layout="constrained")
     grid = figure.subplots(
-        len(names), len(GROUPS), squeeze=False, sharex=True, height_ratios=heights
+        len(by_set), len(GROUPS), squeeze=False, sharex=True, height_ratios=heights
     )
     for panels, (name, members) in zip(grid, by_set.items(), strict=True):
         for axes, group in zip(panels, GROUPS, strict=True):
@@ -186,9 +185,7 @@ def draw_metrics(evaluations: Sequence[Evaluation]) -> "Figure":
         panels[0].set_yticks(range(len(members)), [phase_name(e.phase) for e in members])
     for axes in grid[-1]:
         axes.set_xlabel("score (0 to 1)")
-    handles: dict[str, Any] = {}
-    for axes in grid.flat:
-        handles |= {str(h.get_label()): h for h in axes.get_legend_handles_labels()[0]}
+    handles = {h.get_label(): h for axes in grid.flat for h in axes.get_legend_handles_labels()[0]}
     shown = [handles[label] for label in SHOWN.values() if label in handles]
     figure.legend(handles=shown, loc="outside lower center", ncols=len(shown), frameon=False)
     figure.suptitle("mean with 95 % interval (over pictures)", fontsize=10, color=GREY)

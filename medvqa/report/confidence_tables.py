@@ -8,6 +8,7 @@ from medvqa.evaluation.confidence_summary import MEASURES
 from medvqa.evaluation.probe_rates import MEASURES as RATES
 from medvqa.report import plots
 from medvqa.report.confidence import ArmConfidence
+from medvqa.report.figure import page_svg
 from medvqa.report.probes import ArmProbe
 from medvqa.report.rows import Row
 from medvqa.report.runs import AGREEMENT
@@ -136,7 +137,7 @@ def confidence_html(study: Study) -> str:
             label = f"Reliability diagram and risk-coverage curve of each arm on {name}"
             parts.append(
                 f'<figure class="plot" role="img" aria-label="{escape(label)}">'
-                f"{plots.page_svg(figure)}</figure>"
+                f"{page_svg(figure)}</figure>"
             )
         tables = (make(study, name) for make in (measures_table, overconfidence_table))
         parts += [html_table(table) for table in tables if table.rows]

@@ -10,6 +10,7 @@ from medvqa.evaluation.score import SHOWN
 from medvqa.report import plots
 from medvqa.report.answers import Texts, encode
 from medvqa.report.confidence_tables import confidence_html, probes_html
+from medvqa.report.figure import page_svg
 from medvqa.report.rows import comparison_row, result_rows, run_rows, unequal_arms, verdict_row
 from medvqa.report.study import Study, phases_in_order
 from medvqa.report.thumbnails import Pictures
@@ -58,7 +59,7 @@ def _asset(name: str) -> str:
 
 def _figure(study: Study, name: str) -> str:
     figure = plots.figures(study)[name]()
-    return plots.page_svg(figure) if figure else "<p>Nothing to draw.</p>"
+    return page_svg(figure) if figure else "<p>Nothing to draw.</p>"
 
 
 def _script(values: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, starmap
 
 from medvqa.config.errors import UserError
-from medvqa.evaluation.comparison import ArmComparison, compare_arms
+from medvqa.evaluation.comparison import LEVEL, ArmComparison, compare_arms
 from medvqa.evaluation.power import detectable_difference
 from medvqa.evaluation.score import SHOWN
 from medvqa.evaluation.statistics import (
@@ -24,7 +24,6 @@ from medvqa.report.runs import GROUPS, Run
 from medvqa.tracking.progress import track
 
 BINARY = ("exact_match", "numeric_exact_match", "closed_accuracy")
-LEVEL = 0.05
 POWER = 0.8
 LARGEST_DETECTABLE = 0.5  # a study that sees only more than this sees nothing of use
 

@@ -1,17 +1,19 @@
 """Study -> figures by matplotlib; each is drawn once and saved as PNG, SVG, or for the page."""
 
-import io
 import re
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from medvqa.evaluation.comparison import LEVEL
 from medvqa.evaluation.confidence_plot import draw_diagrams
+from medvqa.evaluation.palette import FAINT, INK, SERIES
 from medvqa.evaluation.score import SHOWN
 from medvqa.report.arms import Arm
+from medvqa.report.figure import new_figure
 from medvqa.report.runs import Run
 from medvqa.report.study import Study, phases_in_order
 from medvqa.report.table import probability
@@ -21,11 +23,9 @@ from medvqa.tracking.record import read_lines
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by colour-blind eyes, without the yellow that white hides.
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6a51a3", "#7f7f7f")
-INK, FAINT = "#1f2328", "#8c959f"
 MOST_POINTS = 400  # of a curve; longer ones are averaged in blocks
 METRIC = "exact_match"
+BASELINE_MARKS = {"majority": "|", "zero_shot": "x", "blind": "^"}
 
 
 def figures(study: Study) -> dict[str, Callable[[], "Figure | None"]]:
@@ -49,8 +49,7 @@ def figures(study: Study) -> dict[str, Callable[[], "Figure | None"]]:
 
 def write_figures(study: Study, out: Path) -> None:
     """Write every figure as PNG and SVG."""
-    drawers = list(figures(study).items())
-    for name, draw in track(drawers, description="drawing figures"):
+    for name, draw in track(list(figures(study).items()), description="drawing figures"):
         if figure := draw():
             path = out / "plots" / re.sub(r"[^A-Za-z0-9_-]", "-", name)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,68 +57,27 @@ def write_figures(study: Study, out: Path) -> None:
             figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None})
 
 
-def page_svg(figure: "Figure") -> str:
-    """Return the figure for the page: its colours are the page's own, light or dark."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for number, colour in enumerate(SERIES, start=1):
-        svg = svg.replace(colour, f"var(--series-{number})")
-    svg = svg.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
-    # The page says what the figure shows; fixed sizes would not shrink on a narrow screen.
-    return re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'height="[\d.]+pt"', "", svg, count=1)
-    )
-
-
-def _figure(width: float, height: float, **layout: Any) -> "tuple[Figure, Any]":
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    mpl.rcParams.update(
-        {
-            "svg.fonttype": "none",  # text stays text: it can be read aloud, found and copied
-            "svg.hashsalt": "medvqa",
-            "font.size": 9,
-            "text.color": INK,
-            "axes.edgecolor": FAINT,
-            "axes.labelcolor": INK,
-            "axes.titlecolor": INK,
-            "xtick.color": INK,
-            "ytick.color": INK,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "font.sans-serif": ["DejaVu Sans", "Arial", "sans-serif"],
-        }
-    )
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(squeeze=False, **layout)
-
-
 def _colours(arms: Iterable[Arm]) -> dict[str, str]:
-    """Return a colour an ordering, the same in every figure."""
+    """Return one colour per ordering, the same in every figure."""
     orderings = dict.fromkeys(arm.ordering for arm in arms)
     return {name: SERIES[i % len(SERIES)] for i, name in enumerate(orderings)}
 
 
 def grid(study: Study, set_name: str) -> "Figure | None":
-    """Draw every arm's exact match with its interval, baselines as marks, a panel a row."""
-    chosen = [
-        r for r in study.results if (r.set_name, r.group, r.metric) == (set_name, "overall", METRIC)
-    ]
+    """Draw every arm's exact match with its interval, one panel per row; marks are baselines."""
+    place = (set_name, "overall", METRIC)
+    chosen = [r for r in study.results if (r.set_name, r.group, r.metric) == place]
     rows = list(dict.fromkeys(r.arm.row for r in chosen))
     if not chosen:
         return None
     colours = _colours(study.arms)
-    figure, axes = _figure(7.5, 0.9 + 1.1 * sum(
+    figure, axes = new_figure(7.5, 0.9 + 1.1 * sum(
         0.28 * len({r.arm.name for r in chosen if r.arm.row == row}) + 0.45 for row in rows
     ), nrows=len(rows), sharex=True)  # fmt: skip
     for axis, row in zip(axes[:, 0], rows, strict=True):
-        names: list[str] = []
-        for r in (r for r in chosen if r.arm.row == row):
-            if r.arm.ordering not in names:
-                names.append(r.arm.ordering)
+        of_row = [r for r in chosen if r.arm.row == row]
+        names = list(dict.fromkeys(r.arm.ordering for r in of_row))
+        for r in of_row:
             y, score = names.index(r.arm.ordering), r.mean.score
             if r.phase == "final":
                 axis.plot([score.low, score.high], [y, y], color=colours[r.arm.ordering], lw=2)
@@ -129,7 +87,7 @@ def grid(study: Study, set_name: str) -> "Figure | None":
         axis.set_yticks(range(len(names)), names)
         axis.set_ylim(len(names) - 0.5, -0.5)
         axis.set_title(row, loc="left", fontsize=9)
-        axis.grid(axis="x", color=FAINT, alpha=0.3)
+        axis.grid(axis="x")
     axes[-1, 0].set_xlabel(
         f"{set_name}: {SHOWN[METRIC]}, 95 % interval   "
         "(| majority answer, x zero-shot base, ▵ blind)"
@@ -137,24 +95,17 @@ def grid(study: Study, set_name: str) -> "Figure | None":
     return figure
 
 
-BASELINE_MARKS = {"majority": "|", "zero_shot": "x", "blind": "^"}
-
-
 def differences(study: Study, set_name: str) -> "Figure | None":
     """Draw the forest of paired differences in exact match with Holm's p-values."""
-    chosen = [
-        c
-        for c in study.comparisons
-        if (c.set_name, c.group, c.metric) == (set_name, "overall", METRIC)
-    ]
+    place = (set_name, "overall", METRIC)
+    chosen = [c for c in study.comparisons if (c.set_name, c.group, c.metric) == place]
     if not chosen:
         return None
-    figure, axes = _figure(8.5, 0.9 + 0.3 * len(chosen))
+    figure, axes = new_figure(8.5, 0.9 + 0.3 * len(chosen))
     axis = axes[0, 0]
     for y, c in enumerate(chosen):
         score = c.crossed.difference
-        found = c.p_holm < 0.05
-        colour = SERIES[0] if found else FAINT
+        colour = SERIES[0] if c.p_holm < LEVEL else FAINT
         axis.plot([score.low, score.high], [y, y], color=colour, lw=2)
         axis.plot(score.mean, y, "s", color=colour, ms=6)
     axis.axvline(0, color=INK, lw=0.8)
@@ -175,7 +126,7 @@ def differences(study: Study, set_name: str) -> "Figure | None":
     right.spines["right"].set_visible(False)
     right.tick_params(length=0)
     axis.set_xlabel(f"{set_name}: difference in {SHOWN[METRIC]}, 95 % interval; p by Holm")
-    axis.grid(axis="x", color=FAINT, alpha=0.3)
+    axis.grid(axis="x")
     return figure
 
 
@@ -192,7 +143,7 @@ def forgetting(study: Study, set_name: str) -> "Figure | None":
     phases = [phase for phase in phases_in_order(study) if phase not in ("majority", "blind")]
     if not arms:
         return None
-    figure, axes = _figure(3.5 + 1.5 * len(phases), 1.2 + 0.32 * len(arms), ncols=2, sharey=True)
+    figure, axes = new_figure(3.5 + 1.5 * len(phases), 1.2 + 0.32 * len(arms), ncols=2, sharey=True)
     for axis, group in zip(axes[0], ("open", "closed"), strict=True):
         values = np.array(
             [[means.get((arm.name, phase, group), np.nan) for phase in phases] for arm in arms]
@@ -214,7 +165,7 @@ def confidence(study: Study, set_name: str) -> "Figure | None":
     chosen = [c for c in study.confidence if (c.set_name, c.phase, c.group) == key]
     if not chosen:
         return None
-    figure, axes = _figure(8, 3.6 + 0.16 * len(chosen), ncols=2)
+    figure, axes = new_figure(8, 3.6 + 0.16 * len(chosen), ncols=2)
     curves = [(own.arm.name, own.curves, SERIES[number % len(SERIES)])
               for number, own in enumerate(chosen)]  # fmt: skip
     draw_diagrams(axes[0], curves)
@@ -223,12 +174,12 @@ def confidence(study: Study, set_name: str) -> "Figure | None":
 
 
 def loss(study: Study) -> "Figure | None":
-    """Draw the training loss: a panel a row of the grid, an ordering a colour, stages marked."""
+    """Draw the training loss: one panel per row of the grid, one colour per ordering."""
     rows = list(dict.fromkeys(arm.row for arm in study.arms))
     if not rows:
         return None
     colours = _colours(study.arms)
-    figure, axes = _figure(8, 0.6 + 2.4 * len(rows), nrows=len(rows))
+    figure, axes = new_figure(8, 0.6 + 2.4 * len(rows), nrows=len(rows))
     for axis, row in zip(axes[:, 0], rows, strict=True):
         for arm in (arm for arm in study.arms if arm.row == row):
             for number, run in enumerate(arm.runs):
@@ -239,19 +190,16 @@ def loss(study: Study) -> "Figure | None":
                     axis.axvline(boundary, color=colours[arm.ordering], ls=":", lw=1.2)
         axis.set_title(row, loc="left", fontsize=9)
         axis.set_ylabel("loss")
-        axis.grid(color=FAINT, alpha=0.25)
+        axis.grid()
         axis.legend(fontsize=8, frameon=False, loc="upper right")
     axes[-1, 0].set_xlabel("optimiser step (dotted: a stage ends)")
     return figure
 
 
 def loss_curve(run: Run) -> tuple[list[float], list[float], list[float]]:
-    """Return steps, losses and the steps at which a stage ends but the last."""
+    """Return steps, losses, and the steps at which each stage but the last ends."""
     rows = read_lines(run.directory / "metrics.jsonl")
-    boundaries = [
-        one["step"] + 0.5 for one, two in pairwise(rows)
-        if one["stage"] != two["stage"]
-    ]  # fmt: skip
+    boundaries = [a["step"] + 0.5 for a, b in pairwise(rows) if a["stage"] != b["stage"]]
     block = max(1, -(-len(rows) // MOST_POINTS))
     blocks = [rows[i : i + block] for i in range(0, len(rows), block)]
 
@@ -266,17 +214,17 @@ def cost(study: Study) -> "Figure | None":
     arms = [arm for arm in study.arms if arm.runs]
     if not arms:
         return None
-    figure, axes = _figure(8, 0.9 + 0.32 * len(arms), ncols=2, sharey=True)
+    figure, axes = new_figure(8, 0.9 + 0.32 * len(arms), ncols=2, sharey=True)
     for axis, value, label in (
-        (axes[0, 0], seconds_of, "wall time, s (a mark a seed)"),
+        (axes[0, 0], seconds_of, "wall time, s (one mark per seed)"),
         (axes[0, 1], gigabytes_of, "peak memory, GB (GPU where there is one)"),
     ):
         for y, arm in enumerate(arms):
-            points = [found for run in arm.runs if (found := value(run)) is not None]
+            points = [point for run in arm.runs if (point := value(run)) is not None]
             axis.plot(points, [y] * len(points), "o", color=SERIES[0], ms=5, alpha=0.7)
         axis.set_xlim(left=0)
         axis.set_xlabel(label)
-        axis.grid(axis="x", color=FAINT, alpha=0.3)
+        axis.grid(axis="x")
     axes[0, 0].set_yticks(range(len(arms)), [arm.name for arm in arms])
     axes[0, 0].set_ylim(len(arms) - 0.5, -0.5)
     return figure
@@ -285,12 +233,11 @@ def cost(study: Study) -> "Figure | None":
 def seconds_of(run: Run) -> float | None:
     """Return the wall time from start to end; of a resumed run, the sum of its phases.
 
-    That sum counts evaluations between stages twice: they are inside the training phase too.
+    That sum counts evaluations between stages twice: the training phase contains them too.
     """
     values = run.values
     if values.get("num_starts") == 1 and "ended" in values:
-        times = (datetime.fromisoformat(values[name]) for name in ("started", "ended"))
-        started, ended = times
+        started, ended = (datetime.fromisoformat(values[name]) for name in ("started", "ended"))
         return (ended - started).total_seconds()
     return sum(values["seconds"].values()) if values.get("seconds") else None
 

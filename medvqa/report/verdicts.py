@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from medvqa.evaluation.comparison import LEVEL
 from medvqa.evaluation.statistics import holm
 from medvqa.report.arms import Arm
-from medvqa.report.pairs import LEVEL, Comparison
+from medvqa.report.pairs import Comparison
 from medvqa.report.runs import Run
 
 SUPPORTED = "supported"
