@@ -18,6 +18,7 @@ from medvqa.evaluation.confidence import (
     risk_coverage,
 )
 from medvqa.evaluation.intervals import Z, t_quantile, wilson
+from medvqa.evaluation.score import GROUPS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +34,6 @@ MEASURES = {
     **{f"accuracy_at_{100 * share:.0f}": f"EM at {share:.0%}" for share in COVERAGES},
     "confidence_auroc": "AUROC",
 }
-GROUPS = ("overall", "open", "closed")
 NUM_SIGNS = 1000  # random signs of the pictures, for the lower end of the calibration error
 STRICTER = 1.4  # 2.74 standard errors: two ends at once must not fail in more than 5 %
 MAX_GROUPS = 200  # of pictures that the jackknife leaves out at once

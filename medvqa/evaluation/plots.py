@@ -13,7 +13,7 @@ from medvqa.evaluation.confidence_plot import draw_confidence
 from medvqa.evaluation.contact_sheet import DPI, draw_samples
 from medvqa.evaluation.palette import SERIES
 from medvqa.evaluation.phase_scores import Evaluation
-from medvqa.evaluation.score import SHOWN
+from medvqa.evaluation.score import GROUPS, SHOWN
 from medvqa.tracking.record import read_json, read_lines
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ STYLES = {
     "closed_accuracy": (PINK, "D"),
     "bertscore_f1": (GREEN, "^"),
 }
-GROUPS = ("overall", "open", "closed")
 GREY, SHADE = "#666666", "#F0F0F0"
 
 
@@ -115,13 +114,11 @@ def draw_loss(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     top.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=1, label="each step")
     label = f"running mean of {window} steps"
     top.plot(steps, smoothed(losses, window), color=BLUE, linewidth=2, label=label)
-    top.set_ylabel("loss per answer token (nats)")
-    top.set_ylim(bottom=0)
+    top.set(ylabel="loss per answer token (nats)", ylim=(0, None))
     figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=9)
     rates = [float(row["learning_rate"]) for row in rows]
     bottom.plot(steps, rates, color=ORANGE, linewidth=1.5)
-    bottom.set_ylabel("learning rate")
-    bottom.set_ylim(bottom=0)
+    bottom.set(ylabel="learning rate", ylim=(0, None))
     bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     bottom.set_xlabel("optimiser step")
     bottom.xaxis.get_major_locator().set_params(integer=True)

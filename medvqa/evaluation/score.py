@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Summary = dict[str, dict[str, Score]]
+GROUPS = ("overall", "open", "closed")
 SHOWN = {
     "exact_match": "EM",
     "f1": "F1",

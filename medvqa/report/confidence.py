@@ -7,11 +7,12 @@ from typing import Any
 from medvqa.data.example import Score
 from medvqa.evaluation.comparison import ArmComparison, arm_mean, compare_arms
 from medvqa.evaluation.confidence_summary import Confidence
+from medvqa.evaluation.score import GROUPS
 from medvqa.evaluation.statistics import holm
 from medvqa.report.arms import Arm
 from medvqa.report.matching import aligned, compared_runs
 from medvqa.report.pairs import Comparison
-from medvqa.report.runs import AGREEMENT, CONFIDENCE, GROUPS, Answers
+from medvqa.report.runs import AGREEMENT, CONFIDENCE, Answers
 
 PHASES = ("zero_shot", "final")
 

@@ -7,7 +7,7 @@ from itertools import combinations, starmap
 from medvqa.config.errors import UserError
 from medvqa.evaluation.comparison import LEVEL, ArmComparison, compare_arms
 from medvqa.evaluation.power import detectable_difference
-from medvqa.evaluation.score import SHOWN
+from medvqa.evaluation.score import GROUPS, SHOWN
 from medvqa.evaluation.statistics import (
     McNemarTest,
     PairedEffect,
@@ -20,7 +20,7 @@ from medvqa.evaluation.statistics import (
 from medvqa.report.arms import MODEL_KEYS, Arm, model_label, subtree
 from medvqa.report.matching import matched, run_means
 from medvqa.report.protocol import unequal
-from medvqa.report.runs import GROUPS, Run
+from medvqa.report.runs import Run
 from medvqa.tracking.progress import track
 
 BINARY = ("exact_match", "numeric_exact_match", "closed_accuracy")

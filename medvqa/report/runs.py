@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medvqa.config.errors import UserError
-from medvqa.evaluation.score import SHOWN
+from medvqa.evaluation.score import GROUPS, SHOWN
 from medvqa.sweep.job import State, read_status
 from medvqa.tracking import record
 from medvqa.tracking.progress import track
@@ -22,7 +22,6 @@ DAMAGED, OUTDATED = "damaged", "outdated"
 # Baselines, then the stages by their step, then what the training came to.
 PHASE_RANK = {"majority": 0, "zero_shot": 1, "blind": 3, "final": 4}
 AFTER_STAGE_RANK = 2
-GROUPS = ("overall", "open", "closed")
 CONFIDENCE = "confidence"  # exp(logprob_mean) of each answer
 AGREEMENT = "agreement"  # of the answers to rephrasings
 MAX_DEPTH = 4  # of run directories below a given one

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medvqa.evaluation.comparison import ArmMean, arm_mean
-from medvqa.evaluation.score import SHOWN
+from medvqa.evaluation.score import GROUPS, SHOWN
 from medvqa.report.arms import Arm, read_arms
 from medvqa.report.confidence import (
     ArmConfidence,
@@ -22,7 +22,7 @@ from medvqa.report.inputs import check_inputs
 from medvqa.report.matching import aligned
 from medvqa.report.pairs import Comparison, Settings, arm_pairs, compare_on
 from medvqa.report.probes import ArmProbe, arm_probes
-from medvqa.report.runs import AFTER_STAGE_RANK, GROUPS, PHASE_RANK, Run, read_runs
+from medvqa.report.runs import AFTER_STAGE_RANK, PHASE_RANK, Run, read_runs
 from medvqa.report.verdicts import NOT_LEARNED, Verdict, planned_pairing, verdicts
 from medvqa.tracking.progress import track
 
