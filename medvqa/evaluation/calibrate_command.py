@@ -1,6 +1,5 @@
 """`medvqa calibrate RUN --on SET`: from which confidence on the model answers."""
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from medvqa.evaluation.calibration import (
     calibrate,
     picture_losses,
 )
-from medvqa.evaluation.confidence import calibration_error
+from medvqa.evaluation.confidence import answer_confidence, calibration_error
 from medvqa.models.trained import CALIBRATION_FILE, Kind, read_trained
 from medvqa.tracking.record import read_lines, write_json
 
@@ -50,7 +49,7 @@ def read_answers(
     return [
         ConfidentAnswer(
             cluster=row["cluster"] or row["id"],
-            confidence=min(1.0, math.exp(row["logprob_mean"])),
+            confidence=answer_confidence(row["logprob_mean"]),
             is_right=row["exact_match"] == 1,
         )
         for row in rows

@@ -4,6 +4,7 @@ Confidence is a number in [0, 1] per answer, `is_right` a number in [0, 1], most
 docs/confidence.md cites the definitions.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
 NUM_BINS = 15
 COVERAGES = (0.5, 0.8, 0.9)
+
+
+def answer_confidence(logprob_mean: float) -> float:
+    """Return an answer's confidence: the geometric mean of its tokens' probabilities."""
+    return min(1.0, math.exp(logprob_mean))
 
 
 @dataclass(frozen=True)

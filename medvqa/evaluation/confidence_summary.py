@@ -13,6 +13,7 @@ from medvqa.evaluation.comparison import arm_mean
 from medvqa.evaluation.confidence import (
     COVERAGES,
     NUM_BINS,
+    answer_confidence,
     bin_places,
     reliability,
     risk_coverage,
@@ -191,7 +192,7 @@ def of_predictions(
     groups = {}
     for name in GROUPS:
         own = [
-            (min(1.0, math.exp(p.logprob_mean or 0.0)), float(right), p.cluster or p.id)
+            (answer_confidence(p.logprob_mean or 0.0), float(right), p.cluster or p.id)
             for p, right in zip(predictions, is_right, strict=True)
             if name in ("overall", p.answer_type)
         ]

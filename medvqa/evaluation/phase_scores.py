@@ -60,6 +60,10 @@ def read_evaluation(path: Path) -> Evaluation:
 
 def read_evaluations(directory: Path) -> list[Evaluation]:
     """Return all evaluations of a run: the baselines, then the stages in order, then the final."""
-    found = [read_evaluation(p) for p in directory.glob("evaluation/*/*/metrics.json")]
-    rank = {"majority": 0, "zero_shot": 1, "final": 3}
-    return sorted(found, key=lambda e: (e.set_name, rank.get(e.phase, 2), e.step))
+    evaluations = [read_evaluation(p) for p in directory.glob("evaluation/*/*/metrics.json")]
+    return sorted(evaluations, key=lambda e: (e.set_name, phase_place(e.phase, e.step)))
+
+
+def phase_place(phase: str, step: int) -> tuple[int, int]:
+    """Return what sorts phases: baselines, the end of each stage by its step, blind, final."""
+    return {"majority": 0, "zero_shot": 1, "blind": 3, "final": 4}.get(phase, 2), step

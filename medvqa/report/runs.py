@@ -1,7 +1,6 @@
 """Run directories -> runs with their answers: read from files alone, damage named."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medvqa.config.errors import UserError
+from medvqa.evaluation.confidence import answer_confidence
+from medvqa.evaluation.phase_scores import phase_place
 from medvqa.evaluation.score import GROUPS, SHOWN
 from medvqa.sweep.job import State, read_status
 from medvqa.tracking import record
@@ -19,11 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DAMAGED, OUTDATED = "damaged", "outdated"
-# Baselines, then the stages by their step, then what the training came to.
-PHASE_RANK = {"majority": 0, "zero_shot": 1, "blind": 3, "final": 4}
-AFTER_STAGE_RANK = 2
-CONFIDENCE = "confidence"  # exp(logprob_mean) of each answer
-AGREEMENT = "agreement"  # of the answers to rephrasings
+CONFIDENCE, AGREEMENT = "confidence", "agreement"  # columns beside the metrics
 MAX_DEPTH = 4  # of run directories below a given one
 Entry = Mapping[str, Any]  # a job of sweep.json; empty for a run that no grid lists
 
@@ -125,14 +122,13 @@ def read_runs(places: Sequence[Path]) -> list[Run]:
     for place in places:
         if not place.is_dir():
             raise UserError(f"{place} is no directory; give run directories or grids of them")
-        here = list(_cells(place))
-        if not here:
+        if not (here := list(_cells(place))):
             raise UserError(f"{place} holds no run: no run.json and no sweep.json in it or below")
         for directory, entry in here:
             cells.setdefault(directory.resolve(), (directory, entry))
     interned: dict[Question, Question] = {}
-    found = track(list(cells.values()), description="reading runs")
-    return [_read(directory, entry, interned) for directory, entry in found]
+    places_of_runs = track(list(cells.values()), description="reading runs")
+    return [_read(directory, entry, interned) for directory, entry in places_of_runs]
 
 
 def _cells(place: Path, depth: int = 0) -> Iterator[tuple[Path, Entry]]:
@@ -191,9 +187,7 @@ def _read_answers(directory: Path, interned: dict[Question, Question]) -> list[A
     answers = [read_answers(path.parent, interned) for path in places]
     if not answers:
         raise UserError(f"{directory} is finished but holds no evaluation")
-    return sorted(
-        answers, key=lambda a: (a.set_name, PHASE_RANK.get(a.phase, AFTER_STAGE_RANK), a.step)
-    )
+    return sorted(answers, key=lambda a: (a.set_name, phase_place(a.phase, a.step)))
 
 
 def read_answers(place: Path, interned: dict[Question, Question]) -> Answers:
@@ -216,10 +210,9 @@ def read_answers(place: Path, interned: dict[Question, Question]) -> Answers:
         questions.append(interned.setdefault(question, question))
         texts.append(str(row["prediction"]))
         logprob = row.get("logprob_mean")
-        row[CONFIDENCE] = None if logprob is None else min(1.0, math.exp(logprob))
+        row[CONFIDENCE] = None if logprob is None else answer_confidence(logprob)
         for metric, column in columns.items():
-            value = row.get(metric)
-            column.append(float("nan") if value is None else float(value))
+            column.append(float("nan") if row.get(metric) is None else float(row[metric]))
     expected = stored["summary"]["overall"]["exact_match"]["num_examples"]
     if len(questions) != expected:
         raise UserError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medvqa.evaluation.comparison import ArmMean, arm_mean
+from medvqa.evaluation.phase_scores import phase_place
 from medvqa.evaluation.score import GROUPS, SHOWN
 from medvqa.report.arms import Arm, read_arms
 from medvqa.report.confidence import (
@@ -22,7 +23,7 @@ from medvqa.report.inputs import check_inputs
 from medvqa.report.matching import aligned
 from medvqa.report.pairs import Comparison, Settings, arm_pairs, compare_on
 from medvqa.report.probes import ArmProbe, arm_probes
-from medvqa.report.runs import AFTER_STAGE_RANK, PHASE_RANK, Run, read_runs
+from medvqa.report.runs import Run, read_runs
 from medvqa.report.verdicts import NOT_LEARNED, Verdict, planned_pairing, verdicts
 from medvqa.tracking.progress import track
 
@@ -174,6 +175,6 @@ def phases_in_order(study: Study) -> list[str]:
     places: dict[str, tuple[int, int]] = {}
     for run in study.runs:
         for a in run.answers:
-            place = (PHASE_RANK.get(a.phase, AFTER_STAGE_RANK), a.step)
+            place = phase_place(a.phase, a.step)
             places[a.phase] = max(places.get(a.phase, place), place)
     return sorted(places, key=lambda phase: (places[phase], phase))

@@ -13,6 +13,7 @@ from medvqa.config.model import Device
 from medvqa.data.example import Example, ImageSource
 from medvqa.data.image import ImageBytes, image_size
 from medvqa.evaluation.calibration import scale
+from medvqa.evaluation.confidence import answer_confidence
 from medvqa.evaluation.generate import generate
 from medvqa.evaluation.phase_scores import read_evaluations
 from medvqa.models.encode import Encoder
@@ -191,7 +192,7 @@ class Answerer:
         """Return the answer with its confidence, or an abstention; as it is if not calibrated."""
         if self._calibration is None:
             return answer
-        raw = min(1.0, math.exp(logprob_sum / max(answer.num_tokens, 1)))
+        raw = answer_confidence(logprob_sum / max(answer.num_tokens, 1))
         confidence = scale(raw, float(self._calibration["temperature"]))
         threshold = self._calibration["threshold"]
         if threshold is not None and confidence >= threshold:
