@@ -88,7 +88,7 @@ def final_words(found: Sequence[Verdict]) -> list[str]:
 
 def few_seeds(comparisons: Sequence[Comparison]) -> list[str]:
     """Return one sentence on what fewer than five seeds can and cannot show."""
-    comparisons = [c for c in comparisons if not c.is_with_untrained]
+    comparisons = [c for c in comparisons if not (c.is_with_untrained or c.are_identical)]
     fewest = min((n for c in comparisons for n in c.crossed.num_seeds), default=ENOUGH_SEEDS)
     if fewest >= ENOUGH_SEEDS:
         return []
@@ -98,10 +98,12 @@ def few_seeds(comparisons: Sequence[Comparison]) -> list[str]:
             "nothing about another training."
         ]
     sizes = [c.detectable for c in comparisons if c.detectable]
-    least = f"about {100 * min(sizes):.0f} points" if sizes else "50 points"
+    least, most = (f"{100 * pick(sizes, default=0.5):.0f}" for pick in (min, max))
+    most = most if len(sizes) == len(comparisons) else "more than 50"
+    spread = f"about {least}" if least == most else f"about {least} to {most}"
     return [
-        f"With {fewest} seeds per arm, this study can show differences of {least} and more; it "
-        "cannot show that a smaller difference is absent."
+        f"With {fewest} seeds per arm, this study can show differences of {spread} points, "
+        "depending on the metric; it cannot show that a smaller difference is absent."
     ]
 
 
