@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from unittest import mock
 
 from benchmarks.engine.answering import Asked, ask, put_trained_adapter, use_type_of
@@ -11,7 +10,7 @@ from benchmarks.engine.workload import Bench, Row
 from medvqa.config.evaluation import Decoding
 from medvqa.config.training import Engine
 from medvqa.fast.engine import FusedEngine
-from medvqa.fast.prefix import Branches, _num_prefix_tokens
+from medvqa.fast.prefix import begin
 from medvqa.models.sample import Decoded, Sample
 
 NUM_ROUNDS = 3
@@ -67,15 +66,8 @@ def _answer(
     """Return the tokens that `medvqa.fast.prefix.answer` gives, by the loop without confidence."""
     import torch
 
-    splits = [_num_prefix_tokens(sample, engine.image_token_id) for sample in samples]
-    prefixes = [
-        (s.image_keys, s.prompt_ids[:split]) for s, split in zip(samples, splits, strict=True)
-    ]
-    groups = [list(rows) for _, rows in groupby(range(len(samples)), prefixes.__getitem__)]
-    room = max(len(sample.prompt_ids) for sample in samples) + max_new_tokens
-    branches = Branches(engine, num_rows=len(samples), room=room)
-    branches.begin([samples[group[0]] for group in groups], [splits[g[0]] for g in groups], groups)
-    logits = branches.extend([s.prompt_ids[k:] for s, k in zip(samples, splits, strict=True)])
+    branches, rests = begin(engine, samples, num_more=max_new_tokens)
+    logits = branches.extend(rests)
     columns: list[torch.Tensor] = []
     finished = torch.zeros(len(samples), dtype=torch.bool, device=logits.device)
     while True:
