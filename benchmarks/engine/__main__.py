@@ -21,17 +21,22 @@ libraries compare is measured by `benchmarks.peers`.
 
 import argparse
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from benchmarks.engine.records import Records
 from benchmarks.engine.startup import startup
-from benchmarks.engine.workload import TINY, Bench, Row, Settings, prepare
+from benchmarks.engine.workload import TINY, Settings, prepare
 from medvqa.config.model import Backend, BasePrecision
 from medvqa.config.training import Engine
 
 COMMANDS = {"startup": startup}
-SHARING = ("training", "curve", "gradients", "answering", "confidence", "profile")
+# Parts that share a model, with the module that has a function of the part's name.
+SHARING = {
+    **dict.fromkeys(("training", "curve", "gradients", "cards"), "training"),
+    **{name: name for name in ("answering", "confidence", "profile")},
+}
 ANSWERING = "plain:plain:1:16,fused:shared_prefix:128,fused:shared_prefix:1:64,fused:plain:128:256"
 
 
@@ -60,21 +65,14 @@ def measure(settings: Settings, records: Records, parts: Sequence[str]) -> None:
     """
     if not parts:
         return
-    bench, functions = prepare(settings), _functions()
+    bench = prepare(settings)
+    functions = {
+        part: getattr(import_module(f"benchmarks.engine.{SHARING[part]}"), part) for part in parts
+    }
     for engine in (Engine.plain, Engine.fused):
         for part in parts:
             for row in functions[part](bench, engine):
                 records.add(part, row)
-
-
-def _functions() -> dict[str, Callable[[Bench, Engine], Iterator[Row]]]:
-    from benchmarks.engine.answering import answering
-    from benchmarks.engine.confidence import confidence
-    from benchmarks.engine.profile import profile
-    from benchmarks.engine.training import curve, gradients, training
-
-    functions = (training, curve, gradients, answering, confidence, profile)
-    return dict(zip(SHARING, functions, strict=True))
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
