@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.study import MACHINE, finished_runs
 from medvqa.config.evaluation import Normalizer
 from medvqa.evaluation.normalize import normalize
-from medvqa.tracking.record import read_json, read_lines
+from medvqa.tracking.record import read_lines
 
 Row = dict[str, Any]
 
@@ -26,9 +27,8 @@ def label(row: Row) -> str | None:
     return text if row["answer_type"] == "closed" and text in ("yes", "no") else None
 
 
-def read_cell(directory: Path, sets: dict[str, Any]) -> Row:
+def read_cell(directory: Path, run: Row, sets: dict[str, Any]) -> Row:
     """Return a finished cell; what its questions are goes into `sets` once per fold."""
-    run = read_json(directory / "run.json")
     config = run["config"]
     fold = config["data"]["split"].removeprefix("train_")
     phases = {}
@@ -64,15 +64,9 @@ def read_cell(directory: Path, sets: dict[str, Any]) -> Row:
 def record(directories: list[Path], out: Path) -> None:
     """Write the record of all finished cells below the directories."""
     sets: dict[str, Any] = {}
-    cells, unfinished, environment = [], 0, {}
-    for path in sorted(p for d in directories for p in d.rglob("run.json")):
-        run = read_json(path)
-        if run.get("state") == "finished":
-            cells.append(read_cell(path.parent, sets))
-            environment = run["environment"]
-        else:
-            unfinished += 1
-    known = {k: environment.get(k) for k in ("python", "platform", "num_cpus", "gpus")}
-    values = {"environment": known, "unfinished": unfinished, "sets": sets, "cells": cells}
+    finished, unfinished, environment = finished_runs(directories)
+    cells = [read_cell(directory, run, sets) for directory, run in finished.items()]
+    known = {name: environment.get(name) for name in MACHINE}
+    values = {"environment": known, "unfinished": len(unfinished), "sets": sets, "cells": cells}
     out.write_text(json.dumps(values, separators=(",", ":")) + "\n")
-    sys.stdout.write(f"{len(cells)} cells, {unfinished} unfinished\n")
+    sys.stdout.write(f"{len(cells)} cells, {len(unfinished)} unfinished\n")

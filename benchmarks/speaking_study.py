@@ -8,7 +8,6 @@ The record holds, per cell, config choices and per question exact match, F1 and 
 yes. The folds of an arm, a budget and a seed are joined, so each question stands once in each row.
 """
 
-import argparse
 import json
 import sys
 from collections import defaultdict
@@ -19,6 +18,7 @@ from typing import Any
 from scipy import stats
 
 from benchmarks.speaking_record import Row, record
+from benchmarks.study import command_line
 from medvqa.evaluation.comparison import arm_mean, compare_arms
 from medvqa.evaluation.statistics import holm
 from medvqa.tracking.record import read_json, write_json
@@ -204,16 +204,8 @@ def _arm(study: Study, key: Any) -> Row:
 
 def main() -> None:
     """Record, accept or analyse."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    keep = commands.add_parser("record")
-    keep.add_argument("directories", type=Path, nargs="+")
-    keep.add_argument("--out", type=Path, required=True)
-    check = commands.add_parser("accept")
-    check.add_argument("record", type=Path)
-    ask = commands.add_parser("analyse")
-    ask.add_argument("record", type=Path)
-    ask.add_argument("--out", type=Path, required=True)
+    parser, commands = command_line(__doc__)
+    commands.add_parser("accept").add_argument("record", type=Path)
     options = parser.parse_args()
     if options.command == "record":
         record(options.directories, options.out)

@@ -29,6 +29,7 @@ REFERENCE = "mixed"
 CONTROL = "closed_only"
 CLAIMED = "open_first"
 KINDS = ("overall", "open", "closed")
+MACHINE = ("python", "platform", "num_cpus", "gpus")
 LEVEL = 0.05
 PREREGISTERED: Method = "satterthwaite"  # the test that docs/study/preregistration.md fixed
 # What docs/study/preregistration.md planned with, for one comparison of a family.
@@ -66,9 +67,8 @@ def is_yes_or_no(answer: str) -> bool:
     return normalize(answer, Normalizer["squad"]) in ("yes", "no")
 
 
-def read_run(directory: Path, sets: dict[str, Any]) -> dict[str, Any]:
+def read_run(directory: Path, run: dict[str, Any], sets: dict[str, Any]) -> dict[str, Any]:
     """Return what the record keeps of a finished run; questions go into `sets` once."""
-    run = read_json(directory / "run.json")
     phases: dict[str, dict[str, str]] = {}
     yes_or_no: dict[str, dict[str, dict[str, int]]] = {}
     for path in sorted(directory.glob("evaluation/*/*/predictions.jsonl")):
@@ -110,24 +110,27 @@ def read_cell_seconds(directory: Path) -> float | None:
     return float(read_json(status)["seconds"]) if status.exists() else None
 
 
+def finished_runs(directories: list[Path]) -> tuple[dict[Path, Any], list[str], dict[str, Any]]:
+    """Return the finished runs' run.json, the other runs' names, and the last one's environment."""
+    paths = sorted(path for directory in directories for path in directory.rglob("run.json"))
+    runs = {path.parent: read_json(path) for path in paths}
+    finished = {place: run for place, run in runs.items() if run.get("state") == "finished"}
+    environment = list(finished.values())[-1]["environment"] if finished else {}
+    return finished, [place.name for place in runs if place not in finished], environment
+
+
 def record(directories: list[Path], out: Path) -> None:
     """Write the record of all finished runs below the directories."""
     sets: dict[str, Any] = {}
-    runs, unfinished, environment = [], [], {}
-    for path in sorted(p for d in directories for p in d.rglob("run.json")):
-        run = read_json(path)
-        if run.get("state") != "finished":
-            unfinished.append(path.parent.name)
-            continue
-        environment = run["environment"]
-        runs.append(read_run(path.parent, sets))
+    finished, unfinished, environment = finished_runs(directories)
+    runs = [read_run(directory, run, sets) for directory, run in finished.items()]
     if not runs:
         raise SystemExit(f"no finished run in {', '.join(map(str, directories))}")
     for found in sets.values():  # pictures as numbers: their names say nothing here
         names = sorted(set(found["clusters"]))
         found["clusters"] = [names.index(name) for name in found["clusters"]]
     values = {
-        "environment": {k: environment[k] for k in ("python", "platform", "num_cpus", "gpus")},
+        "environment": {name: environment[name] for name in MACHINE},
         "packages": environment["packages"],
         "unfinished": unfinished,
         "sets": sets,
@@ -375,18 +378,23 @@ def analyse(path: Path, baselines: Path | None, primary: str, out: Path) -> None
     print(f"{sum(len(family) for family in families.values())} comparisons in {out}")  # noqa: T201
 
 
+def command_line(description: str | None) -> tuple[argparse.ArgumentParser, Any]:
+    """Return a study's command line and its commands `record` and `analyse`."""
+    parser = argparse.ArgumentParser(description=description)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, source in (("record", "directories"), ("analyse", "record")):
+        command = commands.add_parser(name)
+        command.add_argument(source, type=Path, nargs="+" if name == "record" else None)
+        command.add_argument("--out", type=Path, required=True)
+    return parser, commands
+
+
 def main() -> None:
     """Record or analyse."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    keep = commands.add_parser("record")
-    keep.add_argument("directories", type=Path, nargs="+")
-    keep.add_argument("--out", type=Path, required=True)
-    ask = commands.add_parser("analyse")
-    ask.add_argument("record", type=Path)
+    parser, commands = command_line(__doc__)
+    ask = commands.choices["analyse"]
     ask.add_argument("--baselines", type=Path, help="record of the one run that has them")
     ask.add_argument("--primary", default="test")
-    ask.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if options.command == "record":
         record(options.directories, options.out)
