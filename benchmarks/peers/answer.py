@@ -10,6 +10,8 @@ import json
 import time
 from pathlib import Path
 
+from sft import load_base
+
 
 def load(options):
     """Return model and processor of the library, ready to generate."""
@@ -19,16 +21,7 @@ def load(options):
         model, processor = FastVisionModel.from_pretrained(str(options.model), load_in_4bit=False)
         FastVisionModel.for_inference(model)
         return model, processor
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    has_gpu = torch.cuda.is_available()
-    model = AutoModelForImageTextToText.from_pretrained(
-        options.model,
-        dtype=torch.bfloat16 if has_gpu else torch.float32,
-        device_map={"": 0} if has_gpu else None,
-    )
-    return model, AutoProcessor.from_pretrained(options.model)
+    return load_base(options.model)
 
 
 def decode(model, processor, batch, options):

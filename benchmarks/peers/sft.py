@@ -44,9 +44,8 @@ def load_trl(options):
     """Return the base by transformers; SFTTrainer adds the adapter and the collator."""
     import torch
     from peft import LoraConfig
-    from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
-    has_gpu = torch.cuda.is_available()
     quantization = None
     if options.four_bit:
         quantization = BitsAndBytesConfig(
@@ -55,18 +54,27 @@ def load_trl(options):
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    model = AutoModelForImageTextToText.from_pretrained(
-        options.model,
-        dtype=torch.bfloat16 if has_gpu else torch.float32,
-        device_map={"": 0} if has_gpu else None,
-        quantization_config=quantization,
-    )
-    processor = AutoProcessor.from_pretrained(options.model)
+    model, processor = load_base(options.model, quantization)
     names = "|".join(TARGETS)
     adapter = LoraConfig(
         r=16, lora_alpha=32, task_type="CAUSAL_LM", target_modules=rf".*language_model.*\.({names})"
     )
     return model, processor, None, adapter
+
+
+def load_base(path, quantization=None):
+    """Return model and processor by transformers, on the GPU where there is one."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    has_gpu = torch.cuda.is_available()
+    model = AutoModelForImageTextToText.from_pretrained(
+        path,
+        dtype=torch.bfloat16 if has_gpu else torch.float32,
+        device_map={"": 0} if has_gpu else None,
+        quantization_config=quantization,
+    )
+    return model, AutoProcessor.from_pretrained(path)
 
 
 def read_rows(path, number):
