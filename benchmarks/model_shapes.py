@@ -138,15 +138,14 @@ def shaped(name: str, shared: Path, *, tiny: bool) -> tuple[Any, Any]:
 
 def load(name: str, shared: Path, *, tiny: bool, save: Path | None) -> Any:
     """Return the loaded model with an adapter of rank 16, made on the device."""
-    import peft
     import torch
     from transformers import AutoModelForImageTextToText
 
     from benchmarks.engine.workload import quantize
     from medvqa.config.lora import LoraConfig
     from medvqa.config.model import Backend, ModelConfig
-    from medvqa.models.adapter import reset_adapter, target_pattern
     from medvqa.models.families import qwen
+    from medvqa.models.load import with_adapter
     from medvqa.models.loaded import LoadedModel
 
     config, processor = shaped(name, shared, tiny=tiny)
@@ -160,17 +159,15 @@ def load(name: str, shared: Path, *, tiny: bool, save: Path | None) -> Any:
     if save is not None:
         base.save_pretrained(save)
         processor.save_pretrained(save)
-    pattern = target_pattern(base, LoraConfig())
     is_quantized = bool(MODELS[name].get("four_bit")) and has_gpu
     if is_quantized:
         quantize(base)
-    adapter = peft.LoraConfig(r=16, lora_alpha=32, task_type="CAUSAL_LM", target_modules=pattern)
-    model = peft.get_peft_model(base, adapter)
-    reset_adapter(model, seed=0)
     if type(processor).__name__ in qwen.PROCESSORS:
         qwen.set_pixel_budget(processor, ModelConfig(name=name, max_pixels=512 * 512))
     place = next(base.parameters()).device
-    return LoadedModel(model, processor, place, dtype, Backend.transformers, name, is_quantized)
+    loaded = LoadedModel(base, processor, place, dtype, Backend.transformers, name, is_quantized,
+                         is_adapted=False)  # fmt: skip
+    return with_adapter(loaded, LoraConfig())  # `train` initialises it
 
 
 def measure(name: str, shared: Path, *, tiny: bool, save: Path | None) -> dict[str, Any]:

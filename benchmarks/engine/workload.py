@@ -12,10 +12,10 @@ from medvqa.config.model import Backend, BasePrecision, ModelConfig
 from medvqa.data.example import Example
 from medvqa.data.image import ImageBytes
 from medvqa.data.pool import load_examples
-from medvqa.models.adapter import reset_adapter, target_pattern
+from medvqa.models.adapter import reset_adapter
 from medvqa.models.encode import Encoder
 from medvqa.models.families.qwen import set_pixel_budget
-from medvqa.models.load import load_model
+from medvqa.models.load import load_model, with_adapter
 from medvqa.models.loaded import LoadedModel
 
 if TYPE_CHECKING:
@@ -139,8 +139,7 @@ def build(settings: Settings) -> LoadedModel:
 
 
 def _made_on_device(settings: Settings, lora: LoraConfig) -> LoadedModel:
-    # Not above: Unsloth, where it is measured, must be imported before both.
-    import peft
+    # Not above: Unsloth, where it is measured, must be imported before.
     import torch
 
     from benchmarks.random_models import build_model, build_processor, build_tokenizer
@@ -150,30 +149,17 @@ def _made_on_device(settings: Settings, lora: LoraConfig) -> LoadedModel:
     tokenizer = build_tokenizer(settings.tokenizer)
     base = build_model(settings.model, tokenizer)
     base.requires_grad_(False)
-    pattern = target_pattern(base, lora)
     if settings.four_bit:
         quantize(base)
-    if settings.checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
-        base.enable_input_require_grads()
-    adapter = peft.LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, task_type="CAUSAL_LM", target_modules=pattern
-    )
-    model = peft.get_peft_model(base, adapter)
-    reset_adapter(model, seed=0)
     processor = build_processor(settings.model, tokenizer)
     set_pixel_budget(processor, settings.model_config)
-    device = next(base.parameters()).device
-    return LoadedModel(
-        model,
-        processor,
-        device,
-        torch.bfloat16,
-        Backend.transformers,
-        settings.model,
-        is_quantized=settings.four_bit,
-        base_precision=settings.base_precision,
-    )
+    loaded = LoadedModel(
+        base, processor, next(base.parameters()).device, torch.bfloat16, Backend.transformers,
+        settings.model, settings.four_bit, settings.base_precision, is_adapted=False,
+    )  # fmt: skip
+    loaded = with_adapter(loaded, lora, settings.checkpointing)
+    reset_adapter(loaded.model, seed=0)
+    return loaded
 
 
 def quantize(base: Any) -> None:

@@ -80,9 +80,15 @@ def _load_transformers(
     *,
     gradient_checkpointing: bool,
 ) -> LoadedModel:
+    return with_adapter(load_base(config, check), lora, gradient_checkpointing)
+
+
+def with_adapter(
+    loaded: LoadedModel, lora: LoraConfig, gradient_checkpointing: bool = False
+) -> LoadedModel:
+    """Return a frozen base with an adapter that `reset_adapter` has yet to initialise."""
     import peft
 
-    loaded = load_base(config, check)
     base = loaded.model
     if gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
