@@ -37,6 +37,11 @@ class PlannedStage:
         return len(set(self.example_ids))
 
     @property
+    def resets_optimizer(self) -> bool:
+        """Whether the moments are forgotten before its first step."""
+        return self.first_step > 0 and self.optimizer is OptimizerPolicy.reset
+
+    @property
     def epochs(self) -> float:
         """Passes over what is available."""
         return len(self.example_ids) / self.num_available
@@ -86,10 +91,15 @@ class Plan:
         """Examples consumed, each as often as it is used."""
         return len(self.order)
 
+    @cached_property
+    def stage_ends(self) -> dict[int, PlannedStage]:
+        """Each stage by the number of steps done when it ends."""
+        return {stage.first_step + stage.num_steps: stage for stage in self.stages}
+
     def stage_at(self, step: int) -> PlannedStage:
         """Return the stage of a 0-based step."""
-        for stage in self.stages:
-            if step < stage.first_step + stage.num_steps:
+        for end, stage in self.stage_ends.items():
+            if step < end:
                 return stage
         raise ValueError(f"step {step} is past the plan's {self.num_steps} steps")
 

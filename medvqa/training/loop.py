@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medvqa.config.curriculum import OptimizerPolicy
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import Decoding
 from medvqa.config.training import TrainingConfig
@@ -102,30 +101,27 @@ class Trainer:
                 if what lies in the directory belongs to another run.
         """
         first_step = self._resume(plan)
-        stage_ends = {stage.first_step + stage.num_steps: stage for stage in plan.stages}
         numbers = range(first_step, plan.num_steps)
         encoded = self._encoded([self._ids(plan, number) for number in numbers], examples)
         step_log = StepLog(self.directory, first_step, on_step, is_behind=self._on_gpu)
         with self.checkpoints if wait else nullcontext(), step_log, closing(encoded):
-            if first_step in stage_ends:  # killed between a stage's end and its evaluation
-                on_stage_end(stage_ends[first_step], first_step)
+            if first_step in plan.stage_ends:  # killed between a stage's end and its evaluation
+                on_stage_end(plan.stage_ends[first_step], first_step)
             for number in track(numbers, description="training"):
-                self._begin_stage(plan.stage_at(number), number)
+                stage = plan.stage_at(number)
+                if number == stage.first_step and stage.resets_optimizer:
+                    self.optimizer.reset()
                 step_log.add(self._step(plan, number, next(encoded)))
                 self.checkpoints.look()
                 done = number + 1
-                if done % self.config.checkpoint_every == 0 or done in stage_ends:
+                if done % self.config.checkpoint_every == 0 or done in plan.stage_ends:
                     self._save(plan, done, step_log)
-                if done in stage_ends:
-                    on_stage_end(stage_ends[done], done)
+                if done in plan.stage_ends:
+                    on_stage_end(plan.stage_ends[done], done)
         return self._result(plan, first_step)
 
     def _ids(self, plan: Plan, number: int) -> Sequence[str]:
         return plan.order[number * self.batch_size : (number + 1) * self.batch_size]
-
-    def _begin_stage(self, stage: PlannedStage, step: int) -> None:
-        if step == stage.first_step > 0 and stage.optimizer is OptimizerPolicy.reset:
-            self.optimizer.reset()
 
     def _encoded(
         self, steps: Sequence[Sequence[str]], examples: Mapping[str, Example]
@@ -217,8 +213,7 @@ class Trainer:
         loss = self._engine.loss(samples, num_answer_tokens)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.collect()
-        detached: torch.Tensor = loss.detach()
-        return detached
+        return loss.detach()
 
     def _save(self, plan: Plan, step: int, step_log: StepLog) -> None:
         step_log.sync()

@@ -11,7 +11,6 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medvqa.config.curriculum import OptimizerPolicy
 from medvqa.config.training import Optimizer, TrainingConfig
 from medvqa.data.example import Example
 from medvqa.data.plan import Plan
@@ -155,14 +154,13 @@ class SftTrainer:
     ) -> Any:
         from transformers import TrainerCallback
 
-        ends = {stage.first_step + stage.num_steps: stage for stage in plan.stages}
-        begun, batch_size = [0.0], self.config.batch_size
+        ends, begun, batch_size = plan.stage_ends, [0.0], self.config.batch_size
 
         def on_step_begin(args: Any, state: Any, control: Any, **options: Any) -> None:
             step, stage = state.global_step, plan.stage_at(state.global_step)
             if step == first_step and step in ends:  # killed before the stage's evaluation
                 on_stage_end(ends[step], step)
-            if step == stage.first_step > 0 and stage.optimizer is OptimizerPolicy.reset:
+            if step == stage.first_step and stage.resets_optimizer:
                 options["optimizer"].state.clear()
             begun[0] = time.perf_counter()
 
