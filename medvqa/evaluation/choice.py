@@ -34,9 +34,8 @@ def read_choice(answer: str, options: Sequence[str]) -> Choice:
     if index is not None:
         return Choice(index, "letter")
     places = [(_end(text, plain), len(text), index) for index, text in enumerate(texts)]
-    end, _, index = max(
-        places
-    )  # the last one counts, as in MMMU; of two that end there, the longer
+    # The last one counts, as in MMMU; of two that end there, the longer.
+    end, _, index = max(places)
     if end:
         return Choice(index, "text")
     ratios = [difflib.SequenceMatcher(None, text, plain).ratio() for text in texts]

@@ -89,7 +89,7 @@ def _affirms(falsehood: str, answer: str, item: ItemScores) -> bool:
         return not item.exact_match and not item.nearest_option
     if falsehood == "open":
         return bool(answer.strip()) and not DENIAL.search(answer)
-    return yes_or_no(answer) == ("no" if falsehood == "no" else "yes")
+    return yes_or_no(answer) == {"yes": "yes", "closed": "yes", "no": "no"}[falsehood]
 
 
 def probe_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Score]:

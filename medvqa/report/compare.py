@@ -17,14 +17,14 @@ from medvqa.data.example import Prediction
 from medvqa.evaluation.phase_scores import Evaluation
 from medvqa.evaluation.predictions import aligned, parse_columns, read_predictions
 from medvqa.evaluation.score import SHOWN, Scored, score_predictions, write_predictions
-from medvqa.report.page import write_page
+from medvqa.report.page import page
 from medvqa.report.pairs import Comparison, Settings
 from medvqa.report.rows import write_rows
 from medvqa.report.study import Study, read_study
 from medvqa.report.table import interval, probability
 from medvqa.report.tables import detectable
 from medvqa.report.thumbnails import NONE
-from medvqa.tracking.record import FINISHED, write_csv, write_json
+from medvqa.tracking.record import FINISHED, write_csv, write_json, write_text
 from medvqa.tracking.terminal import console, table
 
 SET = "answers"
@@ -52,13 +52,13 @@ def main_compare(argv: Sequence[str]) -> int:
     differing = list(_differing(answers, scored))
     write_rows(study, options.out)
     write_csv(options.out / "questions.csv", differing)
-    page = options.out / "report.html"
-    write_page(study, NONE, page, title=" against ".join(answers))
+    path = options.out / "report.html"
+    write_text(path, page(study, NONE, title=" against ".join(answers)))
     _show(study, differing, list(answers))
     num_questions = len(next(iter(answers.values())))
     sys.stdout.write(
         f"{len(differing)} of {num_questions} questions are right in some files only: all are in "
-        f"{options.out / 'questions.csv'}; the page is {page}\n"
+        f"{options.out / 'questions.csv'}; the page is {path}\n"
     )
     return 0
 
@@ -79,7 +79,7 @@ def _parser() -> CommandParser:
     add("--normalizer", choices=[n.value for n in Normalizer], default=Normalizer.medical.value,
         help="of answers and references (default medical)")  # fmt: skip
     add("--samples", type=int, default=2000, metavar="N",
-        help="resamples and sign flips (default 2,000)")  # fmt: skip
+        help="sign flips of the permutation test (default 2,000)")  # fmt: skip
     add = parser.group("output")
     add("--out", type=Path, default=Path("compare"), metavar="DIR",
         help="where to write (default ./compare)")  # fmt: skip

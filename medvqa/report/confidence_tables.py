@@ -14,8 +14,7 @@ from medvqa.report.rows import Row
 from medvqa.report.runs import AGREEMENT
 from medvqa.report.study import Study
 from medvqa.report.table import Table, interval, probability
-
-PHASE_NAMES = {"zero_shot": "zero-shot base"}
+from medvqa.report.tables import PHASE_NAMES
 
 
 def confidence_tables(study: Study) -> list[Table]:
@@ -31,7 +30,7 @@ def measures_table(study: Study, set_name: str) -> Table:
     columns = {**MEASURES, AGREEMENT: AGREEMENT}
     shown = [c for c in study.confidence if (c.set_name, c.group) == (set_name, "overall")]
     for own in sorted(shown, key=lambda c: (c.arm.row, c.phase == "final")):
-        name = PHASE_NAMES.get(own.phase, own.arm.ordering)
+        name = PHASE_NAMES[own.phase].format(own.arm.ordering)
         cells = (interval(own.measures.get(measure)) for measure in columns)
         rows[(own.arm.row, name, str(own.num_seeds), *cells)] = None
     partial = [c for c in shown if c.measures["confidence"].num_examples < c.num_asked]
@@ -147,8 +146,8 @@ def confidence_html(study: Study) -> str:
 def probes_html(study: Study) -> str:
     """Return the page's section on probes."""
     tables = [probes_table(study, name) for name in study.set_names]
-    asked = "".join(html_table(table) for table in tables if table.rows)
-    return asked or (
+    html = "".join(html_table(table) for table in tables if table.rows)
+    return html or (
         '<p class="note">No run was asked any: <code>evaluation.probes=[blank,...]</code>.</p>'
     )
 

@@ -15,14 +15,8 @@ from medvqa.report.rows import comparison_row, result_rows, run_rows, unequal_ar
 from medvqa.report.study import Study, phases_in_order
 from medvqa.report.thumbnails import Pictures
 from medvqa.report.verdicts import few_seeds, final_words
-from medvqa.tracking.record import write_text
 
 ASSETS = Path(__file__).parent
-
-
-def write_page(study: Study, pictures: Pictures, path: Path, *, title: str) -> None:
-    """Write the page, whole or not at all."""
-    write_text(path, page(study, pictures, title=title))
 
 
 def page(study: Study, pictures: Pictures, *, title: str) -> str:
@@ -41,7 +35,7 @@ def page(study: Study, pictures: Pictures, *, title: str) -> str:
         "answers": _script({"sets": sets}),
         "pictures": _script({"urls": [pictures.urls.get(key, "") for key in keys]}),
     }
-    # Data may hold whatever a model said, a marker too: each part is put in once, left to right.
+    # A model's answer may contain a marker: each part is put in once, left to right.
     pieces = []
     rest = _asset("page.html")
     while rest:

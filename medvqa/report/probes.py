@@ -37,20 +37,21 @@ def arm_probes(arms: Sequence[Arm]) -> tuple[list[ArmProbe], list[str]]:
         results = [{(r.set_name, r.probe): r for r in read_probes(run.directory)}
                    for run in arm.runs]  # fmt: skip
         for key in dict.fromkeys(key for own in results for key in own):
+            set_name, probe = key
             have = [run for run, own in zip(arm.runs, results, strict=True) if key in own]
             if len(have) < len(arm.runs):
                 notes.append(
-                    f"{arm.name}: {len(have)} of {len(arm.runs)} runs have the probe {key[1]} on "
-                    f"{key[0]}; it is not shown"
+                    f"{arm.name}: {len(have)} of {len(arm.runs)} runs have the probe {probe} on "
+                    f"{set_name}; it is not shown"
                 )
                 continue
-            rows = [read_lines(probe_place(r.directory, key[1], key[0]) / "predictions.jsonl")
+            rows = [read_lines(probe_place(r.directory, probe, set_name) / "predictions.jsonl")
                     for r in have]  # fmt: skip
             probes.append(
                 ArmProbe(
                     arm=arm,
-                    set_name=key[0],
-                    probe=key[1],
+                    set_name=set_name,
+                    probe=probe,
                     num_seeds=len(have),
                     reason=results[0][key].reason,
                     rates=dict(_rates(rows)),

@@ -1,4 +1,4 @@
-"""Study -> flat rows, one a number, as the CSV files, comparisons.json and the page have them."""
+"""Study -> flat rows, one per number, for the CSV files, comparisons.json and the page."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -136,27 +136,29 @@ def unequal_arms(study: Study) -> dict[str, str]:
 
 
 def write_rows(study: Study, out: Path) -> None:
-    """Write results.csv, comparisons.csv, comparisons.json and runs.csv."""
+    """Write results, comparisons, runs and verdicts as CSV, and comparisons.json."""
+    comparison_rows = list(map(comparison_row, study.comparisons))
+    verdict_rows = list(map(verdict_row, study.verdicts))
     write_csv(out / "results.csv", result_rows(study))
-    write_csv(out / "comparisons.csv", [comparison_row(c) for c in study.comparisons])
+    write_csv(out / "comparisons.csv", comparison_rows)
     write_csv(out / "runs.csv", run_rows(study))
-    write_csv(out / "verdicts.csv", [verdict_row(v) for v in study.verdicts])
+    write_csv(out / "verdicts.csv", verdict_rows)
     comparisons = [
         {
-            **comparison_row(c),
+            **row,
             "tests": {
                 name: asdict(getattr(c, name)) for name in ("crossed", "effect", "permutation")
             }
             | {"mcnemar": [asdict(test) for test in c.mcnemar]},
         }
-        for c in study.comparisons
+        for c, row in zip(study.comparisons, comparison_rows, strict=True)
     ]
     write_json(
         out / "comparisons.json",
         {
             "within": list(study.within),
             "comparisons": comparisons,
-            "verdicts": [verdict_row(v) for v in study.verdicts],
+            "verdicts": verdict_rows,
             "notes": list(study.notes),
         },
     )

@@ -13,7 +13,8 @@ from medvqa.report.verdicts import few_seeds, final_words
 
 MARK = "\N{DAGGER}"
 PUBLISHED = ("exact_match", "f1", "bertscore_f1")
-PHASE_NAMES = {"majority": "majority answer", "zero_shot": "zero-shot base", "blind": "{}, blind"}
+PHASE_NAMES = {"majority": "majority answer", "zero_shot": "zero-shot base",
+               "blind": "{}, blind", "final": "{}"}  # fmt: skip
 
 
 def tables(study: Study) -> list[Table]:
@@ -44,7 +45,7 @@ def results_table(study: Study, set_name: str) -> Table:
         training = f"{arm.ordering}{MARK if arm.name in unequal else ''}"
         row = (
             arm.row,
-            PHASE_NAMES.get(phase, "{}").format(training),
+            PHASE_NAMES[phase].format(training),
             str(first.mean.num_seeds),
             *(interval(r.mean.score if r else None) for r in results),
             remarks[arm.name] if phase == "final" else "",
