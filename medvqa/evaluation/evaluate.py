@@ -61,7 +61,7 @@ class Evaluator:
             shown = examples if show_images else [without_images(e) for e in examples]
             description = f"{phase}: answering {name}"
             answers = self.with_rephrasings(
-                phase, shown, lambda asked: self.answers(loaded, encoder, asked, description)
+                phase, shown, lambda every: self.answers(loaded, encoder, every, description)
             )
             if answers.num_cut:
                 log.warning(

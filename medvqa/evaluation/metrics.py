@@ -53,7 +53,7 @@ def numeric_match(
     not 21. Units of one dimension are converted. Where one side names no unit, the written figures
     compare. None where no reference holds a number: such a question has no numeric score.
     """
-    expected = [found[0] for found in map(numbers, references) if found]
+    expected = [values[0] for values in map(numbers, references) if values]
     if not expected:
         return None
     answers = numbers(prediction)[:1]

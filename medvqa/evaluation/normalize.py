@@ -79,10 +79,10 @@ def _squad(text: str) -> str:
 def _medical(text: str) -> str:
     """Remove marks and articles, but keep the point and the minus of a number."""
     text = NUMBER_AND_UNIT.sub(r"\1 \2", THOUSANDS.sub("", text))
-    kept = {match.start() for match in KEPT_IN_NUMBERS.finditer(text)}
+    places = {match.start() for match in KEPT_IN_NUMBERS.finditer(text)}
     characters = []
     for position, character in enumerate(text):
-        if position in kept or MARKS[ord(character)]:
+        if position in places or MARKS[ord(character)]:
             characters.append(character)
         elif character == "/" or (
             text[position - 1 : position].isdigit() and text[position + 1 : position + 2].isdigit()

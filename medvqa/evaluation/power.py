@@ -94,7 +94,7 @@ def mcnemar_power(
         discordant_fraction: D, the share of questions that exactly one of two runs has right.
         alpha: Level; for a family of k comparisons give alpha / k, Holm's first step.
         design_effect: Of the differences; see `estimate_clustering`.
-        num_seeds: Runs an arm.
+        num_seeds: Runs per arm.
         seed_sd: Standard deviation of one arm's accuracy over seeds on the same questions.
 
     Raises:

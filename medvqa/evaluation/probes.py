@@ -156,9 +156,9 @@ def fake(examples: Sequence[Example], seed: int) -> list[ProbeQuestion]:
             ("open", f"Where is the {finding}?", UNKNOWN),
         )
         for answer_type, text, answer in forms:
-            made = _question(example, f"fake_{answer_type}", falsehood=answer_type, question=text,
+            probe = _question(example, f"fake_{answer_type}", falsehood=answer_type, question=text,
                              answers=(answer,), answer_type=answer_type, options=())  # fmt: skip
-            questions.append(replace(made, original_id=""))
+            questions.append(replace(probe, original_id=""))
     return questions
 
 

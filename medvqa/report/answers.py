@@ -48,8 +48,8 @@ def encode(
 ) -> dict[str, Any]:
     """Return one set's predictions for the page.
 
-    A question's different answers are listed once with their scores, which depend on nothing else;
-    a column then is one small number a question, -1 where it was not asked.
+    A question's different answers are listed once with their scores, which depend on nothing else.
+    A column is then one small number per question, -1 where it was not asked.
 
     `shown` maps a cluster to its pictures, whose numbers all sets share.
     """

@@ -65,7 +65,7 @@ def _parser() -> CommandParser:
     add("--allow-unequal", action="store_true", help="mark unfair pairs in place of refusing them")
     add("--paired-seeds", action="store_true", help="equal seeds of two arms are paired")
     add("--samples", type=int, default=2000, metavar="N",
-        help="resamples and sign flips (default 2,000)")  # fmt: skip
+        help="sign flips of the permutation test (default 2,000)")  # fmt: skip
     add = parser.group("the page")
     add("--title", metavar="TEXT", help="its title; the directories' names if not given")
     add("--no-pictures", action="store_true", help="leave the pictures out")

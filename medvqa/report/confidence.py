@@ -112,13 +112,13 @@ def _aligned(arms: Sequence[Sequence[Answers]], group: str) -> tuple[list[Confid
     Empty where no question has a confidence in every run.
     """
     confidence, questions = aligned(arms, group=group, metric=CONFIDENCE)
-    right, asked = aligned(arms, group=group, metric="exact_match")
-    places = {question.id: place for place, question in enumerate(asked)}
+    is_right, answered = aligned(arms, group=group, metric="exact_match")
+    places = {question.id: place for place, question in enumerate(answered)}
     columns = [places[question.id] for question in questions if question.id in places]
     if not columns or len(columns) != len(questions):
-        return [], len(asked)
+        return [], len(answered)
     clusters = [question.cluster for question in questions]
     return [
         Confidence(confidence=own, is_right=scores[:, columns], clusters=clusters)
-        for own, scores in zip(confidence, right, strict=True)
-    ], len(asked)
+        for own, scores in zip(confidence, is_right, strict=True)
+    ], len(answered)

@@ -57,7 +57,7 @@ def matched(a: Arm, b: Arm, place: tuple[str, str, str], *, paired: bool) -> Mat
     """
     set_name, group, metric = place
     runs = compared_runs(a, b, paired=paired)
-    answers = [[found for run in one if (found := run.answered("final", set_name))] for one in runs]
+    answers = [[own for run in one if (own := run.answered("final", set_name))] for one in runs]
     (of_a, of_b), questions = aligned(answers, group=group, metric=metric)
     left_out = tuple(
         f"seed {run.seed} of {arm.name}"
@@ -109,19 +109,19 @@ def aligned(
     import numpy as np
 
     every = [answers for arm in arms for answers in arm]
-    asked = [
+    shared = [
         question
         for question in every[0].questions
         if group in ("overall", question.answer_type)
         and all(question.id in answers.rows for answers in every)
     ]
-    columns = np.array([_scores(answers, asked, metric) for answers in every])
+    columns = np.array([_scores(answers, shared, metric) for answers in every])
     applies = np.isfinite(columns).all(axis=0)
     parts, start = [], 0
     for arm in arms:
         parts.append(columns[start : start + len(arm)][:, applies])
         start += len(arm)
-    return parts, [question for question, kept in zip(asked, applies, strict=True) if kept]
+    return parts, [question for question, is_rated in zip(shared, applies, strict=True) if is_rated]
 
 
 def _scores(answers: Answers, questions: Sequence[Question], metric: str) -> "NDArray[np.float64]":

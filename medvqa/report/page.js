@@ -140,7 +140,7 @@
       + "Detectable: the true difference that such a comparison finds with 80 % power at that correction; smaller ones may exist unseen. "
       + "Permutation (sign flips of pictures) and McNemar (mid-p, one per seed) are uncorrected p-values of these very models on new questions. "
       + study.few_seeds.map((text) => ` ${text}`).join("")
-      + (one ? " With one seed an arm, intervals do not speak of new trainings." : "");
+      + (one ? " With one seed per arm, intervals do not speak of new trainings." : "");
     table.append(el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Arms"),
       el("th", { scope: "col" }, `${signed(-reach, 2)}  …  0  …  ${signed(reach, 2)}`),
       ...["Difference", "p (Holm)", "df · paired", "Detectable", "Permutation", "McNemar", "n · seeds"].map((t) => el("th", { scope: "col", class: "number" }, t)))));

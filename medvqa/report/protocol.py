@@ -9,7 +9,7 @@ from medvqa.report.arms import Arm
 from medvqa.report.runs import Run
 from medvqa.tracking import record
 
-BUDGET = ("optimiser steps", "examples a step", "examples trained on")
+BUDGET = ("optimiser steps", "examples per step", "examples trained on")
 
 
 def unequal(a: Arm, b: Arm, set_name: str) -> tuple[str, ...]:
@@ -42,14 +42,14 @@ def facts_of(run: Run, set_name: str) -> dict[str, str]:
     num_examples = sum(stage["num_examples"] for stage in plan["stages"])
     return {
         "optimiser steps": str(plan["num_steps"]),
-        "examples a step": str(training["micro_batch_size"] * training["accumulation_steps"]),
+        "examples per step": str(training["micro_batch_size"] * training["accumulation_steps"]),
         "examples trained on": str(num_examples),
         "test questions": _test_set(run, set_name),
         "normaliser": str(scoring.get("normalizer")),
         "numeric tolerance": str(scoring.get("numeric_tolerance")),
         "longest answer in tokens": str(scoring.get("max_new_tokens")),
         "BERTScore": _encoder(scoring.get("bertscore")),
-        "pixels an image": _pixels(model),
+        "pixels per image": _pixels(model),
     }
 
 
@@ -84,13 +84,13 @@ def contamination(run: Run, set_name: str) -> str | None:
     Runs from before the gate have no contamination.json: nothing is known about them.
     """
     stored = record.read_json(run.directory / "contamination.json")
-    found = stored.get("sets", {}).get(set_name, {})
+    overlaps = stored.get("sets", {}).get(set_name, {})
     bounds = run.config["contamination"]
     if bounds["action"] == "drop":
-        return None  # what was found was left out before training
+        return None  # contaminated examples were left out before training
     above = [
-        f"{found[f'{kind}_overlap']:.0%} of {set_name}'s {noun} occur in training"
+        f"{overlaps[f'{kind}_overlap']:.0%} of {set_name}'s {noun} occur in training"
         for kind, noun in (("image", "pictures"), ("item", "questions"))
-        if found.get(f"{kind}_overlap", 0.0) > bounds[f"max_{kind}_overlap"]
+        if overlaps.get(f"{kind}_overlap", 0.0) > bounds[f"max_{kind}_overlap"]
     ]
     return ", ".join(above) or None

@@ -94,7 +94,7 @@ def differences(
         ("training pool, rows", row.num_train, num_train),
         ("test questions", NUM_TEST, num_test),
         ("optimiser steps", row.max_steps, training["max_steps"]),
-        ("examples a step", BATCH_SIZE,
+        ("examples per step", BATCH_SIZE,
          training["micro_batch_size"] * training["accumulation_steps"]),
         ("learning rate", LEARNING_RATE, training["learning_rate"]),
         ("warm-up steps", WARMUP_STEPS,

@@ -56,7 +56,7 @@ class Study:
     """All that a report shows.
 
     Attributes:
-        notes: What was left out and why, a line each.
+        notes: What was left out and why, one line each.
         within: Config keys in which only equal arms were compared.
         verdicts: On the claims that the configs state.
         confidence: How sure each arm is, and how rightly.
@@ -149,10 +149,10 @@ def arm_results(arm: Arm) -> Iterator[Result]:
     )
     for set_name, phase in keys:
         runs = [run for run in arm.runs if run.answered(phase, set_name)]
-        found = [answers for run in runs if (answers := run.answered(phase, set_name))]
+        every = [answers for run in runs if (answers := run.answered(phase, set_name))]
         for group in GROUPS:
             for metric in SHOWN:
-                scores, questions = aligned([found], group=group, metric=metric)
+                scores, questions = aligned([every], group=group, metric=metric)
                 clusters = [question.cluster for question in questions]
                 if len(set(clusters)) < 2:
                     continue  # one picture shows no spread

@@ -26,7 +26,7 @@ class Pictures:
     Attributes:
         urls: Picture -> JPEG as a data URL.
         shown: Cluster of a question -> its pictures, in the question's order.
-        notes: What could not be shown and why, a line each.
+        notes: What could not be shown and why, one line each.
     """
 
     urls: Mapping[str, str]

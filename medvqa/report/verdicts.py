@@ -75,11 +75,11 @@ def verdicts(
     ]
 
 
-def final_words(found: Sequence[Verdict]) -> list[str]:
+def final_words(verdicts: Sequence[Verdict]) -> list[str]:
     """Return one line per claim: refuted if one comparison is, supported if all are."""
     lines = []
-    for claim, source in dict.fromkeys((v.claim, v.source) for v in found):
-        parts = [v.verdict for v in found if (v.claim, v.source) == (claim, source)]
+    for claim, source in dict.fromkeys((v.claim, v.source) for v in verdicts):
+        parts = [v.verdict for v in verdicts if (v.claim, v.source) == (claim, source)]
         word = next((w for w in (REFUTED, NONE, UNSEEN) if w in parts), SUPPORTED)
         counts = ", ".join(f"{parts.count(w)} {w}" for w in dict.fromkeys(parts))
         lines.append(f"claim: {claim} ({source}) Verdict: {word} ({counts})")

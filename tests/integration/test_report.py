@@ -212,12 +212,12 @@ UNEQUAL = {
     "budget": (["training.max_steps=30"], "optimiser steps: 20 and 30"),
     "batch": (
         ["training.accumulation_steps=2"],
-        "examples a step: 16 and 32; examples trained on: 320 and 640",
+        "examples per step: 16 and 32; examples trained on: 320 and 640",
     ),
     "test set": (["data.evaluation.test.limit=40"], "test questions: 60 (.*) and 40"),
     "normaliser": (["evaluation.normalizer=vqa"], "normaliser: medical and vqa"),
     "tolerance": (["evaluation.numeric_tolerance=0.1"], "numeric tolerance: 0.05 and 0.1"),
-    "pixels": (["model.max_pixels=8192"], "pixels an image: 4096 to 16384 and 4096 to 8192"),
+    "pixels": (["model.max_pixels=8192"], "pixels per image: 4096 to 16384 and 4096 to 8192"),
     "contamination": (
         ["contamination=report"],
         "contaminated pool: 50% of test's pictures .*, 25%",
