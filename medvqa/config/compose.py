@@ -53,9 +53,8 @@ def sweep_name(*, _root_: DictConfig) -> str:
     for varied in ("params", "space"):  # of a grid, of a search
         values = _root_.hydra.sweeper.get(varied) or {}
         overrides += [f"{key}={value}" for key, value in values.items()]
-    overrides = [
-        text for text in overrides if not text.startswith("fresh=")
-    ]  # starts over in its place
+    # A grid that starts over does so in its place.
+    overrides = [text for text in overrides if not text.startswith("fresh=")]
     swept = [text.partition("=")[0] for text in overrides if "," in text or "(" in text]
     keys = "+".join(re.sub(r"[^A-Za-z0-9_.]", "", key) for key in swept)[:60]
     digest = hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()

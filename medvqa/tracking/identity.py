@@ -24,25 +24,15 @@ log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).resolve().parents[1]
 # They describe, start or use runs; everything else can change a result.
 NOT_COMPUTING = {
-    *(
-        "__init__.py",
-        "api.py",
-        "cli.py",
-        "config",
-        "tracking",
-        "export",
-        "sweep",
-        "report",
-        "preflight",
-    ),
-    *("serve", "plugins", "weights"),
+    *("__init__.py", "api.py", "cli.py", "config", "tracking", "export", "sweep", "report"),
+    *("preflight", "serve", "plugins", "weights"),
 }
 LIBRARIES = ("torch", "transformers")
 SHOWN_LENGTH = 60  # characters of a setting's value
 SHOWN = 12  # differences in one message
-
-FILES = {
-    **{"base": "the files of the base", "adapter": "the files of the adapter"},
+OWNERS = {
+    "base": "the files of the base",
+    "adapter": "the files of the adapter",
     "training": "the training rows",
 }
 WAYS_OUT = "say fresh=true to start over (the old run is kept aside), or give another directory"
@@ -170,7 +160,7 @@ def _rows(earlier: Mapping[str, Any], rows: Mapping[str, str]) -> Iterator[str]:
     for name, sha256 in rows.items():
         if name in before and before[name] != sha256:
             of_set, _, kind = name.partition("/")
-            owner = FILES.get(name) or f"the {kind or 'rows'} of {of_set}"
+            owner = OWNERS.get(name) or f"the {kind or 'rows'} of {of_set}"
             yield f"{owner} have changed, {before[name][:8]} -> {sha256[:8]}"
 
 
