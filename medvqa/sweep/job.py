@@ -68,12 +68,15 @@ class Job:
     @property
     def is_finished(self) -> bool:
         """Whether this very run has been finished before."""
-        return self._is_recorded_as(record.FINISHED)
+        return self.ended_as is State.finished
 
     @property
-    def has_diverged(self) -> bool:
-        """Whether this very run has diverged before, and would again."""
-        return self._is_recorded_as(record.DIVERGED)
+    def ended_as(self) -> State | None:
+        """`finished` or `diverged` if this very run is recorded as that; else None."""
+        stored = run_json(self.directory)
+        is_ended = stored.get("state") in (record.FINISHED, record.DIVERGED)
+        is_same = is_ended and stored.get("run_id") == self.recorded_id
+        return State(stored["state"]) if is_same else None
 
     @property
     def recorded_id(self) -> str:
@@ -85,10 +88,6 @@ class Job:
         if stored and not any(other_settings(stored["config"], self.config)):
             return str(stored.get("run_id", self.run_id))
         return self.run_id
-
-    def _is_recorded_as(self, state: str) -> bool:
-        stored = run_json(self.directory)
-        return stored.get("state") == state and stored.get("run_id") == self.recorded_id
 
     def settings(self) -> dict[str, Any]:
         """Return what run.json keeps of the command."""

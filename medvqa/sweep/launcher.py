@@ -3,6 +3,7 @@
 import logging
 import sys
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -87,17 +88,18 @@ class GridLauncher(Launcher):
                     for index, overrides in enumerate(job_overrides)
                 ]
                 jobs = [job for job, _ in composed]
-                restarted = self._restarted(jobs) if self.config.fresh else set()
-                check_jobs(jobs, sweep, here=self.runs_here, restarted=restarted)
+                cache: dict[str, Any] = {}  # each data set is loaded and compared once
+                restarted = self._restarted(jobs, cache) if self.config.fresh else set()
+                check_jobs(jobs, sweep, cache, here=self.runs_here, restarted=restarted)
             for job, config in composed:
                 if job.directory in restarted:
                     with record.directory_lock(job.directory, patience_s=record.PATIENCE_S):
                         set_aside(job.directory)
-                files = hydra_files(job.config, job.overrides, config.hydra)
                 make_directory(job.directory, "hydra.sweep.subdir=")
-                is_shown = job.is_finished or job.has_diverged
-                for name, text in {} if is_shown else files.items():
-                    record.write_text(job.directory / ".hydra" / name, text)
+                if not job.ended_as:
+                    files = hydra_files(job.config, job.overrides, config.hydra)
+                    for name, text in files.items():
+                        record.write_text(job.directory / ".hydra" / name, text)
             _write_sweep(sweep, jobs)
             statuses = self._run(sweep, jobs)
         left = [str(n) for n, status in statuses.items() if status.state is not State.finished]
@@ -121,7 +123,7 @@ class GridLauncher(Launcher):
                 path.unlink(missing_ok=True)
             raise
 
-    def _restarted(self, jobs: Sequence[Job]) -> set[Path]:
+    def _restarted(self, jobs: Sequence[Job], cache: dict[str, Any]) -> set[Path]:
         """Return the directories that fresh=true starts over.
 
         Where some cells of a grid cannot be shown as they are, only these. A search starts over as
@@ -130,7 +132,6 @@ class GridLauncher(Launcher):
         every = {job.directory for job in jobs}
         if self.config.hydra.sweeper._target_ != BASIC_SWEEPER:
             return every
-        cache: dict[str, Any] = {}
         restarted = {job.directory for job in jobs if not _can_be_shown(job, cache)} or every
         log.info("fresh=true starts %d of %d runs over", len(restarted), len(every))
         return restarted
@@ -160,11 +161,10 @@ class GridLauncher(Launcher):
         return " ".join(masked(varied or overrides))
 
     def _run(self, sweep: Path, jobs: Sequence[Job]) -> dict[int, Status]:
-        unfinished = [job for job in jobs if not (job.is_finished or job.has_diverged)]
-        for kind in ("is_finished", "has_diverged"):
-            number = sum(getattr(job, kind) for job in jobs)
-            if number:
-                log.info("%d of %d jobs are %s already", number, len(jobs), kind.split("_")[1])
+        states = [job.ended_as for job in jobs]
+        unfinished = [job for job, state in zip(jobs, states, strict=True) if not state]
+        for name, number in Counter(state.name for state in states if state).items():
+            log.info("%d of %d jobs are %s already", number, len(jobs), name)
         # Cells may differ in words only, such as tracking.project: one run answers for them all.
         todo = list({job.directory: job for job in reversed(unfinished)}.values())[::-1]
         ended: dict[int, Status] = {}
@@ -178,9 +178,9 @@ class GridLauncher(Launcher):
             title = f"{counts(rows)}; summary.csv and all runs in {sweep}"
             console().print(grid_table(rows, title=title))
         of_directory = {job.directory: ended[job.number] for job in todo}
-        for job in jobs:
-            state = State.diverged if job.has_diverged else State.finished
-            of_directory.setdefault(job.directory, Status(state=state))
+        for job, state in zip(jobs, states, strict=True):
+            if state:
+                of_directory.setdefault(job.directory, Status(state=state))
         return {job.number: of_directory[job.directory] for job in jobs}
 
 
@@ -200,15 +200,17 @@ def _can_be_shown(job: Job, cache: dict[str, Any]) -> bool:
         return False
 
 
-def check_jobs(jobs: Sequence[Job], sweep: Path, *, here: bool, restarted: Set[Path]) -> None:
+def check_jobs(
+    jobs: Sequence[Job], sweep: Path, cache: dict[str, Any], *, here: bool, restarted: Set[Path]
+) -> None:
     """Refuse a grid of which one job cannot run, so that no cell fails hours later.
 
-    Each data set is loaded and compared once. A directory that holds another run is refused as
-    `medvqa.run.run` would refuse it.
+    A directory that holds another run is refused as `medvqa.run.run` would refuse it.
 
     Args:
         jobs: All jobs of the grid.
         sweep: The grid's directory.
+        cache: See `Inputs`.
         here: Whether this machine's GPUs must do.
         restarted: Directories whose runs start over.
 
@@ -217,7 +219,6 @@ def check_jobs(jobs: Sequence[Job], sweep: Path, *, here: bool, restarted: Set[P
     """
     from medvqa.inputs import Inputs
 
-    cache: dict[str, Any] = {}
     owners: dict[Path, Job] = {}
     for job in jobs:
         config = typed_anywhere(job.config)
