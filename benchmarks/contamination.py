@@ -93,9 +93,9 @@ def whole_gate(directory: Path, num_rows: int) -> dict[str, Any]:
         for name in ("empty_cache", "filled_cache"):
             start = clocks()
             with HashCache(Path(place) / "cache") as cache:
-                found = find_overlap(pool, {"all": evaluation}, cache, max_distance=MAX_DISTANCE)
+                overlap = find_overlap(pool, {"all": evaluation}, cache, max_distance=MAX_DISTANCE)
             result[name] = seconds_since(start)
-        result["num_look_alikes"] = found.sets[0].num_alike
+        result["num_look_alikes"] = overlap.sets[0].num_alike
         result["cache_bytes"] = sum(p.stat().st_size for p in (Path(place) / "cache").iterdir())
     return result
 

@@ -35,9 +35,9 @@ def main() -> None:
                 for split in ("train", *SPLITS)
             )
             sets = dict(zip(SPLITS, others, strict=True))
-            found = find_overlap(training, sets, cache, max_distance=MAX_DISTANCE)
+            overlap = find_overlap(training, sets, cache, max_distance=MAX_DISTANCE)
             distances: dict[str, list[int]] = {split: [] for split in SPLITS}
-            for match in found.matches:
+            for match in overlap.matches:
                 split = match.evaluation.split("-")[1]
                 distances[split].append(-1 if match.distance is None else match.distance)
             nearest[str(seed)] = {split: sorted(d)[:5] for split, d in distances.items()}

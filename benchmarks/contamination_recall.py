@@ -194,12 +194,12 @@ def main() -> None:
             own = np.diag(distances(hashes_of(edited, mirrored=False), originals[name]))
             recall[name][edit] = {str(d): float((own <= d).mean()) for d in DISTANCES}
         sys.stderr.write(f"{edit} done\n")
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for name, (_, distances) in known.items():
         between = distances(originals[name][:, :1], originals[name])[upper]
         nearest = np.argsort(between, kind="stable")[:LOOKED_AT]
         pairs = [[files[upper[side][k]].name for side in (0, 1)] for k in nearest]
-        found[name] = {
+        figures[name] = {
             "recall": recall[name],
             "confused_pairs": {str(d): int((between <= d).sum()) for d in TAIL},
             "nearest_pairs": [
@@ -220,7 +220,7 @@ def main() -> None:
             "imagehash": imagehash.__version__,
             "num_pictures": len(files),
             "num_pairs": len(upper[0]),
-            "methods": found,
+            "methods": figures,
             "crop_resistant_hash": crop_resistant(pictures[::every], slow_edits),
         },
     )

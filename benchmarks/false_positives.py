@@ -91,7 +91,7 @@ def analysed(y: np.ndarray, *, paired: bool) -> dict[str, tuple[np.ndarray, np.n
         pooled_freedom = (NUM_ARMS - 1) * (num_seeds - 1)
     pooled = 2 * (deviations**2).sum(axis=(1, 2)) / pooled_freedom / num_seeds
     differ = unequal(means, paired=paired)
-    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in METHODS}
+    by_method: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in METHODS}
     for i, j in PAIRS:
         size = np.abs(means[:, i].mean(axis=1) - means[:, j].mean(axis=1))
         pictures = (by_picture[:, i] - by_picture[:, j]).var(axis=1, ddof=1) / num_pictures
@@ -121,10 +121,10 @@ def analysed(y: np.ndarray, *, paired: bool) -> dict[str, tuple[np.ndarray, np.n
             np.where(differ, alone, reached([robust, rest], [pooled_freedom, p])),
         )
         for name, half in zip(METHODS, halves, strict=True):
-            found[name].append((size, half))
+            by_method[name].append((size, half))
     return {
         name: (np.stack([s for s, _ in rows], 1), np.stack([h for _, h in rows], 1))
-        for name, rows in found.items()
+        for name, rows in by_method.items()
     }
 
 
@@ -135,16 +135,16 @@ def simulate(cell: dict[str, float], num_studies: int) -> dict[str, Any]:
     block = max(1, int(2e6 / (NUM_ARMS * cell["seeds"] * cell["pictures"])))
     false, power = np.zeros(len(METHODS)), np.zeros(len(METHODS))
     for start in range(0, num_studies, block):
-        found = analysed(studies(rng, cell, min(block, num_studies - start)), paired=paired)
-        false += [int((size >= half).any(axis=1).sum()) for size, half in found.values()]
+        by_method = analysed(studies(rng, cell, min(block, num_studies - start)), paired=paired)
+        false += [int((size >= half).any(axis=1).sum()) for size, half in by_method.values()]
     sizes = [printed(studies(rng, cell, 1)[0], paired=paired) for _ in range(PRINTED)]
     detectable = float(np.mean(sizes))  # the report prints no number above 50 points
     num_powered = num_studies // 2
     for start in range(0, num_powered, block):
         y = studies(rng, cell, min(block, num_powered - start), min(detectable, LARGEST_DETECTABLE))
         with_effect = slice(0, NUM_ARMS - 1)  # the pairs of the better arm
-        found = analysed(y, paired=paired)
-        power += [(s >= h)[:, with_effect].mean(axis=1).sum() for s, h in found.values()]
+        by_method = analysed(y, paired=paired)
+        power += [(s >= h)[:, with_effect].mean(axis=1).sum() for s, h in by_method.values()]
     return {
         **cell,
         "studies": num_studies,

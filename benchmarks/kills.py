@@ -57,8 +57,8 @@ def ends_within(process: int, seconds: float) -> int | None:
     """Return the exit code of a process that ends in time; None if it goes on."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        found, status = os.waitpid(process, os.WNOHANG)
-        if found:
+        process_id, status = os.waitpid(process, os.WNOHANG)
+        if process_id:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.005)
     return None

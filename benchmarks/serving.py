@@ -64,10 +64,10 @@ def running_server(run: Path, log: Path, *options: str, checkout: Path = ROOT) -
             assert process.stdout is not None
             line = process.stdout.readline()
             watchdog.cancel()
-            found = re.fullmatch(r"serving (\S+) on (http://\S+)\n", line)
-            if found is None:
+            match = re.fullmatch(r"serving (\S+) on (http://\S+)\n", line)
+            if match is None:
                 raise RuntimeError(f"the server did not start:\n{log.read_text()}")
-            yield Server(process, found[2], found[1], log)
+            yield Server(process, match[2], match[1], log)
         finally:
             watchdog.cancel()
             process.terminate()
@@ -235,8 +235,8 @@ def _described(server: Server) -> dict[str, Any]:
     import httpx
 
     (model,) = httpx.get(f"{server.url}/models", trust_env=False).json()["data"]
-    wanted = ("base", "kind", "device", "dtype", "max_pixels", "max_new_tokens")
-    return {name: model["medvqa"][name] for name in wanted}
+    names = ("base", "kind", "device", "dtype", "max_pixels", "max_new_tokens")
+    return {name: model["medvqa"][name] for name in names}
 
 
 if __name__ == "__main__":

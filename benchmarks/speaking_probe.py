@@ -60,8 +60,8 @@ def picture_features(parts: Path, examples: list[Example]) -> dict[str, torch.Te
     for name, image in pictures.items():
         pixels = canvases([load_rgb(image)], "cpu").float() / 255
         small = torch.nn.functional.interpolate(pixels, (224, 224), mode="area")
-        found = teacher.features(small)
-        features[name] = torch.cat([found.mean(0), found.max(0).values])
+        cells = teacher.features(small)
+        features[name] = torch.cat([cells.mean(0), cells.max(0).values])
     return features
 
 
@@ -82,8 +82,8 @@ def probe(features: torch.Tensor, labels: list[str], training: torch.Tensor) -> 
     scaled = (features - mean) / spread / features.shape[1] ** 0.5
     names = sorted({label for label, own in zip(labels, training, strict=True) if own})
     number = {name: place for place, name in enumerate(names)}
-    wanted = [number[label] for label, own in zip(labels, training, strict=True) if own]
-    target, seen = torch.tensor(wanted), scaled[training]
+    numbers = [number[label] for label, own in zip(labels, training, strict=True) if own]
+    target, seen = torch.tensor(numbers), scaled[training]
     weight = torch.zeros(scaled.shape[1], len(names), requires_grad=True)
     bias = torch.zeros(len(names), requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=NUM_ITERATIONS, history_size=5)

@@ -113,9 +113,9 @@ def accept(path: Path) -> list[Row]:
     ]
 
 
-def is_accepted(found: list[Row]) -> bool:
+def is_accepted(comparisons: list[Row]) -> bool:
     """Return whether one learning rate beats the majority answer on both kinds of questions."""
-    final = [one for one in found if one["phase"] == "final"]
+    final = [one for one in comparisons if one["phase"] == "final"]
     rates = {one["learning_rate"] for one in final}
     beaten = {(one["learning_rate"], one["questions"]) for one in final if one["low"] > 0}
     return any((rate, "closed") in beaten and (rate, "open") in beaten for rate in rates)
@@ -210,9 +210,9 @@ def main() -> None:
     if options.command == "record":
         record(options.directories, options.out)
     elif options.command == "accept":
-        found = accept(options.record)
-        sys.stdout.writelines(json.dumps(one) + "\n" for one in found)
-        sys.stdout.write("accepted\n" if is_accepted(found) else "not accepted\n")
+        comparisons = accept(options.record)
+        sys.stdout.writelines(json.dumps(one) + "\n" for one in comparisons)
+        sys.stdout.write("accepted\n" if is_accepted(comparisons) else "not accepted\n")
     else:
         write_json(options.out, analyse(read_json(options.record)))
 

@@ -73,10 +73,10 @@ def read_run(directory: Path, run: dict[str, Any], sets: dict[str, Any]) -> dict
     yes_or_no: dict[str, dict[str, dict[str, int]]] = {}
     for path in sorted(directory.glob("evaluation/*/*/predictions.jsonl")):
         phase, name = path.parts[-3], path.parts[-2]
-        found = read_set(path.parent)
-        bits, counts = found.pop("exact_match"), found.pop("yes_or_no")
-        known = sets.setdefault(name, found)
-        if known != found:
+        questions = read_set(path.parent)
+        bits, counts = questions.pop("exact_match"), questions.pop("yes_or_no")
+        known = sets.setdefault(name, questions)
+        if known != questions:
             raise SystemExit(f"{directory}: set {name} has other questions than the first run's")
         phases.setdefault(phase, {})[name] = bits
         yes_or_no.setdefault(phase, {})[name] = counts
@@ -126,9 +126,9 @@ def record(directories: list[Path], out: Path) -> None:
     runs = [read_run(directory, run, sets) for directory, run in finished.items()]
     if not runs:
         raise SystemExit(f"no finished run in {', '.join(map(str, directories))}")
-    for found in sets.values():  # pictures as numbers: their names say nothing here
-        names = sorted(set(found["clusters"]))
-        found["clusters"] = [names.index(name) for name in found["clusters"]]
+    for questions in sets.values():  # pictures as numbers: their names say nothing here
+        names = sorted(set(questions["clusters"]))
+        questions["clusters"] = [names.index(name) for name in questions["clusters"]]
     values = {
         "environment": {name: environment[name] for name in MACHINE},
         "packages": environment["packages"],
@@ -152,16 +152,16 @@ class Study:
 
     def runs_of(self, arm: str, budget: int) -> list[dict[str, Any]]:
         """Return the arm's runs, by seed."""
-        found = [run for run in self.runs if (run["arm"], run["max_steps"]) == (arm, budget)]
-        return sorted(found, key=lambda run: int(run["seed"]))
+        runs = [run for run in self.runs if (run["arm"], run["max_steps"]) == (arm, budget)]
+        return sorted(runs, key=lambda run: int(run["seed"]))
 
     def scores(
         self, arm: str, budget: int, name: str, kind: str, phase: str = "final"
     ) -> list[list[int]]:
         """Return (seeds, questions) of 0 and 1; `kind` is overall, open or closed."""
-        wanted = self.wanted(name, kind)
+        is_of_kind = self.has_kind(name, kind)
         return [
-            [bit for bit, is_wanted in zip(from_hex(bits), wanted, strict=True) if is_wanted]
+            [bit for bit, is_own in zip(from_hex(bits), is_of_kind, strict=True) if is_own]
             for bits in (run["exact_match"][phase][name] for run in self.runs_of(arm, budget))
         ]
 
@@ -170,16 +170,16 @@ class Study:
         kinds = KINDS[1:] if kind == "overall" else (kind,)
         counts = [run["yes_or_no"][phase][name] for run in self.runs_of(arm, budget)]
         num = sum(int(count[k]) for count in counts for k in kinds)
-        return num / (len(counts) * sum(self.wanted(name, kind)))
+        return num / (len(counts) * sum(self.has_kind(name, kind)))
 
-    def wanted(self, name: str, kind: str) -> list[bool]:
+    def has_kind(self, name: str, kind: str) -> list[bool]:
         """Return which questions are of the kind."""
         return [kind == "overall" or t == kind[0] for t in self.values["sets"][name]["types"]]
 
     def clusters(self, name: str, kind: str) -> list[str]:
         """Return the picture of each question of the kind."""
         pictures = self.values["sets"][name]["clusters"]
-        return [str(p) for p, w in zip(pictures, self.wanted(name, kind), strict=True) if w]
+        return [str(p) for p, w in zip(pictures, self.has_kind(name, kind), strict=True) if w]
 
     def paired_seeds(self, a: str, b: str, budget: int) -> list[int]:
         """Return the seeds of both arms, which must be the same ones, each once."""
@@ -196,7 +196,7 @@ class Study:
         clusters = self.clusters(name, kind)
         scores_a = self.scores(a, budget, name, kind)
         scores_b = self.scores(b, budget, name, kind, phase_of_b)
-        found = compare_arms(
+        comparison = compare_arms(
             scores_a, scores_b, clusters, seeds_are_paired=True, method=PREREGISTERED
         )
         return {
@@ -206,15 +206,15 @@ class Study:
             "set": name,
             "questions": kind,
             "num_questions": len(clusters),
-            "num_pictures": found.num_clusters,
+            "num_pictures": comparison.num_clusters,
             "seeds": seeds,
-            "difference": found.difference.mean,
-            "low": found.difference.low,
-            "high": found.difference.high,
+            "difference": comparison.difference.mean,
+            "low": comparison.difference.low,
+            "high": comparison.difference.high,
             "by_seed": [_mean([x]) - _mean([y]) for x, y in zip(scores_a, scores_b, strict=True)],
-            "standard_error": found.standard_error,
-            "degrees_of_freedom": found.components[0].degrees_of_freedom,
-            "p_value": found.p_value,
+            "standard_error": comparison.standard_error,
+            "degrees_of_freedom": comparison.components[0].degrees_of_freedom,
+            "p_value": comparison.p_value,
         }
 
     def means(self) -> list[dict[str, Any]]:
@@ -268,14 +268,14 @@ def _described(
     study: Study, arm: str, budget: int, name: str, kind: str, phase: str
 ) -> dict[str, Any]:
     scores, clusters = study.scores(arm, budget, name, kind, phase), study.clusters(name, kind)
-    found: ArmMean = arm_mean(scores, clusters, bounds=(0, 1), method=PREREGISTERED)
+    mean: ArmMean = arm_mean(scores, clusters, bounds=(0, 1), method=PREREGISTERED)
     return {
         "num_questions": len(clusters),
-        "num_seeds": found.num_seeds,
-        "exact_match": found.score.mean,
-        "low": found.score.low,
-        "high": found.score.high,
-        "variance_of": found.variance_of,
+        "num_seeds": mean.num_seeds,
+        "exact_match": mean.score.mean,
+        "low": mean.score.low,
+        "high": mean.score.high,
+        "variance_of": mean.variance_of,
         "by_seed": [_mean([row]) for row in scores],
         "yes_or_no": study.share_of_yes_or_no(arm, budget, name, kind, phase),
     }
@@ -322,7 +322,7 @@ def verdict(contrast: dict[str, Any], holm_p: float) -> str:
 def families_of(study: Study, primary: str) -> dict[str, list[dict[str, Any]]]:
     """Return the preregistered families: P1 and P2 in one, S1 and S2 a set each, S3 over both."""
     others = [arm for arm in study.arms if arm != REFERENCE]
-    asked = {
+    pairs = {
         "primary": [
             pair
             for budget in study.budgets
@@ -346,7 +346,7 @@ def families_of(study: Study, primary: str) -> dict[str, list[dict[str, Any]]]:
         ],
     }
     return {
-        name: adjusted([study.contrast(*one) for one in family]) for name, family in asked.items()
+        name: adjusted([study.contrast(*one) for one in family]) for name, family in pairs.items()
     }
 
 
@@ -355,11 +355,11 @@ def equal_closed_budget(study: Study, primary: str) -> list[dict[str, Any]]:
 
     closed_first's first stage and open_first's second hold the same closed examples for a seed.
     """
-    found = [
+    contrasts = [
         study.contrast(CLAIMED, "closed_first", budget, primary, "closed", "after_closed")
         for budget in study.budgets
     ]
-    return [{k: v for k, v in one.items() if k != "p_value"} for one in found]
+    return [{k: v for k, v in one.items() if k != "p_value"} for one in contrasts]
 
 
 def analyse(path: Path, baselines: Path | None, primary: str, out: Path) -> None:

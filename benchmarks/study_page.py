@@ -54,9 +54,9 @@ def table(header: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     return "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows)
 
 
-def select(rows: Sequence[Row], **wanted: Any) -> list[Row]:
-    """Return the rows that are as wanted."""
-    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+def select(rows: Sequence[Row], **values: Any) -> list[Row]:
+    """Return the rows with these values."""
+    return [row for row in rows if all(row[key] == value for key, value in values.items())]
 
 
 def name_of(row: Row) -> str:
@@ -66,10 +66,10 @@ def name_of(row: Row) -> str:
 
 def findings(analysis: Analysis) -> str:
     """Return the primary family in words, a sentence a comparison."""
-    asked = {"overall": "all questions", "closed": "closed questions"}
+    words = {"overall": "all questions", "closed": "closed questions"}
     return "".join(
         f"- **{name_of(row)}, {row['max_steps']} steps: {conclusion(row, analysis)}.** "
-        f"{row['a']} - {row['b']}, {asked[row['questions']]}: "
+        f"{row['a']} - {row['b']}, {words[row['questions']]}: "
         f"{points(row)}, p {equals(row['holm_p'])}.\n"
         for row in sorted(analysis["families"]["primary"], key=name_of)
     )
@@ -200,22 +200,22 @@ def post_hoc(analysis: Analysis) -> str:
 
 def course(analysis: Analysis) -> str:
     """Return when, with what and how long."""
-    found = analysis["course"]
-    start, end = (datetime.fromisoformat(found[name]) for name in ("started", "ended"))
-    cells = found["cell_seconds"]
+    facts = analysis["course"]
+    start, end = (datetime.fromisoformat(facts[name]) for name in ("started", "ended"))
+    cells = facts["cell_seconds"]
     whole = (end - start).total_seconds()
     took = f"{whole / 60:.0f} minutes" if whole >= 300 else f"{whole:.0f} seconds"
     seconds = ", ".join(f"{value:,} s at {budget} steps" for budget, value in cells.items())
-    state = "changed or new files beside it" if found["any_dirty"] else "no changed file"
-    machine = found["environment"]
+    state = "changed or new files beside it" if facts["any_dirty"] else "no changed file"
+    machine = facts["environment"]
     gpus = [gpu.split(",")[0] for gpu in machine["gpus"]]
     where = f"one of {len(gpus)} {gpus[0]}, " if gpus else ""
     share = f", which is {sum(cells.values()) / 120:.0f} minutes on each of two cores"
     return (
-        f"{found['num_runs']} cells, {found['num_unfinished']} unfinished, "
-        f"{found['num_restarted']} started again; code of {', '.join(found['commits'])[:7]}, "
+        f"{facts['num_runs']} cells, {facts['num_unfinished']} unfinished, "
+        f"{facts['num_restarted']} started again; code of {', '.join(facts['commits'])[:7]}, "
         f"{state};\n{start:%Y-%m-%d %H:%M} to {end:%H:%M} UTC, {where}{machine['num_cpus']} "
-        f"CPU cores, torch {found['torch']}. From the first cell's start to the last one's end: "
+        f"CPU cores, torch {facts['torch']}. From the first cell's start to the last one's end: "
         f"**{took}**;\nthe cells' seconds add up to {sum(cells.values()):,} "
         f"({seconds}){'' if gpus else share}.\n"
     )
@@ -238,13 +238,13 @@ PARTS: dict[str, Callable[[Analysis], str]] = {
 def rewritten(text: str, analyses: Mapping[str, Analysis]) -> str:
     """Return the document with its parts as the studies' analyses make them."""
 
-    def made(match: re.Match[str]) -> str:
+    def replacement(match: re.Match[str]) -> str:
         for name, known in ((match[2], analyses), (match[3], PARTS)):
             if name not in known:
                 sys.exit(f"nothing is called {name!r}; there are {', '.join(known)}")
         return f"{match[1]}{PARTS[match[3]](analyses[match[2]])}{match[4]}"
 
-    return MARKED.sub(made, text)
+    return MARKED.sub(replacement, text)
 
 
 def read_analysis(name: str) -> Analysis:

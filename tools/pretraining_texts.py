@@ -44,8 +44,8 @@ def pretraining_examples(num_scenes: int, *, seed: int) -> Iterator[Example]:
             texts.append((FIELD_PROMPTS[str(fact)], fact_value(scene, str(fact))))
         texts.append(("lesions:", "yes" if scene.num_lesions else "no"))
         for fact in rng.permutation(facts)[:3]:
-            asked, is_true = claim(str(fact), scene, rng)
-            claimed = f"{asked} or more" if fact == "count" else asked
+            words, is_true = claim(str(fact), scene, rng)
+            claimed = f"{words} or more" if fact == "count" else words
             texts.append((f"statement: {claimed}", "true" if is_true else "false"))
         for part, (prompt, text) in enumerate(texts):
             yield _pretraining_example(f"{number}-{part}", (image,), prompt, text)

@@ -138,13 +138,13 @@ def origin_of(schema: Any, name: str) -> str:
 
 def attributes(schema: Any) -> dict[str, str]:
     """Return what the docstrings of a dataclass and of its bases say of each attribute."""
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for base in reversed(schema.__mro__):
         _, _, text = cleandoc(base.__doc__ or "").partition("Attributes:\n")
         entries = re.split(r"\n(?=    \w+: )", "\n" + text.rstrip())
         pairs = [entry.strip().partition(": ") for entry in entries if ": " in entry]
-        found |= {name: meaning for name, _, meaning in pairs}
-    return found
+        meanings |= {name: meaning for name, _, meaning in pairs}
+    return meanings
 
 
 def paragraph(schema: Any) -> list[str]:
@@ -212,13 +212,13 @@ def choices_page() -> str:
 
 def head_comment(path: Path) -> str:
     """Return the comment at the head of a YAML file, without its commands."""
-    kept = []
+    comments = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         if not re.match(r"# *(@package|python |medvqa |pip )", line):
-            kept.append(line.lstrip("# "))
-    return one_line(" ".join(kept))
+            comments.append(line.lstrip("# "))
+    return one_line(" ".join(comments))
 
 
 def commands_page() -> str:

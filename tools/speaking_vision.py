@@ -137,8 +137,8 @@ class Distiller:
         target = self.teacher.features(images)
         with autocast(images.device.type):
             merged = encode(self.tower, images)
-            found = merged @ self.head.T
-        return (found.float() - target).square().mean()
+            features = merged @ self.head.T
+        return (features.float() - target).square().mean()
 
 
 def encode(tower: Any, images: "torch.Tensor") -> "torch.Tensor":

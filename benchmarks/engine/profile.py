@@ -65,14 +65,14 @@ def kernels_of(step: Callable[[], None], *, times: int = 2) -> dict[str, tuple[f
         for _ in range(times):
             step()
         torch.cuda.synchronize()
-    found: dict[str, tuple[float, float]] = {}
+    kernels: dict[str, tuple[float, float]] = {}
     for event in profiler.key_averages():
         # Ranges that are named on the GPU's time line are no kernels.
         if event.device_type == torch._C._autograd.DeviceType.CUDA and "#" not in event.key:
             spent, count = event.self_device_time_total / 1000 / times, event.count / times
-            before = found.get(event.key[:110], (0.0, 0.0))
-            found[event.key[:110]] = (before[0] + spent, before[1] + count)
-    return found
+            before = kernels.get(event.key[:110], (0.0, 0.0))
+            kernels[event.key[:110]] = (before[0] + spent, before[1] + count)
+    return kernels
 
 
 def training_step(bench: Bench, samples: Sequence[Sample]) -> Row:

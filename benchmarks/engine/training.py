@@ -225,7 +225,7 @@ def gradient_of(bench: Bench, case: Case) -> "dict[str, torch.Tensor]":
     loaded = bench.loaded
     reset_adapter(loaded.model, seed=0)
     perturb(loaded, seed=0)
-    found: dict[str, torch.Tensor] = {}
+    gradient_by_name: dict[str, torch.Tensor] = {}
     with tempfile.TemporaryDirectory() as directory:
         config = config_of(case, 1)
         trainer = Trainer(loaded, bench.encoder(), config, directory=Path(directory), seed=0)
@@ -236,7 +236,7 @@ def gradient_of(bench: Bench, case: Case) -> "dict[str, torch.Tensor]":
             # Copies: on a CPU both moves would leave the tensor that the next step adds to.
             tensors = [g.detach().float().cpu().clone() for g in optimizer.gradients()]
             optimizer.forget_gradients()
-            found.update(zip(names, tensors, strict=True))
+            gradient_by_name.update(zip(names, tensors, strict=True))
             norm: torch.Tensor = torch.stack([tensor.norm() for tensor in tensors]).norm()
             return norm.to(loaded.device)
 
@@ -244,7 +244,7 @@ def gradient_of(bench: Bench, case: Case) -> "dict[str, torch.Tensor]":
         plan = plan_of(bench.pool, 1)
         by_id = {example.id: example for example in bench.pool}
         trainer.train(plan, by_id, on_step=nothing, on_stage_end=nothing)
-    return found
+    return gradient_by_name
 
 
 def perturb(loaded: LoadedModel, *, seed: int) -> None:

@@ -155,14 +155,16 @@ def call(command: list[str], log: Path, limit_s: float) -> None:
         raise RuntimeError(f"exit code {code}\n{text}")
 
 
-def measure(options: argparse.Namespace, name: str, questions: Path, asked: Path) -> dict[str, Any]:
+def measure(
+    options: argparse.Namespace, name: str, questions: Path, prompts: Path
+) -> dict[str, Any]:
     """Measure one case."""
     if name == "answers: ours":
-        return ours_answering(options, asked)
+        return ours_answering(options, prompts)
     if name in ANSWERING:
         limit = ["--limit", str(options.num_questions)]
         library = name.removeprefix("answers: ")
-        return peer(options, "answer.py", [library, str(options.model), str(asked), *limit])
+        return peer(options, "answer.py", [library, str(options.model), str(prompts), *limit])
     arguments = TRAINING[name]
     if name.startswith("ours"):
         return ours_training(options, questions, arguments)
@@ -230,7 +232,7 @@ def main() -> None:
     questions = write_questions(
         options.work / "train", num_samples, per_picture=1, side=options.side
     )
-    asked = write_questions(
+    prompts = write_questions(
         options.work / "ask",
         options.num_questions,
         per_picture=QUESTIONS_PER_PICTURE,
@@ -240,7 +242,7 @@ def main() -> None:
     for name in options.cases:
         started = time.monotonic()
         try:
-            row = measure(options, name, questions, asked)
+            row = measure(options, name, questions, prompts)
         except RuntimeError as error:
             row = {"failed": str(error)}
         row["wall_s"] = round(time.monotonic() - started, 1)

@@ -155,5 +155,4 @@ def is_stored_in_4bit(config: ModelConfig) -> bool:
     """Return whether the base's own files are quantised, whatever `load_in_4bit` says."""
     from transformers import AutoConfig
 
-    found = from_pretrained(AutoConfig, config)
-    return "quantization_config" in found.to_dict()
+    return "quantization_config" in from_pretrained(AutoConfig, config).to_dict()

@@ -27,16 +27,16 @@ def warmup_steps(config: TrainingConfig, plan: Plan) -> int:
         for stage in plan.stages
         if stage.learning_rate is not LearningRatePolicy["continue"]
     }
-    asked = config.warmup_steps
-    if asked is None:
+    warmup = config.warmup_steps
+    if warmup is None:
         return derived_warmup(plan.num_steps, min(lengths.values()))
     for owner, num_steps in lengths.items():
-        if asked > num_steps or asked == num_steps == 1:
+        if warmup > num_steps or warmup == num_steps == 1:
             raise UserError(
-                f"training.warmup_steps={asked} is too long for {owner}; lower it, or say "
+                f"training.warmup_steps={warmup} is too long for {owner}; lower it, or say "
                 "training.warmup_steps=null to derive it from the plan"
             )
-    return asked
+    return warmup
 
 
 def derived_warmup(num_steps: int, shortest: int) -> int:

@@ -123,8 +123,8 @@ def _failure(place: Path, num_ranks: int, exit_code: int) -> Exception:
     told = [record.read_json(path) for path in place.glob("error-*.json")]
     if not told:
         log = (place / "log").read_text(encoding="utf-8", errors="replace").splitlines()
-        said = "\n".join(log[-SHOWN_LINES:])
-        return RankError(f"torchrun left with exit code {exit_code}:\n{said}")
+        tail = "\n".join(log[-SHOWN_LINES:])
+        return RankError(f"torchrun left with exit code {exit_code}:\n{tail}")
     first = min(told, key=lambda error: error["time"])
     if first["kind"] in MISTAKES:
         return MISTAKES[first["kind"]](first["text"])
