@@ -51,7 +51,7 @@ def seconds_since(start: tuple[float, float]) -> dict[str, float]:
 
 
 def write_pool(sources: list[Path], directory: Path, num_rows: int) -> list[Example]:
-    """Write a JPEG a row: two real radiographs blended, at a real picture's size."""
+    """Write one JPEG per row: two real radiographs blended, at a real picture's size."""
     rng = np.random.default_rng(0)
     small = [Image.open(path).convert("L").resize((512, 512)) for path in sources]
     rows = []

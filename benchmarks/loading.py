@@ -37,7 +37,7 @@ from medvqa.tracking.environment import environment, git_state
 from medvqa.tracking.record import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-# Pixels an image, and rows: `map` keeps the patches of all rows, 6 MB each at 512 x 512.
+# Pixels per image, and rows: `map` keeps the patches of all rows, 6 MB each at 512 x 512.
 BUDGETS = {"128 x 128": (128 * 128, 2248), "512 x 512": (512 * 512, 256)}
 IMAGE_BYTES = 8_000
 INDEX = "PubMedVision_InstructionTuning_VQA"
@@ -182,7 +182,7 @@ def write_pubmed_vision(folder: Path, num_rows: int) -> None:
 
 
 def write_path_vqa(folder: Path, num_rows: int) -> None:
-    """Write the hub's parquet, 1,000 rows a file; the pictures are noise of `IMAGE_BYTES` each."""
+    """Write the hub's parquet, 1,000 rows per file; pictures are noise of `IMAGE_BYTES` each."""
     import datasets
 
     text = datasets.Value("string")

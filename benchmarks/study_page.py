@@ -65,7 +65,7 @@ def name_of(row: Row) -> str:
 
 
 def findings(analysis: Analysis) -> str:
-    """Return the primary family in words, a sentence a comparison."""
+    """Return the primary family in words, one sentence per comparison."""
     words = {"overall": "all questions", "closed": "closed questions"}
     return "".join(
         f"- **{name_of(row)}, {row['max_steps']} steps: {conclusion(row, analysis)}.** "

@@ -8,7 +8,7 @@
     training    samples/s of engines and micro-batches, pictures real and square, new and repeated
     curve       the loss of each of 40 steps against the plain engine's
     gradients   of every adapter tensor, once, against the plain engine's
-    answering   seconds a question, and whose answers are equal
+    answering   seconds per question, and whose answers are equal
     confidence  what recording the confidence costs, by shared-prefix decoding (fused kernels only)
     profile     where a step and an evaluation spend their time, by kind of kernel (a GPU only)
     cards       training within the memory of smaller cards (a GPU only)
@@ -27,7 +27,7 @@ from pathlib import Path
 
 from benchmarks.engine.records import Records
 from benchmarks.engine.startup import startup
-from benchmarks.engine.workload import TINY, Settings, prepare
+from benchmarks.engine.workload import PICTURES, TINY, Settings, prepare
 from medvqa.config.model import Backend, BasePrecision
 from medvqa.config.training import Engine
 
@@ -46,9 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
     parts, out = options.parts, options.out
-    unknown = [part for part in parts if part not in (*SHARING, *COMMANDS)]
+    unknown = {*parts} - {*SHARING, *COMMANDS} | {*options.pictures} - {*PICTURES}
     if unknown:
-        parser.error(f"no such part: {', '.join(unknown)}")
+        parser.error(f"no such part or kind of pictures: {', '.join(sorted(unknown))}")
     settings = settings_of(options)
     records = Records(out, settings.variant)
     for part in parts:
@@ -116,8 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--curve-steps", type=int, default=40)
     add("--new-tokens", type=int, default=8)
     add("--num-questions", type=int, default=2248)
-    add("--attempts", type=int, default=2, help="starts of a command a backend")
-    add("--pictures", type=_words, default=("real", "square"))
+    add("--attempts", type=int, default=2, help="starts of the command per backend")
+    add("--pictures", type=_words, default=PICTURES)
     add("--training", type=_words, default=_words("plain:2,plain:8,fused:8"))
     add("--curves", type=_words, default=_words("plain:8,plain:2,plain:4,fused:8"),
         help="of `curve` and `gradients`; the first is the reference")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Answering: seconds a question, and whose answers are equal."""
+"""Answering: seconds per question, and whose answers are equal."""
 
 import tempfile
 import time

@@ -59,7 +59,7 @@ def kind_of(kernel: str) -> str:
 
 
 def kernels_of(step: Callable[[], None], *, times: int = 2) -> dict[str, tuple[float, float]]:
-    """Return GPU milliseconds and launches a step by the kernel's name."""
+    """Return GPU milliseconds and launches per step by the kernel's name."""
     kinds = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA]) as profiler:
         for _ in range(times):

@@ -1,4 +1,4 @@
-"""The results file: a record a part and variant of the model, written after every row."""
+"""The results file: one record per part and variant of the model, written after every row."""
 
 import os
 from collections.abc import Mapping

@@ -174,7 +174,7 @@ def cards(bench: Bench, engine: Engine) -> Iterator[Row]:
 
 
 def rate(trained: Trained, warm_up: int) -> Row:
-    """Return samples a second after the warm-up, with the losses at both ends."""
+    """Return samples per second after the warm-up, with the losses at both ends."""
     num_steps = len(trained.losses) - warm_up
     seconds = sum(trained.seconds[warm_up:])
     return {

@@ -1,4 +1,4 @@
-"""What is measured: a model, made or loaded once a process, and VQA-RAD's questions."""
+"""What is measured: a model, made or loaded once per process, and VQA-RAD's questions."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 TINY = "tiny"
-BATCH_SIZE = 8  # effective, in every table of the issue
+PICTURES = ("real", "square")
+BATCH_SIZE = 8  # effective, in every table of docs/engine.md
 Row = dict[str, Any]
 
 
@@ -165,7 +166,7 @@ def _made_on_device(settings: Settings, lora: LoraConfig) -> LoadedModel:
 def quantize(base: Any) -> None:
     """Store every linear layer but the output's in NF4, as loading with `load_in_4bit` does.
 
-    In place and a layer at a time: writing the model and loading it again takes a minute.
+    In place, one layer at a time: writing the model and loading it again takes a minute.
     """
     import bitsandbytes
     import torch

@@ -173,7 +173,7 @@ class Write:
 
 
 class Cache:
-    """Keys and values of all layers: `room` rows a sequence."""
+    """Keys and values of all layers: `room` rows per sequence."""
 
     def __init__(self, decoder: Decoder, num_sequences: int, room: int, like: torch.Tensor) -> None:
         # In the type of computation once, not in every step.

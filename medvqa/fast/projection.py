@@ -1,6 +1,6 @@
 """Frozen linear layers with LoRA that read the same input: product and gradients written out.
 
-PEFT's layers do the same a layer and an operation at a time. Here the products of q, k and v (or
+PEFT does the same layer by layer, one operation at a time. Here the products of q, k and v (or
 gate and up) land side by side in one tensor, their A matrices are multiplied at once, and each sum
 happens inside a product. Shapes: N tokens, I inputs, O outputs of all layers, R ranks of all.
 """
