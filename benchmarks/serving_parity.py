@@ -168,7 +168,7 @@ def main() -> None:
     num_questions = result["num_questions"]
     if (
         counts.pop("base_without_adapter") > num_questions / 2
-        or result["num_different_answers"] < 5
+        or result["num_different_answers"] < MIN_DIFFERENT_ANSWERS
     ):
         sys.exit("the run's answers are too few or too close to the base's to show anything")
     sys.exit(any(count < num_questions for count in counts.values()))
