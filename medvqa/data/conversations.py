@@ -1,12 +1,10 @@
 """The conversation in a row's cell -> its questions and answers."""
 
-import ast
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from medvqa.config.errors import UserError
-from medvqa.data.rows import without_markers
+from medvqa.data.rows import parsed, without_markers
 
 ASKS = ("human", "user")
 ANSWERS = ("gpt", "assistant")
@@ -49,15 +47,7 @@ def turns(place: str, value: object, *, num_images: int = 1) -> list[tuple[str, 
 
 def _listed(place: str, value: object) -> list[Any]:
     if isinstance(value, str):
-        text = value.strip()
-        for parse in (json.loads, ast.literal_eval):
-            try:
-                value = parse(text)
-                break
-            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-                continue
-        else:
-            raise UserError(f"{place} is no list of messages: {value!r:.80}")
+        value = parsed(value, f"{place} is no list of messages")
     if not isinstance(value, list):
         raise UserError(f"{place} is no list of messages but {type(value).__name__}")
     return value

@@ -1,12 +1,11 @@
 """The options of a multiple-choice question, in any of the shapes that data sets give them."""
 
-import ast
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medvqa.config.errors import UserError
+from medvqa.data.rows import parsed
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LETTERED = re.compile(r"\s*\(?([A-Z])\s*[:.)]\s*(?=\S)")
@@ -27,7 +26,7 @@ def options_of(place: str, value: Any) -> tuple[str, ...]:
         UserError: If it is something else, holds one option alone, or repeats one.
     """
     if isinstance(value, str) and value.strip():
-        value = _parsed(place, value)
+        value = parsed(value, f"{place}: options are no list")
     if value is None or value in ("", [], {}, ()):
         return ()
     if isinstance(value, Mapping):
@@ -42,15 +41,6 @@ def options_of(place: str, value: Any) -> tuple[str, ...]:
     if len(texts) < 2 or len({text.casefold() for text in texts}) < len(texts) or "" in texts:
         raise UserError(f"{place}: options must be two or more different texts, got {texts!r:.120}")
     return tuple(texts)
-
-
-def _parsed(place: str, text: str) -> Any:
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            return parse(text.strip())
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            continue
-    raise UserError(f"{place}: options are no list: {text!r:.80}")
 
 
 def _text(place: str, entry: Any) -> str:

@@ -8,10 +8,12 @@ The rules, where a set states no types (`type_origin` is then `rule`):
 2. `offered_type`, for VQA-Med alone: closed also if the question lists the answer among choices.
 """
 
+import ast
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from medvqa.config.data import RowsConfig
 from medvqa.config.errors import UserError
@@ -85,6 +87,20 @@ def row_texts(place: str, row: object, *names: str) -> dict[str, str]:
             raise UserError(f"{place}: {name} is {type(value).__name__}, not a text: {value!r:.80}")
         texts[name] = str(value).strip()
     return texts
+
+
+def parsed(text: str, complaint: str) -> Any:
+    """Return the value that a text holds, in JSON or as Python prints it.
+
+    Raises:
+        UserError: With the complaint and the text, if it is neither.
+    """
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text.strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+    raise UserError(f"{complaint}: {text!r:.80}")
 
 
 def yes_no_type(answer: str) -> AnswerType:
