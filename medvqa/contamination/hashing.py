@@ -30,7 +30,7 @@ class HashedPicture:
 def hash_pictures(
     sources: Sequence[ImageSource], cache: HashCache, *, mirrored: bool
 ) -> Iterator[HashedPicture]:
-    """Yield one result a source, in order; a picture that cannot be read yields its error."""
+    """Yield one result per source, in order; a picture that cannot be read yields its error."""
     # Decoding and scaling leave the interpreter's lock, so threads use all cores.
     with _threads() as pool:
         yield from pool.map(lambda source: _hash(source, cache, mirrored=mirrored), sources)

@@ -1,4 +1,4 @@
-"""A user's own questions: one JSON object a line, images in files beside it.
+"""A user's own questions: one JSON object per line, images in files beside it.
 
     {"question": "...", "answer": "...", "image": "a.png"}
 
@@ -26,17 +26,8 @@ from medvqa.data.storage.text_rows import unique_keys
 
 Row = tuple[int, Mapping[str, Any]]  # with its line number
 KEYS = (
-    "question",
-    "answer",
-    "answers",
-    "image",
-    "images",
-    "id",
-    "answer_type",
-    "split",
-    "image_id",
-    "options",
-    "difficulty",
+    *("question", "answer", "answers", "image", "images", "id", "answer_type", "split", "image_id"),
+    *("options", "difficulty"),
 )
 
 
@@ -100,7 +91,7 @@ def _row(place: str, line: str) -> Mapping[str, Any]:
         row = json.loads(line, object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         start = line.lstrip()[:1]
-        hint = {"{": "", "[": "; write one object a line"}.get(start, "; is it a CSV?")
+        hint = {"{": "", "[": "; write one object per line"}.get(start, "; is it a CSV?")
         raise UserError(f"{place} is no JSON object ({error}){hint}") from error
     if not isinstance(row, dict):
         raise UserError(f"{place} is no JSON object but {type(row).__name__}")

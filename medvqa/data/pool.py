@@ -53,7 +53,7 @@ class Pool(NamedTuple):
 
     Attributes:
         parts: By the names that a mixture gives them; one by the set's name if it is none.
-        skipped: Why a row could not be used, one text a row.
+        skipped: Why a row could not be used, one text per row.
     """
 
     examples: list[Example]

@@ -1,1 +1,1 @@
-"""Grids: a queue of jobs on the free GPUs, one process a job or a warm one for several."""
+"""Grids: a queue of jobs on the free GPUs, one process per job or a warm one for several."""

@@ -99,7 +99,7 @@ def test_the_mark_that_windows_puts_in_front_is_no_error(folder):
             '{"question": "q", "answer": "a", "answer": "b"}',
             "line 2 .*key 'answer' stands in it twice",
         ),
-        ("[", "line 2 is no JSON object .*; write one object a line"),
+        ("[", "line 2 is no JSON object .*; write one object per line"),
         ({**GOOD, "id": None}, "line 2: 'id' must be a text or a whole number, got None"),
         ({**GOOD, "split": "train"}, "line 1: no split, though other lines name theirs"),
         (
