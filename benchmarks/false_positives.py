@@ -78,7 +78,7 @@ def analysed(y: np.ndarray, *, paired: bool) -> dict[str, tuple[np.ndarray, np.n
     """Return by method |difference| and the half interval: (studies, pairs).
 
     The same formulas as in medvqa/evaluation/components.py, for many studies at once;
-    tests/integration/test_benchmarks.py compares the two.
+    tests/unit/evaluation/test_comparison.py compares the two.
     """
     num_seeds, num_pictures = y.shape[2:]
     means, by_picture = y.mean(axis=3), y.mean(axis=2)
