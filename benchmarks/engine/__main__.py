@@ -47,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     parts, out = options.parts, options.out
     unknown = {*parts} - {*SHARING, *COMMANDS} | {*options.pictures} - {*PICTURES}
+    unknown |= {*options.backends} - {backend.name for backend in Backend}
     if unknown:
-        parser.error(f"no such part or kind of pictures: {', '.join(sorted(unknown))}")
+        parser.error(f"no such part, backend or pictures: {', '.join(sorted(unknown))}")
     settings = settings_of(options)
     records = Records(out, settings.variant)
     for part in parts:

@@ -20,7 +20,7 @@ def results(shared, tmp_path_factory) -> Path:
     options = {
         "--vqa-rad": shared / "data" / "vqa_rad",
         "--out": out,
-        "--parts": ",".join(PARTS),
+        "--parts": ",".join((*PARTS, "cards", "profile")),  # the last two measure GPUs alone
         "--warm-up": 1,
         "--steps": 1,
         "--curve-steps": 2,
