@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import EvaluationConfig
@@ -25,6 +25,7 @@ from medvqa.models.loaded import LoadedModel
 from medvqa.tracking.record import read_lines, write_json, write_lines
 from medvqa.training.ranks import ALONE, Ranks
 
+Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
@@ -97,7 +98,8 @@ class Evaluator:
         """Answer, score and write every set that has no whole result on the disk."""
         results = []
         for name, examples in self.sets.items():
-            result = self.ranks.first(self._read, phase, name, len(examples))
+            place = self.place(phase, name)
+            result = self.ranks.first(stored, place, read_evaluation, len(examples))
             if result is None:
                 answers = answer(name, examples)
                 result = self.ranks.first(
@@ -181,21 +183,21 @@ class Evaluator:
         """Return the directory of a phase's files on one set."""
         return self.directory / "evaluation" / phase / name
 
-    def _read(self, phase: str, name: str, num_examples: int) -> Evaluation | None:
-        """Return what is on the disk; None if there is nothing, or it is damaged."""
-        path = self.place(phase, name) / "metrics.json"
-        if not path.is_file():
-            return None
-        try:
-            evaluation = read_evaluation(path)
-            num_whole = len(read_lines(path.with_name("predictions.jsonl")))
-            if num_whole == num_examples:
-                return evaluation
-            damage = f"predictions.jsonl holds {num_whole} of {num_examples} answers"
-        except UserError as error:
-            damage = str(error)
-        log.warning("%s/%s is evaluated again: %s", phase, name, damage)
+
+def stored(place: Path, read: Callable[[Path], Result], num_answers: int) -> Result | None:
+    """Return what the metrics.json of a place holds; None if there is none, or it is damaged."""
+    if not (place / "metrics.json").is_file():
         return None
+    try:
+        result = read(place / "metrics.json")
+        num_whole = len(read_lines(place / "predictions.jsonl"))
+        if num_whole == num_answers:
+            return result
+        damage = f"predictions.jsonl holds {num_whole} of {num_answers} answers"
+    except UserError as error:
+        damage = str(error)
+    log.warning("%s/%s is evaluated again: %s", place.parent.name, place.name, damage)
+    return None
 
 
 def without_images(example: Example) -> Example:

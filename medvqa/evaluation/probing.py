@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import EvaluationConfig, ProbeName
 from medvqa.data.example import Example, Score
-from medvqa.evaluation.evaluate import Evaluator
+from medvqa.evaluation.evaluate import Evaluator, stored
 from medvqa.evaluation.generate import Answers
 from medvqa.evaluation.probe_rates import MEASURES, probe_rows, probe_scores
 from medvqa.evaluation.probes import PROBES, ProbeQuestion, probe_questions
@@ -61,7 +61,7 @@ def ask_probes(evaluator: Evaluator, answer: Answer, step: int) -> list[ProbeRes
         every = probe_questions(evaluator.config.probes, examples, seed=evaluator.seed)
         for name, questions in every.items():
             place = probe_place(evaluator.directory, name.value, set_name)
-            result = evaluator.ranks.first(_read, place, len(questions))
+            result = evaluator.ranks.first(stored, place, read_probe, len(questions))
             if result is None:
                 answers = answer(place, [q.example for q in questions]) if questions else None
                 outcome = (name, set_name, questions, answers, step)
@@ -109,22 +109,6 @@ def read_probe(path: Path) -> ProbeResult:
         return ProbeResult(**stored, scores=scores)
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); say fresh=true to start over") from error
-
-
-def _read(place: Path, num_questions: int) -> ProbeResult | None:
-    """Return what is on the disk; None if there is nothing, or it is damaged."""
-    if not (place / "metrics.json").is_file():
-        return None
-    try:
-        result = read_probe(place / "metrics.json")
-        num_whole = len(read_lines(place / "predictions.jsonl")) if num_questions else 0
-        if num_whole == result.num_questions == num_questions:
-            return result
-        damage = f"{num_whole} of {num_questions} answers"
-    except UserError as error:
-        damage = str(error)
-    log.warning("%s is asked again: %s", place, damage)
-    return None
 
 
 def _record(
