@@ -116,9 +116,9 @@ def test_namesakes_are_told_apart_by_what_differs(written, tmp_path):
         "training.max_steps=10",
         "curriculum.stages=[{name: all, filter: all, share: 1, quota: 40}]",
     )
-    found = read_study([tmp_path], Settings(allow_unequal=True, num_samples=20))
-    assert len({arm.name for arm in found.arms}) == 3
-    assert {arm.rest.partition(",")[0] for arm in found.arms} == {"max_steps=10", "max_steps=20"}
+    study = read_study([tmp_path], Settings(allow_unequal=True, num_samples=20))
+    assert len({arm.name for arm in study.arms}) == 3
+    assert {arm.rest.partition(",")[0] for arm in study.arms} == {"max_steps=10", "max_steps=20"}
 
 
 def test_how_much_was_evaluated_makes_no_other_arm(written, tmp_path):
@@ -131,16 +131,16 @@ def test_how_much_was_evaluated_makes_no_other_arm(written, tmp_path):
 def test_a_run_given_twice_or_copied_counts_once(written, tmp_path):
     run = written(tmp_path / "a" / "run", "seed=1")
     shutil.copytree(run, tmp_path / "b" / "run")
-    found = read_study([tmp_path / "a", run, tmp_path / "b"])
-    assert len(found.arms[0].runs) == 1
-    assert any("not counted again" in note for note in found.notes)
+    study = read_study([tmp_path / "a", run, tmp_path / "b"])
+    assert len(study.arms[0].runs) == 1
+    assert any("not counted again" in note for note in study.notes)
 
 
 # Comparisons.
 
 
 def test_a_comparison_is_that_of_the_predictions_themselves(study, grid):
-    (found,) = (
+    (comparison,) = (
         c
         for c in study.comparisons
         if (c.a.ordering, c.b.ordering) == ("closed_first", "open_first")
@@ -153,18 +153,18 @@ def test_a_comparison_is_that_of_the_predictions_themselves(study, grid):
     )
     other = [float(np.mean(scores(grid / f"mixed-{seed}", "f1")[0])) for seed in (1, 2, 3)]
     expected = compare_arms(a, b, clusters, seeds_are_paired=False, others=[other])
-    assert found.crossed == expected
-    assert found.crossed.difference.high < 0
+    assert comparison.crossed == expected
+    assert comparison.crossed.difference.high < 0
 
 
 def test_the_effect_is_found_and_alike_arms_are_not_told_apart(study):
-    found = {
+    p_values = {
         (c.a.ordering, c.b.ordering): c.p_holm
         for c in study.comparisons
         if (c.group, c.metric) == ("overall", "exact_match")
     }
-    assert found["closed_first", "open_first"] < 0.05
-    assert found["closed_first", "mixed"] > 0.05
+    assert p_values["closed_first", "open_first"] < 0.05
+    assert p_values["closed_first", "mixed"] > 0.05
 
 
 def test_a_family_is_corrected_together_and_only_it(study):
@@ -184,8 +184,8 @@ def test_mcnemar_stands_for_each_seed_that_both_arms_have(study, grid):
 
 def test_a_baseline_is_compared_with_all_others_and_is_the_second(grid):
     settings = Settings(baseline="tiny / mixed", num_samples=20)
-    found = read_study([grid], settings).comparisons
-    assert {(c.a.ordering, c.b.ordering) for c in found} == {
+    comparisons = read_study([grid], settings).comparisons
+    assert {(c.a.ordering, c.b.ordering) for c in comparisons} == {
         ("closed_first", "mixed"),
         ("open_first", "mixed"),
     }
@@ -204,8 +204,8 @@ def test_a_metric_compares_the_questions_that_it_applies_to(study, asked):
 
 
 def polluted(directory):
-    found = {"image_overlap": 0.5, "item_overlap": 0.25}
-    write_json(directory / "contamination.json", {"sets": {"test": found}})
+    overlaps = {"image_overlap": 0.5, "item_overlap": 0.25}
+    write_json(directory / "contamination.json", {"sets": {"test": overlaps}})
 
 
 UNEQUAL = {
@@ -273,9 +273,9 @@ def test_within_compares_equal_budgets_only(written, tmp_path):
 def test_other_models_are_never_a_pair(written, tmp_path):
     written(tmp_path / "a", "curriculum=mixed")
     written(tmp_path / "b", "curriculum=mixed", "model.name=other/model")
-    found = read_study([tmp_path])
-    assert len(found.arms) == 2
-    assert found.comparisons == ()
+    study = read_study([tmp_path])
+    assert len(study.arms) == 2
+    assert study.comparisons == ()
 
 
 # Runs that are not there, not done, or damaged.
@@ -326,23 +326,23 @@ def edit_run(directory, **values):
 )
 def test_a_planned_comparison_ends_in_a_verdict(abilities, overrides, verdict, claimed, capsys):
     study = claimed(abilities, *overrides)
-    (found,) = study.verdicts
-    assert (found.verdict, found.family_size) == (verdict, 1)
+    (judged,) = study.verdicts
+    assert (judged.verdict, judged.family_size) == (verdict, 1)
     assert f"Verdict: {verdict} (1 {verdict})" in final_words(study.verdicts)[0]
     assert verdict in markdown(tables(study)[-1])
     shown = page(study, read_pictures(()), title="")
     assert f'"verdict":"{verdict}"' in shown
     assert f"Verdict: {verdict} (1 {verdict})" in shown
-    row = verdict_row(found)
+    row = verdict_row(judged)
     assert (row["verdict"], row["paired"]) == (verdict, "no")
     assert row["test"] == "t by component, seed variance of 2 arms"
 
 
 def test_an_arm_below_the_majority_answer_gets_no_verdict(claimed):
     study = claimed((-9.0, 1.0))
-    (found,) = study.verdicts
-    assert found.verdict == "no verdict"
-    assert found.reason == "open_first has not learned the task"
+    (judged,) = study.verdicts
+    assert judged.verdict == "no verdict"
+    assert judged.reason == "open_first has not learned the task"
     assert "has not learned the task" in markdown(tables(study)[0])
 
 
@@ -352,8 +352,8 @@ def test_diverged_seeds_are_counted_and_take_the_verdict(claimed, tmp_path):
             edit_run(tmp_path / f"open_first-{seed}", state="diverged", error="loss is nan")
 
     study = claimed((2.0, 0.5), before=diverge)
-    (found,) = study.verdicts
-    assert (found.verdict, found.reason) == ("no verdict", "open_first: 2 of 5 diverged")
+    (judged,) = study.verdicts
+    assert (judged.verdict, judged.reason) == ("no verdict", "open_first: 2 of 5 diverged")
     assert "2 of 5 diverged" in markdown(tables(study)[0])
     assert any("2 of 5 diverged" in note for note in study.notes)
 
@@ -530,8 +530,8 @@ def test_what_is_unfinished_or_damaged_is_shown_with_the_reason_and_not_compared
     entries[0]["run_id"] = json.loads((tmp_path / "good" / "run.json").read_text())["run_id"]
     entries[3]["run_id"] = json.loads((tmp_path / "cut" / "run.json").read_text())["run_id"]
     write_json(tmp_path / "sweep.json", {"jobs": entries})
-    found = {run.directory.name: run for run in read_study([tmp_path]).runs}
-    assert {name: run.state for name, run in found.items()} == {
+    runs = {run.directory.name: run for run in read_study([tmp_path]).runs}
+    assert {name: run.state for name, run in runs.items()} == {
         "good": "finished",
         "failed": "failed",
         "killed": "killed",
@@ -539,10 +539,10 @@ def test_what_is_unfinished_or_damaged_is_shown_with_the_reason_and_not_compared
         "torn": "damaged",
         "never": "waiting",
     }
-    assert found["failed"].error == error
-    assert found["killed"].error == "killed by signal 9"
-    assert f"{predictions}, line " in found["cut"].error
-    assert "torn/run.json is damaged" in found["torn"].error
+    assert runs["failed"].error == error
+    assert runs["killed"].error == "killed by signal 9"
+    assert f"{predictions}, line " in runs["cut"].error
+    assert "torn/run.json is damaged" in runs["torn"].error
     last = tables(read_study([tmp_path]))[-1]
     assert [row[1] for row in last.rows] == ["failed", "killed", "damaged", "damaged", "waiting"]
 
@@ -601,18 +601,18 @@ def test_brackets_in_a_cell_reach_the_terminal(study):
 
 
 def test_each_picture_is_there_once_and_belongs_to_its_questions(study, asked):
-    found = read_pictures(study.arms)
-    assert set(found.urls) == {name for example in asked for name in example.image_ids}
-    assert all(found.shown["+".join(e.image_ids)] == e.image_ids for e in asked)
-    assert all(url.startswith("data:image/jpeg;base64,/9j/") for url in found.urls.values())
+    pictures = read_pictures(study.arms)
+    assert set(pictures.urls) == {name for example in asked for name in example.image_ids}
+    assert all(pictures.shown["+".join(e.image_ids)] == e.image_ids for e in asked)
+    assert all(url.startswith("data:image/jpeg;base64,/9j/") for url in pictures.urls.values())
 
 
 def test_data_that_is_gone_costs_its_pictures_and_not_the_report(written, tmp_path):
     written(tmp_path / "run", "data=vqa_rad", f"data.path={tmp_path / 'gone'}")
-    found = read_pictures(read_study([tmp_path]).arms)
-    assert found.urls == {}
-    assert "no pictures of test" in found.notes[0]
-    assert str(tmp_path / "gone") in found.notes[0]
+    pictures = read_pictures(read_study([tmp_path]).arms)
+    assert pictures.urls == {}
+    assert "no pictures of test" in pictures.notes[0]
+    assert str(tmp_path / "gone") in pictures.notes[0]
 
 
 def test_the_compact_form_holds_every_prediction(study, grid):
@@ -644,8 +644,8 @@ def test_a_question_that_a_run_was_not_asked_has_no_answer_of_it(written, asked,
     assert [code >= 0 for code in a] == [True] * 30 + [False] * 30
     assert [code >= 0 for code in b] == [False] * 20 + [True] * 40
     rows = read_lines(tmp_path / "b" / "evaluation" / "final" / "test" / "predictions.jsonl")
-    said = [form["texts"][form["options"][place][b[place]][0]] for place in range(20, 60)]
-    assert said == [row["prediction"] for row in rows]
+    answers = [form["texts"][form["options"][place][b[place]][0]] for place in range(20, 60)]
+    assert answers == [row["prediction"] for row in rows]
 
 
 def test_an_answer_cannot_break_out_of_the_page(written, tmp_path):
@@ -666,7 +666,7 @@ def test_an_answer_cannot_break_out_of_the_page(written, tmp_path):
 def real(tmp_path_factory):
     """Two curricula x two seeds through the command line, and the report of it."""
     place = tmp_path_factory.mktemp("real")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_"))}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_"))}
     overrides = ["experiment=smoke", "data.evaluation.test.limit=24", "evaluation.blind=true"]
     answer = subprocess.run(
         [
@@ -675,7 +675,7 @@ def real(tmp_path_factory):
             "hydra.sweep.dir=grid",
         ],
         cwd=place,
-        env={**kept, "CUDA_VISIBLE_DEVICES": ""},
+        env={**environment, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         check=False,
@@ -684,7 +684,7 @@ def real(tmp_path_factory):
     report = subprocess.run(
         [sys.executable, "-m", "medvqa.cli", "report", "grid"],
         cwd=place,
-        env={**kept, "PYTHONPATH": str(ROOT)},
+        env={**environment, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
@@ -729,10 +729,10 @@ def test_blind_the_question_alone_decides_the_answer(real):
     grid, _ = real
     repeats = 0
     for path in grid.glob("*/evaluation/blind/test/predictions.jsonl"):
-        said = {}
+        answers = {}
         for row in read_lines(path):
-            repeats += row["question"] in said
-            assert said.setdefault(row["question"], row["prediction"]) == row["prediction"]
+            repeats += row["question"] in answers
+            assert answers.setdefault(row["question"], row["prediction"]) == row["prediction"]
         protocol = json.loads(path.with_name("metrics.json").read_text())
         assert protocol["images"] == "removed"
         final = json.loads((path.parents[2] / "final" / "test" / "metrics.json").read_text())

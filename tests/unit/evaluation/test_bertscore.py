@@ -38,9 +38,9 @@ def test_scores_are_those_of_the_package_in_a_padded_batch():
     pairs = [("necrosis", "PA"), ("CT", "mri"), ("no", "the left lower lobe"), ("a" * 90, "b c")]
     scorer = _scorer("minilm", None, False, "cpu")
     longest = "word " * 60
-    said, wanted = zip(*pairs, (longest, longest), strict=True)
-    expected = scorer.score(list(said), list(wanted), batch_size=5)[2].tolist()[:-1]
-    ours = bert_scores([(said, [wanted]) for said, wanted in pairs], MINILM, device="cpu").f1
+    answers, references = zip(*pairs, (longest, longest), strict=True)
+    expected = scorer.score(list(answers), list(references), batch_size=5)[2].tolist()[:-1]
+    ours = bert_scores([(text, [other]) for text, other in pairs], MINILM, device="cpu").f1
     assert ours == pytest.approx(expected, abs=1e-6)
 
 

@@ -173,8 +173,8 @@ def test_studies_without_an_effect_show_one_in_at_most_one_of_twenty(paired):
     # Four alike arms, three seeds with a standard deviation of 5 points, Holm over six pairs.
     cell = {"seeds": 3.0, "paired": float(paired), "sd": 5.0, "pictures": 62.0}
     y = studies(np.random.default_rng(10), cell, 500)
-    found = analysed(y, paired=paired)
-    rates = {name: (size >= half).any(axis=1).mean() for name, (size, half) in found.items()}
+    results = analysed(y, paired=paired)
+    rates = {name: (size >= half).any(axis=1).mean() for name, (size, half) in results.items()}
     assert rates[USED] <= 0.07 < rates["one Satterthwaite df (before)"]
 
 

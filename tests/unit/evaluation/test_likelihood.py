@@ -37,15 +37,15 @@ def plain_log_probabilities(loaded, encoder, example, text):
 @pytest.mark.parametrize("decoding", [Decoding.plain, Decoding.shared_prefix])
 def test_options_have_the_probabilities_of_a_plain_computation(tiny, encoder, phantoms, decoding):
     example = replace(phantoms[0], options=OPTIONS, answers=("right",))
-    (found,) = likelihoods(tiny, encoder, [example], batch_size=2, decoding=decoding)
+    (likelihood,) = likelihoods(tiny, encoder, [example], batch_size=2, decoding=decoding)
     plain = [plain_log_probabilities(tiny, encoder, example, text) for text in OPTIONS]
-    assert found.values["sum"] == pytest.approx([sum(row) for row in plain], abs=1e-4)
+    assert likelihood.values["sum"] == pytest.approx([sum(row) for row in plain], abs=1e-4)
     means = [sum(row) / len(row) for row in plain]
-    assert found.values["mean"] == pytest.approx(means, abs=1e-4)
+    assert likelihood.values["mean"] == pytest.approx(means, abs=1e-4)
     letters = [plain_log_probabilities(tiny, encoder, example, letter)[0] for letter in "ABC"]
-    assert found.values["letter"] == pytest.approx(letters, abs=1e-4)
+    assert likelihood.values["letter"] == pytest.approx(letters, abs=1e-4)
     # The highest log-probability, which is the lowest loss.
-    assert found.answer == OPTIONS[means.index(max(means))]
+    assert likelihood.answer == OPTIONS[means.index(max(means))]
 
 
 def test_shared_prefixes_and_batch_sizes_leave_every_likelihood_as_it_is(tiny, encoder, phantoms):
@@ -69,8 +69,8 @@ def test_shared_prefixes_and_batch_sizes_leave_every_likelihood_as_it_is(tiny, e
 
 def test_the_mean_decides_where_the_sum_would_choose_the_shorter_option():
     values = {"sum": (-2.0, -3.0), "mean": (-2.0, -1.0), "letter": (-1.0, -9.0)}
-    found = Likelihood(candidates=("ct", "magnetic resonance"), decided_by="mean", values=values)
-    assert found.answer == "magnetic resonance"
+    result = Likelihood(candidates=("ct", "magnetic resonance"), decided_by="mean", values=values)
+    assert result.answer == "magnetic resonance"
 
 
 def test_yes_and_no_are_compared_and_open_questions_are_generated(tiny, encoder, phantoms):

@@ -26,12 +26,12 @@ def step_row(step, stage, loss=1.0):
     return {"step": step, "loss": loss, "learning_rate": 1e-4 * step, "stage": stage}
 
 
-def prediction(example, *, is_right, said="a lung", **changes):
+def prediction(example, *, is_right, answer="a lung", **changes):
     return {
         "id": example.id,
         "question": example.question,
         "references": list(example.answers),
-        "prediction": said,
+        "prediction": answer,
         "answer_type": example.answer_type,
         "exact_match": is_right,
         "f1": float(is_right),
@@ -139,7 +139,7 @@ def test_a_text_is_wrapped_between_words_broken_where_it_must_be_and_visibly_cut
 
 
 def test_a_cell_shows_the_question_the_reference_and_the_answer(phantoms):
-    row = prediction(phantoms[0], is_right=False, said="", references=["left", "left lung"])
+    row = prediction(phantoms[0], is_right=False, answer="", references=["left", "left lung"])
     lines = cell_lines(row, 6)
     assert lines[0] == "✗ wrong · open · F1 0.00 · 2 more images"
     assert lines[1:] == [
@@ -150,25 +150,25 @@ def test_a_cell_shows_the_question_the_reference_and_the_answer(phantoms):
 
 
 def test_no_text_of_the_sheet_overlaps_or_leaves_it_whatever_the_model_said(phantoms):
-    said = ["costs $5 and $x^2 < 3_a", "a very long answer " * 60, "WWMM" * 90, "肺部" * 60, ""]
+    texts = ["costs $5 and $x^2 < 3_a", "a very long answer " * 60, "WWMM" * 90, "肺部" * 60, ""]
     examples = [
         replace(e, images=e.images * (1 + i % 5), image_ids=e.image_ids * (1 + i % 5))
         for i, e in enumerate(phantoms[:40])
     ]
     rows = [
-        prediction(e, is_right=i % 2 == 0, said=said[i % 5], question=said[(i + 1) % 5] or "Q")
+        prediction(e, is_right=i % 2 == 0, answer=texts[i % 5], question=texts[(i + 1) % 5] or "Q")
         for i, e in enumerate(examples)
     ]
     with pytest.warns(UserWarning, match="missing from font"):
         figure = draw_samples(rows, examples, set_name="test", seed=0)
-        found = boxes(figure)
+        frames = boxes(figure)
     width, height = figure.get_size_inches() * figure.dpi
     assert len(figure.axes) == 12
-    assert all(b.x0 >= 0 and b.x1 <= width and b.y0 >= 0 and b.y1 <= height for b in found)
+    assert all(b.x0 >= 0 and b.x1 <= width and b.y0 >= 0 and b.y1 <= height for b in frames)
     cell = width / COLUMNS
-    assert all(int(b.x0 / cell) == int(b.x1 / cell) for b in found[1:])  # the first is the title
-    for number, one in enumerate(found):
-        assert not any(overlapping(one, other) for other in found[number + 1 :])
+    assert all(int(b.x0 / cell) == int(b.x1 / cell) for b in frames[1:])  # the first is the title
+    for number, one in enumerate(frames):
+        assert not any(overlapping(one, other) for other in frames[number + 1 :])
 
 
 def test_every_picture_is_a_png_of_a_readable_size_without_touching_pyplot(tmp_path, phantoms):

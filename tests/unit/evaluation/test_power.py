@@ -76,13 +76,13 @@ def test_the_design_effect_is_the_variance_of_the_mean_over_that_of_independent_
 )
 def test_vqa_rads_451_questions_can_show_four_to_six_points(discordant_fraction, effect):
     # Connor by hand: effect * sqrt(451) = 1.960 sqrt(D) + 0.8416 sqrt(D - effect^2).
-    found = minimal_detectable_effect(451, discordant_fraction)
+    detectable = minimal_detectable_effect(451, discordant_fraction)
     needed = 1.959964 * math.sqrt(discordant_fraction)
-    needed += 0.841621 * math.sqrt(discordant_fraction - found**2)
-    assert found * math.sqrt(451) == pytest.approx(needed, rel=1e-5)
-    assert found == pytest.approx(effect, abs=0.0002)
-    assert mcnemar_power(found, 451, discordant_fraction) == pytest.approx(0.8, abs=1e-6)
-    assert mcnemar_power(-found, 451, discordant_fraction) == pytest.approx(0.8, abs=1e-6)
+    needed += 0.841621 * math.sqrt(discordant_fraction - detectable**2)
+    assert detectable * math.sqrt(451) == pytest.approx(needed, rel=1e-5)
+    assert detectable == pytest.approx(effect, abs=0.0002)
+    assert mcnemar_power(detectable, 451, discordant_fraction) == pytest.approx(0.8, abs=1e-6)
+    assert mcnemar_power(-detectable, 451, discordant_fraction) == pytest.approx(0.8, abs=1e-6)
 
 
 def test_power_at_no_effect_is_the_level():
@@ -110,13 +110,13 @@ def test_too_small_a_study_detects_nothing():
 def test_power_is_how_often_mcnemar_finds_the_effect(effect):
     rng = np.random.default_rng(11)
     draws = rng.multinomial(451, [(0.15 + effect) / 2, (0.15 - effect) / 2, 0.85], size=1500)
-    found = 0
+    num_rejected = 0
     for only_a, only_b, same in draws:
         a = [1] * only_a + [0] * only_b + [1] * same
         b = [0] * only_a + [1] * only_b + [1] * same
-        found += mcnemar(a, b).mid_p_value < 0.05
+        num_rejected += mcnemar(a, b).mid_p_value < 0.05
     # 1,500 simulations have a standard error of 1.3 points.
-    assert found / 1500 == pytest.approx(mcnemar_power(effect, 451, 0.15), abs=0.03)
+    assert num_rejected / 1500 == pytest.approx(mcnemar_power(effect, 451, 0.15), abs=0.03)
 
 
 @pytest.mark.parametrize(("num_runs", "seed_sd"), [(3, 0.03), (5, 0.03), (5, 0.01)])

@@ -18,13 +18,13 @@ from medvqa.evaluation.score import (
 CONFIG = EvaluationConfig(bootstrap_samples=50, bertscore=BertScoreConfig(enabled=False))
 
 
-def prediction(number, said, wanted, kind="closed", **others):
+def prediction(number, answer, reference, kind="closed", **others):
     fields = {"source": "s", "split": "test", "cluster": f"image {number // 2}", **others}
     return Prediction(
         id=str(number),
         question="q?",
-        references=(wanted,),
-        prediction=said,
+        references=(reference,),
+        prediction=answer,
         answer_type=kind,
         **fields,
     )

@@ -30,8 +30,8 @@ def test_a_seed_experiment_differs_from_its_row_in_nothing_that_was_stated(name,
 
 def test_each_difference_is_named_with_both_values():
     config = resolved("experiment=seed_model_1", "training.max_steps=60", "lora.r=8")
-    found = differences(ROWS[0], config, num_train=12_149, num_test=2_248)
-    assert found == [
+    settings = differences(ROWS[0], config, num_train=12_149, num_test=2_248)
+    assert settings == [
         "test questions: 451, here 2248",
         "optimiser steps: 40, here 60",
         "LoRA rank and alpha: (16, 32.0), here (8, 32.0)",
