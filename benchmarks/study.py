@@ -7,7 +7,7 @@ r"""Keep a study's runs as one small file, and answer what its preregistration a
 The record holds, for each run, what a reader needs to check a figure: config choices, run id,
 commit, times, hash of the order of examples, and for each question of each set whether the answer
 was right, as bits, and how many answers were yes or no. No picture and no text of a question is
-in it. `study_page.py` makes the page.
+in it.
 """
 
 import argparse

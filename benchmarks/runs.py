@@ -1,0 +1,114 @@
+"""What the benchmarks share: commands as a user gives them, and a record that grows by rows."""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medvqa.tracking.environment import provenance
+from medvqa.tracking.record import read_json, read_lines, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+TAIL = 1_500  # characters of a failed command's output that its error keeps
+# Overrides of runs that are measured: nothing but their steps and the final answers.
+BARE = (
+    *("evaluation.zero_shot=false", "evaluation.after_each_stage=false", "tracking=disabled"),
+    "evaluation.bertscore.enabled=false",
+)
+Row = dict[str, Any]
+
+
+class FailedCommandError(RuntimeError):
+    """A command that failed or took too long, with the end of its output."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, its wall seconds, and what its files say."""
+
+    directory: Path
+    wall_s: float
+
+    @property
+    def record(self) -> Row:
+        """The run's run.json."""
+        return read_json(self.directory / "run.json")
+
+    @property
+    def steps(self) -> list[Row]:
+        """The run's metrics.jsonl, one row per step."""
+        return read_lines(self.directory / "metrics.jsonl")
+
+    def predictions(self, phase: str) -> list[Row]:
+        """Return the rows of an evaluation of the test set."""
+        return read_lines(self.directory / "evaluation" / phase / "test" / "predictions.jsonl")
+
+    def rate(self, warm_up: int, batch_size: int) -> Row:
+        """Return rates over the steps after the warm-up, peak memory and engine."""
+        steps, record = self.steps[warm_up:], self.record
+        seconds, num_samples = sum(row["seconds"] for row in steps), batch_size * len(steps)
+        peak = record["peak_gpu_bytes"]
+        return {
+            "samples_per_second": round(num_samples / seconds, 2),
+            "ms_per_step": round(1000 * seconds / len(steps), 1),
+            "tokens_per_sample": round(sum(row["num_tokens"] for row in steps) / num_samples, 1),
+            "num_steps": len(steps),
+            "peak_gpu_gb": peak and round(peak / 1e9, 1),
+            "engine": record["training"]["engine"],
+        }
+
+
+def train(directory: Path, *overrides: str, limit_s: float | None = None) -> Run:
+    """Run `train.py` with the overrides into the directory; the log lies beside it."""
+    command = [str(ROOT / "train.py"), *overrides, f"hydra.run.dir='{directory}'"]
+    return Run(directory, call(command, directory.with_suffix(".log"), limit_s=limit_s))
+
+
+def call(arguments: Sequence[str], log: Path, *, limit_s: float | None = None) -> float:
+    """Run Python with the arguments in the log's directory; return wall seconds.
+
+    Raises:
+        FailedCommandError: If the exit code is not 0 or the time is over.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # Unset, the variable would stop at the script's own directory.
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    started = time.monotonic()
+    with log.open("wb") as output:
+        try:
+            code: int | str = subprocess.run(
+                [sys.executable, *arguments], stdout=output, stderr=output, cwd=log.parent,
+                env=environment, timeout=limit_s, check=False,
+            ).returncode  # fmt: skip
+        except subprocess.TimeoutExpired:
+            code = f"none after {limit_s} s"
+    if code != 0:
+        text = log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
+        raise FailedCommandError(f"exit code {code}\n{text}")
+    return time.monotonic() - started
+
+
+def new_directory(work: Path, name: str) -> Path:
+    """Return a directory that no earlier run has."""
+    return work.resolve() / f"{name}-{time.time_ns()}"
+
+
+def add_row(out: Path, group: str, name: str, row: Row) -> None:
+    """Write a measured row into the record and print it, so that a cut-off visit loses little."""
+    values = {**read_json(out), **provenance()}
+    values.setdefault(group, {})[name] = row
+    write_json(out, values)
+    short = {k: v for k, v in row.items() if not isinstance(v, list)}
+    print(name, short, flush=True)  # noqa: T201
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser that shows the description's lines as they are."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
