@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from medvqa.config.command_line import COLUMNS, example_lines
 from medvqa.config.compose import checked, config_directory, register, run_settings, with_roles
-from medvqa.config.errors import MISTAKES, Refused, explain, printable, raised_in
+from medvqa.config.errors import MISTAKES, RankError, Refused, explain, printable, raised_in
 from medvqa.config.fast_exit import leave_at_once
 from medvqa.config.secrets import masked_text
 from medvqa.sweep.launcher import SweepError
@@ -87,8 +87,12 @@ def train(cfg: DictConfig) -> float | None:
         if is_sweep:  # the other jobs go on
             raise
         raise Refused from error
-    except Exception:
-        log.exception("the run failed; the same command goes on from its last checkpoint")
+    except Exception as error:
+        text = "the run failed; the same command goes on from its last checkpoint"
+        if isinstance(error, RankError):  # whose message says all
+            log.error("%s: %s", text, error)
+        else:
+            log.exception(text)
         if is_sweep:
             raise
         raise SystemExit(1) from None  # the traceback has been shown, and is in the run's log

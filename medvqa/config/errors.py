@@ -26,6 +26,10 @@ class DivergenceError(UserError):
     """A loss, a gradient norm or a weight is not finite: the run's settings must change."""
 
 
+class RankError(Exception):
+    """A process of a run on several GPUs failed; the message holds its traceback, if any."""
+
+
 # What is the user's to mend; any other exception is ours.
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.MarkedYAMLError)
 

@@ -69,6 +69,8 @@ class TrainingConfig:
         gradient_checkpointing: Recompute activations; slower, for when memory is short.
         fit_micro_batch: On a GPU, compute as much of the effective batch at once as its memory
             holds, whatever micro_batch_size says; the step stays the same.
+        rank_timeout_s: Seconds that a GPU of several waits for another one within a step. Then the
+            run fails, instead of waiting for a process that hangs.
     """
 
     max_steps: int = bounded("[0, 1000000]", 40)
@@ -87,6 +89,7 @@ class TrainingConfig:
     loss_on: LossOn = LossOn.answer
     fit_micro_batch: bool = True
     gpus: int = bounded("[1, 1024]", 1)
+    rank_timeout_s: int = bounded("[1, 86400]", 600)
 
     @property
     def batch_size(self) -> int:

@@ -59,7 +59,7 @@ def main() -> None:
 
 def _run(directory: Path, settings: Mapping[str, Any]) -> None:
     config = typed(settings["config"])
-    ranks = join(config.model.device)
+    ranks = join(config.model.device, config.training.rank_timeout_s)
     run_rank(config, directory, settings, ProcessState(load_in_own_process), ranks)
     leave()
 

@@ -18,6 +18,8 @@ Arguments = ParamSpec("Arguments")
 
 # Ranks wait for the first one while it scores; torchrun, not this limit, notices one that died.
 PATIENCE = timedelta(days=1)
+# Within a step none waits for long: another limit holds there (training.rank_timeout_s).
+STEP_TIMEOUT_S = 600
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,14 @@ class Ranks:
 
     Every method but `share` and `step_seed` is a meeting: each rank must call it, in the same
     order.
+
+    Attributes:
+        tensors: torch's group for tensors of a step; objects travel in the default group.
     """
 
     rank: int = 0
     size: int = 1
+    tensors: Any = None
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
         """Return this rank's part; parts differ by one item at most."""
@@ -80,7 +86,7 @@ class Ranks:
         sums = torch.tensor(counts, dtype=torch.float32)  # exact up to 16 million
         if device.type == "cuda":
             sums = sums.pin_memory().to(device, non_blocking=True)
-        dist.all_reduce(sums)
+        dist.all_reduce(sums, group=self.tensors)
         return sums.unbind()
 
     def sum_in_place(self, tensors: "Sequence[torch.Tensor]") -> None:
@@ -96,7 +102,7 @@ class Ranks:
 
         with torch.no_grad():
             flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-            dist.all_reduce(flat)
+            dist.all_reduce(flat, group=self.tensors)
             parts = flat.split_with_sizes([tensor.numel() for tensor in tensors])
             sums = [part.view_as(own) for part, own in zip(parts, tensors, strict=True)]
             torch._foreach_copy_(list(tensors), sums)
@@ -105,10 +111,14 @@ class Ranks:
 ALONE = Ranks()
 
 
-def join(device: Device) -> Ranks:
+def join(device: Device, timeout_s: int = STEP_TIMEOUT_S) -> Ranks:
     """Meet the other processes that torchrun started; this one gets the GPU of its number.
 
     Objects and counts travel between the processors (gloo), tensors between the GPUs (nccl).
+
+    Args:
+        device: As configured.
+        timeout_s: Seconds that a rank waits for another one's tensors before it fails.
     """
     import torch
     import torch.distributed as dist
@@ -116,11 +126,13 @@ def join(device: Device) -> Ranks:
     on_cpu = device is Device.cpu
     if not on_cpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("gloo" if on_cpu else "cpu:gloo,cuda:nccl", timeout=PATIENCE)
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    limit, backend = timedelta(seconds=timeout_s), "gloo" if on_cpu else "nccl"
+    tensors = dist.new_group(backend=backend, timeout=limit)
     if not on_cpu:
         # nccl takes its buffers now, before the micro-batch that fits is found.
-        dist.all_reduce(torch.zeros(1, device="cuda"))
-    return Ranks(dist.get_rank(), dist.get_world_size())
+        dist.all_reduce(torch.zeros(1, device="cuda"), group=tensors)
+    return Ranks(dist.get_rank(), dist.get_world_size(), tensors)
 
 
 def leave() -> None:

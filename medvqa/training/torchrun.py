@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from medvqa.config.errors import DivergenceError, UserError
+from medvqa.config.errors import DivergenceError, RankError, UserError
 from medvqa.config.fast_exit import leave_at_once
 from medvqa.tracking import record
 
@@ -27,11 +27,9 @@ GRACE_S = 15.0  # for the first rank to mark its run as interrupted
 # What only the command line's own process needs.
 NOT_INHERITED = ("HYDRA_FULL_ERROR",)
 SHOWN_LINES = 20
+# How nccl's watchdog and gloo end a wait that was too long.
+TIMEOUTS = ("Watchdog caught collective operation timeout", "Timed out waiting")
 MISTAKES = {kind.__name__: kind for kind in (DivergenceError, UserError)}  # the narrower first
-
-
-class RankError(Exception):
-    """A rank failed; the message holds its traceback."""
 
 
 def run_ranks(num_ranks: int, *, directory: Path, settings: Mapping[str, Any]) -> None:
@@ -115,15 +113,21 @@ def _failure(place: Path, num_ranks: int, exit_code: int) -> Exception:
 
     A rank that loses its partner fails as well, so the last one to fail is not to blame.
     """
-    for name, code in record.read_json(place / "exit_codes.json").items():
+    codes = record.read_json(place / "exit_codes.json")
+    log = (place / "log").read_text(encoding="utf-8", errors="replace")
+    told = [record.read_json(path) for path in place.glob("error-*.json")]
+    if any(words in text for words in TIMEOUTS for text in (log, *(e["text"] for e in told))):
+        return RankError(
+            f"one of {num_ranks} ranks hangs: another one waited for it longer than "
+            "training.rank_timeout_s"
+        )
+    for name, code in codes.items():
         if code < 0 and -code != signal.SIGTERM:  # which torchrun sends to the others
             reason = "; was the memory full?" if -code == signal.SIGKILL else ""
             signal_name = signal.Signals(-code).name
             return RankError(f"rank {name} of {num_ranks} was killed by {signal_name}{reason}")
-    told = [record.read_json(path) for path in place.glob("error-*.json")]
     if not told:
-        log = (place / "log").read_text(encoding="utf-8", errors="replace").splitlines()
-        tail = "\n".join(log[-SHOWN_LINES:])
+        tail = "\n".join(log.splitlines()[-SHOWN_LINES:])
         return RankError(f"torchrun left with exit code {exit_code}:\n{tail}")
     first = min(told, key=lambda error: error["time"])
     if first["kind"] in MISTAKES:

@@ -139,6 +139,7 @@ def test_no_process_outlives_a_killed_rank_or_a_killed_command_and_the_run_goes_
     assert process.returncode == 1, output
     assert "rank 1 of 2 was killed by SIGKILL; was the memory full?" in output
     assert "the same command goes on from its last checkpoint" in output
+    assert "Traceback" not in output
     assert run_json(directory)["state"] == "failed"
     assert "rank 1 of 2 was killed" in run_json(directory)["error"]
     assert not any(Path(f"/proc/{pid}").exists() for pid in (torchrun, *ranks))
@@ -160,6 +161,31 @@ def test_no_process_outlives_a_killed_rank_or_a_killed_command_and_the_run_goes_
     assert record["training"]["resumed_from_step"] > 2
     alone(tmp_path / "whole", config)
     same_run(tmp_path / "whole", directory)
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_ends_the_run_in_one_line_and_the_same_command_finishes_it(tmp_path):
+    directory = tmp_path / "run"
+    command = (
+        *SMOKE, f"hydra.run.dir={directory}", "training.max_steps=12", "training.rank_timeout_s=4",
+    )  # fmt: skip
+    process = start(tmp_path, *command)
+    wait_for(lambda: checkpoints(directory))
+    (torchrun,) = children(process.pid)
+    ranks = children(torchrun)
+    os.kill(ranks[1], signal.SIGSTOP)
+    wait_for(lambda: not Path(f"/proc/{ranks[0]}").exists())
+    os.kill(ranks[1], signal.SIGCONT)  # torchrun would kill it after half a minute
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1, output
+    line = "one of 2 ranks hangs: another one waited for it longer than training.rank_timeout_s"
+    assert line in output
+    assert "Traceback" not in output
+    assert line in run_json(directory)["error"]
+
+    output, _ = start(tmp_path, *command).communicate(timeout=PATIENCE_S)
+    assert "continuing from step" in output
+    assert run_json(directory)["state"] == "finished"
 
 
 def test_a_mistake_that_a_rank_finds_is_one_line_and_exit_code_2(tmp_path):
