@@ -40,9 +40,9 @@ from medvqa.data.storage.files import named_images
 from medvqa.evaluation.predictions import read_predictions
 from medvqa.evaluation.score import score_predictions
 from medvqa.serve.agents import without_half_surrogates
-from medvqa.serve.errors import ToolError
+from medvqa.serve.errors import RequestError, ToolError
 from medvqa.serve.intake import Intake, Limits
-from medvqa.serve.protocol import RequestError, read_request
+from medvqa.serve.protocol import read_request
 from medvqa.sweep.status import read_rows
 from medvqa.tracking.record import read_lines, read_run
 
@@ -223,7 +223,12 @@ def records(rng: random.Random, folder: Path) -> None:
 # What each reader may raise: the errors that end as one line, a 400, or a typed tool error.
 READERS: dict[Callable[[random.Random, Path], None], tuple[type[BaseException], ...]] = {
     **{rows: MISTAKES, pictures: (UserError,), archives: (UserError,), config: MISTAKES},
-    **{scores: (UserError,), bodies: (RequestError,), tool: (ToolError,), records: (UserError,)},
+    **{
+        scores: (UserError,),
+        bodies: (RequestError, ToolError),
+        tool: (ToolError,),
+        records: (UserError,),
+    },
 }
 
 

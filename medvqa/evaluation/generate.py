@@ -86,6 +86,7 @@ def generate(
     batch_size: int,
     decoding: Decoding = Decoding.auto,
     description: str = "answering",
+    samples: Sequence[Sample] | None = None,
 ) -> Answers:
     """Answer every example greedily.
 
@@ -100,6 +101,7 @@ def generate(
         batch_size: Questions at once; halved, with a warning, when memory runs out.
         decoding: `shared_prefix` computes each picture's part of the prompt once.
         description: Of the progress bar.
+        samples: The examples, where they are encoded already.
     """
     import torch
 
@@ -111,14 +113,14 @@ def generate(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     loaded.use_for(training=False)
     rows: dict[int, tuple[Any, ...]] = {}
-    encoded = _encoded(encoder, examples, batches, on_gpu=loaded.device.type == "cuda")
+    on_gpu = loaded.device.type == "cuda"
+    encoded = _encoded(encoder, examples, batches, samples, on_gpu=on_gpu)
     with torch.inference_mode(), closing(encoded):
         every = chain.from_iterable(encoded)
         for indices in track(batches, description=description):
-            samples = list(islice(every, len(indices)))
             answered = within_memory(
                 engine,
-                samples,
+                list(islice(every, len(indices))),
                 lambda part: engine.answer(part, max_new_tokens),
                 partial(_joined, end_token_id=encoder.end_token_id),
             )
@@ -154,13 +156,20 @@ def _pictures(example: Example) -> tuple[str, ...]:
 
 
 def _encoded(
-    encoder: Encoder, examples: Sequence[Example], batches: Sequence[Sequence[int]], *, on_gpu: bool
+    encoder: Encoder,
+    examples: Sequence[Example],
+    batches: Sequence[Sequence[int]],
+    samples: Sequence[Sample] | None,
+    *,
+    on_gpu: bool,
 ) -> Generator[list[Sample]]:
-    """Yield the batches' samples in pieces; on a GPU, threads encode ahead.
+    """Yield the batches' samples in pieces; on a GPU, threads encode those that are not ready.
 
     A piece is one picture's questions of a batch: each picture is decoded by one thread, and the
     first batch, for which the GPU waits, by all of them.
     """
+    if samples is not None:
+        return ([samples[i] for i in batch] for batch in batches)
     threads = ENCODING_THREADS if on_gpu else 0
     pieces = [
         [batch]

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,48 +20,39 @@ from medvqa.serve.tool_config import read_tool_config
 if TYPE_CHECKING:
     from fastmcp import FastMCP
     from langchain_core.tools import StructuredTool
+    from pydantic import BaseModel
 
 PORT = 8765
 SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-PARAMETERS = {
-    "type": "object",
-    "properties": {
-        "query": {"type": "string", "description": QUERY},
-        "images": {
-            "anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "null"}],
-            "default": None,
-            "description": IMAGES,
-        },
-    },
-    "required": ["query"],
-}
 
 
 def langchain_tool(specialist: Specialist) -> "StructuredTool":
     """Return the tool for LangChain and LangGraph; wrong arguments come back as text too."""
     from langchain_core.tools import StructuredTool
-    from pydantic import BeforeValidator, Field, create_model
 
-    query = Annotated[str, Field(description=QUERY)]
-    # Agents send one string, or nulls among strings, as well.
-    images = Annotated[list[str] | None, BeforeValidator(listed), Field(description=IMAGES)]
-    arguments = create_model("Arguments", query=(query, ...), images=(images, None))
     return StructuredTool.from_function(
         specialist.great_brain_specialist,
         name=NAME,
         description=DESCRIPTION,
-        args_schema=arguments,
-        handle_validation_error=_invalid,
+        args_schema=_arguments(),
+        handle_validation_error=_refusal,
     )
 
 
-def _invalid(error: Any) -> str:
-    # Without the values, which may be secrets or megabytes.
-    return _check_arguments(str(name) for problem in error.errors() for name in problem["loc"][:1])
+def _arguments() -> "type[BaseModel]":
+    from pydantic import BeforeValidator, ConfigDict, Field, create_model
+
+    query = Annotated[str, Field(description=QUERY)]
+    # Agents send one string, or nulls among strings, as well.
+    images = Annotated[list[str] | None, BeforeValidator(listed), Field(description=IMAGES)]
+    strict = ConfigDict(extra="forbid")
+    return create_model("Arguments", __config__=strict, query=(query, ...), images=(images, None))
 
 
-def _check_arguments(names: Iterable[str]) -> str:
-    message = f"check {', '.join(sorted(set(names)))}: query is a string, images a list of strings"
+def _refusal(error: Any) -> str:
+    """Return which arguments are wrong, without their values: secrets, or megabytes."""
+    names = {ascii(problem["loc"][0])[1:-1][:40] for problem in error.errors()}
+    message = f"check {', '.join(sorted(names))}: query is a string, images a list of strings"
     return str(ToolError(ErrorKind.invalid_arguments, message))
 
 
@@ -69,34 +60,28 @@ def mcp_server(specialist: Specialist) -> "FastMCP":
     """Return an MCP server with the one tool; wrong arguments come back as text too."""
     from fastmcp import FastMCP
     from fastmcp.tools import Tool, ToolResult
+    from pydantic import ValidationError
     from starlette.concurrency import run_in_threadpool
 
     import medvqa
+
+    arguments_model: Any = _arguments()
 
     class SpecialistTool(Tool):
         """The tool; it checks its arguments itself, so that an agent reads each mistake."""
 
         async def run(self, arguments: dict[str, Any]) -> ToolResult:
-            query: Any = arguments.get("query")
-            images = listed(arguments.get("images"))
-            wrong = sorted(ascii(name)[1:-1][:40] for name in set(arguments) - {"query", "images"})
-            wrong += ["query"] * (not isinstance(query, str))
-            wrong += ["images"] * (not _is_list_of_strings(images))
-            if wrong:
-                return ToolResult(_check_arguments(wrong))
-            return ToolResult(
-                await run_in_threadpool(specialist.great_brain_specialist, query, images)
-            )
+            try:
+                checked = arguments_model.model_validate(arguments)
+            except ValidationError as error:
+                return ToolResult(_refusal(error))
+            answer = specialist.great_brain_specialist
+            return ToolResult(await run_in_threadpool(answer, checked.query, checked.images))
 
     server: FastMCP = FastMCP("medvqa", version=medvqa.__version__, mask_error_details=True)
-    tool = SpecialistTool(name=NAME, description=DESCRIPTION, parameters=PARAMETERS)
-    server.add_tool(tool)
+    parameters = arguments_model.model_json_schema()
+    server.add_tool(SpecialistTool(name=NAME, description=DESCRIPTION, parameters=parameters))
     return server
-
-
-def _is_list_of_strings(images: Any) -> bool:
-    is_list = isinstance(images, list) and all(isinstance(image, str) for image in images)
-    return images is None or is_list
 
 
 def _parser() -> CommandParser:

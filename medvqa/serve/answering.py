@@ -47,7 +47,6 @@ class Answer:
     """The model's answer.
 
     Attributes:
-        num_images: Images that the model was shown.
         was_cut: Whether the limit of tokens ended it.
         num_tokens: New tokens, the end of the turn included; 0 if an endpoint did not say.
         num_prompt_tokens: Tokens of the prompt, those of images included; 0 likewise.
@@ -56,7 +55,6 @@ class Answer:
     """
 
     text: str
-    num_images: int
     was_cut: bool
     num_tokens: int = 0
     num_prompt_tokens: int = 0
@@ -66,15 +64,15 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """An encoded question; the pictures themselves are not kept.
+    """An encoded question.
 
     Attributes:
-        num_images: Images that the model is shown.
+        example: The question with the names of its pictures, without the pictures themselves.
         max_new_tokens: Limit of the answer.
     """
 
+    example: Example
     sample: Sample
-    num_images: int
     max_new_tokens: int
 
 
@@ -149,14 +147,24 @@ class Answerer:
                 the model was trained on.
         """
         self._check_text(question.text)
-        ids = tuple(_image_id(image) for image in question.images)
-        text = question_of(question.text, self.trained.prompt)
-        example = _example(text, question.images, ids)
+        example = Example(
+            id="",
+            images=question.images,
+            question=question_of(question.text, self.trained.prompt),
+            answers=("",),
+            answer_type="open",
+            type_origin="rule",
+            source="question",
+            split="",
+            # By content: pictures of two clients may have the same name.
+            image_ids=tuple(_image_id(image) for image in question.images),
+        )
         # The pictures of one question are decoded one after the other.
         with self._pixel_limit.hold(max(map(_num_pixels, question.images), default=0)):
             sample = self._encode(example)
+        names = tuple(ImageBytes(name, b"") for name in example.image_ids)
         limit = min(question.max_new_tokens or self.max_new_tokens, self.max_new_tokens)
-        return Prepared(sample=sample, num_images=len(example.images), max_new_tokens=limit)
+        return Prepared(example=replace(example, images=names), sample=sample, max_new_tokens=limit)
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """Answer the questions, in their order; raise a `UserError` as `prepare` does."""
@@ -168,19 +176,18 @@ class Answerer:
         with self._lock:
             for limit in sorted({own.max_new_tokens for own in prepared}):
                 indices = [i for i, own in enumerate(prepared) if own.max_new_tokens == limit]
-                samples = [prepared[i].sample for i in indices]
                 batch = generate(
                     self._loaded,
-                    _ReadySamples(self._encoder, samples),
-                    [_placeholder(i, sample) for i, sample in enumerate(samples)],
+                    self._encoder,
+                    [prepared[i].example for i in indices],
                     max_new_tokens=limit,
                     batch_size=self.batch_size,
                     decoding=self._config.decoding,
+                    samples=[prepared[i].sample for i in indices],
                 )
                 for place, i in enumerate(indices):
                     answer = Answer(
                         text=batch.texts[place],
-                        num_images=prepared[i].num_images,
                         was_cut=batch.cut[place],
                         num_tokens=batch.num_tokens[place],
                         num_prompt_tokens=len(prepared[i].sample.prompt_ids),
@@ -223,34 +230,3 @@ def _image_id(image: ImageSource) -> str:
 
 def _num_pixels(image: ImageSource) -> int:
     return int(getattr(image, "num_pixels", 0)) or math.prod(image_size(image))
-
-
-def _example(text: str, images: tuple[ImageSource, ...], ids: tuple[str, ...]) -> Example:
-    return Example(
-        id="",
-        images=images,
-        question=text,
-        answers=("",),
-        answer_type="open",
-        type_origin="rule",
-        source="question",
-        split="",
-        image_ids=ids,  # by content: pictures of two clients may have the same name
-    )
-
-
-def _placeholder(index: int, sample: Sample) -> Example:
-    """Return what `generate` needs beside a ready sample: an id, and the names of pictures."""
-    images = tuple(ImageBytes(key, b"") for key in sample.image_keys)
-    return replace(_example("", images, sample.image_keys), id=str(index))
-
-
-class _ReadySamples(Encoder):
-    """An encoder whose samples are ready: `encode` looks them up by the example's id."""
-
-    def __init__(self, encoder: Encoder, samples: Sequence[Sample]) -> None:
-        self.__dict__.update(encoder.__dict__)
-        self._samples = samples
-
-    def encode(self, example: Example) -> Sample:
-        return self._samples[int(example.id)]

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from medvqa.config.errors import UserError
 from medvqa.models.encode import encode_alone
-from medvqa.serve.batching import OverloadedError
 from medvqa.serve.engines import Engine
-from medvqa.serve.errors import ErrorKind, ToolError
+from medvqa.serve.errors import ErrorKind, OverloadedError, RequestError, ToolError
 from medvqa.serve.hosts import Hosts
 from medvqa.serve.intake import Intake
-from medvqa.serve.protocol import Request, RequestError, completion, read_request, stream
+from medvqa.serve.protocol import Request, completion, read_request, stream
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -30,7 +29,11 @@ MAX_BODY_BYTES = 64 * 2**20
 MAX_BODIES_BYTES = 4 * MAX_BODY_BYTES  # of all requests that are being read or encoded
 BODY_TIMEOUT_S = 60.0
 MAX_KNOWN_CLIENTS = 1000
-TIMEOUTS = (ErrorKind.timeout, ErrorKind.endpoint_unreachable)
+ENDPOINT_STATUS = {
+    ErrorKind.timeout: 504,
+    ErrorKind.endpoint_unreachable: 504,
+    ErrorKind.endpoint_error: 502,
+}  # of the program behind the server; any other error is about the request
 
 
 def build_app(service: "ChatService", hosts: Hosts) -> "Starlette":
@@ -122,10 +125,7 @@ class ChatService:
         request = read_request(
             data, model=self._name, intake=self._intake, is_lenient=self._is_lenient
         )
-        try:
-            return request, self._engine.prepare(request.question)
-        except ToolError as error:  # a picture that is broken behind its header
-            raise RequestError(error.message, error.kind.value, "messages") from error
+        return request, self._engine.prepare(request.question)
 
     @asynccontextmanager
     async def _body(self, http: "HttpRequest") -> AsyncIterator[bytes]:
@@ -203,8 +203,10 @@ def _refusal(error: Exception) -> RequestError:
     if isinstance(error, OverloadedError):
         return RequestError(str(error), "overloaded", status=503)
     if isinstance(error, ToolError):
-        status = 504 if error.kind in TIMEOUTS else 502
-        return RequestError(error.message, error.kind.value, status=status)
+        if error.kind in ENDPOINT_STATUS:
+            status = ENDPOINT_STATUS[error.kind]
+            return RequestError(error.message, error.kind.value, status=status)
+        return RequestError(error.message, error.kind.value, "messages")
     if isinstance(error, HTTPException):
         return RequestError(str(error.detail), "not_found", status=error.status_code)
     # Without the error's own text, which may repeat a question.

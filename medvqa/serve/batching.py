@@ -8,15 +8,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from medvqa.serve.answering import Answer, Prepared
+from medvqa.serve.errors import OverloadedError
 
 log = logging.getLogger(__name__)
 
 AnswerAll = Callable[[Sequence[Prepared]], Sequence[Answer]]
 Waiting = tuple[Prepared, "Future[Answer]"]
-
-
-class OverloadedError(Exception):
-    """More questions wait than the server will keep."""
 
 
 class Batcher:

@@ -18,7 +18,7 @@ from medvqa.models.trained import Trained
 from medvqa.serve.answering import Answerer
 from medvqa.serve.errors import require
 from medvqa.serve.intake import Intake, Limits
-from medvqa.serve.tool import InProcess, Specialist
+from medvqa.serve.tool import Specialist, in_process
 
 if TYPE_CHECKING:
     import gradio
@@ -131,7 +131,7 @@ def main_demo(argv: Sequence[str]) -> None:
     # Uploads lie here and are gone with the process.
     with tempfile.TemporaryDirectory(prefix="medvqa-demo-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        specialist = Specialist(Intake([Path(uploads)], limits), InProcess(answerer))
+        specialist = in_process(Intake([Path(uploads)], limits), answerer)
         blocks = page(answerer.trained, specialist)
         address = launch(blocks, port=options.port, max_image_bytes=limits.max_image_bytes)
         sys.stdout.write(f"{answerer.name} answers at {address} (Ctrl-C ends it)\n")

@@ -82,7 +82,7 @@ class Endpoint:
         if status != 200:
             reason = self._clean(_reason(body))
             raise ToolError(ErrorKind.endpoint_error, f"{self._url} answered {status}: {reason}")
-        return self._parsed(body, num_images=len(question.images))
+        return self._parsed(body)
 
     def _request(self, question: Question) -> dict[str, Any]:
         text = question_of(question.text, self._prompt)
@@ -115,7 +115,7 @@ class Endpoint:
                     )
             return response.status_code, bytes(body)
 
-    def _parsed(self, body: bytes, *, num_images: int) -> Answer:
+    def _parsed(self, body: bytes) -> Answer:
         notes: Any = None
         try:
             values = json.loads(body)
@@ -133,7 +133,6 @@ class Endpoint:
         is_known = isinstance(confidence, float) and 0 <= confidence <= 1
         return Answer(
             text=text.strip(),
-            num_images=num_images,
             was_cut=was_cut,
             confidence=confidence if is_known else None,
             has_abstained=is_known and notes.get("abstained") is True,

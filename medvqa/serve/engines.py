@@ -152,7 +152,7 @@ def start_vllm(trained: Trained, *, base: str | None) -> ProgramEngine:
     Raises:
         UserError: If it is not installed or does not start.
     """
-    require_program("vllm", "own", "pip install vllm, best into an environment of its own")
+    _require_program("vllm", "pip install vllm, best into an environment of its own")
     port = free_port()
     command = vllm_command(trained, weights=trained.adapter or trained.directory, base=base)
     return ProgramEngine(
@@ -174,19 +174,16 @@ def start_transformers(trained: Trained) -> ProgramEngine:
             "transformers serve cannot load an adapter; `medvqa export RUN --merge` first, then "
             "`medvqa serve RUN/export/merged --engine transformers`"
         )
-    require_program("transformers", "own", "pip install 'transformers[serving]'")
+    _require_program("transformers", "pip install 'transformers[serving]'")
     port = free_port()
     weights = str(trained.directory)
     command = ["transformers", "serve", weights, "--host", LOOPBACK, "--port", str(port)]
     return ProgramEngine(trained, command, model=weights, port=port)
 
 
-def require_program(name: str, other: str, hint: str) -> None:
-    """Raise a `UserError` where a program is not on the PATH."""
+def _require_program(name: str, hint: str) -> None:
     if shutil.which(name) is None:
-        raise UserError(
-            f"--engine {name}: {name} is not installed; {hint}, or use --engine {other}"
-        )
+        raise UserError(f"--engine {name}: {name} is not installed; {hint}, or use --engine own")
 
 
 def free_port() -> int:

@@ -1,4 +1,4 @@
-"""Typed errors of the agent's tool, and the check for missing packages."""
+"""Errors of the agent's tool and of the server, and the check for missing packages."""
 
 from enum import Enum
 from importlib import util
@@ -36,6 +36,33 @@ class ToolError(Exception):
 
     def __str__(self) -> str:
         return f"[{self.kind.value}] {self.message}"
+
+
+class RequestError(Exception):
+    """A request that is not answered, in the words of OpenAI's error object."""
+
+    def __init__(
+        self, message: str, code: str, param: str | None = None, *, status: int = 400
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        param = None if param is None else sendable(param)
+        self.body = {
+            "error": {"message": sendable(message), "type": kind, "param": param, "code": code}
+        }
+
+
+def sendable(text: str) -> str:
+    """Return the text so that it can be sent: halves of surrogate pairs are escaped, at most 1 kB.
+
+    A field's name may be anything, since it comes from the client.
+    """
+    return text[:1000].encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class OverloadedError(Exception):
+    """More questions wait than the server will keep."""
 
 
 def require(*packages: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from medvqa.models.prompt import question_of
 from medvqa.serve.answering import Answer, Question
-from medvqa.serve.errors import ToolError
+from medvqa.serve.errors import RequestError, sendable
 from medvqa.serve.intake import Intake
 
 # The values of a field that change no answer: decoding is greedy, one answer, no tools.
@@ -48,29 +48,6 @@ SERVER_READS_NOTHING = (
 )
 
 
-class RequestError(Exception):
-    """A request that is not answered, in the words of OpenAI's error object."""
-
-    def __init__(
-        self, message: str, code: str, param: str | None = None, *, status: int = 400
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        kind = "invalid_request_error" if status < 500 else "server_error"
-        param = None if param is None else _printable(param)
-        self.body = {
-            "error": {"message": _printable(message), "type": kind, "param": param, "code": code}
-        }
-
-
-def _printable(text: str) -> str:
-    """Return the text so that it can be sent: halves of surrogate pairs are escaped, at most 1 kB.
-
-    A field's name may be anything, since it comes from the client.
-    """
-    return text[:1000].encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """A request that passed.
@@ -91,6 +68,7 @@ def read_request(data: bytes, *, model: str, intake: Intake, is_lenient: bool = 
 
     Raises:
         RequestError: On the first thing that is wrong or not supported, naming the field.
+        ToolError: If the intake refuses the question or a picture.
     """
     body = _object(data)
     ignored = _ignored_fields(body, is_lenient)
@@ -99,19 +77,14 @@ def read_request(data: bytes, *, model: str, intake: Intake, is_lenient: bool = 
         raise RequestError(message, "model_not_found", "model", status=404)
     content, ignored_messages = _last_question(body.get("messages"), is_lenient)
     text, urls, ignored_parts = _content(content, is_lenient)
-    try:
-        accepted = intake.accept(question_of(text), urls)
-    except ToolError as error:
-        raise RequestError(error.message, error.kind.value, "messages") from error
-    options = body.get("stream_options") or {}
-    if not isinstance(options, dict):
-        raise RequestError("stream_options must be an object", "invalid_type", "stream_options")
+    accepted = intake.accept(question_of(text), urls)
+    is_stream, has_usage = _stream_settings(body)
     return Request(
         question=Question(
             text=accepted.query, images=accepted.images, max_new_tokens=_max_tokens(body)
         ),
-        is_stream=_flag(body, "stream"),
-        has_usage=options.get("include_usage") is True,
+        is_stream=is_stream,
+        has_usage=has_usage,
         ignored=(*ignored, *ignored_messages, *ignored_parts),
     )
 
@@ -135,7 +108,7 @@ def _ignored_fields(body: Mapping[str, Any], is_lenient: bool) -> list[str]:
         if value in NEUTRAL.get(name, ()):
             continue
         if is_lenient and name not in NEVER_IGNORED:
-            ignored.append(_printable(name))
+            ignored.append(sendable(name))
         elif name not in NEUTRAL:
             raise RequestError(f"{name} is not supported", "unsupported_parameter", name)
         else:
@@ -145,11 +118,14 @@ def _ignored_fields(body: Mapping[str, Any], is_lenient: bool) -> list[str]:
     return ignored
 
 
-def _flag(body: Mapping[str, Any], name: str) -> bool:
-    value = body.get(name) or False
-    if not isinstance(value, bool):
-        raise RequestError(f"{name} must be true or false", "invalid_type", name)
-    return value
+def _stream_settings(body: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Return whether the response is a stream, and whether the number of tokens ends it."""
+    is_stream, options = body.get("stream") or False, body.get("stream_options") or {}
+    if not isinstance(is_stream, bool):
+        raise RequestError("stream must be true or false", "invalid_type", "stream")
+    if not isinstance(options, dict):
+        raise RequestError("stream_options must be an object", "invalid_type", "stream_options")
+    return is_stream, options.get("include_usage") is True
 
 
 def _max_tokens(body: Mapping[str, Any]) -> int | None:
@@ -171,7 +147,7 @@ def _last_question(messages: Any, is_lenient: bool) -> tuple[Any, list[str]]:
         raise RequestError(ONE_MESSAGE, "unsupported_messages", "messages")
     last = len(roles) - 1 - roles[::-1].index("user")
     ignored = [
-        f"messages[{place}] ({_printable(str(role))[:20]})"
+        f"messages[{place}] ({sendable(str(role))[:20]})"
         for place, role in enumerate(roles)
         if place != last
     ]
@@ -182,55 +158,47 @@ def _content(content: Any, is_lenient: bool) -> tuple[str, list[str], list[str]]
     """Return text, image URLs and ignored settings; pictures come first whatever the order."""
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-        message = "content must be a text or a list of parts"
-        raise RequestError(message, "invalid_type", "messages")
-    texts = [_text(part) for part in parts if part.get("type") == "text"]
-    urls, ignored = [], []
+        raise _wrong_content("content must be a text or a list of parts")
+    texts, urls, ignored = [], [], []
     for part in parts:
-        if part.get("type") == "image_url":
-            url, detail = _url(part)
+        if part.get("type") == "text":
+            if not isinstance(part.get("text"), str):
+                raise _wrong_content("a text part has no text")
+            texts.append(part["text"])
+        elif part.get("type") == "image_url":
+            url, detail = _url(part.get("image_url"))
             urls.append(url)
-            if detail not in (None, "auto") and not is_lenient:
-                message = 'detail is supported as "auto" only: the pixel budget is the run\'s'
-                raise RequestError(message, "unsupported_value", "messages")
             ignored += ["detail"] * (detail not in (None, "auto"))
-    if len(texts) + len(urls) < len(parts):
-        message = "a part is neither text nor image_url"
-        raise RequestError(message, "unsupported_content", "messages")
+        else:
+            raise _wrong_content("a part is neither text nor image_url", "unsupported_content")
+    if ignored and not is_lenient:
+        message = 'detail is supported as "auto" only: the run sets the pixel budget'
+        raise _wrong_content(message, "unsupported_value")
     return "\n".join(texts), urls, ignored
 
 
-def _text(part: Mapping[str, Any]) -> str:
-    if not isinstance(part.get("text"), str):
-        raise RequestError("a text part has no text", "invalid_type", "messages")
-    return str(part["text"])
-
-
-def _url(part: Mapping[str, Any]) -> tuple[str, Any]:
-    image = part.get("image_url")
-    url, detail = (
-        (image.get("url"), image.get("detail")) if isinstance(image, dict) else (image, None)
-    )
+def _url(image: Any) -> tuple[str, Any]:
+    """Return a picture's address and the detail in which it shall be seen."""
+    is_object = isinstance(image, dict)
+    url, detail = (image.get("url"), image.get("detail")) if is_object else (image, None)
     if not isinstance(url, str):
-        raise RequestError("an image_url part has no url", "invalid_type", "messages")
+        raise _wrong_content("an image_url part has no url")
     if not url.startswith("data:"):
-        raise RequestError(SERVER_READS_NOTHING, "image_not_allowed", "messages")
+        raise _wrong_content(SERVER_READS_NOTHING, "image_not_allowed")
     return url, detail
+
+
+def _wrong_content(message: str, code: str = "invalid_type") -> RequestError:
+    return RequestError(message, code, "messages")
 
 
 def completion(answer: Answer, *, model: str, ignored: Sequence[str] = ()) -> dict[str, Any]:
     """Return the response of a request without a stream."""
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": answer.text},
-        "logprobs": None,
-        "finish_reason": _finish_reason(answer),
-    }
-    return {
-        **_head("chat.completion", model, answer, ignored),
-        "choices": [choice],
-        **_usage(answer),
-    }
+    message = {"role": "assistant", "content": answer.text}
+    choice = {"index": 0, "message": message, "logprobs": None}
+    choice["finish_reason"] = _finish_reason(answer)
+    head = _head("chat.completion", model, answer, ignored)
+    return {**head, "choices": [choice], **_usage(answer)}
 
 
 def stream(

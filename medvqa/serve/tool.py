@@ -5,10 +5,12 @@ import logging
 import os
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from medvqa.config.errors import MISTAKES, UserError, explain
+from medvqa.data.example import ImageSource
 from medvqa.models.prompt import DEFAULT
 from medvqa.models.trained import read_trained
 from medvqa.serve.answering import Answer, Answerer, Question
@@ -36,35 +38,19 @@ IMAGES = (
 DEFAULT_NEW_TOKENS = 32
 
 
-class InProcess:
-    """A run in this process."""
-
-    def __init__(self, answerer: Answerer) -> None:
-        self._answerer = answerer
-
-    def answer(self, question: Question) -> Answer:
-        """Answer as the evaluator does."""
-        try:
-            return self._answerer.answer([question])[0]
-        except UserError as error:
-            raise ToolError(ErrorKind.model_refused, str(error)) from None
-
-
+@dataclass(frozen=True)
 class Specialist:
     """The tool: an intake, and the one service that answers.
 
-    Args:
+    Attributes:
         intake: Checks what comes in.
-        answering: Answers; there is no other to fall back on.
+        answer: Answers a question; there is no other service to fall back on.
         budget: Resizes images first; None leaves that to the service.
     """
 
-    def __init__(
-        self, intake: Intake, answering: InProcess | Endpoint, budget: PixelBudget | None = None
-    ) -> None:
-        self._intake = intake
-        self._answering = answering
-        self._budget = budget
+    intake: Intake
+    answer: Callable[[Question], Answer]
+    budget: PixelBudget | None = None
 
     def great_brain_specialist(self, query: str, images: Images = None) -> str:
         """Return the answer with what is to be known about it, or `[kind] what went wrong`.
@@ -74,10 +60,12 @@ class Specialist:
             images: Paths below the config's allowed roots, or data: URLs.
         """
         try:
-            accepted = self._intake.accept(query, images)
-            return rendered(accepted, self._answering.answer(self._question(accepted)))
+            accepted = self.intake.accept(query, images)
+            return rendered(accepted, self.answer(self._question(accepted)))
         except ToolError as error:
             return str(error)
+        except UserError as error:  # of the model in this process
+            return str(ToolError(ErrorKind.model_refused, str(error)))
         except Exception as error:  # an agent reads the result; it must always be one
             # Without the error's own text, which may repeat an address or a key.
             where = "".join(traceback.format_tb(error.__traceback__))
@@ -85,8 +73,9 @@ class Specialist:
             return str(ToolError(ErrorKind.internal_error, f"{type(error).__name__}; see the log"))
 
     def _question(self, accepted: Accepted) -> Question:
-        budget = self._budget
-        images = accepted.images if budget is None else tuple(map(budget.resized, accepted.images))
+        images: tuple[ImageSource, ...] = accepted.images
+        if self.budget is not None:
+            images = tuple(map(self.budget.resized, images))
         return Question(text=accepted.query, images=images)
 
 
@@ -101,10 +90,10 @@ def rendered(accepted: Accepted, answer: Answer) -> str:
         lines.append(
             f"Note: {accepted.num_ignored} empty image reference(s) (such as 'None') were ignored."
         )
-    if answer.num_images == 0:
+    if not accepted.images:
         lines.append("Note: no image was used; the answer rests on the text of the question alone.")
-    elif answer.num_images > 1:
-        lines.append(f"Note: {answer.num_images} images were used.")
+    elif len(accepted.images) > 1:
+        lines.append(f"Note: {len(accepted.images)} images were used.")
     return "\n".join([*lines, DISCLAIMER])
 
 
@@ -118,7 +107,7 @@ def build(config: ToolConfig, environment: Mapping[str, str] = os.environ) -> Sp
     if config.service is Service.in_process:
         assert config.run is not None
         answerer = Answerer.of_run(Path(config.run), device=config.device)
-        return Specialist(intake, InProcess(answerer))
+        return in_process(intake, answerer)
     assert config.base_url is not None and config.model is not None
     trained = None if config.run is None else read_trained(Path(config.run))
     own = DEFAULT_NEW_TOKENS if trained is None else trained.evaluation.max_new_tokens
@@ -131,8 +120,13 @@ def build(config: ToolConfig, environment: Mapping[str, str] = os.environ) -> Sp
         prompt=DEFAULT if trained is None else trained.prompt,
     )
     if trained is None or config.resize is Resize.endpoint:
-        return Specialist(intake, endpoint)
-    return Specialist(intake, endpoint, PixelBudget(trained.model))
+        return Specialist(intake, endpoint.answer)
+    return Specialist(intake, endpoint.answer, PixelBudget(trained.model))
+
+
+def in_process(intake: Intake, answerer: Answerer) -> Specialist:
+    """Return the tool around a model in this process."""
+    return Specialist(intake, lambda question: answerer.answer([question])[0])
 
 
 @functools.cache

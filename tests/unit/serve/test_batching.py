@@ -8,18 +8,19 @@ import pytest
 from medvqa.config.errors import UserError
 from medvqa.models.sample import Sample
 from medvqa.serve.answering import Answer, Prepared
-from medvqa.serve.batching import Batcher, OverloadedError
+from medvqa.serve.batching import Batcher
+from medvqa.serve.errors import OverloadedError
 
 EMPTY = Sample((), (), None, None)
 
 
 def asked(number):
     """Return a prepared question; its limit of tokens tells it from others."""
-    return Prepared(sample=EMPTY, num_images=0, max_new_tokens=number)
+    return Prepared(example=None, sample=EMPTY, max_new_tokens=number)
 
 
 def answered(prepared):
-    return [Answer(text=str(p.max_new_tokens), num_images=0, was_cut=False) for p in prepared]
+    return [Answer(text=str(p.max_new_tokens), was_cut=False) for p in prepared]
 
 
 def test_questions_that_come_together_are_one_batch_and_a_bad_one_is_alone():
