@@ -24,13 +24,13 @@ from PIL import Image
 
 from medvqa.config.contamination import ContaminationConfig
 from medvqa.config.data import SourceConfig
-from medvqa.contamination.hash_cache import HashCache
 from medvqa.contamination.near import NearIndex
 from medvqa.contamination.overlap import find_overlap
 from medvqa.contamination.picture_hash import hash_words, perceptual_hashes
 from medvqa.data.example import Example
 from medvqa.data.image import ImageFile
 from medvqa.data.pool import load_examples
+from medvqa.data.storage.cache import Cache
 from medvqa.data.vqa_rad import IMAGE_FOLDER
 from medvqa.tracking.environment import provenance
 from medvqa.tracking.record import write_json
@@ -93,7 +93,7 @@ def whole_gate(directory: Path, num_rows: int) -> dict[str, Any]:
         time.sleep(3)  # fingerprints of files that are newer are not trusted
         for name in ("empty_cache", "filled_cache"):
             start = clocks()
-            with HashCache(Path(place) / "cache") as cache:
+            with Cache(Path(place) / "cache") as cache:
                 overlap = find_overlap(pool, {"all": evaluation}, cache, max_distance=MAX_DISTANCE)
             result[name] = seconds_since(start)
         result["num_look_alikes"] = overlap.sets[0].num_alike

@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 
 from medvqa.config.data import SourceConfig
-from medvqa.contamination.hash_cache import HashCache
 from medvqa.contamination.near import MAX_DISTANCE
 from medvqa.contamination.overlap import find_overlap
 from medvqa.data.pool import load_examples
+from medvqa.data.storage.cache import Cache
 from medvqa.tracking.environment import provenance
 from medvqa.tracking.record import write_json
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=6)
     options = parser.parse_args()
     nearest: dict[str, dict[str, list[int]]] = {}
-    with tempfile.TemporaryDirectory() as place, HashCache(Path(place)) as cache:
+    with tempfile.TemporaryDirectory() as place, Cache(Path(place)) as cache:
         for seed in range(options.seeds):
             training, *others = (
                 load_examples(SourceConfig(name="phantom", split=split), seed=seed)

@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 
 from medvqa.config.schema import Config
 from medvqa.contamination import gate
-from medvqa.contamination.hash_cache import open_cache
-from medvqa.contamination.hashing import contents_sha256
 from medvqa.contamination.overlap import Overlap
+from medvqa.contamination.picture_hash import contents_sha256
 from medvqa.curriculum import plan_curriculum, stage_pools
 from medvqa.data.example import Example
 from medvqa.data.plan import Plan
 from medvqa.data.pool import Pool, load_pool, load_sets, rows_sha256
+from medvqa.data.storage.cache import open_cache
 from medvqa.data.verification import check_images, stored_images
 from medvqa.evaluation.bertscore import check_encoder
 from medvqa.evaluation.probing import more_questions

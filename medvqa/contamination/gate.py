@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from medvqa.config.contamination import Contamination, ContaminationConfig
 from medvqa.config.errors import UserError
-from medvqa.contamination.hash_cache import open_cache
 from medvqa.contamination.overlap import Overlap, SetOverlap, find_overlap
 from medvqa.data.example import Example
+from medvqa.data.storage.cache import open_cache
 from medvqa.tracking.record import write_json
 from medvqa.tracking.terminal import console, table
 

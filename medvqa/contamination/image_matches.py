@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from medvqa.contamination.hash_cache import HashCache
-from medvqa.contamination.hashing import HashedPicture, hash_pictures
 from medvqa.contamination.near import NearIndex
-from medvqa.contamination.picture_hash import hash_words
+from medvqa.contamination.picture_hash import HashedPicture, hash_pictures, hash_words
 from medvqa.data.example import Example, ImageSource
+from medvqa.data.storage.cache import Cache
 from medvqa.tracking.progress import track
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def distinct_pictures(examples: Sequence[Example]) -> dict[Key, ImageSource]:
 
 
 def hash_evaluation(
-    sets: Mapping[str, Sequence[Example]], pictures: EvaluationPictures, cache: HashCache
+    sets: Mapping[str, Sequence[Example]], pictures: EvaluationPictures, cache: Cache
 ) -> "tuple[list[int], NDArray[np.uint64]]":
     """Return the evaluation pictures that have a hash: their indices, and all hashes of each."""
     import numpy as np

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from medvqa.config.evaluation import Normalizer
-from medvqa.contamination.hash_cache import HashCache
-from medvqa.contamination.hashing import hash_pictures
 from medvqa.contamination.image_matches import (
     EvaluationPictures,
     Key,
@@ -17,7 +15,9 @@ from medvqa.contamination.image_matches import (
     hash_evaluation,
     keys_of,
 )
+from medvqa.contamination.picture_hash import hash_pictures
 from medvqa.data.example import Example
+from medvqa.data.storage.cache import Cache
 from medvqa.evaluation.normalize import normalize
 from medvqa.tracking.progress import track
 
@@ -93,7 +93,7 @@ Item = tuple[str, str]  # normalised question and answer
 def find_overlap(
     training: Sequence[Example],
     sets: Mapping[str, Sequence[Example]],
-    cache: HashCache,
+    cache: Cache,
     *,
     max_distance: int,
 ) -> Overlap:

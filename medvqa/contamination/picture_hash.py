@@ -1,8 +1,19 @@
-"""Encoded picture -> perceptual hashes by `imagehash`; see docs/contamination.md for why these."""
+"""Pictures -> SHA-256 and perceptual hashes by `imagehash`; docs/contamination.md says why these.
 
+Each picture is read once, by several threads, and its hashes are cached.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from medvqa.config.errors import UserError
+from medvqa.data.example import Fingerprinted, ImageSource
 from medvqa.data.image import ImageBytes, load_rgb
+from medvqa.data.storage.cache import Cache
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +27,74 @@ THUMBNAIL_PX = 256
 FLAT_GREY_LEVELS = 1.0
 # Hashes of another version are not comparable; the cache keeps them apart.
 VERSION = "phash256-2"
+
+
+@dataclass(frozen=True)
+class HashedPicture:
+    """What the gate knows of one picture.
+
+    Attributes:
+        hashes: See `perceptual_hashes`; empty for a picture without contrast.
+        error: Why it cannot be read; then there are no hashes.
+    """
+
+    name: str
+    sha256: bytes
+    hashes: bytes
+    error: str | None = None
+
+
+def hash_pictures(
+    sources: Sequence[ImageSource], cache: Cache, *, mirrored: bool
+) -> Iterator[HashedPicture]:
+    """Yield one result per source, in order; a picture that cannot be read yields its error."""
+    # Decoding and scaling leave the interpreter's lock, so threads use all cores.
+    with _threads() as pool:
+        yield from pool.map(lambda source: _hashed(source, cache, mirrored=mirrored), sources)
+
+
+def contents_sha256(sources: Sequence[ImageSource], cache: Cache) -> str:
+    """Return a hash over the bytes of the pictures, in order; one that cannot be read has none."""
+
+    def content(source: ImageSource) -> bytes:
+        try:
+            return _content(source, cache)[0]
+        except UserError:  # the check of the pictures names it
+            return bytes(32)
+
+    with _threads() as pool:
+        return hashlib.sha256(b"".join(pool.map(content, sources))).hexdigest()
+
+
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)))
+
+
+def _content(source: ImageSource, cache: Cache) -> tuple[bytes, bytes | None]:
+    """Return the SHA-256 of the encoded picture, and the picture where it had to be read."""
+    # Taken before reading: a file that changes meanwhile has another one next time.
+    fingerprint = source.fingerprint() if isinstance(source, Fingerprinted) else None
+    sha256 = cache.get(fingerprint)
+    if sha256 is not None:
+        return sha256, None
+    data = source.read()
+    sha256 = hashlib.sha256(data).digest()
+    cache.keep(fingerprint, sha256)
+    return sha256, data
+
+
+def _hashed(source: ImageSource, cache: Cache, *, mirrored: bool) -> HashedPicture:
+    try:
+        sha256, data = _content(source, cache)
+        key = f"{VERSION} {mirrored} {sha256.hex()}"
+        hashes = cache.get(key)
+        if hashes is None:
+            data = source.read() if data is None else data
+            hashes = perceptual_hashes(source.name, data, mirrored=mirrored)
+            cache.keep(key, hashes)
+    except UserError as error:
+        return HashedPicture(source.name, b"", b"", str(error))
+    return HashedPicture(source.name, sha256, hashes)
 
 
 def perceptual_hashes(name: str, data: bytes, *, mirrored: bool) -> bytes:

@@ -81,18 +81,27 @@ def image_file(path: Path) -> ImageSource:
 
 
 def read_regular(path: Path, max_bytes: int | None = None) -> bytes:
+    """Return the bytes of a file; see `regular_size`."""
+    try:
+        size = regular_size(path)
+        if max_bytes is not None and size > max_bytes:
+            raise UserError(f"it has {size:,} bytes; the limit is {max_bytes:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(error.strerror or str(error)) from error
+
+
+def regular_size(path: Path) -> int:
     """Return the bytes of a file; a pipe or a device would never end.
 
     Raises:
-        UserError: With the reason alone: missing, unreadable, no regular file, or too large.
+        UserError: With the reason alone: missing, unreadable, or no regular file.
     """
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):
             raise UserError("it is no regular file")
-        if max_bytes is not None and state.st_size > max_bytes:
-            raise UserError(f"it has {state.st_size:,} bytes; the limit is {max_bytes:,}")
-        return path.read_bytes()
+        return state.st_size
     except OSError as error:
         raise UserError(error.strerror or str(error)) from error
     except UserError:

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 from medvqa.config.errors import UserError
 from medvqa.data.example import ImageSource
-from medvqa.data.image import ImageFile
+from medvqa.data.image import ImageFile, file_fingerprint
 from medvqa.data.prefetch import ahead
 from medvqa.data.storage.archive import ZipImage, open_archive
-from medvqa.data.storage.cache import Identity, file_identity, read_cached, write_cached
+from medvqa.data.storage.cache import remembered
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +40,12 @@ class Archive:
     Attributes:
         label: Its path, or its name on the hub.
         num_bytes: Its size.
-        identity: Changes when its content does.
+        fingerprint: Changes when its content does; None if that cannot be told.
     """
 
     label: str
     num_bytes: int
-    identity: Identity
+    fingerprint: str | None
 
     def open(self) -> zipfile.ZipFile:
         """Open it to read its directory; raise `UserError` if it is cut off or unsafe."""
@@ -134,23 +134,25 @@ class ArchiveSet:
 
 def _members(archive: Archive) -> dict[str, Member]:
     """Return the members by file name, as `unzip -j` would unpack them."""
-    known = read_cached("members", archive.identity)
-    if known is not None:
-        return {name: Member(*member) for name, member in json.loads(known).items()}
-    with archive.open() as opened:
-        members = {
-            PurePosixPath(info.filename).name: Member(info.filename, info.compress_size)
-            for info in opened.infolist()
-            if not info.is_dir()
-        }
-    write_cached("members", archive.identity, json.dumps(members).encode())
-    return members
+
+    def listed() -> bytes:
+        with archive.open() as opened:
+            members = {
+                PurePosixPath(info.filename).name: (info.filename, info.compress_size)
+                for info in opened.infolist()
+                if not info.is_dir()
+            }
+        return json.dumps(members).encode()
+
+    key = None if archive.fingerprint is None else f"members {archive.fingerprint}"
+    members = json.loads(remembered(key, listed))
+    return {name: Member(*member) for name, member in members.items()}
 
 
 def local_archives(directory: Path, pattern: str) -> list[Archive]:
     """Return the archives of a local copy, by number."""
     paths = sorted(directory.glob(pattern), key=lambda path: by_number(path.name))
-    return [Archive(str(path), path.stat().st_size, file_identity(path)) for path in paths]
+    return [Archive(str(path), path.stat().st_size, file_fingerprint(path)) for path in paths]
 
 
 def by_number(name: str) -> tuple[list[int], str]:

@@ -1,65 +1,88 @@
-"""What takes long to find out about a large file, kept between runs in the hub's assets cache."""
+"""What takes long to find out about files and pictures, remembered between runs."""
 
-import hashlib
-import json
 import logging
 import os
-import stat
-from collections.abc import Sequence
+import sqlite3
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
-from medvqa.config.errors import UserError
+from medvqa.config.machine import cache_directory
 
 log = logging.getLogger(__name__)
 
-Identity = Sequence[str | int]
+PATIENCE_S = 10.0  # for another process that is writing
+TABLE = """
+pragma journal_mode = persist;
+pragma synchronous = off;
+create table if not exists entries (key text primary key, value blob not null);
+"""
 
 
-def file_identity(path: Path) -> Identity:
-    """Return what changes when the file does: its place, size and time.
+class Cache:
+    """Values by key in one file; None as a key stands for what must not be remembered.
 
-    Raises:
-        UserError: If there is no such file.
+    Threads and processes may share the file. Where it cannot be read or written, nothing is
+    remembered.
     """
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"cannot read {path}: it is no regular file")
-    return (str(path.resolve()), status.st_size, status.st_mtime_ns)
+
+    def __init__(self, directory: Path) -> None:
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._path = directory / "cache.sqlite"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(
+                self._path, timeout=PATIENCE_S, check_same_thread=False, isolation_level=None
+            )
+            self._connection.executescript(TABLE)
+        except (OSError, sqlite3.Error) as error:
+            self._give_up(error)
+
+    def get(self, key: str | None) -> bytes | None:
+        """Return the value of a key, or None."""
+        return None if key is None else self._run("select value from entries where key = ?", key)
+
+    def keep(self, key: str | None, value: bytes) -> None:
+        """Write a value to the disk."""
+        if key is not None:
+            self._run("insert or replace into entries values (?, ?)", key, value)
+
+    def _run(self, query: str, *values: str | bytes) -> bytes | None:
+        with self._lock:
+            if self._connection is None:
+                return None
+            try:
+                row = self._connection.execute(query, values).fetchone()
+            except sqlite3.Error as error:
+                self._give_up(error)
+                return None
+        return None if row is None else bytes(row[0])
+
+    def _give_up(self, error: Exception) -> None:
+        log.warning("no cache of hashes and indexes: %s: %s", self._path, error)
+        self.__exit__()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
 
 
-def cache_folder(kind: str) -> Path:
-    """Return the folder for one kind of knowledge; `hf cache` and HF_HOME govern where it is."""
-    from huggingface_hub import cached_assets_path
-
-    return cached_assets_path("medvqa", namespace=kind)
+def open_cache() -> Cache:
+    """Return the cache of this user."""
+    return Cache(cache_directory(os.environ))
 
 
-def read_cached(kind: str, identity: Identity) -> bytes | None:
-    """Return what was written for this identity; None if nothing was."""
-    try:
-        return _place(kind, identity).read_bytes()
-    except OSError:
-        return None
-
-
-def write_cached(kind: str, identity: Identity, data: bytes) -> None:
-    """Keep the data for this identity; a cache that cannot be written only costs time."""
-    try:
-        write_whole(_place(kind, identity), data)
-    except OSError as error:
-        log.warning("cannot remember the %s of %s: %s", kind, identity[0], error)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write the file completely or not at all, also beside another process that does the same."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(data)
-    part.replace(path)
-
-
-def _place(kind: str, identity: Identity) -> Path:
-    digest = hashlib.sha256(json.dumps(list(identity)).encode()).hexdigest()
-    return cache_folder(kind) / digest[:32]
+def remembered(key: str | None, compute: Callable[[], bytes]) -> bytes:
+    """Return the value of a key in this user's cache; it is computed if it is missing."""
+    with open_cache() as cache:
+        value = cache.get(key)
+        if value is None:
+            value = compute()
+            cache.keep(key, value)
+        return value

@@ -6,7 +6,7 @@ from typing import Any
 
 from medvqa.config.errors import UserError
 from medvqa.data.example import ImageSource
-from medvqa.data.image import ImageFile, read_regular
+from medvqa.data.image import ImageFile, read_regular, regular_size
 from medvqa.data.storage.archive import ZipImage, open_once, safe_name
 
 
@@ -22,6 +22,14 @@ def file_text(path: Path) -> str:
         raise UserError(f"cannot read {path}: {error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from error
+
+
+def check_regular(path: Path) -> None:
+    """Raise a `UserError` if there is no regular file at the path."""
+    try:
+        regular_size(path)
+    except UserError as error:
+        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def json_rows(path: Path) -> list[Any]:

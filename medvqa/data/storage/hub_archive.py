@@ -4,6 +4,7 @@ An archive's directory is read by range requests (some 4 MB of 3 GB). Of its mem
 are fetched one by one and kept, or the whole file where they are more than a quarter of it.
 """
 
+import os
 import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from medvqa.data.example import ImageSource
 from medvqa.data.image import ImageFile
 from medvqa.data.storage.archive import ZipImage, open_archive
 from medvqa.data.storage.archive_set import Archive, Member, by_number
-from medvqa.data.storage.cache import cache_folder, write_whole
 from medvqa.data.storage.hub import first_line, hub_file
 
 WHOLE_ARCHIVE_FRACTION = 0.25
@@ -29,6 +29,7 @@ class HubArchive(Archive):
     repository: str
     file: str
     revision: str | None
+    content: str  # its hash on the hub
 
     def open(self) -> zipfile.ZipFile:
         """Open it through range requests, its members' names checked."""
@@ -60,8 +61,10 @@ class HubArchive(Archive):
 
     @property
     def _folder(self) -> Path:
-        etag = str(self.identity[-1])
-        return cache_folder(self.repository) / f"{Path(self.file).stem}-{etag[:12]}"
+        from huggingface_hub import cached_assets_path
+
+        folder = cached_assets_path("medvqa", namespace=self.repository)
+        return folder / f"{Path(self.file).stem}-{self.content[:12]}"
 
     def _is_fetched_whole(self, members: Collection[Member]) -> bool:
         return sum(m.num_bytes for m in members) > WHOLE_ARCHIVE_FRACTION * self.num_bytes
@@ -72,7 +75,7 @@ class HubArchive(Archive):
                 # In the order of the archive, so that a block often holds the next image too.
                 infos = {name: archive.getinfo(member.name) for name, member in members.items()}
                 for name in sorted(infos, key=lambda name: infos[name].header_offset):
-                    write_whole(self._folder / name, archive.read(infos[name]))
+                    _write_whole(self._folder / name, archive.read(infos[name]))
         except Exception as error:  # the hub raises a dozen unrelated types
             raise UserError(
                 f"cannot fetch images of {self.label} ({first_line(error)}); the same command "
@@ -86,6 +89,13 @@ class HubArchive(Archive):
         return HfFileSystem().open(
             path, "rb", revision=self.revision, block_size=BLOCK_BYTES, cache_type=cache_type
         )
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write the file completely or not at all, also beside another process that does the same."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_bytes(data)
+    part.replace(path)
 
 
 def hub_archives(repository: str, revision: str | None, pattern: str) -> list[Archive]:
@@ -109,10 +119,12 @@ def hub_archives(repository: str, revision: str | None, pattern: str) -> list[Ar
         HubArchive(
             label=f"{repository}/{file.path}",
             num_bytes=file.size,
-            identity=(repository, file.path, file.lfs.sha256 if file.lfs else file.blob_id),
+            fingerprint=f"{repository} {file.path} {content}",
             repository=repository,
             file=file.path,
             revision=revision,
+            content=content,
         )
         for file in sorted(files, key=lambda file: by_number(file.path))
+        for content in [file.lfs.sha256 if file.lfs else file.blob_id]
     ]

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from medvqa.config.errors import UserError
-from medvqa.data.storage.cache import file_identity, read_cached, write_cached
+from medvqa.data.image import file_fingerprint
+from medvqa.data.storage.cache import remembered
+from medvqa.data.storage.files import check_regular
 from medvqa.data.storage.text_rows import unique_keys
 
 CHUNK_BYTES = 1 << 22
@@ -28,13 +30,10 @@ class JsonList:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._starts = array("q")
-        identity = file_identity(path)
-        known = read_cached("rows", identity)
-        if known is not None:
-            self._starts.frombytes(known)
-        else:
-            self._starts = row_starts(path)
-            write_cached("rows", identity, self._starts.tobytes())
+        check_regular(path)
+        fingerprint = file_fingerprint(path)
+        key = None if fingerprint is None else f"rows {fingerprint}"
+        self._starts.frombytes(remembered(key, lambda: row_starts(path).tobytes()))
 
     def __len__(self) -> int:
         return len(self._starts) - 1

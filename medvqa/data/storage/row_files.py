@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medvqa.config.errors import UserError
-from medvqa.data.storage.cache import file_identity
-from medvqa.data.storage.files import file_text
+from medvqa.data.storage.files import check_regular, file_text
 from medvqa.data.storage.hub import load_rows
 from medvqa.data.storage.json_list import JsonList
 from medvqa.data.storage.text_rows import CsvRows, JsonLines
@@ -130,7 +129,7 @@ def _open_text(path: Path) -> Any:
 
 def _open_json(path: Path) -> Any:
     """Return the rows of a list, or of an object of rows by name."""
-    file_identity(path)
+    check_regular(path)
     with path.open("rb") as file:
         start = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     if start == b"[":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medvqa.config.errors import UserError, printable
-from medvqa.data.storage.cache import file_identity
+from medvqa.data.storage.files import check_regular
 
 DELIMITERS = ",;\t|"
 MAX_CELL_CHARACTERS = 1 << 26
@@ -49,7 +49,7 @@ class CsvRows:
     @contextmanager
     def _opened(self) -> "Iterator[csv.DictReader[str]]":
         csv.field_size_limit(MAX_CELL_CHARACTERS)
-        file_identity(self.path)
+        check_regular(self.path)
         try:
             with self.path.open(encoding="utf-8-sig", newline="") as file:
                 header = file.readline()
@@ -72,7 +72,7 @@ class JsonLines:
     path: Path
 
     def __iter__(self) -> Iterator[Mapping[str, Any] | UserError]:
-        file_identity(self.path)
+        check_regular(self.path)
         try:
             with self.path.open(encoding="utf-8-sig", newline="\n") as file:
                 for number, line in enumerate(file, start=1):

@@ -15,12 +15,12 @@ from medvqa.config.contamination import Contamination, ContaminationConfig
 from medvqa.config.data import SourceConfig
 from medvqa.config.errors import UserError
 from medvqa.contamination.gate import kept_rows, measure, refusal
-from medvqa.contamination.hash_cache import HashCache
 from medvqa.contamination.near import MAX_DISTANCE, NearIndex
 from medvqa.contamination.overlap import find_overlap
 from medvqa.data.example import Example
 from medvqa.data.image import ImageBytes, ImageFile
 from medvqa.data.pool import load_examples
+from medvqa.data.storage.cache import Cache
 from tests.conftest import ROOT
 from tests.unit.config.test_compose import config_of
 
@@ -56,7 +56,7 @@ def row(name, image, *, question="What is it?", answers=("a",), images=()):
 
 
 def overlap(training, evaluation, *, cache, max_distance=CONFIG.max_distance):
-    with HashCache(cache) as hashes:
+    with Cache(cache) as hashes:
         return find_overlap(training, {"test": evaluation}, hashes, max_distance=max_distance)
 
 
@@ -192,11 +192,11 @@ def test_a_known_file_is_not_read_again_and_a_new_one_is_not_trusted_yet(tmp_pat
 
 
 def test_a_damaged_cache_costs_a_warning_and_nothing_else(tmp_path, caplog):
-    (path,) = [tmp_path / name for name in (HashCache(tmp_path)._path.name,)]
+    (path,) = [tmp_path / name for name in (Cache(tmp_path)._path.name,)]
     path.write_bytes(b"no database at all" * 100)
     same = encoded(picture(1))
     assert overlap([row("a", same)], [row("b", same)], cache=tmp_path).sets[0].num_shared == 1
-    assert "no cache of picture hashes" in caplog.text
+    assert "no cache of hashes" in caplog.text
 
 
 def test_two_processes_may_fill_one_cache(tmp_path):
@@ -217,7 +217,9 @@ def test_two_processes_may_fill_one_cache(tmp_path):
     assert [process.communicate()[0].strip() for process in both] == ["20", "20"]
     (path,) = tmp_path.glob("*.sqlite")
     with sqlite3.connect(path) as stored:
-        assert stored.execute("select count(*) from hashes").fetchone() == (60,)
+        assert stored.execute(
+            "select count(*) from entries where key like 'phash%'"
+        ).fetchone() == (60,)
 
 
 def test_an_unreadable_picture_is_refused_by_name_and_counted_in_a_report(tmp_path):

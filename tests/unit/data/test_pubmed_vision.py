@@ -30,6 +30,7 @@ SAID_OF_ONE_IMAGE = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "va
 def cache(tmp_path_factory, monkeypatch):
     place = tmp_path_factory.mktemp("assets")
     monkeypatch.setattr(CACHE, str(place))
+    monkeypatch.setattr("medvqa.data.image.SETTLED_S", 0.0)  # the copies are seconds old
     return place
 
 
