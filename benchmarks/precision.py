@@ -10,8 +10,15 @@ import argparse
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.runs import BARE, FailedCommandError, Row, new_directory, parser_of, train
-from medvqa.tracking.environment import provenance
+from benchmarks.runs import (
+    BARE,
+    FailedCommandError,
+    Row,
+    new_directory,
+    parser_of,
+    provenance,
+    train,
+)
 from medvqa.tracking.record import read_json, write_json
 
 FORMS = {

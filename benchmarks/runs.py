@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medvqa.tracking.environment import provenance
+from medvqa.tracking import environment
 from medvqa.tracking.record import read_json, read_lines, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,6 +96,14 @@ def call(arguments: Sequence[str], log: Path, *, limit_s: float | None = None) -
 def new_directory(work: Path, name: str) -> Path:
     """Return a directory that no earlier run has."""
     return work.resolve() / f"{name}-{time.time_ns()}"
+
+
+def provenance() -> Row:
+    """Return when, how, on what and with which code a record was measured."""
+    values = environment.provenance()
+    # A lent machine holds the tree, but not the history that belongs to it.
+    commit = os.environ.get("COMMIT")
+    return {**values, **({"git": {"commit": commit, "dirty": None}} if commit else {})}
 
 
 def add_row(out: Path, group: str, name: str, row: Row) -> None:

@@ -103,7 +103,7 @@ def overrides_of(name: str, base: Path | None, *, is_tiny: bool) -> list[str]:
 
 
 def shape_records() -> dict[str, dict[str, Any]]:
-    """Return what `benchmarks/model_shapes.py` measured, in the table's words."""
+    """Return what was measured at full shapes, in the table's words."""
     rows = json.loads(SHAPES.read_text()) if SHAPES.is_file() else []
     return {
         row["model"]: {

@@ -1,6 +1,7 @@
 """Rates and equality of the engines, on one model with random weights at real shapes.
 
     python -m benchmarks.engine qwen3_vl_8b --vqa-rad DIR --tokenizer PATH/qwen.tiktoken --out FILE
+    python -m benchmarks.engine gemma3_4b --vqa-rad DIR --shared DIR --training plain:8 --out FILE
     python -m benchmarks.engine tiny --vqa-rad DIR --out FILE     # a CPU, for correctness
 
 `--parts` chooses what is measured:
@@ -25,92 +26,89 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.engine.records import Records
 from benchmarks.engine.startup import startup
-from benchmarks.engine.workload import PICTURES, TINY, Settings, prepare
+from benchmarks.engine.workload import PICTURES, TINY, prepare, record_name, variant_of
+from benchmarks.runs import Row, parser_of, provenance
 from medvqa.config.model import Backend, BasePrecision
 from medvqa.config.training import Engine
+from medvqa.tracking.record import read_json, write_json
 
-COMMANDS = {"startup": startup}
 # Parts that share a model, with the module that has a function of the part's name.
 SHARING = {
     **dict.fromkeys(("training", "curve", "gradients", "cards"), "training"),
-    **{name: name for name in ("answering", "confidence", "profile")},
+    **{"answering": "answering", "confidence": "answering", "profile": "profile"},
 }
 ANSWERING = "plain:plain:1:16,fused:shared_prefix:128,fused:shared_prefix:1:64,fused:plain:128:256"
 
 
+class Record:
+    """The results file: rows by part and variant, and a part measured again replaces its rows."""
+
+    def __init__(self, out: Path, variant: Row) -> None:
+        self._out, self._variant, self._values = out, variant, read_json(out)
+        self._new: dict[str, Row] = {}
+        self._origin = provenance()
+
+    def add(self, part: str, row: Row) -> None:
+        """Append a row and write the file, so that a cut-off visit loses little."""
+        name = record_name(part, self._variant)
+        about = {**self._origin, "part": part, **self._variant}
+        self._values[name] = self._new.setdefault(name, {**about, "rows": []})
+        self._values[name]["rows"].append(row)
+        write_json(self._out, self._values)
+        print(part, {k: v for k, v in row.items() if k != "losses"}, flush=True)  # noqa: T201
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, and write after each row, so that a cut-off visit loses little."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    parts, out = options.parts, options.out
-    unknown = {*parts} - {*SHARING, *COMMANDS} | {*options.pictures} - {*PICTURES}
-    unknown |= {*options.backends} - {backend.name for backend in Backend}
-    if unknown:
-        parser.error(f"no such part, backend or pictures: {', '.join(sorted(unknown))}")
-    settings = settings_of(options)
-    records = Records(out, settings.variant)
-    for part in parts:
-        if part in COMMANDS:  # first: this process has not taken the GPU yet
-            for row in COMMANDS[part](settings):
-                records.add(part, row)
-    measure(settings, records, [part for part in parts if part in SHARING])
-
-
-def measure(settings: Settings, records: Records, parts: Sequence[str]) -> None:
-    """Measure the parts that share a model.
+    """Measure the parts.
 
     The plain engine's rows come first in all of them: an accelerated model stays accelerated.
     """
-    if not parts:
-        return
-    bench = prepare(settings)
-    functions = {
-        part: getattr(import_module(f"benchmarks.engine.{SHARING[part]}"), part) for part in parts
-    }
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    unknown = {*options.parts} - {*SHARING, "startup"} | {*options.pictures} - {*PICTURES}
+    unknown |= {*options.backends} - {backend.name for backend in Backend}
+    if unknown:
+        parser.error(f"no such part, backend or pictures: {', '.join(sorted(unknown))}")
+    options.side = options.side or (128 if options.model == TINY else 512)
+    record = Record(options.out, variant_of(options))
+    if "startup" in options.parts:  # first: this process has not taken the GPU yet
+        for row in startup(options):
+            record.add("startup", row)
+    parts = [part for part in options.parts if part in SHARING]
+    bench = prepare(options) if parts else None
     for engine in (Engine.plain, Engine.fused):
         for part in parts:
-            for row in functions[part](bench, engine):
-                records.add(part, row)
-
-
-def settings_of(options: argparse.Namespace) -> Settings:
-    """Return the options, typed."""
-    values = {name: value for name, value in vars(options).items() if name not in ("parts", "out")}
-    side = options.side or (128 if options.model == TINY else 512)
-    values["cards"] = tuple(map(float, options.cards))
-    choices = {
-        "backend": Backend[options.backend],
-        "base_precision": BasePrecision[options.base_precision],
-    }
-    return Settings(**{**values, "side": side, **choices})
+            module = import_module(f"benchmarks.engine.{SHARING[part]}")
+            for row in getattr(module, part)(bench, engine):
+                record.add(part, row)
 
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split(",")) if text else ()
 
 
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(map(float, _words(text)))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.engine",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
-    add("model")
+    add("model", help="`tiny` or a name of benchmarks/shapes.yaml")
     add("--vqa-rad", type=Path, required=True)
     add("--out", type=Path, required=True)
     add("--parts", type=_words, default=("training", "curve", "gradients", "answering"))
     add("--tokenizer", type=Path, help="qwen.tiktoken, to make a model on the device")
+    add("--shared", type=Path, help="with hubfiles/, to make a model of another family")
     add("--model-path", type=Path, help="saved by benchmarks/random_models.py")
     add("--backend", choices=[backend.name for backend in Backend], default="transformers")
     add("--four-bit", action="store_true")
     add("--base-precision", choices=[choice.name for choice in BasePrecision], default="dtype")
     add("--checkpointing", action="store_true")
     add("--rank", type=int, default=16)
-    add("--cards", type=_words, default=("10", "12", "16", "24"), help="gigabytes")
+    add("--cards", type=_numbers, default=(10.0, 12.0, 16.0, 24.0), help="gigabytes")
     add("--side", type=int, help="of the largest picture in pixels; 512, for tiny 128")
     add("--warm-up", type=int, default=3, help="steps")
     add("--steps", type=int, default=12, help="steps that are timed")

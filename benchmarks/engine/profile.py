@@ -7,12 +7,14 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
+from unittest import mock
 
 import torch
 
-from benchmarks.engine.training import forget_features
-from benchmarks.engine.workload import BATCH_SIZE, Bench, Row
+from benchmarks.engine.workload import BATCH_SIZE, Bench
+from benchmarks.runs import Row
 from medvqa.config.evaluation import Decoding
 from medvqa.config.training import Engine, Optimizer, TrainingConfig
 from medvqa.evaluation.generate import generate
@@ -58,12 +60,38 @@ def kind_of(kernel: str) -> str:
     return "other elementwise"
 
 
-def kernels_of(step: Callable[[], None], *, times: int = 2) -> dict[str, tuple[float, float]]:
-    """Return GPU milliseconds and launches per step by the kernel's name."""
+def measured(action: Callable[[], None], times: int) -> Row:
+    """Return milliseconds, time to launch, and the kernels of one call, after three others."""
+    for _ in range(3):
+        action()
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(times):
+        action()
+    launched = time.perf_counter() - started
+    torch.cuda.synchronize()
+    seconds = (time.perf_counter() - started) / times
+    kernels = kernels_of(action)
+    by_kind: dict[str, float] = defaultdict(float)
+    for name, (milliseconds, _) in kernels.items():
+        by_kind[kind_of(name)] += milliseconds
+    top = sorted(kernels.items(), key=lambda item: -item[1][0])[:NUM_TOP]
+    return {
+        "ms": round(1000 * seconds, 1),
+        "ms_to_launch": round(1000 * launched / times, 1),
+        "gpu_ms": round(sum(by_kind.values()), 1),
+        "gpu_ms_by_kind": {k: round(v, 1) for k, v in sorted(by_kind.items(), key=lambda i: -i[1])},
+        "num_kernels": sum(count for _, count in kernels.values()),
+        "top": [(name, round(ms, 2), count) for name, (ms, count) in top],
+    }
+
+
+def kernels_of(action: Callable[[], None], *, times: int = 2) -> dict[str, tuple[float, float]]:
+    """Return GPU milliseconds and launches per call by the kernel's name."""
     kinds = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA]) as profiler:
         for _ in range(times):
-            step()
+            action()
         torch.cuda.synchronize()
     kernels: dict[str, tuple[float, float]] = {}
     for event in profiler.key_averages():
@@ -77,102 +105,69 @@ def kernels_of(step: Callable[[], None], *, times: int = 2) -> dict[str, tuple[f
 
 def training_step(bench: Bench, samples: Sequence[Sample]) -> Row:
     """Return what a step of the samples costs once their pictures' features are there."""
-    loaded, num_steps = bench.loaded, bench.settings.steps
+    loaded = bench.loaded
     config = TrainingConfig(optimizer=Optimizer.adamw)
     optimizer = AdapterOptimizer(loaded, config, in_compute_type=True)
     model = FusedEngine(loaded)
     loaded.use_for(training=True)
-    num_tokens = sum(len(sample.answer_ids) for sample in samples)
+    num_answer_tokens = sum(len(sample.answer_ids) for sample in samples)
 
     def step() -> None:
-        loss = model.loss(samples, num_tokens)
+        loss = model.loss(samples, num_answer_tokens)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.collect()
         optimizer.step(1e-4, max_grad_norm=1.0)
 
-    for _ in range(3):
-        step()
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(num_steps):
-        step()
-    launched = time.perf_counter() - started
-    torch.cuda.synchronize()
-    seconds = (time.perf_counter() - started) / num_steps
-    kernels = kernels_of(step)
-    by_kind: dict[str, float] = defaultdict(float)
-    for name, (milliseconds, _) in kernels.items():
-        by_kind[kind_of(name)] += milliseconds
-    top = sorted(kernels.items(), key=lambda item: -item[1][0])[:NUM_TOP]
+    row = measured(step, bench.options.steps)
     return {
         "num_tokens": sum(sample.num_tokens for sample in samples),
-        "ms_a_step": round(1000 * seconds, 1),
-        "ms_to_launch": round(1000 * launched / num_steps, 1),
-        "samples_per_second": round(len(samples) / seconds, 2),
-        "gpu_ms_by_kind": {k: round(v, 1) for k, v in sorted(by_kind.items(), key=lambda i: -i[1])},
-        "num_kernels": sum(count for _, count in kernels.values()),
-        "peak_gpu_gb": round((loaded.peak_gpu_bytes() or 0) / 1e9, 1),
-        "top": [(name, round(ms, 2), count) for name, (ms, count) in top],
+        "samples_per_second": round(1000 * len(samples) / row["ms"], 2),
+        "peak_gpu_gb": bench.peak_gb(),
+        **row,
     }
 
 
 def tower_pass(bench: Bench, samples: Sequence[Sample]) -> Row:
     """Return what the vision tower takes for the samples' pictures, seen for the first time."""
-    pictures, num_passes = Pictures(bench.loaded), bench.settings.steps
+    pictures = Pictures(bench.loaded)
 
     def compute() -> None:
-        forget_features(bench.loaded)
+        bench.loaded.features.clear()
         pictures.features(samples)
 
-    for _ in range(3):
-        compute()
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(num_passes):
-        compute()
-    torch.cuda.synchronize()
-    seconds = (time.perf_counter() - started) / num_passes
-    kernels = kernels_of(compute)
-    top = sorted(kernels.items(), key=lambda item: -item[1][0])[:NUM_TOP]
-    return {
-        "num_pictures": len({key for sample in samples for key in sample.image_keys}),
-        "ms_a_pass": round(1000 * seconds, 1),
-        "gpu_ms": round(sum(milliseconds for milliseconds, _ in kernels.values()), 1),
-        "num_kernels": sum(count for _, count in kernels.values()),
-        "top": [(name, round(ms, 2), count) for name, (ms, count) in top],
-    }
+    num_pictures = len({key for sample in samples for key in sample.image_keys})
+    return {"num_pictures": num_pictures, **measured(compute, bench.options.steps)}
 
 
 def answering_phases(bench: Bench, batch_size: int) -> Iterator[Row]:
     """Yield seconds by phase, each ended by waiting for the GPU."""
     spent: dict[str, float] = defaultdict(float)
-    originals = {name: getattr(Branches, name) for name in PHASES}
 
     def timed(name: str) -> Any:
+        original = getattr(Branches, name)
+
         def call(*arguments: Any) -> Any:
             torch.cuda.synchronize()
             started = time.perf_counter()
-            result = originals[name](*arguments)
+            result = original(*arguments)
             torch.cuda.synchronize()
             spent[name] += time.perf_counter() - started
             return result
 
         return call
 
-    questions = bench.questions[: bench.settings.num_questions]
+    questions = bench.questions[: bench.options.num_questions]
     encoder = bench.encoder()
-    forget_features(bench.loaded)
-    try:
+    bench.loaded.features.clear()
+    with ExitStack() as patches:
         for name in PHASES:
-            setattr(Branches, name, timed(name))
+            patches.enter_context(mock.patch.object(Branches, name, timed(name)))
         for is_repeated in (False, True):
             spent.clear()
             started = time.perf_counter()
             generate(
-                bench.loaded,
-                encoder,
-                questions,
-                max_new_tokens=bench.settings.new_tokens,
+                *(bench.loaded, encoder, questions),
+                max_new_tokens=bench.options.new_tokens,
                 batch_size=batch_size,
                 decoding=Decoding.shared_prefix,
             )
@@ -185,6 +180,3 @@ def answering_phases(bench: Bench, batch_size: int) -> Iterator[Row]:
                 "seconds": {name: round(value, 2) for name, value in spent.items()},
                 "other_seconds": round(total - sum(spent.values()), 2),
             }
-    finally:
-        for name in PHASES:
-            setattr(Branches, name, originals[name])

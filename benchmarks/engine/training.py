@@ -1,22 +1,24 @@
 """Training: rates, loss curves and gradients of the engines."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.engine.workload import BATCH_SIZE, Bench, Row, with_pictures
+from benchmarks.engine.workload import BATCH_SIZE, Bench, with_pictures
+from benchmarks.runs import Row
 from medvqa.config.curriculum import CurriculumConfig, Filter, StageConfig
 from medvqa.config.errors import UserError
 from medvqa.config.training import Engine, Optimizer, TrainingConfig
 from medvqa.curriculum import plan_curriculum
 from medvqa.data.example import Example
-from medvqa.data.plan import Plan
 from medvqa.models.adapter import reset_adapter
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import FEATURE_SHARE, LoadedModel
 from medvqa.training.loop import Trainer
+from medvqa.training.result import TrainingResult
 
 if TYPE_CHECKING:
     import torch
@@ -72,13 +74,6 @@ def config_of(case: Case, num_steps: int) -> TrainingConfig:
     )
 
 
-def plan_of(examples: Sequence[Example], num_steps: int) -> Plan:
-    """Return one shuffled stage over the examples."""
-    stage = StageConfig(name="all", filter=Filter.all, share=1.0)
-    curriculum = CurriculumConfig(name="all", stages=[stage])
-    return plan_curriculum(curriculum, examples, max_steps=num_steps, batch_size=BATCH_SIZE, seed=0)
-
-
 def train(
     loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], case: Case, num_steps: int
 ) -> Trained:
@@ -86,27 +81,35 @@ def train(
     reset_adapter(loaded.model, seed=0)
     loaded.reset_peak()
     rows: list[Any] = []
-    with tempfile.TemporaryDirectory() as directory:
-        config = config_of(case, num_steps)
-        trainer = Trainer(loaded, encoder, config, directory=Path(directory), seed=0)
-        plan = plan_of(examples, num_steps)
-        by_id = {example.id: example for example in examples}
-        result = trainer.train(plan, by_id, on_step=rows.append, on_stage_end=nothing)
+    with trainer_of(loaded, encoder, case, num_steps) as trainer:
+        micro_batch_size = run(trainer, examples, num_steps, rows.append).micro_batch_size
     return Trained(
         losses=[row["loss"] for row in rows],
         seconds=[row["seconds"] for row in rows],
         num_tokens=sum(row["num_tokens"] for row in rows),
-        micro_batch_size=result.micro_batch_size,
+        micro_batch_size=micro_batch_size,
     )
 
 
-def nothing(*_: object) -> None:
-    """Stand for what the benchmark does not do at a stage's end."""
+@contextmanager
+def trainer_of(
+    loaded: LoadedModel, encoder: Encoder, case: Case, num_steps: int
+) -> Iterator[Trainer]:
+    """Yield a trainer of the case whose files vanish in the end."""
+    with tempfile.TemporaryDirectory() as directory:
+        config = config_of(case, num_steps)
+        yield Trainer(loaded, encoder, config, directory=Path(directory), seed=0)
 
 
-def forget_features(loaded: LoadedModel) -> None:
-    """Make the vision tower see all pictures anew."""
-    loaded.features.clear()
+def run(
+    trainer: Trainer, examples: Sequence[Example], num_steps: int, on_step: Callable[..., None]
+) -> TrainingResult:
+    """Train on one shuffled stage over the examples."""
+    stage = StageConfig(name="all", filter=Filter.all, share=1.0)
+    curriculum = CurriculumConfig(name="all", stages=[stage])
+    plan = plan_curriculum(curriculum, examples, max_steps=num_steps, batch_size=BATCH_SIZE, seed=0)
+    by_id = {example.id: example for example in examples}
+    return trainer.train(plan, by_id, on_step=on_step, on_stage_end=lambda *_: None)
 
 
 def training(bench: Bench, engine: Engine) -> Iterator[Row]:
@@ -115,28 +118,24 @@ def training(bench: Bench, engine: Engine) -> Iterator[Row]:
     Where they come again, all samples have been seen before, as in a later epoch. An engine
     that keeps nothing is measured once.
     """
-    settings = bench.settings
-    num_steps = settings.warm_up + settings.steps
-    for kind in settings.pictures:
-        pool = with_pictures(
-            bench.pool[: BATCH_SIZE * num_steps] if kind == "square" else bench.pool,
-            kind=kind,
-            side=settings.side,
-        )
-        for case in cases_of(settings.training, engine):
+    options, features = bench.options, bench.loaded.features
+    num_steps = options.warm_up + options.steps
+    for kind in options.pictures:
+        pool = bench.pool[: BATCH_SIZE * num_steps] if kind == "square" else bench.pool
+        pool = with_pictures(pool, kind=kind, side=options.side)
+        for case in cases_of(options.training, engine):
             encoder = bench.encoder()
-            forget_features(bench.loaded)
+            features.clear()
             for is_repeated in (False,) if engine is Engine.plain else (False, True):
-                before = bench.loaded.features.num_added
+                before = features.num_added
                 trained = train(bench.loaded, encoder, pool, case, num_steps)
-                after = bench.loaded.features.num_added
                 yield {
                     "engine": case.engine.value,
                     "micro_batch_size": trained.micro_batch_size,
                     "pictures": kind,
                     "pictures_seen_before": is_repeated,
-                    "num_pictures_computed": after - before,
-                    **rate(trained, settings.warm_up),
+                    "num_pictures_computed": features.num_added - before,
+                    **rate(trained, options.warm_up),
                     "peak_gpu_gb": bench.peak_gb(),
                 }
 
@@ -145,38 +144,37 @@ def cards(bench: Bench, engine: Engine) -> Iterator[Row]:
     """Yield the rate within the memory of smaller cards, as the loop chooses its form there."""
     import torch
 
-    settings, loaded = bench.settings, bench.loaded
+    options, loaded = bench.options, bench.loaded
     if engine is not Engine.fused or loaded.device.type != "cuda":
         return
     _, total = torch.cuda.mem_get_info()
-    num_steps = settings.warm_up + settings.steps
-    pool = with_pictures(bench.pool[: BATCH_SIZE * num_steps], kind="square", side=settings.side)
-    for gigabytes in settings.cards:
-        forget_features(loaded)
+    num_steps = options.warm_up + options.steps
+    pool = with_pictures(bench.pool[: BATCH_SIZE * num_steps], kind="square", side=options.side)
+    for gigabytes in options.cards:
+        loaded.features.clear()
         loaded.engines.clear()  # their graphs and what they have given up
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(gigabytes * 1e9 / total)
         loaded.features.limit(int(gigabytes * 1e9) // FEATURE_SHARE)
         try:
-            case = Case(engine, BATCH_SIZE)
-            trained = train(loaded, bench.encoder(), pool, case, num_steps)
+            trained = train(loaded, bench.encoder(), pool, Case(engine, BATCH_SIZE), num_steps)
         except UserError as error:
             yield {"card_gb": gigabytes, "error": str(error)}
             continue
+        decoder = loaded.engines["fused"].decoder
         yield {
             "card_gb": gigabytes,
             "micro_batch_size": trained.micro_batch_size,
-            "layers_recomputed": loaded.engines["fused"].decoder.recomputes,
-            "num_graphs": len(loaded.engines["fused"].decoder.graphs),
-            **rate(trained, settings.warm_up),
+            "layers_recomputed": decoder.recomputes,
+            "num_graphs": len(decoder.graphs),
+            **rate(trained, options.warm_up),
             "peak_gpu_gb": bench.peak_gb(),
         }
 
 
 def rate(trained: Trained, warm_up: int) -> Row:
     """Return samples per second after the warm-up, with the losses at both ends."""
-    num_steps = len(trained.losses) - warm_up
-    seconds = sum(trained.seconds[warm_up:])
+    num_steps, seconds = len(trained.losses) - warm_up, sum(trained.seconds[warm_up:])
     return {
         "samples_per_second": round(BATCH_SIZE * num_steps / seconds, 2),
         "ms_per_step": round(1000 * seconds / num_steps, 1),
@@ -189,33 +187,29 @@ def rate(trained: Trained, warm_up: int) -> Row:
 
 def curve(bench: Bench, engine: Engine) -> Iterator[Row]:
     """Yield the loss of each step, and how far it is from the first curve measured."""
-    for case in cases_of(bench.settings.curves, engine):
-        trained = train(bench.loaded, bench.encoder(), bench.pool, case, bench.settings.curve_steps)
-        bench.curves[case.label] = trained.losses
+    num_steps = bench.options.curve_steps
+    for case in cases_of(bench.options.curves, engine):
+        losses = train(bench.loaded, bench.encoder(), bench.pool, case, num_steps).losses
+        bench.curves[case.label] = losses
         label, reference = next(iter(bench.curves.items()))
-        differences = [abs(a - b) for a, b in zip(trained.losses, reference, strict=True)]
+        differences = [abs(a - b) for a, b in zip(losses, reference, strict=True)]
         yield {
             "case": case.label,
             "reference": label,
-            "num_steps": len(trained.losses),
+            "num_steps": num_steps,
             "max_difference": max(differences),
-            "mean_difference": sum(differences) / len(differences),
-            "first_loss": trained.losses[0],
-            "last_loss": trained.losses[-1],
-            "losses": trained.losses,
+            "mean_difference": sum(differences) / num_steps,
+            "losses": losses,
         }
 
 
 def gradients(bench: Bench, engine: Engine) -> Iterator[Row]:
     """Yield how far each adapter tensor's gradient is from the first case's, on one batch."""
-    for case in cases_of(bench.settings.curves, engine):
+    for case in cases_of(bench.options.curves, engine):
         bench.gradients[case.label] = gradient_of(bench, case)
         label, reference = next(iter(bench.gradients.items()))
-        yield {
-            "case": case.label,
-            "reference": label,
-            **compare(reference, bench.gradients[case.label]),
-        }
+        compared = compare(reference, bench.gradients[case.label])
+        yield {"case": case.label, "reference": label, **compared}
 
 
 def gradient_of(bench: Bench, case: Case) -> "dict[str, torch.Tensor]":
@@ -224,56 +218,45 @@ def gradient_of(bench: Bench, case: Case) -> "dict[str, torch.Tensor]":
 
     loaded = bench.loaded
     reset_adapter(loaded.model, seed=0)
-    perturb(loaded, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in loaded.trainable:
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * B_NOISE)
     gradient_by_name: dict[str, torch.Tensor] = {}
-    with tempfile.TemporaryDirectory() as directory:
-        config = config_of(case, 1)
-        trainer = Trainer(loaded, bench.encoder(), config, directory=Path(directory), seed=0)
+    with trainer_of(loaded, bench.encoder(), case, 1) as trainer:
         optimizer = trainer.optimizer
-        names = list(optimizer.weights())
 
         def keep(*_: object, **__: object) -> torch.Tensor:
             # Copies: on a CPU both moves would leave the tensor that the next step adds to.
             tensors = [g.detach().float().cpu().clone() for g in optimizer.gradients()]
             optimizer.forget_gradients()
-            gradient_by_name.update(zip(names, tensors, strict=True))
-            norm: torch.Tensor = torch.stack([tensor.norm() for tensor in tensors]).norm()
-            return norm.to(loaded.device)
+            gradient_by_name.update(zip(optimizer.weights(), tensors, strict=True))
+            return torch.stack([tensor.norm() for tensor in tensors]).norm().to(loaded.device)
 
         optimizer.step = keep  # type: ignore[method-assign]
-        plan = plan_of(bench.pool, 1)
-        by_id = {example.id: example for example in bench.pool}
-        trainer.train(plan, by_id, on_step=nothing, on_stage_end=nothing)
+        run(trainer, bench.pool, 1, lambda _: None)
     return gradient_by_name
-
-
-def perturb(loaded: LoadedModel, *, seed: int) -> None:
-    """Fill every B with seeded noise."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in loaded.trainable:
-            if "lora_B" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * B_NOISE)
 
 
 def compare(reference: "dict[str, torch.Tensor]", other: "dict[str, torch.Tensor]") -> Row:
     """Return relative errors ||g - g'|| / ||g|| over tensors, and the angle of the whole."""
+    import statistics
+
     import torch
 
-    errors = {
-        name: float((g.double() - other[name].double()).norm() / g.double().norm())
+    errors = [
+        float((g.double() - other[name].double()).norm() / g.double().norm())
         for name, g in reference.items()
-    }
-    ordered = sorted(errors.values())
-    one = torch.cat([g.flatten() for g in reference.values()]).double()
-    two = torch.cat([other[name].flatten() for name in reference]).double()
+    ]
+    one, two = (
+        torch.cat([tensors[name].flatten() for name in reference]).double()
+        for tensors in (reference, other)
+    )
     return {
         "num_tensors": len(errors),
-        "max_relative_error": ordered[-1],
-        "median_relative_error": ordered[len(ordered) // 2],
-        "worst_tensor": max(errors, key=errors.__getitem__),
+        "max_relative_error": max(errors),
+        "median_relative_error": statistics.median_high(errors),
         "cosine": float(one @ two / (one.norm() * two.norm())),
         "norm": float(two.norm()),
     }

@@ -1,11 +1,12 @@
 """What is measured: a model, made or loaded once per process, and VQA-RAD's questions."""
 
+import argparse
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.runs import Row
 from medvqa.config.data import SourceConfig
 from medvqa.config.lora import LoraConfig
 from medvqa.config.model import Backend, BasePrecision, ModelConfig
@@ -14,7 +15,7 @@ from medvqa.data.image import ImageBytes
 from medvqa.data.pool import load_examples
 from medvqa.models.adapter import reset_adapter
 from medvqa.models.encode import Encoder
-from medvqa.models.families.qwen import set_pixel_budget
+from medvqa.models.families import qwen
 from medvqa.models.load import load_model, with_adapter
 from medvqa.models.loaded import LoadedModel
 
@@ -24,66 +25,6 @@ if TYPE_CHECKING:
 TINY = "tiny"
 PICTURES = ("real", "square")
 BATCH_SIZE = 8  # effective, in every table of docs/engine.md
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """One call of the benchmark; the command's options, see `__main__`.
-
-    Attributes:
-        model: `tiny` or a name of `benchmarks/random_models.py`.
-        model_path: Saved model; without it the weights are made on the device.
-        side: Sides in pixels of the largest picture, squared the pixel budget.
-    """
-
-    model: str
-    vqa_rad: Path
-    tokenizer: Path | None
-    model_path: Path | None
-    backend: Backend
-    four_bit: bool
-    base_precision: BasePrecision
-    checkpointing: bool
-    rank: int
-    side: int
-    steps: int
-    warm_up: int
-    curve_steps: int
-    new_tokens: int
-    num_questions: int
-    attempts: int
-    pictures: tuple[str, ...]
-    training: tuple[str, ...]
-    curves: tuple[str, ...]
-    answering: tuple[str, ...]
-    backends: tuple[str, ...]
-    cards: tuple[float, ...]
-
-    @property
-    def model_config(self) -> ModelConfig:
-        """The same model as the command line names it."""
-        return ModelConfig(
-            name="medvqa/tiny" if self.model == TINY else self.model,
-            path=str(self.model_path) if self.model_path else None,
-            backend=self.backend,
-            load_in_4bit=self.four_bit,
-            base_precision=self.base_precision,
-            max_pixels=self.side**2,
-            max_length_tokens=8192,
-        )
-
-    @property
-    def variant(self) -> Row:
-        """What the model was, beside its name; a record of its own each."""
-        return {
-            "model": self.model,
-            "backend": self.backend.value,
-            "four_bit": self.four_bit,
-            "fp8": self.base_precision is BasePrecision.fp8,
-            "checkpointing": self.checkpointing,
-            "rank": self.rank,
-        }
 
 
 @dataclass
@@ -91,11 +32,12 @@ class Bench:
     """The model with its data, and what later rows are compared with.
 
     Attributes:
+        options: The command's, see `__main__`.
         curves, gradients, answers: Of the rows so far, by the row's label.
         adapter: That answers; empty until it has been trained.
     """
 
-    settings: Settings
+    options: argparse.Namespace
     loaded: LoadedModel
     pool: Sequence[Example]
     questions: Sequence[Example]
@@ -114,51 +56,67 @@ class Bench:
         return None if peak is None else round(peak / 1e9, 1)
 
 
-def load_pool(settings: Settings) -> list[Example]:
-    """Return VQA-RAD's training questions."""
-    return _vqa_rad(settings, "train")
+def variant_of(options: argparse.Namespace) -> Row:
+    """Return what the model was, beside its name; each variant has a record of its own."""
+    return {
+        "model": options.model,
+        "backend": options.backend,
+        "four_bit": options.four_bit,
+        "fp8": options.base_precision == "fp8",
+        "checkpointing": options.checkpointing,
+        "rank": options.rank,
+    }
 
 
-def prepare(settings: Settings) -> Bench:
+def record_name(part: str, variant: Row) -> str:
+    """Return the record's name in the file, such as `training qwen3_vl_8b unsloth`."""
+    words = [part, variant["model"]]
+    words += [variant["backend"]] if variant["backend"] != "transformers" else []
+    words += [word for word in ("four_bit", "fp8", "checkpointing") if variant.get(word)]
+    words += [f"rank={variant['rank']}"] if variant["rank"] != 16 else []
+    return " ".join(words)
+
+
+def prepare(options: argparse.Namespace) -> Bench:
     """Make or load the model, and read the questions."""
-    return Bench(settings, build(settings), load_pool(settings), _vqa_rad(settings, "all"))
+    pool, questions = (
+        load_examples(SourceConfig(name="vqa_rad", path=str(options.vqa_rad), split=split), seed=0)
+        for split in ("train", "all")
+    )
+    return Bench(options, build(options), pool, questions)
 
 
-def _vqa_rad(settings: Settings, split: str) -> list[Example]:
-    source = SourceConfig(name="vqa_rad", path=str(settings.vqa_rad), split=split)
-    return load_examples(source, seed=0)
-
-
-def build(settings: Settings) -> LoadedModel:
+def build(options: argparse.Namespace) -> LoadedModel:
     """Return the model with a fresh adapter, on the GPU where there is one."""
-    lora = LoraConfig(r=settings.rank, alpha=2.0 * settings.rank)
-    if settings.model_path or settings.model == TINY:
-        return load_model(
-            settings.model_config, lora, gradient_checkpointing=settings.checkpointing, seed=0
-        )
-    return _made_on_device(settings, lora)
-
-
-def _made_on_device(settings: Settings, lora: LoraConfig) -> LoadedModel:
+    lora = LoraConfig(r=options.rank, alpha=2.0 * options.rank)
+    config = ModelConfig(
+        name="medvqa/tiny" if options.model == TINY else options.model,
+        path=str(options.model_path) if options.model_path else None,
+        backend=Backend[options.backend],
+        load_in_4bit=options.four_bit,
+        base_precision=BasePrecision[options.base_precision],
+        max_pixels=options.side**2,
+        max_length_tokens=8192,
+    )
+    if options.model_path or options.model == TINY:
+        return load_model(config, lora, gradient_checkpointing=options.checkpointing, seed=0)
+    assert config.backend is Backend.transformers, "Unsloth needs --model-path"
     # Not above: Unsloth, where it is measured, must be imported before.
     import torch
 
-    from benchmarks.random_models import build_model, build_processor, build_tokenizer
+    from benchmarks import random_models
 
-    assert settings.tokenizer is not None, "give --tokenizer"
-    assert settings.backend is Backend.transformers, "Unsloth needs --model-path"
-    tokenizer = build_tokenizer(settings.tokenizer)
-    base = build_model(settings.model, tokenizer)
+    base, processor = random_models.build(options.model, options.tokenizer, options.shared)
     base.requires_grad_(False)
-    if settings.four_bit:
+    if options.four_bit:
         quantize(base)
-    processor = build_processor(settings.model, tokenizer)
-    set_pixel_budget(processor, settings.model_config)
+    if type(processor).__name__ in qwen.PROCESSORS:
+        qwen.set_pixel_budget(processor, config)
     loaded = LoadedModel(
-        base, processor, next(base.parameters()).device, torch.bfloat16, Backend.transformers,
-        settings.model, settings.four_bit, settings.base_precision, is_adapted=False,
+        base, processor, base.device, torch.bfloat16, Backend.transformers, options.model,
+        options.four_bit, config.base_precision, is_adapted=False,
     )  # fmt: skip
-    loaded = with_adapter(loaded, lora, settings.checkpointing)
+    loaded = with_adapter(loaded, lora, options.checkpointing)
     reset_adapter(loaded.model, seed=0)
     return loaded
 
@@ -171,6 +129,7 @@ def quantize(base: Any) -> None:
     import bitsandbytes
     import torch
 
+    options = {"compress_statistics": True, "quant_type": "nf4"}
     linear = [n for n, module in base.named_modules() if isinstance(module, torch.nn.Linear)]
     for name in linear:
         if name.endswith("lm_head"):
@@ -178,24 +137,14 @@ def quantize(base: Any) -> None:
         parent, _, last = name.rpartition(".")
         old = base.get_submodule(name)
         new = bitsandbytes.nn.Linear4bit(
-            old.in_features,
-            old.out_features,
-            bias=old.bias is not None,
-            compute_dtype=torch.bfloat16,
-            compress_statistics=True,
-            quant_type="nf4",
-            device="meta",
-        )
-        new.weight = bitsandbytes.nn.Params4bit(
-            old.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4"
-        ).to(old.weight.device)
-        new.bias = old.bias
+            old.in_features, old.out_features, bias=old.bias is not None,
+            compute_dtype=torch.bfloat16, device="meta", **options,
+        )  # fmt: skip
+        weight = bitsandbytes.nn.Params4bit(old.weight.data, requires_grad=False, **options)
+        new.weight, new.bias = weight.to(old.weight.device), old.bias
         setattr(base.get_submodule(parent), last, new)
     base.is_loaded_in_4bit = True  # by which PEFT chooses its layers
     torch.cuda.empty_cache()
-
-
-# --- Pictures ------------------------------------------------------------------------------------
 
 
 def with_pictures(examples: Sequence[Example], *, kind: str, side: int) -> list[Example]:

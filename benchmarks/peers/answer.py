@@ -29,20 +29,14 @@ def decode(model, processor, batch, options):
     import torch
     from PIL import Image
 
-    images = [[Image.open(options.questions.parent / r["image"]).convert("RGB")] for r in batch]
-    texts = [
-        processor.apply_chat_template(
-            [
-                {
-                    "role": "user",
-                    "content": [{"type": "image"}, {"type": "text", "text": row["question"]}],
-                }
-            ],
-            add_generation_prompt=True,
-            tokenize=False,
+    images, texts = [], []
+    for row in batch:
+        images.append([Image.open(options.questions.parent / row["image"]).convert("RGB")])
+        content = [{"type": "image"}, {"type": "text", "text": row["question"]}]
+        message = {"role": "user", "content": content}
+        texts.append(
+            processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
         )
-        for row in batch
-    ]
     inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
     inputs = inputs.to(model.device)
     with torch.inference_mode():

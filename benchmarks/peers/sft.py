@@ -77,45 +77,32 @@ def load_base(path, quantization=None):
     return model, AutoProcessor.from_pretrained(path)
 
 
-def read_rows(path, number):
-    """Return conversations with opened pictures, in the file's order."""
+def conversations(options, number):
+    """Return the first questions in the form that each library's collator documents."""
+    from datasets import Dataset
     from PIL import Image
 
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines()[:number]:
+    for line in options.questions.read_text(encoding="utf-8").splitlines()[:number]:
         row = json.loads(line)
-        image = Image.open(path.parent / row["image"]).convert("RGB")
-        rows.append((image, row["question"], row["answer"]))
-    return rows
-
-
-def conversations(library, rows):
-    """Return the rows in the form that each library's collator documents."""
-    if library == "unsloth":
-        return [
-            {
+        image = Image.open(options.questions.parent / row["image"]).convert("RGB")
+        if options.library == "trl":
+            row = {
+                "images": [image],
+                "prompt": [{"role": "user", "content": row["question"]}],
+                "completion": [{"role": "assistant", "content": row["answer"]}],
+            }
+        else:
+            asked = [{"type": "image", "image": image}, {"type": "text", "text": row["question"]}]
+            answer = [{"type": "text", "text": row["answer"]}]
+            row = {
                 "messages": [
-                    {
-                        "role": "user",
-                        "content": [
-                            {"type": "image", "image": image},
-                            {"type": "text", "text": question},
-                        ],
-                    },
-                    {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+                    {"role": "user", "content": asked},
+                    {"role": "assistant", "content": answer},
                 ]
             }
-            for image, question, answer in rows
-        ]
-    from datasets import Dataset
-
-    return Dataset.from_dict(
-        {
-            "images": [[image] for image, _, _ in rows],
-            "prompt": [[{"role": "user", "content": question}] for _, question, _ in rows],
-            "completion": [[{"role": "assistant", "content": answer}] for *_, answer in rows],
-        }
-    )
+        rows.append(row)
+    return Dataset.from_list(rows) if options.library == "trl" else rows
 
 
 def step_clock():
@@ -200,7 +187,7 @@ def main():
 
     num_steps = options.warm_up + options.steps
     batch_size = options.micro_batch * options.accumulation
-    data = conversations(options.library, read_rows(options.questions, num_steps * batch_size))
+    data = conversations(options, num_steps * batch_size)
     has_gpu = torch.cuda.is_available()
     clock, token_counts = step_clock(), []
     trainer = SFTTrainer(
