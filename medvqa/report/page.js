@@ -139,7 +139,7 @@
       `First arm minus second on the same questions, 95 % interval. p: ${[...new Set(rows.map((c) => c.test))].join(" or ")}, corrected by Holm for ${rows[0].family_size} comparisons (uncorrected in brackets). `
       + "Detectable: the true difference that such a comparison finds with 80 % power at that correction; smaller ones may exist unseen. "
       + "Permutation (sign flips of pictures) and McNemar (mid-p, one per seed) are uncorrected p-values of these very models on new questions. "
-      + study.few_seeds.map((text) => ` ${text}`).join("")
+      + study.few_seeds[view.set].map((text) => ` ${text}`).join("")
       + (one ? " With one seed per arm, intervals do not speak of new trainings." : "");
     table.append(el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Arms"),
       el("th", { scope: "col" }, `${signed(-reach, 2)}  …  0  …  ${signed(reach, 2)}`),

@@ -13,6 +13,7 @@ from medvqa.report.confidence_tables import confidence_html, probes_html
 from medvqa.report.figure import page_svg
 from medvqa.report.rows import comparison_row, result_rows, run_rows, unequal_arms, verdict_row
 from medvqa.report.study import Study, phases_in_order
+from medvqa.report.tables import main_comparisons
 from medvqa.report.thumbnails import Pictures
 from medvqa.report.verdicts import few_seeds, final_words
 
@@ -88,7 +89,7 @@ def _study(study: Study, pictures: Pictures, title: str) -> dict[str, Any]:
         "comparisons": [_finite(comparison_row(c)) for c in study.comparisons],
         "verdicts": [_finite(verdict_row(v)) for v in study.verdicts],
         "final_words": final_words(study.verdicts),
-        "few_seeds": few_seeds(study.comparisons),
+        "few_seeds": {name: few_seeds(main_comparisons(study, name)) for name in study.set_names},
         "runs": run_rows(study),
         "notes": [*study.notes, *pictures.notes],
         "within": list(study.within),

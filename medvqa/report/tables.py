@@ -83,17 +83,18 @@ def stages_table(study: Study, set_name: str, metric: str = "exact_match") -> Ta
     )
 
 
-def differences_table(
-    study: Study,
-    set_name: str,
-    metrics: Sequence[str] = ("exact_match", "f1", "bertscore_f1"),
-) -> Table:
-    """Return the paired differences over all questions, family by family."""
-    shown = [
+def main_comparisons(study: Study, set_name: str) -> list[Comparison]:
+    """Return what the table of differences shows: three metrics over all questions."""
+    return [
         c
         for c in study.comparisons
-        if (c.set_name, c.group) == (set_name, "overall") and c.metric in metrics
+        if (c.set_name, c.group) == (set_name, "overall") and c.metric in PUBLISHED
     ]
+
+
+def differences_table(study: Study, set_name: str) -> Table:
+    """Return the paired differences over all questions, family by family."""
+    shown = main_comparisons(study, set_name)
     reasons = {c.label: "; ".join(c.unequal) for c in shown if c.unequal}
     notes = [
         *(f"p: {test}; Holm: corrected for its family" for test in _tests(shown)),

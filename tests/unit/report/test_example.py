@@ -1,6 +1,7 @@
 """`medvqa report --example` shows a record of real runs that the package carries."""
 
 import io
+import json
 import re
 import tarfile
 
@@ -28,6 +29,15 @@ def test_the_page_compares_arms_over_seeds_and_shows_pictures(example):
         assert text in page
     table = (example / "tables.md").read_text(encoding="utf-8")
     assert re.search(r"\| tiny \| mixed \| 3 \|", table)
+
+
+def test_the_page_and_the_tables_say_the_same_of_few_seeds(example):
+    (sentence,) = set(
+        re.findall(r"With 3 seeds per arm[^\n\"]*", (example / "tables.md").read_text())
+    )
+    page = (example / "report.html").read_text(encoding="utf-8")
+    (data,) = re.findall(r'"few_seeds":(\{.*?\})', page)
+    assert json.loads(data) == {"test": [sentence.strip()]}
 
 
 def test_the_record_is_of_finished_runs_and_can_be_reported_again(example):
