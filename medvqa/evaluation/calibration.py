@@ -201,6 +201,7 @@ def p_value(losses: Sequence[float], max_error: float) -> float:
 
     Exact binomial for losses of 0 and 1, else Hoeffding-Bentkus (Bates et al., arXiv 2101.02703).
     """
+    from scipy.special import rel_entr
     from scipy.stats import binom
 
     if not losses:
@@ -211,11 +212,6 @@ def p_value(losses: Sequence[float], max_error: float) -> float:
     if mean >= max_error:
         return 1.0
     bentkus = math.e * float(binom.cdf(math.ceil(n * mean - 1e-9), n, max_error))
-    hoeffding = math.exp(-n * _divergence(mean, max_error))
+    divergence = rel_entr(mean, max_error) + rel_entr(1 - mean, 1 - max_error)
+    hoeffding = math.exp(-n * divergence)
     return min(1.0, bentkus, hoeffding)
-
-
-def _divergence(p: float, q: float) -> float:
-    """Return the Kullback-Leibler divergence of two coins."""
-    heads = p * math.log(p / q) if p else 0.0
-    return heads + (1 - p) * math.log((1 - p) / (1 - q))

@@ -17,27 +17,21 @@ learning benchmarks, 2021).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from medvqa.config.errors import UserError
 from medvqa.data.example import Score
+from medvqa.evaluation.arrays import Array, Scores, Values
 from medvqa.evaluation.components import (
     METHODS,
     Component,
     Method,
-    by_component,
     p_value,
     reach,
     standard_error,
 )
 from medvqa.evaluation.intervals import Z, effective_size, t_quantile, wilson
-from medvqa.evaluation.statistics import cluster_sums, score_matrix
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Scores = Sequence[Sequence[float]] | NDArray[np.float64]
+from medvqa.evaluation.statistics import cluster_sums, is_binary, score_matrix
 
 VarianceOf = Literal["questions", "questions and seeds"]
 LEVEL = 0.05
@@ -102,8 +96,8 @@ class ArmComparison:
 
 
 def compare_arms(
-    a: "Scores",
-    b: "Scores",
+    a: Scores,
+    b: Scores,
     clusters: Sequence[str],
     *,
     seeds_are_paired: bool,
@@ -153,7 +147,7 @@ def compare_arms(
 
 
 def arm_mean(
-    scores: "Scores",
+    scores: Scores,
     clusters: Sequence[str],
     *,
     bounds: tuple[float, float] = (-math.inf, math.inf),
@@ -161,9 +155,11 @@ def arm_mean(
 ) -> ArmMean:
     """Return an arm's mean with the interval of `compare_arms`: seeds and pictures both drawn.
 
-    Between 0 and 1 the interval has Wilson's form (see `wilson`), else it is cut at the
-    bounds. Two arms answer the same questions, so whether they differ is never read from two such
-    intervals: that is what `compare_arms` is for.
+    Questions on one picture are not independent: the variance is that of whole pictures.
+    Right-or-wrong scores of one run count for at most one independent answer per question. Between
+    0 and 1 the interval has Wilson's form (see `wilson`), else it is cut at the bounds. Two arms
+    answer the same questions, so whether they differ is never read from two such intervals: that is
+    what `compare_arms` is for.
 
     Raises:
         UserError: If scores are missing or not finite, or all questions share one picture.
@@ -172,14 +168,18 @@ def arm_mean(
     sums, sizes = cluster_sums(matrix, clusters)
     _check_pictures(len(sizes))
     mean = float(matrix.mean())
+    components = METHODS[method]([sums], sizes, True, ()).components
     if method == "by_component" and len(sums) == 1:
-        score = run_mean(matrix[0], clusters, bounds=bounds)
+        variance = components[0].variance
+        if is_binary(matrix):
+            variance = max(variance, mean * (1 - mean) / len(clusters))
+        half = t_quantile(len(sizes) - 1) * math.sqrt(variance)
     else:
-        half = reach(METHODS[method]([sums], sizes, True, ()).components, LEVEL)
-        low, high = max(mean - half, bounds[0]), min(mean + half, bounds[1])
-        if method == "by_component" and bounds == (0, 1):
-            low, high = _proportion_interval(mean, half, sums, sizes)
-        score = Score(mean=mean, low=low, high=high, num_examples=len(clusters))
+        half = reach(components, LEVEL)
+    low, high = max(mean - half, bounds[0]), min(mean + half, bounds[1])
+    if method == "by_component" and bounds == (0, 1):
+        low, high = _proportion_interval(mean, half, sums, sizes)
+    score = Score(mean=mean, low=low, high=high, num_examples=len(clusters))
     return ArmMean(
         score=score,
         num_seeds=len(sums),
@@ -189,39 +189,26 @@ def arm_mean(
 
 
 def run_mean(
-    values: "Sequence[float] | NDArray[np.float64]",
+    values: Values,
     clusters: Sequence[str],
     *,
     bounds: tuple[float, float] = (0, 1),
 ) -> Score:
-    """Return the mean of one run with its 95 % interval over new pictures.
+    """Return the mean of one run with its 95 % interval over new pictures: see `arm_mean`.
 
-    Questions on one picture are not independent: the variance is that of whole pictures. Between
-    0 and 1 the interval is Wilson's; right-or-wrong scores count for at most one
-    independent answer per question. One picture alone says nothing, so all values are possible.
+    One picture alone says nothing, so all values are possible.
 
     Raises:
         UserError: If there is nothing to average, a value is not finite, or the lengths differ.
     """
-    import numpy as np
-
-    matrix = score_matrix(np.asarray([values]), len(clusters))
-    sums, sizes = cluster_sums(matrix, clusters)
-    mean, num_pictures = float(matrix.mean()), len(sizes)
-    if num_pictures < 2:
-        return Score(mean=mean, low=bounds[0], high=bounds[1], num_examples=len(clusters))
-    variance = by_component([sums], sizes, True).components[0].variance
-    if bool(((matrix == 0) | (matrix == 1)).all()):
-        variance = max(variance, mean * (1 - mean) / len(clusters))
-    half = t_quantile(num_pictures - 1) * math.sqrt(variance)
-    low, high = max(mean - half, bounds[0]), min(mean + half, bounds[1])
-    if bounds == (0, 1):
-        low, high = _proportion_interval(mean, half, sums, sizes)
-    return Score(mean=mean, low=low, high=high, num_examples=len(clusters))
+    if len(set(clusters)) > 1:
+        return arm_mean([values], clusters, bounds=bounds).score
+    mean = float(score_matrix([values], len(clusters)).mean())
+    return Score(mean=mean, low=bounds[0], high=bounds[1], num_examples=len(clusters))
 
 
 def _proportion_interval(
-    mean: float, half: float, sums: "NDArray[np.float64]", sizes: "NDArray[np.float64]"
+    mean: float, half: float, sums: Array, sizes: Array
 ) -> tuple[float, float]:
     """Return the interval in [0, 1] of a mean whose plain interval has that half width.
 

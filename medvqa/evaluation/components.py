@@ -7,13 +7,9 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.float64]
+from medvqa.evaluation.arrays import Array
 
 Method = Literal["by_component", "satterthwaite"]
 UNEQUAL_LEVEL = 0.001  # of Bartlett's test, below which seed variances are not pooled
@@ -49,7 +45,7 @@ class Parts:
 
 
 def by_component(
-    sums: "Sequence[Array]", sizes: "Array", paired: bool, others: "Sequence[Array]" = ()
+    sums: Sequence[Array], sizes: Array, paired: bool, others: Sequence[Array] = ()
 ) -> Parts:
     """Return the components of the difference of two arms, or of a single arm's mean.
 
@@ -89,7 +85,7 @@ def by_component(
 
 
 def satterthwaite(
-    sums: "Sequence[Array]", sizes: "Array", paired: bool, others: "Sequence[Array]" = ()
+    sums: Sequence[Array], sizes: Array, paired: bool, others: Sequence[Array] = ()
 ) -> Parts:
     """Return one component with Satterthwaite's degrees of freedom (1946), from two arms alone.
 
@@ -108,7 +104,7 @@ def satterthwaite(
     return Parts((Component("seeds and pictures", variance, freedom, variance),), len(pair))
 
 
-METHODS: dict[Method, "Callable[[Sequence[Array], Array, bool, Sequence[Array]], Parts]"] = {
+METHODS: dict[Method, Callable[[Sequence[Array], Array, bool, Sequence[Array]], Parts]] = {
     "by_component": by_component,
     "satterthwaite": satterthwaite,
 }
@@ -164,23 +160,23 @@ def _chi_squared(degrees_of_freedom: int) -> float:
     return float(stats.chi2.isf(UNEQUAL_LEVEL, degrees_of_freedom))
 
 
-def _mean_of_pair(sums: "Sequence[Array]") -> "Array":
+def _mean_of_pair(sums: Sequence[Array]) -> Array:
     mean: Array = sums[0].mean(axis=0)
     return mean - sums[1].mean(axis=0) if len(sums) > 1 else mean
 
 
-def _over_pictures(sums: "Array", sizes: "Array") -> float:
+def _over_pictures(sums: Array, sizes: Array) -> float:
     """Return the variance of the mean over pictures; `sums` is (pictures,)."""
     residuals = sums - sums.sum() / sizes.sum() * sizes
     return float((residuals**2).sum() / sizes.sum() ** 2 * len(sizes) / (len(sizes) - 1))
 
 
-def _over_seeds(sums: "Array", sizes: "Array") -> float:
+def _over_seeds(sums: Array, sizes: Array) -> float:
     """Return the variance of the mean over seeds; `sums` is (runs, pictures)."""
     return float((sums.sum(axis=1) / sizes.sum()).var(ddof=1) / len(sums))
 
 
-def _interaction(sums: "Array", sizes: "Array") -> float:
+def _interaction(sums: Array, sizes: Array) -> float:
     """Return what seeds and pictures add to the variance of the mean only together."""
     num_runs, num_clusters = sums.shape
     means = sums.sum(axis=1) / sizes.sum()
@@ -189,7 +185,7 @@ def _interaction(sums: "Array", sizes: "Array") -> float:
     return float(value * num_clusters / (num_clusters - 1))
 
 
-def _pooled(means: "Sequence[Array]", paired: bool) -> tuple[float, int, int] | None:
+def _pooled(means: Sequence[Array], paired: bool) -> tuple[float, int, int] | None:
     """Return the variance of the first two arms' difference over seeds, pooled over all arms.
 
     An arm whose runs all agree shows no variance and enters only as one of the two.
@@ -212,7 +208,7 @@ def _pooled(means: "Sequence[Array]", paired: bool) -> tuple[float, int, int] | 
     return sum(squares) / freedom * (1 / len(means[0]) + 1 / len(means[1])), freedom, len(arms)
 
 
-def _are_unequal(variances: Sequence[float], arms: "Sequence[Array]") -> bool:
+def _are_unequal(variances: Sequence[float], arms: Sequence[Array]) -> bool:
     """Return whether Bartlett's test (1937) finds the arms' variances over seeds unequal."""
     freedoms = [len(arm) - 1 for arm in arms]
     if len(arms) < 3 or not any(variances):

@@ -6,26 +6,22 @@ docs/confidence.md derives the intervals; tests check them by simulation.
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medvqa.data.example import Prediction, Score
+from medvqa.evaluation.arrays import Array
 from medvqa.evaluation.comparison import arm_mean
 from medvqa.evaluation.confidence import (
     COVERAGES,
     NUM_BINS,
     answer_confidence,
     bin_places,
+    ranking,
     reliability,
     risk_coverage,
 )
 from medvqa.evaluation.intervals import Z, t_quantile, wilson
 from medvqa.evaluation.score import GROUPS
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.float64]
 
 MEASURES = {
     "confidence": "confidence",
@@ -51,8 +47,8 @@ class Confidence:
         clusters: Picture(s) of each question.
     """
 
-    confidence: "Array"
-    is_right: "Array"
+    confidence: Array
+    is_right: Array
     clusters: Sequence[str]
 
     def measures(self) -> dict[str, Score]:
@@ -75,16 +71,26 @@ class Confidence:
         import numpy as np
 
         bins = reliability(self.confidence.ravel(), self.is_right.ravel())
-        curves = [risk_coverage(c, y) for c, y in zip(self.confidence, self.is_right, strict=True)]
-        coverages, risks = curves[0][0], np.mean([risk for _, risk in curves], axis=0)
-        places = np.unique(np.linspace(0, len(coverages) - 1, NUM_POINTS).astype(int))
+        risks = np.mean([risk_coverage(c, y) for c, y, _ in self._surest_first()], axis=0)
+        places = np.unique(np.linspace(0, len(risks) - 1, NUM_POINTS).astype(int))
         return {
             "bins": [asdict(own) for own in bins],
-            "coverage": [coverages[place] for place in places],
-            "risk": [float(risks[place]) for place in places],
+            "coverage": ((places + 1) / len(risks)).tolist(),
+            "risk": risks[places].tolist(),
         }
 
-    def _calibration_error(self, gaps: "Array") -> Score:
+    def _surest_first(self) -> list[tuple[Array, Array, Array]]:
+        """Return each run's falling confidences, what is right, and each picture's number."""
+        import numpy as np
+
+        _, of_picture = np.unique(self.clusters, return_inverse=True)
+        order = np.argsort(-self.confidence, axis=1, kind="stable")
+        return [
+            (c[own], y[own], of_picture[own])
+            for c, y, own in zip(self.confidence, self.is_right, order, strict=True)
+        ]
+
+    def _calibration_error(self, gaps: Array) -> Score:
         """Return the runs' mean calibration error with an interval that is valid near 0, too.
 
         The error is a norm of the bins' gaps. Its estimate is a mean of gaps, each with its bin's
@@ -126,16 +132,12 @@ class Confidence:
         """
         import numpy as np
 
-        names, of_picture = np.unique(self.clusters, return_inverse=True)
-        num_groups = min(len(names), MAX_GROUPS)
-        order = np.argsort(-self.confidence, axis=1, kind="stable")
-        rows = [
-            (c[own], y[own], (of_picture % num_groups)[own])
-            for c, y, own in zip(self.confidence, self.is_right, order, strict=True)
-        ]
-        whole = [_ranking(c, y) for c, y, _ in rows]
+        num_pictures = len(set(self.clusters))
+        num_groups = min(num_pictures, MAX_GROUPS)
+        rows = [(c, y, picture % num_groups) for c, y, picture in self._surest_first()]
+        whole = [ranking(c, y) for c, y, _ in rows]
         parts = [
-            [_ranking(c[group != left_out], y[group != left_out]) for c, y, group in rows]
+            [ranking(c[group != left_out], y[group != left_out]) for c, y, group in rows]
             for left_out in range(num_groups)
         ]
         scores = {}
@@ -152,33 +154,10 @@ class Confidence:
                 half = math.hypot(half, seeds)
             mean = float(values.mean())
             spread = mean * (1 - mean)
-            size = spread * (Z / half) ** 2 if spread and half else float(len(names))
+            size = spread * (Z / half) ** 2 if spread and half else float(num_pictures)
             low, high = wilson(mean, size, is_corrected=False)
             scores[name] = Score(mean=mean, low=low, high=high, num_examples=len(self.clusters))
         return scores
-
-
-def _ranking(confidence: "Array", is_right: "Array") -> dict[str, float]:
-    """Return what depends on the order of the confidences alone, given in falling order.
-
-    The values are those of `medvqa.evaluation.confidence`, without sorting again.
-    """
-    import numpy as np
-
-    count = len(confidence)
-    starts = np.flatnonzero(np.diff(confidence, prepend=np.inf))  # of answers that are equally sure
-    sizes = np.diff(starts, append=count)
-    wrong = np.add.reduceat(1 - is_right, starts)
-    risks = np.repeat(wrong / sizes, sizes).cumsum() / np.arange(1, count + 1)
-    values = {"risk_coverage_area": float(risks.mean())}
-    for share in COVERAGES:
-        place = math.ceil(share * count - 1e-9) - 1
-        values[f"accuracy_at_{100 * share:.0f}"] = float(1 - risks[place])
-    num_wrong = wrong.sum()
-    if 0 < num_wrong < count:
-        above = (sizes - wrong) * (num_wrong - wrong.cumsum() + wrong / 2)
-        values["confidence_auroc"] = float(above.sum() / num_wrong / (count - num_wrong))
-    return values
 
 
 def of_predictions(

@@ -1,13 +1,8 @@
 """Intervals of a mean in [0, 1], and Student's t, without SciPy: a run imports none."""
 
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.float64]
+from medvqa.evaluation.arrays import Array
 
 Z = 1.959963985  # 97.5 % quantile of the normal distribution
 SMALL_T = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -31,7 +26,7 @@ def wilson(mean: float, size: float, *, is_corrected: bool) -> tuple[float, floa
     return min(low(mean), mean), max(1 - low(1 - mean), mean)
 
 
-def effective_size(mean: float, variance: float, sums: "Array", sizes: "Array") -> float:
+def effective_size(mean: float, variance: float, sums: Array, sizes: Array) -> float:
     """Return how many independent right-or-wrong answers are as precise as these pictures.
 
     Few pictures with a rare answer tell little of how answers agree within a picture. The design

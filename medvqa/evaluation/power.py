@@ -5,69 +5,17 @@ A difference is `a` minus `b`, and a cluster is a picture with all of its questi
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from medvqa.config.errors import UserError
+from medvqa.evaluation.arrays import Array
 from medvqa.evaluation.components import OWN_SHARE, Component, quantile, reach
-from medvqa.evaluation.statistics import cluster_sums, score_matrix
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
 
 NUM_PLANS, NUM_DRAWS, NUM_HALVINGS = 16, 128, 30
 TINY = 1e-12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clustering:
-    """How much questions about one picture repeat each other; `design_effect` multiplies variance.
-
-    Attributes:
-        intra_cluster_correlation: As estimated, so below 0 at times.
-        design_effect: At least 1: planning does not count on negative correlation.
-    """
-
-    intra_cluster_correlation: float
-    design_effect: float
-    num_clusters: int
-    num_questions: int
-
-
-def estimate_clustering(values: Sequence[float], clusters: Sequence[str]) -> Clustering:
-    """Return the intra-cluster correlation (ANOVA estimator) and the design effect of the mean.
-
-    For a paired comparison give the differences a minus b: pictures are often hard for both, so
-    the scores of one arm correlate more. Sources: Donner, A review of inference procedures for the
-    intraclass correlation coefficient, 1986; for unequal sizes the design effect takes the
-    size-weighted mean size, sum m^2 / sum m (Kerry and Bland, Unequal cluster sizes for trials
-    in English and Welsh general practice, 2001). Where all clusters hold one question, 0 and 1.
-
-    Raises:
-        UserError: If there are fewer than two clusters, a value is not finite, or lengths differ.
-    """
-    array = score_matrix([values], len(clusters))[0]
-    sums, sizes = cluster_sums(array, clusters)
-    num_clusters, num_questions = len(sums), len(array)
-    if num_clusters < 2:
-        raise UserError("one picture alone says nothing about correlation within pictures")
-    correlation = 0.0
-    if num_questions > num_clusters:
-        squares_between = (sizes * (sums / sizes - array.mean()) ** 2).sum()
-        squares_within = ((array - array.mean()) ** 2).sum() - squares_between
-        between = squares_between / (num_clusters - 1)
-        within = max(squares_within, 0.0) / (num_questions - num_clusters)
-        typical_size = (num_questions - (sizes**2).sum() / num_questions) / (num_clusters - 1)
-        total = between + (typical_size - 1) * within
-        correlation = float((between - within) / total) if total else 0.0
-    weighted_size = float((sizes**2).sum() / num_questions)
-    return Clustering(
-        intra_cluster_correlation=correlation,
-        design_effect=max(1.0, 1 + (weighted_size - 1) * correlation),
-        num_clusters=num_clusters,
-        num_questions=num_questions,
-    )
 
 
 def mcnemar_power(
@@ -93,7 +41,7 @@ def mcnemar_power(
         num_questions: That both arms answer.
         discordant_fraction: D, the share of questions that exactly one of two runs has right.
         alpha: Level; for a family of k comparisons give alpha / k, Holm's first step.
-        design_effect: Of the differences; see `estimate_clustering`.
+        design_effect: By which pictures with several questions multiply the variance.
         num_seeds: Runs per arm.
         seed_sd: Standard deviation of one arm's accuracy over seeds on the same questions.
 
@@ -102,7 +50,7 @@ def mcnemar_power(
     """
     from scipy import stats
 
-    for holds, message in (
+    _check(
         (num_questions > 0, f"num_questions must be positive, not {num_questions}"),
         (0 < discordant_fraction <= 1, f"discordant_fraction {discordant_fraction} not in (0, 1]"),
         (0 < alpha < 1, f"alpha must lie between 0 and 1, not at {alpha}"),
@@ -110,13 +58,9 @@ def mcnemar_power(
         (num_seeds > 0, f"num_seeds must be positive, not {num_seeds}"),
         (0 <= seed_sd < math.inf, f"seed_sd must be 0 or more, not {seed_sd}"),
         (num_seeds > 1 or seed_sd == 0, "one seed shows no seed variance; plan num_seeds >= 2"),
-    ):
-        if not holds:
-            raise UserError(message)
-    if not abs(effect) <= discordant_fraction:
-        raise UserError(
-            f"an effect of {effect} needs more discordant answers than {discordant_fraction}"
-        )
+        (abs(effect) <= discordant_fraction, f"an effect of {effect} needs more discordant answers "
+         f"than {discordant_fraction}"),
+    )  # fmt: skip
     per_question = design_effect / num_questions
     over_seeds = 2 * seed_sd**2 / num_seeds
     without = discordant_fraction * per_question + over_seeds
@@ -186,14 +130,12 @@ def detectable_difference(
     return float(2 * needed[0] - needed[1:].mean())
 
 
-def _mixed(
-    c: Component, number: int, rng: "np.random.Generator"
-) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
+def _mixed(c: Component, number: int, rng: "np.random.Generator") -> tuple[Array, Array]:
     """Return draws of a variance of mean 1: pooled, and of the pair's own arms, stratified."""
     import numpy as np
     from scipy import stats
 
-    def draws(freedom: float) -> "NDArray[np.float64]":
+    def draws(freedom: float) -> Array:
         if not 0 < freedom < math.inf:
             return np.ones(number)
         grid = (rng.permutation(number) + 0.5) / number
@@ -206,9 +148,7 @@ def _mixed(
     return share * own + (1 - share) * rest, own
 
 
-def _needed(
-    half: "NDArray[np.float64]", spread: "NDArray[np.float64]", power: float
-) -> "NDArray[np.float64]":
+def _needed(half: Array, spread: Array, power: float) -> Array:
     """Return the difference by which a normal estimate exceeds the half intervals so often.
 
     Args:
@@ -228,5 +168,11 @@ def _needed(
 
 
 def _check_power(alpha: float, power: float) -> None:
-    if not alpha < power < 1:
-        raise UserError(f"power must lie between alpha ({alpha}) and 1, not at {power}")
+    _check((alpha < power < 1, f"power must lie between alpha ({alpha}) and 1, not at {power}"))
+
+
+def _check(*rules: tuple[bool, str]) -> None:
+    """Raise a `UserError` with the message of the first rule that does not hold."""
+    for holds, message in rules:
+        if not holds:
+            raise UserError(message)

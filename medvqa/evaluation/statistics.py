@@ -7,13 +7,9 @@ import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from medvqa.config.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from medvqa.evaluation.arrays import Array, Scores
 
 # Sign patterns are drawn in blocks of this many signs, so that any data set fits into memory.
 SIGNS_PER_BLOCK = 4_000_000
@@ -125,7 +121,7 @@ def mcnemar(a_correct: Sequence[bool], b_correct: Sequence[bool]) -> McNemarTest
     from statsmodels.stats.contingency_tables import mcnemar as exact_mcnemar
 
     columns = score_matrix([a_correct, b_correct])
-    if not _is_binary(columns):
+    if not is_binary(columns):
         raise UserError("McNemar's test needs answers that are right (1) or wrong (0)")
     differences = columns[0] - columns[1]
     only_a, only_b = int((differences > 0).sum()), int((differences < 0).sum())
@@ -178,7 +174,7 @@ def paired_effect(a: Sequence[float], b: Sequence[float]) -> PairedEffect:
     differences = columns[0] - columns[1]
     spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
     cohens_h = odds_ratio = None
-    if _is_binary(columns):
+    if is_binary(columns):
         angles = [2 * math.asin(math.sqrt(column.mean())) for column in columns]
         cohens_h = angles[0] - angles[1]
         only_a, only_b = int((differences > 0).sum()), int((differences < 0).sum())
@@ -191,9 +187,7 @@ def paired_effect(a: Sequence[float], b: Sequence[float]) -> PairedEffect:
     )
 
 
-def score_matrix(
-    rows: "Sequence[Sequence[float]] | NDArray[np.float64]", num_questions: int | None = None
-) -> "NDArray[np.float64]":
+def score_matrix(rows: Scores, num_questions: int | None = None) -> Array:
     """Return scores of the same questions as (rows, questions), for so many named pictures.
 
     Raises:
@@ -213,9 +207,7 @@ def score_matrix(
     return matrix
 
 
-def cluster_sums(
-    values: "NDArray[np.float64]", clusters: Sequence[str]
-) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
+def cluster_sums(values: Array, clusters: Sequence[str]) -> tuple[Array, Array]:
     """Return each cluster's sum and size, clusters in alphabetical order.
 
     The sums of (questions,) are (clusters,), those of (runs, questions) are (runs, clusters).
@@ -227,5 +219,6 @@ def cluster_sums(
     return sums.astype(np.float64), np.bincount(index).astype(np.float64)
 
 
-def _is_binary(matrix: "NDArray[np.float64]") -> bool:
+def is_binary(matrix: Array) -> bool:
+    """Return whether all scores are right (1) or wrong (0)."""
     return bool(((matrix == 0) | (matrix == 1)).all())

@@ -2,15 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from medvqa.config.errors import UserError
+from medvqa.evaluation.arrays import Array
 from medvqa.report.arms import Arm
 from medvqa.report.runs import Answers, Question, Run
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -25,7 +21,7 @@ class Matched:
     """
 
     runs: tuple[list[Run], list[Run]]
-    scores: "tuple[NDArray[np.float64], NDArray[np.float64]]"
+    scores: tuple[Array, Array]
     questions: list[Question]
     left_out: tuple[str, ...]
 
@@ -101,7 +97,7 @@ def run_means(
 
 def aligned(
     arms: Sequence[Sequence[Answers]], *, group: str, metric: str
-) -> "tuple[list[NDArray[np.float64]], list[Question]]":
+) -> tuple[list[Array], list[Question]]:
     """Return each arm's scores as (runs, questions), and the questions.
 
     Questions are those that every run answers and that the metric applies to.
@@ -124,6 +120,6 @@ def aligned(
     return parts, [question for question, is_rated in zip(shared, applies, strict=True) if is_rated]
 
 
-def _scores(answers: Answers, questions: Sequence[Question], metric: str) -> "NDArray[np.float64]":
+def _scores(answers: Answers, questions: Sequence[Question], metric: str) -> Array:
     rows = [answers.rows[question.id] for question in questions]
     return answers.scores[metric][rows] if rows else answers.scores[metric][:0]

@@ -5,19 +5,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medvqa.config.errors import UserError
+from medvqa.evaluation.arrays import Array
 from medvqa.evaluation.confidence import answer_confidence
 from medvqa.evaluation.phase_scores import phase_place
 from medvqa.evaluation.score import GROUPS, SHOWN
 from medvqa.sweep.job import State, read_status
 from medvqa.tracking import record
 from medvqa.tracking.progress import track
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 DAMAGED, OUTDATED = "damaged", "outdated"
 CONFIDENCE, AGREEMENT = "confidence", "agreement"  # columns beside the metrics
@@ -58,7 +55,7 @@ class Answers:
     step: int
     questions: tuple[Question, ...]
     texts: tuple[str, ...]
-    scores: "Mapping[str, NDArray[np.float64]]"
+    scores: Mapping[str, Array]
     protocol: Mapping[str, Any]
     means: Mapping[tuple[str, str], float]
 

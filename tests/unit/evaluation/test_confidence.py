@@ -5,12 +5,9 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
-from medvqa.config.errors import UserError
 from medvqa.evaluation.confidence import (
-    accuracy_at_coverage,
-    area_under_risk_coverage,
-    auroc,
     calibration_error,
+    ranking,
     reliability,
     risk_coverage,
 )
@@ -18,9 +15,9 @@ from medvqa.evaluation.confidence import (
 
 @pytest.fixture(params=range(5))
 def answers(request):
-    """Confidences with ties, and right or wrong."""
+    """Falling confidences with ties, and right or wrong."""
     rng = np.random.default_rng(request.param)
-    confidence = rng.choice([*np.linspace(0, 1, 12), 0.501, 0.502], 200)
+    confidence = -np.sort(-rng.choice([*np.linspace(0, 1, 12), 0.501, 0.502], 200))
     return confidence, (rng.random(200) < confidence**2).astype(int)
 
 
@@ -33,10 +30,11 @@ def test_bins_are_those_of_scikit_learn(answers):
     assert sum(own.count for own in bins) == 200
 
 
-def test_auroc_is_that_of_scikit_learn_and_none_without_two_classes(answers):
+def test_auroc_is_that_of_scikit_learn_and_absent_without_two_classes(answers):
     confidence, right = answers
-    assert auroc(confidence, right) == pytest.approx(roc_auc_score(right, confidence))
-    assert auroc([0.1, 0.9], [1, 1]) is None
+    expected = pytest.approx(roc_auc_score(right, confidence))
+    assert ranking(confidence, right)["confidence_auroc"] == expected
+    assert "confidence_auroc" not in ranking(np.array([0.9, 0.1]), np.array([1, 1]))
 
 
 def test_the_calibration_error_is_the_distance_that_was_put_in():
@@ -55,15 +53,9 @@ def test_risk_and_coverage_are_the_mean_over_all_orders_of_ties(answers):
         shuffled = rng.permutation(200)
         order = shuffled[np.argsort(-confidence[shuffled], kind="stable")]
         risks.append((1 - right[order]).cumsum() / np.arange(1, 201))
-    coverage, risk = risk_coverage(confidence, right)
+    risk = risk_coverage(confidence, right)
     assert np.abs(np.mean(risks, axis=0) - risk).max() < 0.05
-    assert coverage[-1] == 1
     assert risk[-1] == pytest.approx(1 - right.mean())
-    assert area_under_risk_coverage(confidence, right) == pytest.approx(np.mean(risk))
-    assert accuracy_at_coverage(confidence, right, 0.8) == pytest.approx(1 - risk[159])
-
-
-@pytest.mark.parametrize("confidence", [[], [1.5], [float("nan")], [0.5, 0.5]])
-def test_values_that_are_no_confidence_are_refused(confidence):
-    with pytest.raises(UserError):
-        calibration_error(confidence, [1])
+    values = ranking(confidence, right)
+    assert values["risk_coverage_area"] == pytest.approx(np.mean(risk))
+    assert values["accuracy_at_80"] == pytest.approx(1 - risk[159])

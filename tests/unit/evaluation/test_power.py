@@ -13,7 +13,6 @@ from medvqa.evaluation.comparison import compare_arms
 from medvqa.evaluation.components import Component
 from medvqa.evaluation.power import (
     detectable_difference,
-    estimate_clustering,
     mcnemar_power,
     minimal_detectable_effect,
 )
@@ -26,49 +25,7 @@ def one_each(num_questions: int) -> list[str]:
     return [str(i) for i in range(num_questions)]
 
 
-# Before the study: clustering, power, minimal detectable effect.
-
-
-def test_clustering_by_hand_and_as_scipys_analysis_of_variance():
-    values, names = [1, 2, 3, 5, 6, 7, 9.0], ["x", "x", "x", "y", "y", "z", "z"]
-    f = stats.f_oneway([1, 2, 3], [5, 6], [7, 9]).statistic
-    typical_size = (7 - (9 + 4 + 4) / 7) / 2
-    result = estimate_clustering(values, names)
-    correlation = (f - 1) / (f - 1 + typical_size)
-    assert result.intra_cluster_correlation == pytest.approx(correlation)
-    assert result.design_effect == pytest.approx(1 + (17 / 7 - 1) * correlation)
-    assert (result.num_clusters, result.num_questions) == (3, 7)
-
-
-@pytest.mark.parametrize(
-    ("values", "clusters", "correlation", "effect"),
-    [
-        ([1, 1, 0, 0], ["x", "x", "y", "y"], 1.0, 2.0),
-        ([1, 0, 1, 0], ["x", "x", "y", "y"], -1.0, 1.0),
-        ([1, 1, 1, 1], ["x", "x", "y", "y"], 0.0, 1.0),
-        ([1, 0, 1, 0], ["x", "y", "z", "w"], 0.0, 1.0),
-    ],
-    ids=["all within", "none within", "constant", "one question a picture"],
-)
-def test_clustering_at_its_limits(values, clusters, correlation, effect):
-    result = estimate_clustering(values, clusters)
-    assert (result.intra_cluster_correlation, result.design_effect) == (correlation, effect)
-
-
-def test_the_design_effect_is_the_variance_of_the_mean_over_that_of_independent_questions():
-    rng = np.random.default_rng(10)
-    sizes = rng.integers(1, 12, size=80)
-    names = [str(i) for i, size in enumerate(sizes) for _ in range(size)]
-    estimates, means, variances = [], [], []
-    for _ in range(400):
-        values = np.repeat(rng.normal(size=80), sizes) + 2 * rng.normal(size=sizes.sum())
-        estimates.append(estimate_clustering(values.tolist(), names))
-        means.append(values.mean())
-        variances.append(5 / len(values))
-    correlations = [e.intra_cluster_correlation for e in estimates]
-    assert np.mean(correlations) == pytest.approx(1 / 5, abs=0.01)
-    true = np.var(means) / np.mean(variances)
-    assert np.mean([e.design_effect for e in estimates]) == pytest.approx(true, rel=0.15)
+# Before the study: power, minimal detectable effect.
 
 
 @pytest.mark.parametrize(
@@ -164,11 +121,6 @@ def test_a_plan_out_of_range_is_one_clear_line(plan, message):
 def test_an_effect_beyond_the_discordant_answers_is_impossible():
     with pytest.raises(UserError, match="needs more discordant answers"):
         mcnemar_power(0.2, 451, 0.1)
-
-
-def test_clustering_needs_two_pictures():
-    with pytest.raises(UserError, match="one picture alone"):
-        estimate_clustering([1, 0], ["x", "x"])
 
 
 # After the study: what its own precision could have shown.
