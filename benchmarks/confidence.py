@@ -21,6 +21,7 @@ from medvqa.config.data import RowsConfig
 from medvqa.data import phantom
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.example import Example
+from medvqa.evaluation.answering import by_model
 from medvqa.evaluation.calibration import (
     COVERAGES,
     Calibration,
@@ -87,7 +88,8 @@ def answered(run: Path, work: Path) -> dict[str, list[list[tuple[float, int]]]]:
         sets = {f"{split}-{seed}": _questions(split, seed) for seed in seeds}
         place = work / "confidence_answers"
         evaluator = Evaluator(sets, trained.evaluation, directory=place, seed=0)
-        evaluator.model(loaded, encoder, phase=split, step=0)
+        answer = by_model(loaded, encoder, trained.evaluation)
+        evaluator.phase(split, 0, answer, device=loaded.device.type)
         for name in sets:
             by_picture: dict[str, list[tuple[float, int]]] = {}
             for row in read_lines(evaluator.place(split, name) / "predictions.jsonl"):

@@ -8,6 +8,7 @@ from typing import Any
 
 from medvqa.config.schema import Config
 from medvqa.contamination import gate
+from medvqa.evaluation.answering import by_model
 from medvqa.evaluation.evaluate import Evaluator
 from medvqa.evaluation.phase_scores import Evaluation, read_evaluations
 from medvqa.evaluation.phases import Phases
@@ -101,7 +102,8 @@ def train_and_evaluate(
     trainer = TRAINERS[config.training.trainer](loaded, encoder, config.training, **places)
     keeper.update(**log_path(loaded, config, trainer.engine_name))
     evaluator = Evaluator(inputs.questions, config.evaluation, **places)
-    phases = Phases(evaluator, loaded, encoder, records)
+    answer = by_model(loaded, encoder, config.evaluation, ranks)
+    phases = Phases(evaluator, answer, records, loaded)
     phases.before_training(inputs.training.examples)
     with trainer.checkpoints:  # the last one is written while the model answers
         with keeper.phase("train_and_evaluate_stages"):

@@ -4,24 +4,21 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import EvaluationConfig
 from medvqa.data.example import AnswerType, Example, Prediction
 from medvqa.evaluation import rephrasing
+from medvqa.evaluation.answering import Answerer
 from medvqa.evaluation.confidence_summary import of_predictions
 from medvqa.evaluation.generate import Answers
-from medvqa.evaluation.likelihood import ANSWERERS
 from medvqa.evaluation.phase_scores import Evaluation, read_evaluation
 from medvqa.evaluation.score import (
     majority_answers,
     score_predictions,
     write_predictions,
 )
-from medvqa.evaluation.shares import answers_of_ranks
-from medvqa.models.encode import Encoder
-from medvqa.models.loaded import LoadedModel
 from medvqa.tracking.record import read_lines, write_json, write_lines
 from medvqa.training.ranks import ALONE, Ranks
 
@@ -47,53 +44,14 @@ class Evaluator:
         self.seed = seed
         self.ranks = ranks
 
-    def model(
-        self,
-        loaded: LoadedModel,
-        encoder: Encoder,
-        *,
-        phase: str,
-        step: int,
-        show_images: bool = True,
-    ) -> list[Evaluation]:
-        """Answer and score every set with the model as it is now."""
-
-        def answer(name: str, examples: Sequence[Example]) -> Answers:
-            shown = examples if show_images else [without_images(e) for e in examples]
-            description = f"{phase}: answering {name}"
-            answers = self.with_rephrasings(
-                phase, shown, lambda every: self.answers(loaded, encoder, every, description)
-            )
-            if answers.num_cut:
-                log.warning(
-                    "%s/%s: %d of %d answers were cut at evaluation.max_new_tokens=%d",
-                    *(phase, name, answers.num_cut, len(examples), self.config.max_new_tokens),
-                )
-            return answers
-
-        images: Literal["shown", "removed"] = "shown" if show_images else "removed"
-        return self.phase(phase, step, answer, device=loaded.device.type, images=images)
-
-    def majority(
-        self, training: Sequence[tuple[AnswerType, str]], *, device: str
-    ) -> list[Evaluation]:
-        """Score the training pool's most frequent answer of each type: the floor of any model."""
-
-        def answer(_: str, examples: Sequence[Example]) -> Answers:
-            texts = majority_answers(training, [example.answer_type for example in examples])
-            none = (False,) * len(texts)
-            return Answers(texts=tuple(texts), cut=none, num_tokens=none, decoding="none")
-
-        return self.phase("majority", 0, answer, device=device, images="removed")
-
     def phase(
         self,
         phase: str,
         step: int,
-        answer: Callable[[str, Sequence[Example]], Answers],
+        answer: Answerer,
         *,
-        device: str,
-        images: Literal["shown", "removed"],
+        device: str = "cpu",
+        show_images: bool = True,
     ) -> list[Evaluation]:
         """Answer, score and write every set that has no whole result on the disk."""
         results = []
@@ -101,45 +59,44 @@ class Evaluator:
             place = self.place(phase, name)
             result = self.ranks.first(stored, place, read_evaluation, len(examples))
             if result is None:
-                answers = answer(name, examples)
+                shown = examples if show_images else [without_images(e) for e in examples]
+                answers = self._answers(place, shown, answer)
+                images = "shown" if show_images else "removed"
                 result = self.ranks.first(
-                    self._score, phase, step, name, answers, device=device, images=images
+                    self._score, place, step, answers, device=device, images=images
                 )
             results.append(result)
         return results
 
-    def with_rephrasings(
-        self,
-        phase: str,
-        examples: Sequence[Example],
-        answer: Callable[[Sequence[Example]], Answers],
-    ) -> Answers:
+    def majority(
+        self, training: Sequence[tuple[AnswerType, str]], *, device: str
+    ) -> list[Evaluation]:
+        """Score the training pool's most frequent answer of each type: the floor of any model."""
+
+        def answer(_: Path, examples: Sequence[Example]) -> Answers:
+            texts = majority_answers(training, [example.answer_type for example in examples])
+            none = (False,) * len(texts)
+            return Answers(texts=tuple(texts), cut=none, num_tokens=none, decoding="none")
+
+        return self.phase("majority", 0, answer, device=device, show_images=False)
+
+    def _answers(self, place: Path, examples: Sequence[Example], answer: Answerer) -> Answers:
         """Return the answers, each with those to its rephrasings where these are configured."""
+        phase, name = place.parent.name, place.name
         count = self.config.rephrasings if phase in rephrasing.PHASES else 0
-        every = answer([*examples, *rephrasing.all_rephrased(examples, count)])
-        return rephrasing.with_rephrased(every, len(examples))
-
-    def answers(
-        self, loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], description: str
-    ) -> Answers:
-        """Return all answers in the set's order; each rank answers its share."""
-
-        def answer(own: Sequence[Example], batch_size: int) -> Answers:
-            config = replace(self.config, batch_size=batch_size)
-            return ANSWERERS[config.scoring](loaded, encoder, own, config, description)
-
-        return answers_of_ranks(answer, examples, self.config.batch_size, self.ranks)
+        every = answer(place, [*examples, *rephrasing.all_rephrased(examples, count)])
+        answers = rephrasing.with_rephrased(every, len(examples))
+        if answers.num_cut:
+            log.warning(
+                "%s/%s: %d of %d answers were cut at evaluation.max_new_tokens=%d",
+                *(phase, name, answers.num_cut, len(examples), self.config.max_new_tokens),
+            )
+        return answers
 
     def _score(
-        self,
-        phase: str,
-        step: int,
-        name: str,
-        answers: Answers,
-        *,
-        device: str,
-        images: Literal["shown", "removed"],
+        self, place: Path, step: int, answers: Answers, *, device: str, images: str
     ) -> Evaluation:
+        phase, name = place.parent.name, place.name
         predictions = to_predictions(self.sets[name], answers)
         scored = score_predictions(predictions, self.config, device=device, seed=self.seed)
         confidence = of_predictions(predictions, [item.exact_match for item in scored.items])
@@ -154,8 +111,7 @@ class Evaluator:
             num_cut_answers=answers.num_cut,
             protocols=scored.protocols,
         )
-        directory = self.place(phase, name)
-        write_predictions(directory / "predictions.jsonl", predictions, scored.items)
+        write_predictions(place / "predictions.jsonl", predictions, scored.items)
         # Written last: its presence says that the evaluation is whole.
         protocol = {
             "normalizer": self.config.normalizer.value,
@@ -167,7 +123,7 @@ class Evaluator:
             "images": images,
             "confidence": {group: own.curves() for group, own in confidence.items()},
         }
-        write_json(directory / "metrics.json", {**asdict(result), **protocol})
+        write_json(place / "metrics.json", {**asdict(result), **protocol})
         return result
 
     def join_blind(self) -> None:

@@ -1,7 +1,7 @@
 """Ask the probes of every set, score them and write their records beside the normal answers."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import EvaluationConfig, ProbeName
 from medvqa.data.example import Example, Score
+from medvqa.evaluation.answering import Answerer
 from medvqa.evaluation.evaluate import Evaluator, stored
 from medvqa.evaluation.generate import Answers
 from medvqa.evaluation.probe_rates import MEASURES, probe_rows, probe_scores
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 log = logging.getLogger(__name__)
-
-Answer = Callable[[Path, Sequence[Example]], Answers]  # given the probe's directory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,7 @@ class ProbeResult:
         return {f"{place}/{name}": score.mean for name, score in self.scores.items()}
 
 
-def ask_probes(evaluator: Evaluator, answer: Answer, step: int) -> list[ProbeResult]:
+def ask_probes(evaluator: Evaluator, answer: Answerer, step: int) -> list[ProbeResult]:
     """Return the results of all configured probes; those on the disk are not asked again.
 
     The final answers to the same sets are on the disk already.

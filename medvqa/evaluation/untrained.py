@@ -4,26 +4,22 @@ The model is any base, a base with any saved adapter, or whatever an OpenAI-comp
 answers with. The same command continues what was interrupted.
 """
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from medvqa.config.errors import UserError
 from medvqa.config.model import Backend
 from medvqa.config.schema import Config
-from medvqa.data.example import Example
 from medvqa.data.pool import Pool, load_sets
 from medvqa.data.verification import check_images
+from medvqa.evaluation.answering import by_model, by_server
 from medvqa.evaluation.bertscore import check_encoder
 from medvqa.evaluation.endpoint import Endpoint
-from medvqa.evaluation.evaluate import Evaluator, without_images
-from medvqa.evaluation.generate import Answers
-from medvqa.evaluation.phase_scores import Evaluation
+from medvqa.evaluation.evaluate import Evaluator
 from medvqa.evaluation.phases import Phases
-from medvqa.evaluation.probing import ask_probes, more_questions
+from medvqa.evaluation.probing import more_questions
 from medvqa.evaluation.results import record_results
 from medvqa.models.encode import encoder_of
 from medvqa.models.hub import check_base
@@ -31,8 +27,6 @@ from medvqa.models.load import load_base, load_peft_adapter
 from medvqa.tracking import identity
 from medvqa.tracking.record import RunRecord
 from medvqa.tracking.wandb_mirror import Records, check_key, tracker
-
-log = logging.getLogger(__name__)
 
 NO_PLAN: dict[str, Any] = {"num_steps": 0, "order_sha256": None, "warmup_steps": 0, "stages": []}
 NO_TRAINING: dict[str, Any] = {"num_steps": 0, "final_loss": None, "average_loss": None}
@@ -73,11 +67,7 @@ def evaluate_only(
             evaluator = Evaluator(
                 questions, config.evaluation, directory=directory, seed=config.seed
             )
-            final = (
-                _served(config, evaluator, keeper)
-                if config.endpoint
-                else _loaded(config, evaluator, records)
-            )
+            final = _phases(config, evaluator, records).after_training(0)
             record_results(directory, records, final, questions)
         keeper.finish()
 
@@ -87,8 +77,13 @@ def _description(pools: Mapping[str, Pool]) -> dict[str, Any]:
     return {"data": data, "plan": NO_PLAN, "training": NO_TRAINING, "world_size": 1}
 
 
-def _loaded(config: Config, evaluator: Evaluator, records: Records) -> list[Evaluation]:
-    keeper = records[0]
+def _phases(config: Config, evaluator: Evaluator, records: Records) -> Phases:
+    keeper, own = records[0], config.evaluation
+    if config.endpoint:
+        assert config.model_name
+        keeper.update(model={"source": config.endpoint, "served_as": config.model_name})
+        endpoint = Endpoint(config.endpoint, config.model_name, config.prompt, own)
+        return Phases(evaluator, by_server(endpoint), records)
     with keeper.phase("load"):
         loaded = load_base(replace(config.model, backend=Backend.transformers))
         if config.adapter:
@@ -97,31 +92,5 @@ def _loaded(config: Config, evaluator: Evaluator, records: Records) -> list[Eval
     encoder = encoder_of(loaded, config.model, None, config.prompt)
     for examples in evaluator.sets.values():
         encoder.check_lengths(examples)
-        encoder.check_lengths(more_questions(config.evaluation, examples, config.seed))
-    return Phases(evaluator, loaded, encoder, records).after_training(0)
-
-
-def _served(config: Config, evaluator: Evaluator, keeper: RunRecord) -> list[Evaluation]:
-    assert config.endpoint and config.model_name
-    keeper.update(model={"source": config.endpoint, "served_as": config.model_name})
-    endpoint = Endpoint(config.endpoint, config.model_name, config.prompt, config.evaluation)
-
-    def answer(phase: str, name: str, examples: Sequence[Example]) -> Answers:
-        cache = evaluator.place(phase, name) / "served.jsonl"
-        return evaluator.with_rephrasings(
-            phase, examples, lambda all_: endpoint.answer(all_, cache)
-        )
-
-    def answer_blind(name: str, examples: Sequence[Example]) -> Answers:
-        return answer("blind", name, [without_images(example) for example in examples])
-
-    def answer_probe(place: Path, examples: Sequence[Example]) -> Answers:
-        return endpoint.answer(examples, place / "served.jsonl")
-
-    with keeper.phase("evaluate"):
-        final = evaluator.phase("final", 0, partial(answer, "final"), device="cpu", images="shown")
-        if config.evaluation.blind:
-            evaluator.phase("blind", 0, answer_blind, device="cpu", images="removed")
-            evaluator.join_blind()
-        ask_probes(evaluator, answer_probe, 0)
-        return final
+        encoder.check_lengths(more_questions(own, examples, config.seed))
+    return Phases(evaluator, by_model(loaded, encoder, own), records, loaded)

@@ -12,6 +12,7 @@ from medvqa.config.errors import UserError
 from medvqa.config.model import Backend, BasePrecision, Dtype, ModelConfig
 from medvqa.config.schema import Config
 from medvqa.data.example import Example
+from medvqa.evaluation.answering import by_model
 from medvqa.evaluation.evaluate import Evaluator
 from medvqa.models.encode import Encoder
 from medvqa.models.load import load_base
@@ -169,7 +170,8 @@ def reevaluate(
     limit = config.model.max_length_tokens
     encoder = Encoder(loaded.processor, max_length_tokens=limit, prompt=config.prompt)
     steps = int(trained.values["training"]["num_steps"])
-    evaluator.model(loaded, encoder, phase=MERGED, step=steps)
+    answer = by_model(loaded, encoder, config.evaluation)
+    evaluator.phase(MERGED, steps, answer, device=loaded.device.type)
     before = trained.directory / "evaluation" / "final"
     equal = {
         name: _equal_answers(

@@ -17,8 +17,8 @@ from medvqa.config.lora import LoraConfig
 from medvqa.config.model import Device
 from medvqa.config.training import Engine, TrainingConfig
 from medvqa.config.typed import typed
+from medvqa.evaluation.answering import shares_of_batches
 from medvqa.evaluation.generate import answering_order, even_batch_size
-from medvqa.evaluation.shares import shares_of_batches
 from medvqa.fast.choice import make_engine
 from medvqa.models.load import load_model
 from medvqa.run import ProcessState, run_rank

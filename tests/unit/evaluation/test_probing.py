@@ -6,6 +6,7 @@ import json
 import pytest
 
 from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig, ProbeName
+from medvqa.evaluation.answering import by_model
 from medvqa.evaluation.evaluate import Evaluator
 from medvqa.evaluation.generate import Answers
 from medvqa.evaluation.probe_rates import probe_rows, probe_scores
@@ -95,14 +96,15 @@ def test_a_model_is_asked_all_probes_and_continues_where_it_stopped(
 ):
     examples = [e for e in phantoms if len(e.images) == 1][:6]
     evaluator = Evaluator({"test": examples}, CONFIG, directory=tmp_path, seed=3)
-    evaluator.model(tiny, encoder, phase="final", step=5)
-    evaluator.model(tiny, encoder, phase="blind", step=5, show_images=False)
+    by_tiny = by_model(tiny, encoder, CONFIG)
+    evaluator.phase("final", 5, by_tiny)
+    evaluator.phase("blind", 5, by_tiny, show_images=False)
     evaluator.join_blind()
     asked = []
 
     def answer(place, questions):
         asked.append(place.parent.name)
-        return evaluator.answers(tiny, encoder, questions, "probing")
+        return by_tiny(place, questions)
 
     results = ask_probes(evaluator, answer, 5)
     assert asked == ["blank", "other_patient", "leading", "fake"]
@@ -134,10 +136,11 @@ def test_a_rephrasing_is_answered_as_if_it_were_asked_alone(tiny, encoder, phant
 
     examples = phantoms[:3]
     evaluator = Evaluator({"test": examples}, CONFIG, directory=tmp_path, seed=0)
-    evaluator.model(tiny, encoder, phase="final", step=0)
+    by_tiny = by_model(tiny, encoder, CONFIG)
+    evaluator.phase("final", 0, by_tiny)
     rows = read_lines(tmp_path / "evaluation/final/test/predictions.jsonl")
     for row, example in zip(rows, examples, strict=True):
-        alone = evaluator.answers(tiny, encoder, rephrased(example, 2), "alone")
+        alone = by_tiny(tmp_path / "alone", rephrased(example, 2))
         assert row["rephrased"] == list(alone.texts)
         share = sum(text == row["prediction"] for text in alone.texts) / 2
         assert row["agreement"] == share

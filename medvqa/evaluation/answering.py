@@ -1,0 +1,63 @@
+"""Who answers: a loaded model on all ranks of a run, or a server."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+from medvqa.config.evaluation import EvaluationConfig
+from medvqa.data.example import Example
+from medvqa.evaluation.endpoint import Endpoint
+from medvqa.evaluation.generate import Answers, answering_order, even_batch_size, from_rows
+from medvqa.evaluation.likelihood import ANSWERERS
+from medvqa.models.encode import Encoder
+from medvqa.models.loaded import LoadedModel
+from medvqa.training.ranks import ALONE, Ranks
+
+# Given the directory `<phase>/<set>` of the answers' files and the questions, in any number.
+Answerer = Callable[[Path, Sequence[Example]], Answers]
+
+
+def by_model(
+    loaded: LoadedModel, encoder: Encoder, config: EvaluationConfig, ranks: Ranks = ALONE
+) -> Answerer:
+    """Return what answers with the model as it is then; each rank answers its share."""
+
+    def answer(place: Path, examples: Sequence[Example]) -> Answers:
+        description = f"{place.parent.name}: answering {place.name}"
+        size = even_batch_size(len(examples), config.batch_size)
+        shares = shares_of_batches(examples, size, ranks.size)
+        own = [examples[index] for index in shares[ranks.rank]]
+        even = replace(config, batch_size=size)
+        mine = ANSWERERS[config.scoring](loaded, encoder, own, even, description)
+        parts = list(zip(shares, ranks.gather(mine), strict=True))
+        rows = {
+            index: row for share, part in parts for index, row in zip(share, part.rows, strict=True)
+        }
+        likelihoods = {
+            share[index]: values for share, part in parts
+            for index, values in part.likelihoods.items()
+        }  # fmt: skip
+        return from_rows(rows, mine.decoding, likelihoods)
+
+    return answer
+
+
+def by_server(endpoint: Endpoint) -> Answerer:
+    """Return what asks the server; its replies are kept beside the answers."""
+    return lambda place, examples: endpoint.answer(examples, place / "served.jsonl")
+
+
+def shares_of_batches(
+    examples: Sequence[Example], batch_size: int, num_shares: int
+) -> list[list[int]]:
+    """Divide the questions so that each share is answered in batches that one process would make.
+
+    Rounding depends on what is computed together: answers do not depend on the number of GPUs.
+    Returns the places of each share's examples, in the order of the set.
+    """
+    order = answering_order(examples)
+    num_batches = math.ceil(len(order) / batch_size)
+    ends = [round(num_batches * share / num_shares) * batch_size for share in range(num_shares + 1)]
+    return [sorted(order[start:end]) for start, end in pairwise(ends)]
