@@ -1,7 +1,7 @@
 """Which training pictures are evaluation pictures: by their bytes, and by their hashes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from medvqa.contamination.near import NearIndex
@@ -13,6 +13,8 @@ from medvqa.tracking.progress import track
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+BLOCK = 2048  # training pictures whose hashes are held at once
 
 Key = tuple[str, str]  # name and identity of a picture, as the data set gives them
 
@@ -32,17 +34,6 @@ class Match:
     mirrored: bool
 
 
-@dataclass
-class EvaluationPictures:
-    """The evaluation pictures: found by name, by bytes, by hash."""
-
-    index_of: dict[Key, int] = field(default_factory=dict)
-    by_sha256: dict[bytes, int] = field(default_factory=dict)
-    names: list[str] = field(default_factory=list)
-    num_blank: int = 0
-    unreadable: dict[Key, str] = field(default_factory=dict)
-
-
 def keys_of(example: Example) -> list[Key]:
     """Return what tells the example's pictures from others, before a byte is read."""
     pairs = zip(example.images, example.image_ids, strict=True)
@@ -58,82 +49,97 @@ def distinct_pictures(examples: Sequence[Example]) -> dict[Key, ImageSource]:
     }
 
 
-def hash_evaluation(
-    sets: Mapping[str, Sequence[Example]], pictures: EvaluationPictures, cache: Cache
-) -> "tuple[list[int], NDArray[np.uint64]]":
-    """Return the evaluation pictures that have a hash: their indices, and all hashes of each."""
-    import numpy as np
+class PictureMatches:
+    """The evaluation pictures, and the training pictures that are among them.
 
-    sources = distinct_pictures([example for examples in sets.values() for example in examples])
-    owners, hashes = [], []
-    results = hash_pictures(list(sources.values()), cache, mirrored=True)
-    keys = track(list(sources), description="hashing evaluation pictures")
-    for key, result in zip(keys, results, strict=True):
-        if result.error is not None:
-            pictures.unreadable[key] = result.error
-            continue
-        is_new = result.sha256 not in pictures.by_sha256
-        index = pictures.by_sha256.setdefault(result.sha256, len(pictures.names))
-        pictures.index_of[key] = index
-        if is_new:
-            pictures.names.append(result.name)
-            pictures.num_blank += not result.hashes
-            if result.hashes:
-                owners.append(index)
-                hashes.append(hash_words(result.hashes))
-    return owners, np.stack(hashes) if hashes else np.empty((0, 4, 11, 4), np.uint64)
-
-
-class PictureFinder:
-    """Takes training pictures block by block and keeps those that are evaluation pictures."""
+    Attributes:
+        index_of: Number of each evaluation picture; equal files have one number.
+        matches: In the order of the training pictures.
+        indices_by_key: Numbers of the evaluation pictures that a training picture is.
+        same_file: Numbers of those that occur byte by byte.
+        upright: Numbers of those that occur not only mirrored.
+        num_blank: Pictures without contrast.
+        unreadable: Why a picture cannot be read.
+    """
 
     def __init__(
-        self,
-        pictures: EvaluationPictures,
-        evaluation: "tuple[list[int], NDArray[np.uint64]]",
-        max_distance: int,
+        self, sources: Mapping[Key, ImageSource], cache: Cache, *, max_distance: int
     ) -> None:
         import numpy as np
 
-        self.pictures = pictures
-        self.owners, hashes = evaluation
-        _, self.num_orientations, self.num_crops, num_words = hashes.shape
-        # A copy may be cut smaller than the evaluation picture, or the other way round.
-        whole = np.ascontiguousarray(hashes[:, :, 0])
-        self._cropped = NearIndex(hashes.reshape(-1, num_words), max_distance=max_distance)
-        self._whole = NearIndex(whole.reshape(-1, num_words), max_distance=max_distance)
+        self.index_of: dict[Key, int] = {}
         self.matches: list[Match] = []
         self.indices_by_key: dict[Key, set[int]] = {}
         self.same_file: set[int] = set()
         self.upright: set[int] = set()
+        self.num_blank = 0
+        self.unreadable: dict[Key, str] = {}
+        self._cache = cache
+        self._names: list[str] = []
+        self._by_sha256: dict[bytes, int] = {}
+        self._owners: list[int] = []  # of the hashes
+        hashes = self._hash_evaluation(sources)
+        _, self._num_orientations, self._num_crops, num_words = hashes.shape
+        # A copy may be cut smaller than the evaluation picture, or the other way round.
+        whole = np.ascontiguousarray(hashes[:, :, 0])
+        self._cropped = NearIndex(hashes.reshape(-1, num_words), max_distance=max_distance)
+        self._whole = NearIndex(whole.reshape(-1, num_words), max_distance=max_distance)
 
-    def add(self, keys: Sequence[Key], block: Sequence[HashedPicture]) -> None:
-        """Compare some training pictures with all evaluation pictures."""
+    def _hash_evaluation(self, sources: Mapping[Key, ImageSource]) -> "NDArray[np.uint64]":
+        """Return all hashes of each evaluation picture that has some."""
         import numpy as np
 
-        readable = [p for p in block if p.error is None]
-        self.pictures.unreadable |= {
-            key: p.error for key, p in zip(keys, block, strict=True) if p.error is not None
-        }
-        self.pictures.num_blank += sum(not p.hashes for p in readable)
-        for key, picture in zip(keys, block, strict=True):
-            index = self.pictures.by_sha256.get(picture.sha256)
+        hashes = []
+        results = hash_pictures(list(sources.values()), self._cache, mirrored=True)
+        keys = track(list(sources), description="hashing evaluation pictures")
+        for key, result in zip(keys, results, strict=True):
+            if result.error is not None:
+                self.unreadable[key] = result.error
+                continue
+            is_new = result.sha256 not in self._by_sha256
+            index = self._by_sha256.setdefault(result.sha256, len(self._names))
+            self.index_of[key] = index
+            if is_new:
+                self._names.append(result.name)
+                self.num_blank += not result.hashes
+                if result.hashes:
+                    self._owners.append(index)
+                    hashes.append(hash_words(result.hashes))
+        return np.stack(hashes) if hashes else np.empty((0, 4, 11, 4), np.uint64)
+
+    def compare(self, sources: Mapping[Key, ImageSource]) -> None:
+        """Compare training pictures with all evaluation pictures, block by block."""
+        keys = list(sources)
+        blocks = [keys[start : start + BLOCK] for start in range(0, len(keys), BLOCK)]
+        for block in track(blocks, description="comparing pictures"):
+            images = [sources[key] for key in block]
+            self._compare(block, list(hash_pictures(images, self._cache, mirrored=False)))
+
+    def _compare(self, keys: Sequence[Key], pictures: Sequence[HashedPicture]) -> None:
+        import numpy as np
+
+        for key, picture in zip(keys, pictures, strict=True):
+            if picture.error is not None:
+                self.unreadable[key] = picture.error
+                continue
+            self.num_blank += not picture.hashes
+            index = self._by_sha256.get(picture.sha256)
             if index is not None:
                 self.same_file.add(index)
                 self._add_match(key, index, picture.name, None, mirrored=False)
-        hashed = [n for n, p in enumerate(block) if p.hashes]
-        if not hashed or not self.owners:
+        hashed = [n for n, picture in enumerate(pictures) if picture.hashes]
+        if not hashed or not self._owners:
             return
-        hashes = np.concatenate([hash_words(block[n].hashes) for n in hashed])
+        hashes = np.concatenate([hash_words(pictures[n].hashes) for n in hashed])
         for (position, index), (distance, mirrored) in self._near(hashes).items():
-            key, picture = keys[hashed[position]], block[hashed[position]]
+            key, picture = keys[hashed[position]], pictures[hashed[position]]
             if index not in self.indices_by_key.get(key, ()):
                 self._add_match(key, index, picture.name, distance, mirrored=mirrored)
 
     def _near(self, hashes: "NDArray[np.uint64]") -> dict[tuple[int, int], tuple[int, bool]]:
         """Return the smallest distance of each pair, and whether it is a mirrored one."""
         best: dict[tuple[int, int], tuple[int, bool]] = {}
-        num_crops = self.num_crops
+        num_crops = self._num_crops
         whole = self._cropped.search(hashes[:, 0])
         parts = self._whole.search(hashes[:, 1:].reshape(-1, hashes.shape[2]))
         for (query, index, distance), per_query, per_index in (
@@ -144,8 +150,8 @@ class PictureFinder:
             for p, o, d in zip(
                 positions.tolist(), orientations.tolist(), distance.tolist(), strict=True
             ):
-                owner, orientation = divmod(o, self.num_orientations)
-                pair = (p, self.owners[owner])
+                owner, orientation = divmod(o, self._num_orientations)
+                pair = (p, self._owners[owner])
                 best[pair] = min(best.get(pair, (999, True)), (d, orientation > 0))
         return best
 
@@ -155,4 +161,4 @@ class PictureFinder:
         self.indices_by_key.setdefault(key, set()).add(index)
         if not mirrored:
             self.upright.add(index)
-        self.matches.append(Match(self.pictures.names[index], name, distance, mirrored))
+        self.matches.append(Match(self._names[index], name, distance, mirrored))

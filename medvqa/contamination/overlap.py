@@ -7,21 +7,15 @@ from dataclasses import dataclass
 
 from medvqa.config.evaluation import Normalizer
 from medvqa.contamination.image_matches import (
-    EvaluationPictures,
     Key,
     Match,
-    PictureFinder,
+    PictureMatches,
     distinct_pictures,
-    hash_evaluation,
     keys_of,
 )
-from medvqa.contamination.picture_hash import hash_pictures
 from medvqa.data.example import Example
 from medvqa.data.storage.cache import Cache
 from medvqa.evaluation.normalize import normalize
-from medvqa.tracking.progress import track
-
-BLOCK = 2048  # training pictures whose hashes are held at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,26 +100,21 @@ def find_overlap(
         max_distance: Bits of 256 in which the hashes of one picture may differ.
     """
     started = time.monotonic()
-    pictures = EvaluationPictures()
-    finder = PictureFinder(pictures, hash_evaluation(sets, pictures, cache), max_distance)
+    rows = [row for examples in sets.values() for row in examples]
+    matches = PictureMatches(distinct_pictures(rows), cache, max_distance=max_distance)
     sources = distinct_pictures(training)
-    keys = list(sources)
-    chunks = [keys[start : start + BLOCK] for start in range(0, len(keys), BLOCK)]
-    for chunk in track(chunks, description="comparing pictures"):
-        hashed = hash_pictures([sources[key] for key in chunk], cache, mirrored=False)
-        finder.add(chunk, list(hashed))
-    everything = [*training, *(e for examples in sets.values() for e in examples)]
-    tally = _Tally(sets, pictures, finder)
+    matches.compare(sources)
+    tally = _Tally(sets, matches)
     for example in training:
         tally.add(example)
     return Overlap(
         sets=tuple(tally.of_set(name, examples) for name, examples in sets.items()),
-        matches=tuple(finder.matches),
+        matches=tuple(matches.matches),
         training_rows=frozenset(tally.training_rows),
         num_training_rows=len(training),
         num_training_pictures=len(sources),
-        num_blank=pictures.num_blank,
-        unreadable=tuple(_named(pictures.unreadable, everything)),
+        num_blank=matches.num_blank,
+        unreadable=tuple(_named(matches.unreadable, [*training, *rows])),
         max_distance=max_distance,
         seconds=time.monotonic() - started,
     )
@@ -143,14 +132,9 @@ def _named(unreadable: Mapping[Key, str], examples: Sequence[Example]) -> list[s
 class _Tally:
     """Counts rows; the training pool passes by once, only evaluation rows are kept."""
 
-    def __init__(
-        self,
-        sets: Mapping[str, Sequence[Example]],
-        pictures: EvaluationPictures,
-        finder: PictureFinder,
-    ) -> None:
-        self.pictures, self.finder = pictures, finder
-        self.shared = {index for indices in finder.indices_by_key.values() for index in indices}
+    def __init__(self, sets: Mapping[str, Sequence[Example]], matches: PictureMatches) -> None:
+        self.matches = matches
+        self.shared = set().union(*matches.indices_by_key.values())
         self.training_rows: set[str] = set()
         self.repeats: set[Item] = set()
         self.items: set[tuple[Item, int]] = set()
@@ -161,23 +145,25 @@ class _Tally:
                     self._asked[item] |= self._indices(example)
 
     def _indices(self, example: Example) -> set[int]:
-        known = self.pictures.index_of
+        known = self.matches.index_of
         return {known[key] for key in keys_of(example) if key in known}
 
     def add(self, example: Example) -> None:
         """Count one training row."""
-        shown = set().union(*(self.finder.indices_by_key.get(key, ()) for key in keys_of(example)))
-        if shown:
+        indices = set().union(
+            *(self.matches.indices_by_key.get(key, ()) for key in keys_of(example))
+        )
+        if indices:
             self.training_rows.add(example.id)
         for item in _items(example):
             if item in self._asked:
                 self.repeats.add(item)
-                self.items |= {(item, index) for index in shown & self._asked[item]}
+                self.items |= {(item, index) for index in indices & self._asked[item]}
 
     def of_set(self, name: str, examples: Sequence[Example]) -> SetOverlap:
         """Return the counts of one evaluation set."""
         indices = set().union(*map(self._indices, examples))
-        alike = indices & self.shared - self.finder.same_file
+        alike = indices & self.shared - self.matches.same_file
         num_items = num_repeats = num_on_shared = 0
         for example in examples:
             items, own = _items(example), self._indices(example)
@@ -190,9 +176,9 @@ class _Tally:
             name=name,
             num_pictures=len(indices),
             num_questions=len(examples),
-            num_same_file=len(indices & self.finder.same_file),
+            num_same_file=len(indices & self.matches.same_file),
             num_alike=len(alike),
-            num_mirrored=len(alike - self.finder.upright),
+            num_mirrored=len(alike - self.matches.upright),
             num_questions_on_shared=num_on_shared,
             num_items=num_items,
             num_text_repeats=num_repeats,
