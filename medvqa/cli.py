@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from medvqa.config.command_line import COLUMNS, example_lines
 from medvqa.config.compose import checked, config_directory, register, run_settings, with_roles
 from medvqa.config.errors import MISTAKES, RankError, Refused, explain, printable, raised_in
-from medvqa.config.fast_exit import leave_at_once
+from medvqa.config.machine import leave_at_once
 from medvqa.config.secrets import masked_text
 from medvqa.sweep.launcher import SweepError
 
@@ -134,9 +134,9 @@ def _asks_for_help() -> bool:
 
 def _wrapped_help() -> None:
     """Print Hydra's help, whose lists of choices know no end of a line, in 100 columns."""
-    with redirect_stdout(io.StringIO()) as shown, suppress(SystemExit):  # it leaves with 0
+    with redirect_stdout(io.StringIO()) as output, suppress(SystemExit):  # it leaves with 0
         train()
-    for line in shown.getvalue().rstrip().splitlines():
+    for line in output.getvalue().rstrip().splitlines():
         indent = " " * (len(line) - len(line.lstrip()) + 4)
         text = textwrap.fill(line, COLUMNS, subsequent_indent=indent, break_on_hyphens=False)
         sys.stdout.write(f"{text}\n")

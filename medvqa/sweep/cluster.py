@@ -4,8 +4,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
-from medvqa.sweep.job import Job, State, Status, read_status
-from medvqa.sweep.launcher import ShowChange
+from medvqa.sweep.job import Job, ShowChange, State, Status, read_status
 from medvqa.sweep.scheduler import Scheduler
 
 POLL_S = 1.0
@@ -21,11 +20,8 @@ def run_on_node(job: Job) -> str:
         return State.finished.value
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")  # what the cluster gave
     slots = gpus.split(",") if gpus else [""] * job.num_gpus
-
-    def write(job: Job, status: Status) -> None:
-        status.write(job.directory)
-
-    return Scheduler(slots, False, None, False, on_change=write).run([job])[job.number].state.value
+    scheduler = Scheduler(slots, False, None, False, lambda job, status: None)
+    return scheduler.run([job])[job.number].state.value
 
 
 def wait_for(
@@ -40,15 +36,15 @@ def wait_for(
         show_change: Called when a job's state changes.
     """
     ended: dict[int, Status] = {}
-    shown: dict[int, State] = {}
+    last_states: dict[int, State] = {}
     while True:
         for job in (job for job in jobs if job.number not in ended):
             lost = loss(job)  # before the files, which a job writes until it leaves
             status = read_status(job.directory)
             if status.state is State.finished or lost is not None:
                 status = ended[job.number] = _last_status(job, lost or "")
-            if status.state is not shown.get(job.number, State.waiting):
-                shown[job.number] = status.state
+            if status.state is not last_states.get(job.number, State.waiting):
+                last_states[job.number] = status.state
                 show_change(job, status)
         if len(ended) == len(jobs):
             return ended

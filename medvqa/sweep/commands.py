@@ -56,11 +56,11 @@ def main_resume(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     stored = sweep_json(options.sweep)
     directory = options.sweep.resolve()
-    given = {"fresh", *(text.partition("=")[0].lstrip("+") for text in options.overrides)}
+    replaced_keys = {"fresh", *(text.partition("=")[0].lstrip("+") for text in options.overrides)}
     first = [
         text
         for text in map(str, stored["arguments"])
-        if text.partition("=")[0].lstrip("+") not in given
+        if text.partition("=")[0].lstrip("+") not in replaced_keys
     ]
     hidden = " ".join(text for text in first if MASK in text)
     if hidden:

@@ -80,8 +80,8 @@ def live_table(sweep: Path) -> Iterator[Callable[[Job, Status], None]]:
 
     def current() -> "Table":
         rows = read_rows(sweep)
-        shown = shortened(rows, max(1, screen.height - FRAME))
-        return grid_table(shown, title=f"{counts(rows)}{time_left(rows)}")
+        visible_rows = shortened(rows, max(1, screen.height - FRAME))
+        return grid_table(visible_rows, title=f"{counts(rows)}{time_left(rows)}")
 
     with Live(console=screen, get_renderable=current, refresh_per_second=1, transient=True):
         yield lambda job, status: None

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from medvqa.config.errors import UserError
 from medvqa.config.machine import num_cuda_devices
-from medvqa.sweep.job import Job, Status
-from medvqa.sweep.launcher import GridLauncher, ShowChange, mark_waiting
+from medvqa.sweep.job import Job, ShowChange, Status
+from medvqa.sweep.launcher import GridLauncher, mark_waiting
 from medvqa.sweep.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -36,12 +36,7 @@ class IsolatedLauncher(GridLauncher):
         mark_waiting(jobs)
         slots = self.slots[: max(1, sum(job.num_gpus for job in jobs))]
         log.info("%d jobs on %s, in %s", len(jobs), describe_slots(slots), sweep)
-
-        def changed(job: Job, status: Status) -> None:
-            status.write(job.directory)
-            show_change(job, status)
-
-        scheduler = Scheduler(slots, self.warm, self.timeout_s, self.fail_fast, on_change=changed)
+        scheduler = Scheduler(slots, self.warm, self.timeout_s, self.fail_fast, show_change)
         return scheduler.run(jobs)
 
 

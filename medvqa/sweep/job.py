@@ -1,7 +1,7 @@
 """One cell of a grid: what it is, where it writes, and how it stands."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -135,6 +135,9 @@ class Status:
         """Write status.json."""
         values = asdict(self) | {"state": self.state.value}
         record.write_json(directory / "status.json", values)
+
+
+ShowChange = Callable[[Job, Status], None]
 
 
 def read_status(directory: Path) -> Status:

@@ -1,11 +1,10 @@
 """A grid for `-m`: what every launcher keeps, wherever the jobs run."""
 
 import logging
-import sys
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Set
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence, Set
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +12,23 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from medvqa.config.cells import BASIC_SWEEPER, swept_keys
 from medvqa.config.compose import hydra_files, resolved
 from medvqa.config.errors import DivergenceError, UserError
 from medvqa.config.identity import run_id
 from medvqa.config.machine import make_directory
-from medvqa.config.secrets import masked, masked_values
+from medvqa.config.secrets import masked
 from medvqa.config.typed import check_hardware, typed_anywhere
 from medvqa.sweep.display import grid_table, live_table, show_failures
-from medvqa.sweep.job import Job, State, Status, run_json
-from medvqa.sweep.status import counts, read_rows, sweep_json, write_summary
+from medvqa.sweep.job import Job, ShowChange, State, Status, run_json
+from medvqa.sweep.status import MULTIRUN, counts, read_rows, write_summary, write_sweep
 from medvqa.tracking import identity, record
 from medvqa.tracking.files import set_aside
 from medvqa.tracking.terminal import console
 
 log = logging.getLogger(__name__)
-
-MULTIRUN = "multirun.yaml"
-ShowChange = Callable[[Job, Status], None]
 
 
 class SweepError(Exception):
@@ -92,15 +88,8 @@ class GridLauncher(Launcher):
                 restarted = self._restarted(jobs, cache) if self.config.fresh else set()
                 check_jobs(jobs, sweep, cache, here=self.runs_here, restarted=restarted)
             for job, config in composed:
-                if job.directory in restarted:
-                    with record.directory_lock(job.directory, patience_s=record.PATIENCE_S):
-                        set_aside(job.directory)
-                make_directory(job.directory, "hydra.sweep.subdir=")
-                if not job.ended_as:
-                    files = hydra_files(job.config, job.overrides, config.hydra)
-                    for name, text in files.items():
-                        record.write_text(job.directory / ".hydra" / name, text)
-            _write_sweep(sweep, jobs)
+                _make_directory(job, config, is_restarted=job.directory in restarted)
+            write_sweep(sweep, jobs)
             statuses = self._run(sweep, jobs)
         left = [str(n) for n, status in statuses.items() if status.state is not State.finished]
         if left:
@@ -184,6 +173,17 @@ class GridLauncher(Launcher):
         return {job.number: of_directory[job.directory] for job in jobs}
 
 
+def _make_directory(job: Job, config: DictConfig, *, is_restarted: bool) -> None:
+    """Make the job's directory with `.hydra/`; set aside the files of a run that starts over."""
+    if is_restarted:
+        with record.directory_lock(job.directory, patience_s=record.PATIENCE_S):
+            set_aside(job.directory)
+    make_directory(job.directory, "hydra.sweep.subdir=")
+    if not job.ended_as:
+        for name, text in hydra_files(job.config, job.overrides, config.hydra).items():
+            record.write_text(job.directory / ".hydra" / name, text)
+
+
 def mark_waiting(jobs: Sequence[Job]) -> None:
     """Say of each job that its turn has not come."""
     for job in jobs:
@@ -240,36 +240,6 @@ def check_jobs(
             continue  # it is left as it is, and shown
         except UserError as error:
             raise UserError(f"job {job.number} ({job.name}): {error}") from error
-
-
-def _write_sweep(sweep: Path, jobs: Sequence[Job]) -> None:
-    """Write sweep.json: what `medvqa status` and `medvqa resume` read.
-
-    A sweeper that searches launches batch after batch; each adds its jobs.
-    """
-    stored: list[dict[str, Any]] = []
-    with suppress(UserError):  # missing or damaged: it is written anew
-        stored = sweep_json(sweep)["jobs"]
-    first = jobs[0].number if jobs else 0
-    entries = [entry for entry in stored if entry["number"] < first]
-    entries += [
-        {
-            "number": job.number,
-            "overrides": masked(job.overrides),
-            "name": job.name,
-            "directory": job.directory.name,
-            "run_id": job.recorded_id,
-        }
-        for job in jobs
-    ]
-    record.write_json(
-        sweep / "sweep.json",
-        {"jobs": entries, "arguments": masked(sys.argv[1:]), "working_directory": str(Path.cwd())},
-    )
-    written_by_hydra = sweep / MULTIRUN
-    if written_by_hydra.is_file():
-        values = masked_values(OmegaConf.to_container(OmegaConf.load(written_by_hydra)))
-        record.write_text(written_by_hydra, OmegaConf.to_yaml(OmegaConf.create(values)))
 
 
 def _job_return(job: Job, config: DictConfig) -> JobReturn:

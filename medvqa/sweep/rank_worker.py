@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from medvqa.config.errors import UserError
-from medvqa.config.fast_exit import leave_at_once
+from medvqa.config.machine import leave_at_once
 from medvqa.config.typed import typed
 from medvqa.models.load import load_in_own_process
 from medvqa.run import ProcessState, run_rank
@@ -91,12 +91,12 @@ def _leave_with_the_others() -> None:
 
     A thread, because the main one may be deaf: waiting on a GPU for a rank that is dead.
     """
-    told, wake = os.pipe()
+    signals, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
 
     def watch() -> None:
-        if told in select.select([0, told], [], [])[0]:
+        if signals in select.select([0, signals], [], [])[0]:
             time.sleep(GRACE_S)
         os._exit(1)
 

@@ -12,10 +12,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from medvqa.config.errors import UserError
+from medvqa.config.machine import python_path
 from medvqa.sweep.cluster import run_on_node, wait_for
-from medvqa.sweep.job import Job, Status
-from medvqa.sweep.launcher import GridLauncher, ShowChange, mark_waiting
-from medvqa.sweep.scheduler import python_path
+from medvqa.sweep.job import Job, ShowChange, Status
+from medvqa.sweep.launcher import GridLauncher, mark_waiting
 
 
 class RayLauncher(GridLauncher):

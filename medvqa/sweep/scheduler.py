@@ -1,115 +1,21 @@
-"""Jobs on slots: one worker process a slot, each with its own GPU; failures stay where they are."""
+"""Jobs on slots: one worker process per slot, each with its own GPU; failures stay apart."""
 
-import contextlib
-import json
 import logging
-import os
-import select
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from medvqa.config.errors import UserError
-from medvqa.sweep.job import CONSOLE, Job, State, Status
+from medvqa.sweep.job import CONSOLE, Job, ShowChange, State, Status
+from medvqa.sweep.worker_process import WORKER, WorkerProcess
 
 log = logging.getLogger(__name__)
 
-WORKER = (sys.executable, "-m", "medvqa.sweep.worker")
-PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
-GRACE_S = 20.0  # for a worker to mark its run as interrupted and leave
 POLL_S = 0.2
-# Set by the command line for its own process.
-NOT_INHERITED = ("HYDRA_FULL_ERROR",)
-
-OnChange = Callable[[Job, Status], None]
-
-
-class Worker:
-    """One process that runs jobs for one slot."""
-
-    def __init__(
-        self, slot: str, command: Sequence[str], console: Path, *, num_threads: int
-    ) -> None:
-        with console.open("ab") as log:  # until the worker opens each job's own
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=_environment(slot, num_threads),
-                # Ctrl-C reaches the launcher, which ends the workers in order.
-                start_new_session=True,
-            )
-        self.pid = self._process.pid
-        self._buffer = b""
-
-    def start(self, job: Job) -> None:
-        """Send the job; a worker that has died meanwhile shows in `answer`."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(f"{job.as_line()}\n".encode())
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass
-
-    def answer(self, timeout_s: float) -> Mapping[str, Any] | None:
-        """Return the worker's answer, `{}` if it died, or None if there is none yet."""
-        assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], timeout_s)[0]:
-            return None
-        chunk = os.read(self._process.stdout.fileno(), 65536)
-        self._buffer += chunk
-        if b"\n" in self._buffer:
-            line, _, self._buffer = self._buffer.partition(b"\n")
-            values: Mapping[str, Any] = json.loads(line)
-            return values
-        return None if chunk else {}
-
-    def exit_code(self) -> int:
-        """Wait for the process to end; negative for a signal."""
-        return self._process.wait()
-
-    def end(self, *, now: bool = False) -> None:
-        """Close the worker; `now` interrupts its job, and kills it if it does not listen."""
-        assert self._process.stdin is not None
-        if now and self._process.poll() is None:
-            self._signal(signal.SIGTERM)
-        try:
-            if not now:
-                self._process.stdin.close()
-            self._process.wait(GRACE_S)
-        except (BrokenPipeError, subprocess.TimeoutExpired):
-            pass
-        if self._process.poll() is None:
-            self._signal(signal.SIGKILL)
-            self._process.wait()
-
-    def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
-
-
-def python_path() -> str:
-    """Return PYTHONPATH with this package: a checkout that is not installed is found, too."""
-    return os.pathsep.join(filter(None, [PACKAGE_ROOT, os.environ.get("PYTHONPATH")]))
-
-
-def _environment(slot: str, num_threads: int) -> dict[str, str]:
-    """Return what a worker is started with; the user's own number of threads stays."""
-    result = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-    result["PYTHONPATH"] = python_path()
-    # Left alone, each process takes all cores, and together they wait for each other in turns.
-    result.setdefault("OMP_NUM_THREADS", str(num_threads))
-    if slot:
-        result["CUDA_VISIBLE_DEVICES"] = slot
-    return result
 
 
 @dataclass
@@ -121,7 +27,7 @@ class Scheduler:
         warm: Whether a worker runs several jobs that one loaded model can serve, of one GPU each.
         timeout_s: Wall time after which a job is ended; None for no limit.
         fail_fast: Whether the first failure ends the other jobs, which can be gone on with.
-        on_change: Called in the slots' threads whenever a job's status changes.
+        show_change: Called in the slots' threads whenever a job's status changes.
         command: Starts a worker.
     """
 
@@ -129,7 +35,7 @@ class Scheduler:
     warm: bool
     timeout_s: float | None
     fail_fast: bool
-    on_change: OnChange
+    show_change: ShowChange
     command: Sequence[str] = WORKER
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -180,17 +86,14 @@ class Scheduler:
         return self.warm and job.num_gpus == 1 and job.engine == engine
 
     def _serve_slot(self, slot: str, waiting: list[Job], statuses: dict[int, Status]) -> None:
-        worker: Worker | None = None
+        worker: WorkerProcess | None = None
         engine: str | None = None
         while job := self._take(waiting, engine):
             if worker is not None and not self._serves(engine, job):
                 worker.end()
                 worker = None
-            worker = worker or Worker(
-                slot,
-                self.command,
-                job.directory / CONSOLE,
-                num_threads=max(1, len(os.sched_getaffinity(0)) // len(self.slots)),
+            worker = worker or WorkerProcess(
+                slot, self.command, job.directory / CONSOLE, num_slots=len(self.slots)
             )
             engine = job.engine
             status, goes_on = self._run_job(worker, slot, job)
@@ -203,9 +106,9 @@ class Scheduler:
         if worker is not None:
             worker.end()
 
-    def _run_job(self, worker: Worker, slot: str, job: Job) -> tuple[Status, bool]:
+    def _run_job(self, worker: WorkerProcess, slot: str, job: Job) -> tuple[Status, bool]:
         started = time.monotonic()
-        self.on_change(job, Status(state=State.running, slot=slot, pid=worker.pid))
+        self._change(job, Status(state=State.running, slot=slot, pid=worker.pid))
         worker.start(job)
         answer: Mapping[str, Any] | None = None
         ended: State | None = None
@@ -227,8 +130,12 @@ class Scheduler:
             exit_code=code,
             **_outcome(answer, ended, code, self.timeout_s),
         )
-        self.on_change(job, status)
+        self._change(job, status)
         return status, bool(answer and answer["goes_on"])
+
+    def _change(self, job: Job, status: Status) -> None:
+        status.write(job.directory)
+        self.show_change(job, status)
 
 
 def grouped(slots: Sequence[str], size: int) -> list[str]:

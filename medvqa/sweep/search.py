@@ -143,8 +143,8 @@ class OptunaSweeper(Sweeper):
             self.batches.launch([overrides for _, overrides in batch], first)
         except SweepError as error:
             stopped = error
-        told = [_settle(study, trial, first + n, sweep) for n, (trial, _) in enumerate(batch)]
-        if stopped is not None and not all(told):  # by hydra.launcher.fail_fast
+        has_ended = [_settle(study, trial, first + n, sweep) for n, (trial, _) in enumerate(batch)]
+        if stopped is not None and not all(has_ended):  # by hydra.launcher.fail_fast
             raise stopped
 
 

@@ -2,16 +2,22 @@
 
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from medvqa.config.errors import UserError
-from medvqa.sweep.job import State, read_status, run_json, tail
+from medvqa.config.secrets import masked, masked_values
+from medvqa.sweep.job import Job, State, read_status, run_json, tail
 from medvqa.tracking import record
 
+MULTIRUN = "multirun.yaml"
 SWEEP = {"jobs": list, "arguments": list, "working_directory": str}
 ENTRY = {"number": int, "overrides": list, "name": str, "directory": str, "run_id": str}
 FOLDER = re.compile(r"[^/\0]{1,255}")
@@ -75,6 +81,36 @@ def sweep_json(sweep: Path) -> dict[str, Any]:
     if not whole:
         raise UserError(f"{path} is damaged; the grid's own command writes it anew")
     return stored
+
+
+def write_sweep(sweep: Path, jobs: Sequence[Job]) -> None:
+    """Write sweep.json: what `medvqa status` and `medvqa resume` read.
+
+    A sweeper that searches launches batch after batch; each adds its jobs.
+    """
+    stored: list[dict[str, Any]] = []
+    with suppress(UserError):  # missing or damaged: it is written anew
+        stored = sweep_json(sweep)["jobs"]
+    first = jobs[0].number if jobs else 0
+    entries = [entry for entry in stored if entry["number"] < first]
+    entries += [
+        {
+            "number": job.number,
+            "overrides": masked(job.overrides),
+            "name": job.name,
+            "directory": job.directory.name,
+            "run_id": job.recorded_id,
+        }
+        for job in jobs
+    ]
+    record.write_json(
+        sweep / "sweep.json",
+        {"jobs": entries, "arguments": masked(sys.argv[1:]), "working_directory": str(Path.cwd())},
+    )
+    written_by_hydra = sweep / MULTIRUN
+    if written_by_hydra.is_file():
+        values = masked_values(OmegaConf.to_container(OmegaConf.load(written_by_hydra)))
+        record.write_text(written_by_hydra, OmegaConf.to_yaml(OmegaConf.create(values)))
 
 
 def strays(sweep: Path) -> list[str]:

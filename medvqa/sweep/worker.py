@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from medvqa.config.errors import DivergenceError, UserError
-from medvqa.config.fast_exit import leave_at_once
+from medvqa.config.machine import leave_at_once
 from medvqa.config.secrets import MaskingFormatter, masked_text
 from medvqa.config.typed import typed
 from medvqa.sweep.job import CONSOLE, Job, State, job_of_line

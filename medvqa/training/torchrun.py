@@ -8,7 +8,6 @@ does, however that dies, and the ranks leave at once.
 
 import contextlib
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -19,13 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from medvqa.config.errors import DivergenceError, RankError, UserError
-from medvqa.config.fast_exit import leave_at_once
+from medvqa.config.machine import leave_at_once, process_environment
 from medvqa.tracking import record
 
-PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 GRACE_S = 15.0  # for the first rank to mark its run as interrupted
-# What only the command line's own process needs.
-NOT_INHERITED = ("HYDRA_FULL_ERROR",)
 SHOWN_LINES = 20
 # How nccl's watchdog and gloo end a wait that was too long.
 TIMEOUTS = ("Watchdog caught collective operation timeout", "Timed out waiting")
@@ -82,7 +78,7 @@ def _start(place: Path, num_ranks: int) -> int:
             stdin=subprocess.PIPE,
             stdout=2,  # for the first rank; results are printed here
             stderr=log,
-            env=_environment(num_ranks),
+            env=process_environment(num_ranks),
             # Ctrl-C reaches this process, which ends the others in order.
             start_new_session=True,
         )
@@ -99,15 +95,6 @@ def _start(place: Path, num_ranks: int) -> int:
         process.stdin.close()
 
 
-def _environment(num_ranks: int) -> dict[str, str]:
-    result = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-    result["PYTHONPATH"] = os.pathsep.join(filter(None, [PACKAGE_ROOT, result.get("PYTHONPATH")]))
-    # torchrun would allow one thread each, and say so.
-    num_threads = max(1, len(os.sched_getaffinity(0)) // num_ranks)
-    result.setdefault("OMP_NUM_THREADS", str(num_threads))
-    return result
-
-
 def _failure(place: Path, num_ranks: int, exit_code: int) -> Exception:
     """Return what went wrong first: a kill by a signal, else the earliest exception of a rank.
 
@@ -115,8 +102,8 @@ def _failure(place: Path, num_ranks: int, exit_code: int) -> Exception:
     """
     codes = record.read_json(place / "exit_codes.json")
     log = (place / "log").read_text(encoding="utf-8", errors="replace")
-    told = [record.read_json(path) for path in place.glob("error-*.json")]
-    if any(words in text for words in TIMEOUTS for text in (log, *(e["text"] for e in told))):
+    errors = [record.read_json(path) for path in place.glob("error-*.json")]
+    if any(words in text for words in TIMEOUTS for text in (log, *(e["text"] for e in errors))):
         return RankError(
             f"one of {num_ranks} ranks hangs: another one waited for it longer than "
             "training.rank_timeout_s"
@@ -126,10 +113,10 @@ def _failure(place: Path, num_ranks: int, exit_code: int) -> Exception:
             reason = "; was the memory full?" if -code == signal.SIGKILL else ""
             signal_name = signal.Signals(-code).name
             return RankError(f"rank {name} of {num_ranks} was killed by {signal_name}{reason}")
-    if not told:
+    if not errors:
         tail = "\n".join(log.splitlines()[-SHOWN_LINES:])
         return RankError(f"torchrun left with exit code {exit_code}:\n{tail}")
-    first = min(told, key=lambda error: error["time"])
+    first = min(errors, key=lambda error: error["time"])
     if first["kind"] in MISTAKES:
         return MISTAKES[first["kind"]](first["text"])
     return RankError(f"rank {first['rank']} of {num_ranks}: {first['text']}\n{first['traceback']}")

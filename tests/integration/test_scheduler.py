@@ -9,9 +9,10 @@ import time
 import pytest
 
 from medvqa.config.errors import UserError
+from medvqa.config.machine import process_environment
 from medvqa.sweep.isolated import find_slots
 from medvqa.sweep.job import CONSOLE, Job, State, Status, job_of_line, read_status
-from medvqa.sweep.scheduler import Scheduler, _environment
+from medvqa.sweep.scheduler import Scheduler
 from tests.conftest import ROOT
 from tests.faulty_worker import EXITS, HANGS, KILLED, LEAKS, NO_MEMORY, RAISES
 
@@ -40,9 +41,9 @@ def make_jobs(directory, *seeds, model="tiny", gpus=1):
     return jobs
 
 
-def scheduler(slots=("",), *, warm=False, timeout_s=None, fail_fast=False, on_change=None):
-    ignore = on_change or (lambda job, status: status.write(job.directory))
-    return Scheduler(slots, warm, timeout_s, fail_fast, on_change=ignore, command=WORKER)
+def scheduler(slots=("",), *, warm=False, timeout_s=None, fail_fast=False, show_change=None):
+    show = show_change or (lambda job, status: None)
+    return Scheduler(slots, warm, timeout_s, fail_fast, show, command=WORKER)
 
 
 def states(statuses):
@@ -114,7 +115,7 @@ def test_two_gpus_take_two_jobs_at_a_time(tmp_path):
             (running.add if status.state is State.running else running.discard)(job.number)
             most.append(len(running))
 
-    scheduler(("0", "3"), on_change=changed).run(jobs)
+    scheduler(("0", "3"), show_change=changed).run(jobs)
     assert max(most) == 2
     lines = [(job.directory / CONSOLE).read_text() for job in jobs]
     assert {line.rsplit(maxsplit=1)[-1] for line in lines} == {"0", "3"}
@@ -134,9 +135,10 @@ def test_a_job_on_two_gpus_takes_two_slots_and_is_never_warm(tmp_path):
 
 def test_workers_share_the_cores_unless_told_otherwise(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert _environment("1", 3)["OMP_NUM_THREADS"] == "3"
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(7))
+    assert process_environment(2, gpus="1")["OMP_NUM_THREADS"] == "3"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert _environment("", 3)["OMP_NUM_THREADS"] == "5"
+    assert process_environment(2)["OMP_NUM_THREADS"] == "5"
 
 
 def test_fail_fast_ends_the_others_so_that_they_can_go_on(tmp_path):
