@@ -28,9 +28,15 @@ from medvqa.training.checkpoint import Checkpoint, CheckpointWriter, recorded_ch
 from medvqa.training.clock import Arriving, GpuTimestamp
 from medvqa.training.optimizer import AdapterOptimizer
 from medvqa.training.ranks import ALONE, Ranks
-from medvqa.training.result import TrainingResult, training_result
 from medvqa.training.schedule import learning_rate_of
-from medvqa.training.step_log import Step, StepCallback, StepLog, diverged
+from medvqa.training.step_log import (
+    Step,
+    StepCallback,
+    StepLog,
+    TrainingResult,
+    diverged,
+    training_result,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -108,9 +114,6 @@ class Trainer:
             if first_step in plan.stage_ends:  # killed between a stage's end and its evaluation
                 on_stage_end(plan.stage_ends[first_step], first_step)
             for number in track(numbers, description="training"):
-                stage = plan.stage_at(number)
-                if number == stage.first_step and stage.resets_optimizer:
-                    self.optimizer.reset()
                 step_log.add(self._step(plan, number, next(encoded)))
                 self.checkpoints.look()
                 done = number + 1
@@ -139,7 +142,9 @@ class Trainer:
         return ahead(encode, steps, num_threads=num_threads, initializer=encode_alone())
 
     def _step(self, plan: Plan, number: int, samples: Sequence[Sample]) -> "Step":
-        ids = self._ids(plan, number)
+        ids, stage = self._ids(plan, number), plan.stage_at(number)
+        if number == stage.first_step and stage.resets_optimizer:
+            self.optimizer.reset()
         begun = GpuTimestamp(self.loaded.device)
         num_tokens = sum(sample.num_tokens for sample in samples)
         counts = sum(len(sample.answer_ids) for sample in samples), num_tokens
@@ -156,7 +161,7 @@ class Trainer:
         norm = self.optimizer.step(learning_rate, max_grad_norm=self.config.max_grad_norm)
         return Step(
             number=number + 1,
-            stage=plan.stage_at(number).name,
+            stage=stage.name,
             ids=ids,
             numbers=Arriving([loss, norm, *totals] if self.ranks.size > 1 else [loss, norm]),
             learning_rate=learning_rate,

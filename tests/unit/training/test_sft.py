@@ -11,8 +11,7 @@ from medvqa.models.encode import Encoder
 from medvqa.models.load import load_model
 from medvqa.tracking.record import read_lines
 from medvqa.training.loop import Trainer
-from medvqa.training.sft import SftTrainer
-from medvqa.training.sft_batches import SftBatches
+from medvqa.training.sft import SftBatches, SftTrainer
 from tests.conftest import TINY
 
 NUM_STEPS = 4
