@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from medvqa.fast.positions import rotary_positions
+from medvqa.fast.engine import rotary_positions
 from medvqa.models.encode import Encoder
 from medvqa.models.sample import Sample
 from tools.speaking_language import MERGE, PATCH_PX

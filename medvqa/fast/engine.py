@@ -5,13 +5,13 @@ tokens only, and pictures go through the tower together. docs/engine.md says wha
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from medvqa.fast.decoder import Decoder, Packed
 from medvqa.fast.pictures import Pictures
-from medvqa.fast.positions import rotary_positions
 from medvqa.fast.prefix import answer, log_probabilities
 from medvqa.fast.transfer import integers_to_device
 from medvqa.models.loaded import LoadedModel
@@ -125,3 +125,35 @@ class FusedEngine:
 
 def _grids(sample: Sample) -> list[tuple[int, int, int]]:
     return [] if sample.image_grid_thw is None else sample.image_grid_thw.tolist()
+
+
+def rotary_positions(
+    row: Sequence[int],
+    grids: Sequence[tuple[int, int, int]],
+    *,
+    image_token_id: int,
+    merge_size: int,
+) -> Any:
+    """Return each token's time, height and width as an array (3, T).
+
+    Text counts on in all three; a picture's tokens differ by their row and column, and the text
+    behind it goes on from its largest coordinate (Wang et al., Qwen2-VL, 2024). It is what the
+    model's own `get_rope_index` gives, without a loop over tokens.
+
+    Args:
+        row: Token ids of one sequence.
+        grids: Patches in time, height and width of its pictures, in order.
+        image_token_id: Stands once for each merged patch.
+        merge_size: Patches per side that become one token.
+    """
+    parts, start, position = [], 0, 0
+    for time, height, width in grids:
+        first = row.index(image_token_id, start)
+        shape = (time, height // merge_size, width // merge_size)
+        parts.append(np.tile(np.arange(position, position + first - start), (3, 1)))
+        position += first - start
+        parts.append(np.indices(shape).reshape(3, -1) + position)
+        position += max(shape[1:])
+        start = first + parts[-1].shape[1]
+    parts.append(np.tile(np.arange(position, position + len(row) - start), (3, 1)))
+    return np.concatenate(parts, axis=1)

@@ -14,7 +14,7 @@ import torch
 
 from medvqa.fast import kernels
 from medvqa.fast.attention import Segments, attend
-from medvqa.fast.projection import Group, Kept
+from medvqa.fast.projection import Group, LowRank
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Layer:
 
     def project(
         self, x: torch.Tensor, parameters: Sequence[torch.Tensor], *, training: bool
-    ) -> tuple[torch.Tensor, Kept]:
+    ) -> tuple[torch.Tensor, LowRank]:
         """Return queries, keys and values side by side, before norm and rotation."""
         normal = kernels.rms_norm(x, self.norm.weight, self.eps)
         return self.qkv.forward(normal, parameters, training=training)
@@ -80,16 +80,16 @@ class Layer:
         parameters: Sequence[torch.Tensor],
         *,
         training: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[Kept, Kept, Kept]]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[LowRank, LowRank, LowRank]]:
         """Return the layer's result, and what its backward pass needs."""
         outs, gates, downs = self.split(parameters)
-        middle, kept_out = self.out.forward(attended, outs, training=training)
+        middle, out_low_rank = self.out.forward(attended, outs, training=training)
         middle += x
         normal = kernels.rms_norm(middle, self.middle_norm.weight, self.eps)
-        gate_up, kept_gate = self.gate_up.forward(normal, gates, training=training)
-        result, kept_down = self.down.forward(kernels.swiglu(gate_up), downs, training=training)
+        gate_up, gate_low_rank = self.gate_up.forward(normal, gates, training=training)
+        result, down_low_rank = self.down.forward(kernels.swiglu(gate_up), downs, training=training)
         result += middle
-        return result, middle, gate_up, (kept_out, kept_gate, kept_down)
+        return result, middle, gate_up, (out_low_rank, gate_low_rank, down_low_rank)
 
     def split(self, parameters: Sequence[torch.Tensor]) -> tuple[Sequence[torch.Tensor], ...]:
         """Return those of `out`, `gate_up` and `down`, the order of `finish`."""
@@ -109,21 +109,21 @@ def _num_outputs(module: Any) -> int:
     return int(getattr(module, "base_layer", module).out_features)
 
 
-def _flat(kept: Sequence[Kept]) -> list[torch.Tensor | None]:
+def _flat(low_ranks: Sequence[LowRank]) -> list[torch.Tensor | None]:
     """Return all tensors, as autograd wants them: what it knows of, it may drop and make again."""
-    return [tensor for part in kept for tensor in (part.low, part.stacked, *part.masks)]
+    return [tensor for part in low_ranks for tensor in (part.low, part.stacked, *part.masks)]
 
 
 def _unflat(
     tensors: Sequence[torch.Tensor], num_masks: Sequence[int]
-) -> tuple[list[Kept], Sequence[torch.Tensor]]:
+) -> tuple[list[LowRank], Sequence[torch.Tensor]]:
     """Return what `_flat` was given, and the tensors behind it."""
-    kept = []
+    low_ranks = []
     for number in num_masks:
         low, stacked, *masks = tensors[: 2 + number]
-        kept.append(Kept(low, stacked, tuple(masks)))
+        low_ranks.append(LowRank(low, stacked, tuple(masks)))
         tensors = tensors[2 + number :]
-    return kept, tensors
+    return low_ranks, tensors
 
 
 class _Attend(torch.autograd.Function):
@@ -133,16 +133,16 @@ class _Attend(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, layer: Layer, rope: Rope, training: bool, *parameters: Any
     ) -> tuple[torch.Tensor, ...]:
-        qkv, kept = layer.project(x, parameters, training=training)
-        ctx.layer, ctx.rope, ctx.sizes = layer, rope, [len(kept.masks)]
-        ctx.save_for_backward(x, qkv, *_flat([kept]), *parameters)
+        qkv, low_rank = layer.project(x, parameters, training=training)
+        ctx.layer, ctx.rope, ctx.sizes = layer, rope, [len(low_rank.masks)]
+        ctx.save_for_backward(x, qkv, *_flat([low_rank]), *parameters)
         return *layer.turned(qkv, rope), x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         q_grad, k_grad, v_grad, residual = grads
         x, qkv, *rest = ctx.saved_tensors
-        (kept,), parameters = _unflat(rest, ctx.sizes)
+        (low_rank,), parameters = _unflat(rest, ctx.sizes)
         layer: Layer = ctx.layer
         heads = qkv.view(len(qkv), -1, layer.head_width)
         num_qk = layer.num_q + layer.num_k
@@ -154,10 +154,10 @@ class _Attend(torch.autograd.Function):
         heads_grad[:, num_qk:] = v_grad
         grad = heads_grad.flatten(1)
         normal_grad, low_grad = layer.qkv.pull_back(
-            grad, kept, parameters, needs_input=ctx.needs_input_grad[0]
+            grad, low_rank, parameters, needs_input=ctx.needs_input_grad[0]
         )
         normal = kernels.rms_norm(x, layer.norm.weight, layer.eps)
-        gradients = layer.qkv.gradients(normal, grad, low_grad, kept, parameters)
+        gradients = layer.qkv.gradients(normal, grad, low_grad, low_rank, parameters)
         x_grad = None
         if normal_grad is not None:
             x_grad = kernels.rms_norm_backward(
@@ -174,9 +174,11 @@ class _Finish(torch.autograd.Function):
         ctx: Any, attended: torch.Tensor, x: torch.Tensor, layer: Layer, training: bool,
         *parameters: Any,
     ) -> torch.Tensor:  # fmt: skip
-        result, middle, gate_up, kept = layer.finish(attended, x, parameters, training=training)
-        ctx.layer, ctx.sizes = layer, [len(part.masks) for part in kept]
-        ctx.save_for_backward(attended, middle, gate_up, *_flat(kept), *parameters)
+        result, middle, gate_up, low_ranks = layer.finish(
+            attended, x, parameters, training=training
+        )
+        ctx.layer, ctx.sizes = layer, [len(part.masks) for part in low_ranks]
+        ctx.save_for_backward(attended, middle, gate_up, *_flat(low_ranks), *parameters)
         return result
 
     @staticmethod
@@ -185,21 +187,21 @@ class _Finish(torch.autograd.Function):
         grad = grad.contiguous()
         attended, middle, gate_up, *rest = ctx.saved_tensors
         layer: Layer = ctx.layer
-        kept, parameters = _unflat(rest, ctx.sizes)
+        low_ranks, parameters = _unflat(rest, ctx.sizes)
         outs, gates, downs = layer.split(parameters)
-        active_grad, down_low = layer.down.pull_back(grad, kept[2], downs)
+        active_grad, down_low = layer.down.pull_back(grad, low_ranks[2], downs)
         assert active_grad is not None
         active = kernels.swiglu_backward(gate_up, active_grad)  # gate_up is its own gradient now
-        down_grads = layer.down.gradients(active, grad, down_low, kept[2], downs)
-        normal_grad, gate_low = layer.gate_up.pull_back(gate_up, kept[1], gates)
+        down_grads = layer.down.gradients(active, grad, down_low, low_ranks[2], downs)
+        normal_grad, gate_low = layer.gate_up.pull_back(gate_up, low_ranks[1], gates)
         assert normal_grad is not None
         normal = kernels.rms_norm(middle, layer.middle_norm.weight, layer.eps)
-        gate_grads = layer.gate_up.gradients(normal, gate_up, gate_low, kept[1], gates)
+        gate_grads = layer.gate_up.gradients(normal, gate_up, gate_low, low_ranks[1], gates)
         middle_grad = kernels.rms_norm_backward(
             middle, layer.middle_norm.weight, layer.eps, normal_grad, grad
         )
-        attended_grad, out_low = layer.out.pull_back(middle_grad, kept[0], outs)
-        out_grads = layer.out.gradients(attended, middle_grad, out_low, kept[0], outs)
+        attended_grad, out_low = layer.out.pull_back(middle_grad, low_ranks[0], outs)
+        out_grads = layer.out.gradients(attended, middle_grad, out_low, low_ranks[0], outs)
         return attended_grad, middle_grad, None, None, *out_grads, *gate_grads, *down_grads
 
 

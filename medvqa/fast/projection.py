@@ -17,7 +17,7 @@ PLAIN_SCALES = "_medvqa_plain_scales"
 Parameters = Sequence[torch.Tensor]  # A (r, I) and B (O, r) of each adapted layer, in order
 
 
-class Kept(NamedTuple):
+class LowRank(NamedTuple):
     """What a group's backward pass needs of its forward pass, beside the input.
 
     Attributes:
@@ -78,12 +78,12 @@ class Group:
 
     def forward(
         self, x: torch.Tensor, parameters: Parameters, *, training: bool
-    ) -> tuple[torch.Tensor, Kept]:
+    ) -> tuple[torch.Tensor, LowRank]:
         """Return the products (N, O) side by side, and what `backward` needs."""
         out = self._products(x)
         pieces = self._pieces(out)
         if not parameters:
-            return out, Kept(None, None)
+            return out, LowRank(None, None)
         firsts, seconds = _in_type(parameters, x.dtype)
         stacked = _stacked(firsts)
         masks: tuple[torch.Tensor, ...] = ()
@@ -94,7 +94,7 @@ class Group:
             low = x @ stacked.t()
         for number, part, second in zip(self._adapted, self._parts(low), seconds, strict=True):
             pieces[number].addmm_(part, second.t(), alpha=self._scale)
-        return out, Kept(low, stacked, masks)
+        return out, LowRank(low, stacked, masks)
 
     def _products(self, x: torch.Tensor) -> torch.Tensor:
         if self._fp8 is not None:
@@ -114,35 +114,35 @@ class Group:
     def pull_back(
         self,
         grad: torch.Tensor,
-        kept: Kept,
+        low_rank: LowRank,
         parameters: Parameters,
         *,
         needs_input: bool = True,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Return the gradients of the input, (N, I), and of `kept.low`.
+        """Return the gradients of the input, (N, I), and of `low_rank.low`.
 
         Args:
             grad: (N, O) of the result.
-            kept: What `forward` returned.
+            low_rank: What `forward` returned.
             parameters: What it was given.
             needs_input: None is returned for the input otherwise.
         """
         pieces = self._pieces(grad)
         x_grad = self._through_bases(grad) if needs_input else None
-        if kept.low is None or kept.stacked is None:
+        if low_rank.low is None or low_rank.stacked is None:
             return x_grad, None
-        low_grad = torch.empty_like(kept.low)
+        low_grad = torch.empty_like(low_rank.low)
         parts = self._parts(low_grad)
         for number, part, second in zip(self._adapted, parts, parameters[1::2], strict=True):
             # With beta=0 this is a scaled product: what `part` holds before does not count.
             torch.addmm(
                 part, pieces[number], second.to(grad.dtype), beta=0, alpha=self._scale, out=part
             )
-        if x_grad is not None and not kept.masks:
-            x_grad.addmm_(low_grad, kept.stacked)
+        if x_grad is not None and not low_rank.masks:
+            x_grad.addmm_(low_grad, low_rank.stacked)
         elif x_grad is not None:
-            firsts = kept.stacked.split_with_sizes(self._ranks)
-            for part, first, mask in zip(parts, firsts, kept.masks, strict=True):
+            firsts = low_rank.stacked.split_with_sizes(self._ranks)
+            for part, first, mask in zip(parts, firsts, low_rank.masks, strict=True):
                 x_grad += part @ first * mask
         return x_grad, low_grad
 
@@ -151,7 +151,7 @@ class Group:
         x: torch.Tensor,
         grad: torch.Tensor,
         low_grad: torch.Tensor | None,
-        kept: Kept,
+        low_rank: LowRank,
         parameters: Parameters,
     ) -> list[torch.Tensor]:
         """Return the parameters' gradients, each in its parameter's type.
@@ -160,19 +160,19 @@ class Group:
             x: The input of `forward`.
             grad: (N, O) of its result.
             low_grad: From `pull_back`.
-            kept: What `forward` returned.
+            low_rank: What `forward` returned.
             parameters: What it was given.
         """
-        if low_grad is None or kept.low is None:
+        if low_grad is None or low_rank.low is None:
             return []
         pieces = self._pieces(grad)
         seconds = []
-        for number, low in zip(self._adapted, self._parts(kept.low), strict=True):
+        for number, low in zip(self._adapted, self._parts(low_rank.low), strict=True):
             second = low.new_empty((self._widths[number], low.shape[1]))
             torch.addmm(second, pieces[number].t(), low, beta=0, alpha=self._scale, out=second)
             seconds.append(second)
-        if kept.masks:
-            parts = zip(self._parts(low_grad), kept.masks, strict=True)
+        if low_rank.masks:
+            parts = zip(self._parts(low_grad), low_rank.masks, strict=True)
             firsts = [part.t() @ (x * mask) for part, mask in parts]
         else:
             firsts = list((low_grad.t() @ x).split_with_sizes(self._ranks))
