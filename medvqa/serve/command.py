@@ -119,8 +119,8 @@ def serve(app: "Starlette", name: str, listener: socket.socket) -> None:
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             host, port = listener.getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
-            sys.stdout.write(f"serving {name} on http://{shown}:{port}/v1\n")
+            address = f"[{host}]" if ":" in host else host
+            sys.stdout.write(f"serving {name} on http://{address}:{port}/v1\n")
             sys.stdout.flush()
 
         @contextmanager

@@ -49,12 +49,6 @@ class Limits:
     max_image_bytes: int = 20_000_000
     max_image_pixels: int = 50_000_000
 
-    def __post_init__(self) -> None:
-        """Check bounds."""
-        for name, value in vars(self).items():
-            if value <= 0:
-                raise ValueError(f"limits.{name} must be above 0, got {value}")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Accepted:

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from medvqa.config.errors import UserError
 from medvqa.config.model import Device
+from medvqa.config.typed import typed_group
 from medvqa.serve.intake import Limits
 
 
@@ -64,15 +65,11 @@ class ToolConfig:
     timeout_s: float = 120.0
 
     def __post_init__(self) -> None:
-        """Check bounds, contradictions and that no secret stands here."""
+        """Check contradictions and that no secret stands here."""
         if self.service is Service.in_process:
             self._check_in_process()
         else:
             self._check_endpoint()
-        if self.timeout_s <= 0:
-            raise ValueError(f"timeout_s must be above 0, got {self.timeout_s:g}")
-        if self.max_new_tokens is not None and self.max_new_tokens <= 0:
-            raise ValueError(f"max_new_tokens must be above 0, got {self.max_new_tokens}")
         for root in self.allowed_roots:
             if not Path(root).is_absolute() or not Path(root).is_dir():
                 raise ValueError(f"allowed_roots: {root} is no directory with an absolute path")
@@ -80,14 +77,14 @@ class ToolConfig:
     def _check_in_process(self) -> None:
         if self.run is None:
             raise ValueError("service=in_process needs run=DIRECTORY, a finished run or an export")
-        given = [
+        names = [
             name
             for name in ("base_url", "model", "api_key_env", "max_new_tokens")
             if getattr(self, name) is not None
         ] + ["resize"] * (self.resize is Resize.tool)
-        if given:
+        if names:
             raise ValueError(
-                f"{', '.join(given)}: only for service=openai; in process the run decides"
+                f"{', '.join(names)}: only for service=openai; in process the run decides"
             )
 
     def _check_endpoint(self) -> None:
@@ -138,17 +135,8 @@ def read_tool_config(path: Path | None, overrides: Sequence[str] = ()) -> ToolCo
     for override in overrides:
         if "=" not in override:
             raise UserError(f"cannot read {override!r}; write key=value")
-    try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(ToolConfig), values, OmegaConf.from_dotlist(list(overrides))
-        )
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException:
-        raise
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    assert isinstance(config, ToolConfig)
-    return config
+    merged: Any = OmegaConf.merge(values, OmegaConf.from_dotlist(list(overrides)))
+    return typed_group(ToolConfig, merged)
 
 
 def config_place(environment: Mapping[str, str] = os.environ) -> Path:
