@@ -67,20 +67,12 @@ def load_model(
     Raises:
         UserError: If the base cannot be loaded, or a named LoRA module matches no layer.
     """
-    load = load_unsloth if config.backend is Backend.unsloth else _load_transformers
-    loaded = load(config, lora, check, gradient_checkpointing=gradient_checkpointing)
+    if config.backend is Backend.unsloth:
+        loaded = load_unsloth(config, lora, check, gradient_checkpointing=gradient_checkpointing)
+    else:
+        loaded = with_adapter(load_base(config, check), lora, gradient_checkpointing)
     reset_adapter(loaded.model, seed=seed)
     return loaded
-
-
-def _load_transformers(
-    config: ModelConfig,
-    lora: LoraConfig,
-    check: CheckProcessor,
-    *,
-    gradient_checkpointing: bool,
-) -> LoadedModel:
-    return with_adapter(load_base(config, check), lora, gradient_checkpointing)
 
 
 def with_adapter(

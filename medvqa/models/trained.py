@@ -15,7 +15,7 @@ from medvqa.config.lora import LoraConfig
 from medvqa.config.machine import num_cuda_devices
 from medvqa.config.model import Backend, BasePrecision, Device, ModelConfig
 from medvqa.config.prompt import PromptConfig
-from medvqa.config.typed import typed_anywhere, typed_group
+from medvqa.config.typed import typed_group
 from medvqa.models.adapter import ADAPTER_FILE, load_adapter
 from medvqa.models.load import load_base, load_model
 from medvqa.models.loaded import LoadedModel
@@ -40,7 +40,8 @@ class Trained:
     """A trained model on the disk, not loaded.
 
     Attributes:
-        name: The run's name, whatever the directory is called now.
+        name: The run's name, whatever the directory of an export is called now.
+        prompt: What stood around each question in training; ours in records that name none.
         values: What run.json or export.json holds.
     """
 
@@ -50,12 +51,8 @@ class Trained:
     model: ModelConfig
     lora: LoraConfig
     evaluation: EvaluationConfig
+    prompt: PromptConfig
     values: Mapping[str, Any]
-
-    @property
-    def prompt(self) -> PromptConfig:
-        """What stood around each question in training; ours in records that name none."""
-        return typed_group(PromptConfig, self.values["config"].get("prompt", {}))
 
     @property
     def adapter(self) -> Path | None:
@@ -89,19 +86,33 @@ def read_trained(directory: Path) -> Trained:
     Raises:
         UserError: If it is neither a finished run nor an export, or lacks weights.
     """
-    for name, read in (("run.json", _run), (EXPORT_FILE, _export)):
-        if (directory / name).is_file():
-            trained = read(directory.resolve(), read_run(directory, name))
-            adapter = trained.adapter
-            file = trained.directory / "config.json" if adapter is None else adapter / ADAPTER_FILE
-            if not file.is_file():
-                raise UserError(f"{trained.directory} is incomplete: no {file.name}")
-            return trained
-    reason = "no run.json and no export.json" if directory.is_dir() else "no such directory"
-    raise UserError(f"{directory} is neither a run nor an export: {reason}")
+    is_run = (directory / "run.json").is_file()
+    if not is_run and not (directory / EXPORT_FILE).is_file():
+        reason = "no run.json and no export.json" if directory.is_dir() else "no such directory"
+        raise UserError(f"{directory} is neither a run nor an export: {reason}")
+    values = read_run(directory, "run.json" if is_run else EXPORT_FILE)
+    directory = directory.resolve()
+    if is_run:
+        _check_finished(directory, values)
+    config = values["config"]
+    trained = Trained(
+        directory,
+        Kind.run if is_run else Kind(values["kind"]),
+        directory.name if is_run else str(values["name"]),
+        typed_group(ModelConfig, config["model"]),
+        typed_group(LoraConfig, config["lora"]),
+        typed_group(EvaluationConfig, config["evaluation"]),
+        typed_group(PromptConfig, config.get("prompt", {})),
+        values,
+    )
+    adapter = trained.adapter
+    file = directory / "config.json" if adapter is None else adapter / ADAPTER_FILE
+    if not file.is_file():
+        raise UserError(f"{directory} is incomplete: no {file.name}")
+    return trained
 
 
-def _run(directory: Path, values: Mapping[str, Any]) -> Trained:
+def _check_finished(directory: Path, values: Mapping[str, Any]) -> None:
     state = values.get("state")
     if state != FINISHED:
         reason = f" ({values['error']})" if values.get("error") else ""
@@ -109,18 +120,6 @@ def _run(directory: Path, values: Mapping[str, Any]) -> Trained:
         if state == DIVERGED:
             advice = "fresh=true with another learning rate starts it over"
         raise UserError(f"the run in {directory} is {state}, not finished{reason}; {advice}")
-    config = typed_anywhere(values["config"])
-    groups = config.model, config.lora, config.evaluation
-    return Trained(directory, Kind.run, directory.name, *groups, values)
-
-
-def _export(directory: Path, values: Mapping[str, Any]) -> Trained:
-    config = values["config"]
-    model = typed_group(ModelConfig, config["model"])
-    lora = typed_group(LoraConfig, config["lora"])
-    evaluation = typed_group(EvaluationConfig, config["evaluation"])
-    name, kind = str(values["name"]), Kind(values["kind"])
-    return Trained(directory, kind, name, model, lora, evaluation, values)
 
 
 def load_trained(
