@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -55,7 +56,48 @@ def explain(error: BaseException) -> str:
         text = _explain_one(link, merging[1] if merging else None)
         if text is not None:
             return f"{file[1]}.yaml: {text}" if file else text
-    return _first_line(error)
+    return _reason(error)
+
+
+@contextmanager
+def about(place: str) -> Iterator[None]:
+    """Put a place, such as a file and its line, in front of the message of a `UserError`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+
+
+@contextmanager
+def as_user_error(action: str, advice: str = "") -> Iterator[None]:
+    """Turn any error into one line; libraries raise a dozen unrelated types.
+
+    Args:
+        action: What failed, such as `cannot fetch FILE`.
+        advice: How to go on; it follows the reason.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{action} ({first_line(error)}){advice}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
+
+
+@contextmanager
+def mistakes_as_user_errors() -> Iterator[None]:
+    """Turn the errors of Hydra, omegaconf and YAML into ours, with one clear line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except MISTAKES as error:
+        raise UserError(explain(error)) from error
 
 
 def raised_in(error: BaseException, package: str) -> bool:
@@ -86,13 +128,13 @@ def _explain_one(error: BaseException, override: str | None) -> str | None:
         return f"cannot read the override {error.override!r}; write {form}"
     if isinstance(error, ValidationError):
         hint = "; for no value write null" if "'none'" in str(error).lower() else ""
-        return f"{override or error.full_key}: {_first_line(error)}{hint}"
+        return f"{override or error.full_key}: {_reason(error)}{hint}"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1}: {error.problem}"
     if isinstance(error, OmegaConfBaseException):
         place = override or error.full_key
-        return f"{place}: {_first_line(error)}" if place else _first_line(error)
+        return f"{place}: {_reason(error)}" if place else _reason(error)
     return None
 
 
@@ -125,8 +167,7 @@ def _unknown(what: str, name: str, known: Sequence[str], *, prefix: str) -> str:
     return f"unknown {what}{hint}" + (f"\n  known: {', '.join(known)}" if known else "")
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
+def _reason(error: BaseException) -> str:
+    text = first_line(error)
     is_sweep = text.startswith("Ambiguous value for argument")
     return f"{text}; a sweep over several values needs -m" if is_sweep else text

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medvqa.config.errors import UserError, printable
+from medvqa.config.errors import UserError, about, first_line, printable
 from medvqa.data.dicom import is_dicom, open_dicom, read_header
 from medvqa.data.example import ImageSource
 from medvqa.data.pixels import to_rgb
@@ -49,10 +49,8 @@ class ImageFile:
 
     def read(self) -> bytes:
         """Return the file's bytes."""
-        try:
+        with about(f"cannot read image {printable(self.path)}"):
             return read_regular(self.path, MAX_BYTES)
-        except UserError as error:
-            raise UserError(f"cannot read image {printable(self.path)}: {error}") from error
 
     def fingerprint(self) -> str | None:
         """Return what changes with the file; see `file_fingerprint`."""
@@ -203,8 +201,7 @@ def _opened(
     except UnidentifiedImageError as error:  # its own text is a memory address
         raise UserError(f"image {name} is broken or no image: unknown format") from error
     except Exception as error:  # decoders of broken files raise a dozen unrelated types
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"image {name} is broken or no image: {reason}") from error
+        raise UserError(f"image {name} is broken or no image: {first_line(error)}") from error
 
 
 def image_size(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medvqa.config.data import RowsConfig
-from medvqa.config.errors import UserError
+from medvqa.config.errors import UserError, about
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.example import AnswerType, Example
 from medvqa.data.image import ImageFile, image_id
@@ -120,10 +120,8 @@ def _example(path: Path, number: int, row: Mapping[str, Any], split: str) -> Exa
         raise UserError(f"{place}: no question")
     answers = _listed(place, row, "answer", "answers")
     images = [ImageFile(path.parent / name) for name in _listed(place, row, "image", "images")]
-    try:
+    with about(place):
         image_ids = tuple(image_id(image) for image in images)
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from error
     question = without_markers(f"{place}: question", question, num_images=len(images))
     if "image_id" in row:
         if len(images) > 1:

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from medvqa.config.errors import UserError
+from medvqa.config.errors import UserError, first_line
 from medvqa.data.image import MAX_VOLUME_BYTES, file_fingerprint, read_regular
 from medvqa.data.pixels import windowed
 
@@ -51,7 +51,7 @@ class NiftiSlice:
         except UserError as error:
             raise UserError(f"image {self.name}: {error}") from error
         except Exception as error:  # damaged files raise a dozen unrelated types
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"image {self.name} is broken or no volume: {reason}") from error
         buffer = io.BytesIO()
         Image.fromarray(pixels if axis == 0 else np.ascontiguousarray(pixels[:, ::-1])).save(

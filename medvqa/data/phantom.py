@@ -52,24 +52,24 @@ def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> list[Example]:
     examples = []
     for number, image in enumerate(images):
         for part, kind in enumerate(_choose_kinds(image.scene, rng, shifted=split == "shifted")):
-            shown: tuple[PhantomImage, ...] = (image,)
+            pictures: tuple[PhantomImage, ...] = (image,)
             if rng.random() < PAIR_FRACTION:
                 other = images[int(rng.integers(len(images)))]
-                shown = (image, other)
+                pictures = (image, other)
                 question = ask_about_pair(image.scene, other.scene, rng)
             else:
                 question = ask(kind, image.scene, rng)
             examples.append(
                 Example(
                     id=f"phantom-{split}-{number:06d}-{part}",
-                    images=shown,
+                    images=pictures,
                     question=question.text,
                     answers=(question.answer,),
                     answer_type=question.answer_type,
                     type_origin="official",
                     source="phantom",
                     split=split,
-                    image_ids=tuple(i.name for i in shown),
+                    image_ids=tuple(i.name for i in pictures),
                 )
             )
     return examples

@@ -60,8 +60,8 @@ class PlannedStage:
     def __str__(self) -> str:
         levels = ", ".join(f"{n:,} of level {level:g}" for level, n in self.levels.items())
         # A field with a value per example has no levels to list.
-        shown = f" with {levels}" if 0 < len(self.levels) <= MAX_LEVELS_SHOWN else ""
-        return f"{self.name} {self.num_steps} steps{shown}"
+        suffix = f" with {levels}" if 0 < len(self.levels) <= MAX_LEVELS_SHOWN else ""
+        return f"{self.name} {self.num_steps} steps{suffix}"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from medvqa.config.data import RowsConfig
-from medvqa.config.errors import UserError
+from medvqa.config.errors import UserError, about
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.conversations import turns
 from medvqa.data.example import Example, ImageSource
@@ -70,15 +70,15 @@ def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> Drawn:
     queue = iter(order)
     drawn: list[tuple[int, Example]] = []
     while len(drawn) < size and (numbers := list(islice(queue, size - len(drawn)))):
-        read: list[IndexRow] = []
+        index_rows: list[IndexRow] = []
         for number in numbers:
             with bad_rows.row():
                 name, described = f"{place}, row {number}", config.with_modality
-                read.append(_index_row(name, number, rows[number], with_modality=described))
-        sources = images.fetch({name for row in read for name in row.images})
+                index_rows.append(_index_row(name, number, rows[number], with_modality=described))
+        sources = images.fetch({name for row in index_rows for name in row.images})
         complete: list[Example] = []
         numbered: dict[str, int] = {}
-        for row in read:
+        for row in index_rows:
             with bad_rows.row():
                 for name in row.images:
                     if name not in sources:
@@ -125,10 +125,8 @@ def _index_row(place: str, number: int, row: object, *, with_modality: bool) -> 
     names = [stated] if isinstance(stated, str) else stated
     if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
         raise UserError(f"{place}: image must be one or more file names, got {stated!r:.80}")
-    try:
+    with about(place):
         files = tuple(PurePosixPath(safe_name(name)).name for name in names)
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from error
     questions = turns(f"{place}: conversations", row["conversations"], num_images=len(files))
     if with_modality:
         modality, body_part = (_description(place, row, name) for name in DESCRIPTIONS)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from medvqa.config.data import RowsConfig
-from medvqa.config.errors import UserError
+from medvqa.config.errors import UserError, about
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.example import Example, ImageSource
 from medvqa.data.rows import check_split, official_type, row_texts
@@ -73,10 +73,8 @@ def _file(directory: Path | None, names: tuple[str, ...], revision: str | None) 
 
 def _example(place: str, row: object, images: Mapping[str, ImageSource], split: str) -> Example:
     texts = row_texts(place, row, *COLUMNS)
-    try:
+    with about(place):
         name = safe_name(texts["img_name"])
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from error
     if name not in images:
         raise UserError(f"{place}: image {name} is not in imgs")
     return Example(

@@ -55,10 +55,10 @@ def table_examples(
     examples: list[Example] = []
     for subset in table.subsets or (config.subset,):
         rows = _rows(table, config, split, subset)
-        given = {**(table.columns or {}), **(config.columns or {})}
+        roles = {**(table.columns or {}), **(config.columns or {})}
         if config.difficulty is not None:
-            given["difficulty"] = config.difficulty
-        columns = chosen_columns(given, rows.columns, rows.place)
+            roles["difficulty"] = config.difficulty
+        columns = chosen_columns(roles, rows.columns, rows.place)
         reader = _Reader(
             rows=rows,
             columns=columns,
@@ -134,9 +134,11 @@ class _Reader:
     def _examples(self, number: int, row: Mapping[str, Any], split: str) -> list[Example]:
         place = self.rows.named(number)
         cells = {role: cell(row, spec) for role, spec in self.columns.items() if role != "image"}
-        shown = self.pictures.of_row(place, row, number)
-        questions = list(_questions(place, cells, f"{self.prefix}-{number}", num_images=len(shown)))
-        keys = self._image_ids(place, cells, shown)
+        images = self.pictures.of_row(place, row, number)
+        questions = list(
+            _questions(place, cells, f"{self.prefix}-{number}", num_images=len(images))
+        )
+        keys = self._image_ids(place, cells, images)
         options = options_of(place, cells.get("options"))
         stated = cells.get("answer_type")
         examples = []
@@ -148,7 +150,7 @@ class _Reader:
             examples.append(
                 Example(
                     id=name,
-                    images=shown,
+                    images=images,
                     question=question,
                     answers=answers,
                     answer_type=official_type(place, str(stated).strip()) if stated else rule,
@@ -163,13 +165,13 @@ class _Reader:
         return examples
 
     def _image_ids(
-        self, place: str, cells: Mapping[str, Any], shown: Sequence[ImageSource]
+        self, place: str, cells: Mapping[str, Any], images: Sequence[ImageSource]
     ) -> tuple[str, ...]:
         stated = cells.get("image_id")
-        if stated is not None and len(shown) == 1:
+        if stated is not None and len(images) == 1:
             return (str(stated),)
         try:
-            return self.pictures.ids(shown)
+            return self.pictures.ids(images)
         except UserError as error:
             raise UserError(str(error) if place in str(error) else f"{place}: {error}") from error
 

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medvqa.config.data import RowsConfig
-from medvqa.config.errors import UserError
+from medvqa.config.errors import UserError, about
 from medvqa.data.columns import cell, roots
 from medvqa.data.example import ImageSource
 from medvqa.data.image import ImageBytes, image_file, image_id
@@ -66,9 +66,9 @@ class TablePictures:
         files = {PurePosixPath(name).name for name in names if isinstance(name, str)}
         self._fetched = archives.fetch(files)
 
-    def ids(self, shown: Sequence[ImageSource]) -> tuple[str, ...]:
+    def ids(self, images: Sequence[ImageSource]) -> tuple[str, ...]:
         """Return what tells pictures apart: a hash of the bytes, computed once per file."""
-        return tuple(self._id(image) for image in shown)
+        return tuple(self._id(image) for image in images)
 
     def _id(self, image: ImageSource) -> str:
         if isinstance(image, RowImage | ImageBytes):  # each row has its own
@@ -84,12 +84,12 @@ class TablePictures:
             UserError: Naming the row, if it has none, or one cannot be found.
         """
         if self._stored:
-            shown = self._stored_images(place, number)
+            images = self._stored_images(place, number)
         else:
-            shown = [self._named(place, name) for name in _listed(cell(row, self._spec))]
-        if not shown:
+            images = [self._named(place, name) for name in _listed(cell(row, self._spec))]
+        if not images:
             raise UserError(f"{place} has no image")
-        return tuple(shown)
+        return tuple(images)
 
     def _stored_images(self, place: str, number: int) -> list[ImageSource]:
         """Return the pictures inside a row of a data set on disk."""
@@ -98,13 +98,13 @@ class TablePictures:
         if not lists and len(self._stored) == 1:
             return [RowImage(place, images, number, self._stored[0])]
         row = images[number]
-        shown: list[ImageSource] = []
+        sources: list[ImageSource] = []
         for column in self._stored:
             for index, value in enumerate(row[column] if column in lists else [row[column]]):
                 if value is not None:
                     keys = (index,) if column in lists else ()
-                    shown.append(RowImage(f"{place}.{column}", images, number, column, keys))
-        return shown
+                    sources.append(RowImage(f"{place}.{column}", images, number, column, keys))
+        return sources
 
     def _named(self, place: str, name: Any) -> ImageSource:
         if isinstance(name, bytes):
@@ -116,10 +116,8 @@ class TablePictures:
                 f"{place}: image {name:.80} is an address; fetch the pictures and give "
                 "data.image_root=, and data.columns.image= a path or a template"
             )
-        try:
+        with about(place):
             return self._source_of(name)
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from error
 
     def _source_of(self, name: str) -> ImageSource:
         if self._archives is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from medvqa.config.errors import UserError
+from medvqa.config.errors import UserError, about
 from medvqa.config.model import ModelConfig
 from medvqa.config.prompt import PromptConfig
 from medvqa.data.example import Example
@@ -84,12 +84,10 @@ class Encoder:
     def _turn(self, example: Example) -> Turn:
         self._check_markers(example)
         num_images = len(example.images)
-        try:
+        with about(f"{example.source}/{example.id}"):
             return self._template.turn(
                 question_text(example), example.answers[0], num_images=num_images
             )
-        except UserError as error:
-            raise UserError(f"{example.source}/{example.id}: {error}") from error
 
     def _check_markers(self, example: Example) -> None:
         """Refuse a text that would stand for a picture which is not there."""

@@ -4,10 +4,12 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
-from medvqa.config.errors import UserError
+from medvqa.config.errors import UserError, first_line
 from medvqa.config.machine import cache_directory
 from medvqa.config.model import ModelConfig
 from medvqa.models.families import qwen
@@ -17,6 +19,7 @@ MODEL_FILES = (".json", ".jinja", ".safetensors", ".bin", ".txt", ".model", ".ti
 END_BYTES = 4 * 2**20
 NO_NETWORK = "(no network? give model.path=, a local copy in the hub's layout)"
 EMBEDDED = {"medvqa/tiny": Path(__file__).parents[1] / "weights" / "tiny"}
+HUB_PATIENCE_S = 5.0
 SPEAKING_FOLDER = "bases"  # below the cache's directory
 SPEAKING = "medvqa/speaking-"
 
@@ -146,9 +149,10 @@ def readable_load_errors(source: str) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ImportError, ValueError, KeyError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         hint = f" {NO_NETWORK}" if isinstance(error, OSError) else ""
-        raise UserError(f"cannot load the base model {source}: {lines[0]}{hint}") from error
+        raise UserError(
+            f"cannot load the base model {source}: {first_line(error)}{hint}"
+        ) from error
 
 
 def is_stored_in_4bit(config: ModelConfig) -> bool:
@@ -156,3 +160,45 @@ def is_stored_in_4bit(config: ModelConfig) -> bool:
     from transformers import AutoConfig
 
     return "quantization_config" in from_pretrained(AutoConfig, config).to_dict()
+
+
+@cache
+def hub_answers() -> bool:
+    """Return whether the hub can be reached; asked once, since each refusal takes its time."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    answers = []
+
+    def ask() -> None:
+        try:
+            answers.append(get_session().head(constants.ENDPOINT, timeout=HUB_PATIENCE_S))
+        except Exception:  # the network raises a dozen unrelated types
+            return
+
+    # In a thread, because a name server that is silent obeys no timeout of the client.
+    asking = Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(HUB_PATIENCE_S)
+    return bool(answers)
+
+
+def check_base(config: ModelConfig) -> None:
+    """Find out in seconds whether the base can be had.
+
+    Raises:
+        UserError: If its directory is no model, or it is neither on this machine nor can the hub be
+            reached.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    source = model_source(config)
+    if Path(source).is_dir():
+        return
+    file = try_to_load_from_cache(source, "config.json", revision=config.revision)
+    if not isinstance(file, str) and not hub_answers():
+        raise UserError(
+            f"cannot load the base model {source}: {constants.ENDPOINT} does not answer, and the "
+            f"hub's local cache has no copy {NO_NETWORK}"
+        )

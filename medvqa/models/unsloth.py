@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from medvqa.config.errors import UserError
+from medvqa.config.errors import UserError, first_line
 from medvqa.config.lora import LoraConfig
 from medvqa.config.model import Dtype, ModelConfig
 from medvqa.models.adapter import target_pattern
@@ -24,7 +24,7 @@ def refused_by_unsloth(source: str) -> Iterator[None]:
     except (OSError, UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # Unsloth has no type of its own for what it does not support
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(
             f"Unsloth does not accept {source} ({reason}); say model.backend=transformers"
         ) from error

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medvqa.config.errors import UserError, printable
+from medvqa.config.errors import UserError, about, printable
 from medvqa.data.image import MAX_BYTES, file_fingerprint
 
 
@@ -81,9 +81,7 @@ def open_archive(file: Any, label: str) -> zipfile.ZipFile:
         archive = zipfile.ZipFile(file)
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise UserError(f"{label} is no complete ZIP file ({error}); fetch it again") from error
-    for name in archive.namelist():
-        try:
+    with about(label):
+        for name in archive.namelist():
             safe_name(name)
-        except UserError as error:
-            raise UserError(f"{label}: {error}") from error
     return archive

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from medvqa.config.errors import UserError
+from medvqa.config.errors import UserError, about
 from medvqa.data.example import ImageSource
 from medvqa.data.image import ImageFile, read_regular, regular_size
 from medvqa.data.storage.archive import ZipImage, open_once, safe_name
@@ -17,19 +17,16 @@ def file_text(path: Path) -> str:
         UserError: If it cannot be read, or is in another encoding.
     """
     try:
-        return read_regular(path).decode("utf-8-sig")
-    except UserError as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        with about(f"cannot read {path}"):
+            return read_regular(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from error
 
 
 def check_regular(path: Path) -> None:
     """Raise a `UserError` if there is no regular file at the path."""
-    try:
+    with about(f"cannot read {path}"):
         regular_size(path)
-    except UserError as error:
-        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def json_rows(path: Path) -> list[Any]:

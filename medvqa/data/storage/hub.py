@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medvqa.config.errors import UserError
+from medvqa.config.errors import UserError, as_user_error
+
+NO_NETWORK = "; without a network give data.path=, a local copy"
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,11 @@ def load_rows(
 
     if not sys.stderr.isatty():  # else downloading shows its own line
         disable_progress_bars()
-    try:
+    with as_user_error(f"cannot load {name}", "" if files else NO_NETWORK):
         if files:
             rows = load_dataset("parquet", data_files={split: list(files)}, split=split)
         else:
             rows = load_dataset(name, subset, split=split, revision=revision)
-    except Exception as error:  # the hub raises a dozen unrelated types
-        raise UserError(
-            f"cannot load {name} ({first_line(error)})"
-            + ("" if files else "; without a network give data.path=, a local copy")
-        ) from error
     for column, feature in rows.features.items():
         if isinstance(feature, Image):
             rows = rows.cast_column(column, Image(decode=False))
@@ -88,15 +85,5 @@ def hub_file(name: str, directory: Path | None, file: str, *, revision: str | No
         return directory / file
     from huggingface_hub import hf_hub_download
 
-    try:
+    with as_user_error(f"cannot fetch {file} of {name}", NO_NETWORK):
         return Path(hf_hub_download(name, file, repo_type="dataset", revision=revision))
-    except Exception as error:  # the hub raises a dozen unrelated types
-        raise UserError(
-            f"cannot fetch {file} of {name} ({first_line(error)}); "
-            "without a network give data.path=, a local copy"
-        ) from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or its type."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medvqa.config.errors import UserError
+from medvqa.config.errors import as_user_error
 from medvqa.data.example import ImageSource
 from medvqa.data.image import ImageFile
 from medvqa.data.storage.archive import ZipImage, open_archive
 from medvqa.data.storage.archive_set import Archive, Member, by_number
-from medvqa.data.storage.hub import first_line, hub_file
+from medvqa.data.storage.hub import NO_NETWORK, hub_file
 
 WHOLE_ARCHIVE_FRACTION = 0.25
 BLOCK_BYTES = 1 << 16  # of a range request: most figures of a paper fit
@@ -33,12 +33,8 @@ class HubArchive(Archive):
 
     def open(self) -> zipfile.ZipFile:
         """Open it through range requests, its members' names checked."""
-        try:
+        with as_user_error(f"cannot read {self.label}"):
             return open_archive(self._remote_file("none"), self.label)
-        except UserError:
-            raise
-        except Exception as error:  # the hub raises a dozen unrelated types
-            raise UserError(f"cannot read {self.label} ({first_line(error)})") from error
 
     def fetch(self, members: Mapping[str, Member]) -> dict[str, ImageSource]:
         """Fetch the whole archive or these members, whichever is less work."""
@@ -70,17 +66,15 @@ class HubArchive(Archive):
         return sum(m.num_bytes for m in members) > WHOLE_ARCHIVE_FRACTION * self.num_bytes
 
     def _fetch_members(self, members: Mapping[str, Member]) -> None:
-        try:
-            with zipfile.ZipFile(self._remote_file("readahead")) as archive:
-                # In the order of the archive, so that a block often holds the next image too.
-                infos = {name: archive.getinfo(member.name) for name, member in members.items()}
-                for name in sorted(infos, key=lambda name: infos[name].header_offset):
-                    _write_whole(self._folder / name, archive.read(infos[name]))
-        except Exception as error:  # the hub raises a dozen unrelated types
-            raise UserError(
-                f"cannot fetch images of {self.label} ({first_line(error)}); the same command "
-                "goes on with what is there"
-            ) from error
+        advice = "; the same command goes on with what is there"
+        with (
+            as_user_error(f"cannot fetch images of {self.label}", advice),
+            zipfile.ZipFile(self._remote_file("readahead")) as archive,
+        ):
+            # In the order of the archive, so that a block often holds the next image too.
+            infos = {name: archive.getinfo(member.name) for name, member in members.items()}
+            for name in sorted(infos, key=lambda name: infos[name].header_offset):
+                _write_whole(self._folder / name, archive.read(infos[name]))
 
     def _remote_file(self, cache_type: str) -> Any:
         from huggingface_hub import HfFileSystem
@@ -107,13 +101,8 @@ def hub_archives(repository: str, revision: str | None, pattern: str) -> list[Ar
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    try:
+    with as_user_error(f"cannot list {repository}", NO_NETWORK):
         tree = list(HfApi().list_repo_tree(repository, repo_type="dataset", revision=revision))
-    except Exception as error:  # the hub raises a dozen unrelated types
-        raise UserError(
-            f"cannot list {repository} ({first_line(error)}); "
-            "without a network give data.path=, a local copy"
-        ) from error
     files = [e for e in tree if isinstance(e, RepoFile) and PurePosixPath(e.path).match(pattern)]
     return [
         HubArchive(
