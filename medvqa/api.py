@@ -8,21 +8,18 @@
 A mistake in what is given raises `medvqa.config.errors.UserError` with one clear line.
 """
 
-import logging
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medvqa.config.compose import checked, compose_cells, run_settings
-from medvqa.config.errors import MISTAKES, UserError, explain
+from medvqa.config.errors import UserError, mistakes_as_user_errors
 from medvqa.config.machine import make_directory
 from medvqa.config.schema import Config
-from medvqa.config.secrets import MaskingFormatter, masked_values
+from medvqa.config.secrets import masked_log, masked_values
 from medvqa.tracking.record import read_json, read_lines
 from medvqa.tracking.terminal import html_text, plain_text
 
@@ -34,16 +31,8 @@ if TYPE_CHECKING:
     from medvqa.evaluation.score_file import FileScores
     from medvqa.report.report import Report
 
-__all__ = [
-    "ResolvedConfig",
-    "RunResult",
-    "UserError",
-    "compose",
-    "evaluate",
-    "report",
-    "run",
-    "score",
-]
+__all__ = ["ResolvedConfig", "RunResult", "UserError"]
+__all__ += ["compose", "evaluate", "report", "run", "score"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +130,7 @@ def compose(
         UserError: If an override is wrong or contradicts another.
     """
     place = None if config_dir is None else Path(config_dir)
-    with _mistakes_as_user_errors():
+    with mistakes_as_user_errors():
         ((_, cfg),) = compose_cells(overrides, is_sweep=False, config_dir=place)
         settings = run_settings(cfg, cfg.hydra)
         return ResolvedConfig(
@@ -172,9 +161,9 @@ def run(
     from medvqa.run import run as run_once
 
     place = config.directory if directory is None else Path(directory)
-    with _mistakes_as_user_errors():
+    with mistakes_as_user_errors():
         make_directory(place, "another directory=")
-        with _logged(place / "medvqa.log", verbose=verbose):
+        with masked_log(place / "medvqa.log", verbose=verbose):
             evaluations = run_once(config.typed, place, config.settings, ProcessState())
     return RunResult(
         directory=place,
@@ -227,10 +216,7 @@ def report(
     from medvqa.report.pairs import Settings
     from medvqa.report.report import read_report
 
-    unknown = sorted(set(settings) - set(Settings.__dataclass_fields__))
-    if unknown:
-        known = ", ".join(Settings.__dataclass_fields__)
-        raise UserError(f"report has no setting {unknown[0]!r}; it has {known}")
+    _check_names("report has no setting", settings, Settings)
     places = [one.directory if isinstance(one, RunResult) else Path(one) for one in runs]
     return read_report(places, Settings(**settings), title=title, with_pictures=pictures)
 
@@ -249,42 +235,14 @@ def score(file: str | Path, protocol: str = "medvqa", **options: Any) -> "FileSc
     """
     from medvqa.evaluation.score_file import ScoreOptions, score_file
 
-    unknown = sorted(set(options) - set(ScoreOptions.__dataclass_fields__))
-    if unknown:
-        known = ", ".join(ScoreOptions.__dataclass_fields__)
-        raise UserError(f"score has no option {unknown[0]!r}; it has {known}")
+    _check_names("score has no option", options, ScoreOptions)
     if options.get("against") is not None:
         options["against"] = Path(options["against"])
     return score_file(ScoreOptions(file=Path(file), protocol=protocol, **options))
 
 
-@contextmanager
-def _mistakes_as_user_errors() -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except MISTAKES as error:
-        raise UserError(explain(error)) from error
-
-
-@contextmanager
-def _logged(file: Path, *, verbose: bool) -> Iterator[None]:
-    """Send the log to the run's file, and to stdout."""
-    root, logger = logging.getLogger(), logging.getLogger("medvqa")
-    handlers: list[logging.Handler] = [logging.FileHandler(file, delay=True, encoding="utf-8")]
-    handlers[0].setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    if verbose:
-        handlers.append(logging.StreamHandler(sys.stdout))
-        handlers[1].setFormatter(MaskingFormatter("%(message)s"))
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    for handler in handlers:
-        root.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        for handler in handlers:
-            root.removeHandler(handler)
-            handler.close()
+def _check_names(complaint: str, settings: Mapping[str, Any], kind: type[Any]) -> None:
+    known = [field.name for field in fields(kind)]
+    for name in settings:
+        if name not in known:
+            raise UserError(f"{complaint} {name!r}; it has {', '.join(known)}")

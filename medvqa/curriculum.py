@@ -44,58 +44,44 @@ def plan_curriculum(
     Raises:
         UserError: If a stage matches no example, asks for more than exist, or gets no step.
     """
-    merge = _function(MERGES, config.merge, "curriculum.merge")
     pools = stage_pools(config, examples, seed=seed)
     lengths = _stage_steps(config, pools, max_steps=max_steps, batch_size=batch_size)
-    if sum(lengths) * batch_size > MAX_EXAMPLES:
-        raise UserError(
-            f"the plan has {sum(lengths):,} steps of {batch_size:,} examples, more than "
-            f"{MAX_EXAMPLES:,} examples in all; lower steps, epochs or the effective batch"
-        )
-    draws = [
-        _drawn(stage, pool, num_steps * batch_size, seed)
-        for stage, pool, num_steps in zip(config.stages, pools, lengths, strict=True)
-    ]
-    stages = tuple(
-        _planned(stage, draw, num_steps, first_step=sum(lengths[:number]), num_available=len(pool))
-        for number, (stage, draw, num_steps, pool) in enumerate(
-            zip(config.stages, draws, lengths, pools, strict=True)
-        )
-    )
+    draws = []
+    for stage, pool, num_steps in zip(config.stages, pools, lengths, strict=True):
+        order = _function(ORDERS, stage.order, f"curriculum stage {stage.name!r}: order")
+        draws.append(order(pool, num_steps * batch_size, _generator(seed, stage.name, "order")))
+    merge = _function(MERGES, config.merge, "curriculum.merge")
     merged = merge(draws, _generator(seed, "merge"))
     if merged is None:
-        return Plan(stages)
-    num_available = len({example.id for pool in pools for example in pool})
-    only = _planned(
-        config.stages[0], merged, sum(lengths), first_step=0, num_available=num_available
-    )
-    return Plan((replace(only, name=config.name),))
+        return _plan(config.stages, draws, pools, lengths)
+    whole = [example for pool in pools for example in pool]
+    only = replace(config.stages[0], name=config.name)
+    return _plan([only], [merged], [whole], [sum(lengths)])
 
 
-def _drawn(
-    stage: StageConfig, pool: Sequence[Example], num_examples: int, seed: int
-) -> list[Example]:
-    order = _function(ORDERS, stage.order, f"curriculum stage {stage.name!r}: order")
-    return order(pool, num_examples, _generator(seed, stage.name, "order"))
-
-
-def _planned(
-    stage: StageConfig,
-    examples: Sequence[Example],
-    num_steps: int,
-    *,
-    first_step: int,
-    num_available: int,
-) -> PlannedStage:
-    return PlannedStage(
-        name=stage.name,
-        example_ids=tuple(example.id for example in examples),
-        num_steps=num_steps,
-        first_step=first_step,
-        num_available=num_available,
-        learning_rate=stage.learning_rate,
-        optimizer=stage.optimizer,
-        levels=_levels(examples),
+def _plan(
+    stages: Sequence[StageConfig],
+    draws: Sequence[Sequence[Example]],
+    pools: Sequence[Sequence[Example]],
+    lengths: Sequence[int],
+) -> Plan:
+    """Return the plan of stages whose examples have been drawn from their pools."""
+    return Plan(
+        tuple(
+            PlannedStage(
+                name=stage.name,
+                example_ids=tuple(example.id for example in draw),
+                num_steps=num_steps,
+                first_step=sum(lengths[:number]),
+                num_available=len({example.id for example in pool}),
+                learning_rate=stage.learning_rate,
+                optimizer=stage.optimizer,
+                levels=_levels(draw),
+            )
+            for number, (stage, draw, pool, num_steps) in enumerate(
+                zip(stages, draws, pools, lengths, strict=True)
+            )
+        )
     )
 
 
@@ -161,11 +147,18 @@ def _stage_steps(
 ) -> list[int]:
     shares = {stage.name: stage.share for stage in config.stages if stage.share is not None}
     if shares:
-        return _split(max_steps, shares)
-    return [
-        stage.steps or math.ceil(_exact(stage.epochs or 0) * len(pool) / batch_size)
-        for stage, pool in zip(config.stages, pools, strict=True)
-    ]
+        lengths = _split(max_steps, shares)
+    else:
+        lengths = [
+            stage.steps or math.ceil(_exact(stage.epochs or 0) * len(pool) / batch_size)
+            for stage, pool in zip(config.stages, pools, strict=True)
+        ]
+    if sum(lengths) * batch_size > MAX_EXAMPLES:
+        raise UserError(
+            f"the plan has {sum(lengths):,} steps of {batch_size:,} examples, more than "
+            f"{MAX_EXAMPLES:,} examples in all; lower steps, epochs or the effective batch"
+        )
+    return lengths
 
 
 def _exact(value: float) -> Fraction:

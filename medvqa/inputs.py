@@ -19,8 +19,7 @@ from medvqa.data.verification import check_images, stored_images
 from medvqa.evaluation.bertscore import check_encoder
 from medvqa.evaluation.probing import more_questions
 from medvqa.models.encode import Encoder
-from medvqa.models.hub import check_base
-from medvqa.models.source import base_folder, files_sha256
+from medvqa.models.source import base_folder, check_base, files_sha256
 from medvqa.tracking.wandb_mirror import check_key
 from medvqa.training.schedule import warmup_steps
 
@@ -106,9 +105,9 @@ class Inputs:
 
     def show_overlap(self) -> None:
         """Print the overlap as a table, once per overlap that the cache holds."""
-        shown = self._cache.setdefault("shown", [])
-        if not any(overlap is self.overlap for overlap in shown):
-            shown.append(self.overlap)
+        earlier = self._cache.setdefault("overlaps that were shown", [])
+        if not any(overlap is self.overlap for overlap in earlier):
+            earlier.append(self.overlap)
             gate.show_overlap(self.overlap)
 
     @cached_property

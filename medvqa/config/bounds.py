@@ -34,6 +34,18 @@ def check(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def exclude(others: Mapping[str, bool], message: str) -> None:
+    """Raise a `ValueError` if one of the settings is chosen.
+
+    Args:
+        others: Settings such as `model.device=cpu`, and whether each is chosen.
+        message: With `{setting}`, and `{key}` for its part before the equals sign.
+    """
+    for setting, is_chosen in others.items():
+        key = setting.partition("=")[0]
+        check(not is_chosen, message.format(setting=setting, key=key))
+
+
 def within_bounds(
     schema: Any, values: Any, key: str = "", field: Mapping[str, Any] = NOTHING
 ) -> Any:

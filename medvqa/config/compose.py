@@ -161,6 +161,28 @@ def compose_cells(
         UserError: If there is no such folder, or a sweeper that searches decides on its cells as
             it goes.
     """
+    hydra = _new_hydra(config_dir)
+    try:
+        config = hydra.compose_config(
+            config_name="config",
+            overrides=with_roles(overrides),
+            run_mode=RunMode.MULTIRUN if is_sweep else RunMode.RUN,
+            with_log_configuration=False,
+        )
+        load = hydra.config_loader.load_sweep_config
+        composed: list[tuple[list[str], DictConfig]] = [([], config)]
+        if is_sweep:
+            composed = [(swept, load(config, job)) for swept, job in cells(config)]
+        for _, cell in composed:
+            _check_training_option(cell)
+    finally:
+        GlobalHydra.instance().clear()
+    if not composed:
+        raise UserError("this sweeper chooses its cells as it goes; check one cell without -m")
+    return composed
+
+
+def _new_hydra(config_dir: Path | None) -> Any:
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import create_config_search_path
     from hydra.core.config_search_path import SearchPathQuery
@@ -173,27 +195,7 @@ def compose_cells(
             raise UserError(f"config_dir: there is no folder {config_dir}")
         place, before = f"file://{config_dir.absolute()}", SearchPathQuery(provider="schema")
         search_path.prepend(provider="command-line", path=place, anchor=before)
-    hydra = Hydra.create_main_hydra2(task_name="medvqa", config_search_path=search_path)
-    try:
-        config = hydra.compose_config(
-            config_name="config",
-            overrides=with_roles(overrides),
-            run_mode=RunMode.MULTIRUN if is_sweep else RunMode.RUN,
-            with_log_configuration=False,
-        )
-        composed: list[tuple[list[str], DictConfig]] = [([], config)]
-        if is_sweep:
-            composed = [
-                (swept, hydra.config_loader.load_sweep_config(config, job))
-                for swept, job in cells(config)
-            ]
-        for _, cell in composed:
-            _check_training_option(cell)
-    finally:
-        GlobalHydra.instance().clear()
-    if not composed:
-        raise UserError("this sweeper chooses its cells as it goes; check one cell without -m")
-    return composed
+    return Hydra.create_main_hydra2(task_name="medvqa", config_search_path=search_path)
 
 
 class CheckFirst(Callback):

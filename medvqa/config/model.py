@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from medvqa.config.bounds import check
+from medvqa.config.bounds import check, exclude
 
 
 class Backend(Enum):
@@ -83,17 +83,15 @@ class ModelConfig:
             "model.backend=unsloth needs a GPU but model.device=cpu; use model.backend=auto",
         )
         if self.base_precision is BasePrecision.fp8:
-            contradictions = {
-                "model.load_in_4bit=true": self.load_in_4bit,
-                "model.device=cpu": self.device is Device.cpu,
-                "model.backend=unsloth": self.backend is Backend.unsloth,
-            }
-            for setting, is_asked in contradictions.items():
-                check(
-                    not is_asked,
-                    f"model.base_precision=fp8 does not go with {setting}; use "
-                    "model.base_precision=dtype",
-                )
+            exclude(
+                {
+                    "model.load_in_4bit=true": self.load_in_4bit,
+                    "model.device=cpu": self.device is Device.cpu,
+                    "model.backend=unsloth": self.backend is Backend.unsloth,
+                },
+                "model.base_precision=fp8 does not go with {setting}; use "
+                "model.base_precision=dtype",
+            )
         check(
             not (self.device is Device.cpu and self.load_in_4bit),
             "model.load_in_4bit=true needs a GPU but model.device=cpu; "

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from medvqa.config.bounds import SEED, bounded, check
+from medvqa.config.bounds import SEED, bounded, check, exclude
 from medvqa.config.contamination import ContaminationConfig
 from medvqa.config.curriculum import CurriculumConfig
 from medvqa.config.data import DataConfig
@@ -49,10 +49,10 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check what joins two groups."""
-        given = [n for n in ("adapter", "endpoint", "model_name") if getattr(self, n) is not None]
+        names = [n for n in ("adapter", "endpoint", "model_name") if getattr(self, n) is not None]
         check(
-            self.only_evaluate or not given,
-            f"{' and '.join(given)} belong to `medvqa evaluate`; training starts a new adapter",
+            self.only_evaluate or not names,
+            f"{' and '.join(names)} belong to `medvqa evaluate`; training starts a new adapter",
         )
         check(
             (self.endpoint is None) == (self.model_name is None),
@@ -64,31 +64,25 @@ class Config:
         )
         evaluation_is_not_training(self.data)
         if self.model.base_precision is BasePrecision.fp8:
-            others = {
-                "training.engine=plain": self.training.engine is Engine.plain,
-                "training.trainer=trl": self.training.trainer is TrainerName.trl,
-                "evaluation.decoding=plain": self.evaluation.decoding is Decoding.plain,
-            }
-            for setting, is_asked in others.items():
-                check(
-                    not is_asked,
-                    f"model.base_precision=fp8 is computed by the fused engine, not by {setting}; "
-                    "use model.base_precision=dtype",
-                )
+            exclude(
+                {
+                    "training.engine=plain": self.training.engine is Engine.plain,
+                    "training.trainer=trl": self.training.trainer is TrainerName.trl,
+                    "evaluation.decoding=plain": self.evaluation.decoding is Decoding.plain,
+                },
+                "model.base_precision=fp8 is computed by the fused engine, not by {setting}; use "
+                "model.base_precision=dtype",
+            )
         if self.model.backend is Backend.unsloth:
-            ours = {
-                "training.engine=fused": self.training.engine is Engine.fused,
-                "evaluation.decoding=shared_prefix": (
-                    self.evaluation.decoding is Decoding.shared_prefix
-                ),
-            }
-            for setting, is_asked in ours.items():
-                check(
-                    not is_asked,
-                    f"{setting} computes on transformers' own layers, and model.backend=unsloth "
-                    f"replaces them; say {setting.partition('=')[0]}=auto or "
-                    "model.backend=auto",
-                )
+            is_shared = self.evaluation.decoding is Decoding.shared_prefix
+            exclude(
+                {
+                    "training.engine=fused": self.training.engine is Engine.fused,
+                    "evaluation.decoding=shared_prefix": is_shared,
+                },
+                "{setting} computes on transformers' own layers, and model.backend=unsloth "
+                "replaces them; say {key}=auto or model.backend=auto",
+            )
 
 
 def evaluation_is_not_training(data: DataConfig) -> None:

@@ -3,7 +3,10 @@
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 MASK = "***"
@@ -58,3 +61,25 @@ class MaskingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line or lines of the record."""
         return masked_text(super().format(record))
+
+
+@contextmanager
+def masked_log(file: Path, *, verbose: bool) -> Iterator[None]:
+    """Send the log without secrets to a file, and to stdout if `verbose`."""
+    root, logger = logging.getLogger(), logging.getLogger("medvqa")
+    handlers: list[logging.Handler] = [logging.FileHandler(file, delay=True, encoding="utf-8")]
+    handlers[0].setFormatter(MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    if verbose:
+        handlers.append(logging.StreamHandler(sys.stdout))
+        handlers[1].setFormatter(MaskingFormatter("%(message)s"))
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    for handler in handlers:
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()

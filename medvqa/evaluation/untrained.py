@@ -22,8 +22,8 @@ from medvqa.evaluation.phases import Phases
 from medvqa.evaluation.probing import more_questions
 from medvqa.evaluation.results import record_results
 from medvqa.models.encode import encoder_of
-from medvqa.models.hub import check_base
 from medvqa.models.load import load_base, load_peft_adapter
+from medvqa.models.source import check_base
 from medvqa.tracking import identity
 from medvqa.tracking.record import RunRecord
 from medvqa.tracking.wandb_mirror import Records, check_key, tracker

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import medvqa
 from medvqa.config.command_line import CommandParser
 from medvqa.config.machine import cache_directory, num_cuda_devices
-from medvqa.models.hub import hub_answers
+from medvqa.models.source import hub_answers
 from medvqa.preflight.downloads import free_bytes
 from medvqa.tracking.environment import environment
 from medvqa.tracking.terminal import console, table

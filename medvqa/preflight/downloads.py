@@ -8,8 +8,7 @@ from typing import Any
 from medvqa.config.data import RowsConfig, SourceConfig
 from medvqa.config.schema import Config
 from medvqa.data.pool import repository
-from medvqa.models.hub import HUB_PATIENCE_S, hub_answers
-from medvqa.models.source import EMBEDDED
+from medvqa.models.source import EMBEDDED, HUB_PATIENCE_S, hub_answers
 
 CHECKPOINTS_KEPT = 2
 

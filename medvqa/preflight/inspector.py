@@ -18,8 +18,7 @@ from medvqa.data.plan import Plan
 from medvqa.evaluation.power import minimal_detectable_effect
 from medvqa.inputs import Inputs
 from medvqa.models.encode import Encoder
-from medvqa.models.hub import hub_answers
-from medvqa.models.source import load_processor, model_source
+from medvqa.models.source import hub_answers, load_processor, model_source
 from medvqa.preflight.downloads import (
     Download,
     free_bytes,

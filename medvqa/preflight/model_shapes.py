@@ -10,8 +10,7 @@ from medvqa.config.errors import UserError
 from medvqa.config.schema import Config
 from medvqa.models.adapter import linear_layers, target_pattern
 from medvqa.models.families.layers import family_of
-from medvqa.models.hub import hub_answers
-from medvqa.models.source import model_source
+from medvqa.models.source import hub_answers, model_source
 
 if TYPE_CHECKING:
     import torch

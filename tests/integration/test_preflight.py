@@ -15,7 +15,7 @@ from medvqa.config.machine import num_cuda_devices
 from medvqa.curriculum import plan_curriculum
 from medvqa.data.image import load_rgb
 from medvqa.models.encode import Encoder
-from medvqa.models.hub import hub_answers
+from medvqa.models.source import hub_answers
 from medvqa.preflight.command import main_preflight
 from medvqa.preflight.doctor import main_doctor
 from medvqa.preflight.gpu_memory import KEPT, estimate_memory, kept_bytes

@@ -7,7 +7,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from medvqa.cli import main
-from medvqa.models.hub import hub_answers
+from medvqa.models.source import hub_answers
 from tests.conftest import ROOT
 
 ROW = re.compile(r"^\| `([^`]+)` \| (.+?) \| (.+?) \|$", re.MULTILINE)

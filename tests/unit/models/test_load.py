@@ -11,9 +11,8 @@ from medvqa.config.errors import UserError
 from medvqa.config.lora import LoraConfig
 from medvqa.config.model import ModelConfig
 from medvqa.models.adapter import reset_adapter, save_adapter
-from medvqa.models.hub import check_base, hub_answers
 from medvqa.models.load import load_model
-from medvqa.models.source import model_source
+from medvqa.models.source import check_base, hub_answers, model_source
 from tests.conftest import TINY
 
 
