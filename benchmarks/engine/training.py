@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medvqa.training.result import TrainingResult
-
 from benchmarks.engine.workload import BATCH_SIZE, Bench, with_pictures
 from benchmarks.runs import Row
 from medvqa.config.curriculum import CurriculumConfig, Filter, StageConfig
@@ -20,6 +18,7 @@ from medvqa.models.adapter import reset_adapter
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import FEATURE_SHARE, LoadedModel
 from medvqa.training.loop import Trainer
+from medvqa.training.step_log import TrainingResult
 
 if TYPE_CHECKING:
     import torch
