@@ -1,114 +1,260 @@
-"""How long the contamination gate takes, and how that grows to 650,000 training pictures.
+"""What the contamination gate finds, what it confuses, and how long it takes.
 
-    python benchmarks/contamination.py ../shared/data/vqa_rad
+    python -m benchmarks.contamination recall VQA_RAD      edited copies, and different pictures
+    python -m benchmarks.contamination phantoms            how near phantoms of two splits come
+    python -m benchmarks.contamination time VQA_RAD        up to 650,000 training pictures
 
-Two measurements. The whole gate on 12,149 rows, each with a picture file of its own, against all
-2,248 VQA-RAD questions, with an empty cache and with a filled one. And the comparison alone, with
-synthetic hashes at growing numbers of training pictures.
-
-Writes benchmarks/results/contamination.json.
+VQA_RAD holds the authors' files. `recall` edits each of the 315 pictures and compares it with all
+originals as the gate compares a training picture with an evaluation picture. `time` runs the whole
+gate on 12,149 rows, each with a picture file of its own, against all 2,248 questions; then the
+comparison alone, with synthetic hashes. The records are results/contamination_*.json and
+results/contamination.json.
 """
 
-import argparse
+import io
+import json
 import os
-import resource
-import sys
+import random
 import tempfile
 import time
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import imagehash
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 
+from benchmarks.runs import Row, parser_of, provenance
 from medvqa.config.contamination import ContaminationConfig
 from medvqa.config.data import SourceConfig
-from medvqa.contamination.near import NearIndex
+from medvqa.contamination.near import MAX_DISTANCE, NearIndex
 from medvqa.contamination.overlap import find_overlap
 from medvqa.contamination.picture_hash import hash_words, perceptual_hashes
 from medvqa.data.example import Example
 from medvqa.data.image import ImageFile
 from medvqa.data.pool import load_examples
 from medvqa.data.storage.cache import Cache
-from medvqa.data.vqa_rad import IMAGE_FOLDER
-from medvqa.tracking.environment import provenance
+from medvqa.data.vqa_rad import IMAGE_FOLDER, JSON_NAME
 from medvqa.tracking.record import write_json
 
-RESULT = Path(__file__).parent / "results" / "contamination.json"
+Picture = Image.Image
+RESULTS = Path(__file__).parent / "results"
+DISTANCES = [*range(17), 20, 24, 28, 31]
+TAIL = [*DISTANCES, 40, 48, 56, 64, 72, 80]
+NUM_NEAREST = 12
+SPLITS = ("test", "validation", "shifted")
 BLOCK = 2048
-MAX_DISTANCE = ContaminationConfig().max_distance
+GATE = "gate: phash 16 with crops"
+METHODS = (GATE, "phash 16", "phash 8", "dhash 16", "whash 8")
 
 
-def clocks() -> tuple[float, float]:
-    """Return wall and CPU seconds."""
-    return time.perf_counter(), time.process_time()
+def files_of(directory: Path) -> list[Path]:
+    """Return VQA-RAD's 315 pictures."""
+    return sorted((directory / IMAGE_FOLDER).glob("*.jpg"))
 
 
-def seconds_since(start: tuple[float, float]) -> dict[str, float]:
-    """Return wall and CPU seconds since then."""
-    now = clocks()
-    return {"wall": round(now[0] - start[0], 2), "cpu": round(now[1] - start[1], 2)}
+# --- Recall --------------------------------------------------------------------------------------
+
+
+def jpeg(quality: int, image: Picture) -> Picture:
+    """Encode as a JPEG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+def scaled(factor: float, image: Picture) -> Picture:
+    """Resize both sides."""
+    size = (round(image.width * factor), round(image.height * factor))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def cropped(lost: float, rng: random.Random | None, image: Picture) -> Picture:
+    """Keep a window of 1 - lost of width and height, in the middle or at a random place."""
+    x, y = (rng.random(), rng.random()) if rng else (0.5, 0.5)
+    left, top = x * lost * image.width, y * lost * image.height
+    right, bottom = left + (1 - lost) * image.width, top + (1 - lost) * image.height
+    return image.crop((round(left), round(top), round(right), round(bottom)))
+
+
+def off_each_side(share: float) -> Callable[[Picture], Picture]:
+    """Return the edit that cuts this share off each of the four sides."""
+    return partial(cropped, 2 * share, None)
+
+
+def edits() -> dict[str, Callable[[Picture], Picture]]:
+    """Return the edits; those at random places begin with the same one in each dictionary."""
+    return {
+        "resized to 50 %": partial(scaled, 0.5),
+        "resized to 200 %": partial(scaled, 2.0),
+        "JPEG quality 60": partial(jpeg, 60),
+        "JPEG quality 30": partial(jpeg, 30),
+        "PNG": lambda image: image,
+        **{f"{100 * x:g} % off each side": off_each_side(x) for x in (0.02, 0.05, 0.10, 0.075)},
+        "2 % off, window anywhere": partial(cropped, 0.02, random.Random(0)),
+        "5 % off, window anywhere": partial(cropped, 0.05, random.Random(1)),
+        "10 % off, window anywhere": partial(cropped, 0.10, random.Random(2)),
+        "mirrored": ImageOps.mirror,
+        "upside down": ImageOps.flip,
+        "brightness x 0.7": lambda image: ImageEnhance.Brightness(image).enhance(0.7),
+        "brightness x 1.3": lambda image: ImageEnhance.Brightness(image).enhance(1.3),
+        "contrast x 0.7": lambda image: ImageEnhance.Contrast(image).enhance(0.7),
+        "contrast x 1.4": lambda image: ImageEnhance.Contrast(image).enhance(1.4),
+        "50 %, 3 % off each side, quality 30": lambda image: jpeg(
+            30, off_each_side(0.03)(scaled(0.5, image))
+        ),
+    }
+
+
+def hashes_of(method: str, pictures: Sequence[Picture], *, mirrored: bool) -> np.ndarray:
+    """Return (pictures, orientations, crops, words): the gate's hashes, or one of imagehash's."""
+    if method == GATE:
+        encoded = []
+        for picture in pictures:
+            picture.save(buffer := io.BytesIO(), "BMP")
+            encoded.append(buffer.getvalue())
+        return np.stack([hash_words(perceptual_hashes("", b, mirrored=mirrored)) for b in encoded])
+    function, _, size = method.partition(" ")
+    turns = [lambda i: i, ImageOps.mirror, ImageOps.flip, lambda i: i.rotate(180)]
+    turns = turns if mirrored else turns[:1]
+    hash_of = partial(getattr(imagehash, function), hash_size=int(size))
+    # 256 x 256 saves time; the library scales the pictures to 64 x 64 or less.
+    grey = [p.convert("L").resize((256, 256), Image.Resampling.BILINEAR) for p in pictures]
+    bits = np.array([[[hash_of(turn(p)).hash.ravel()] for turn in turns] for p in grey])
+    return np.packbits(bits, axis=-1).view(np.uint64)
+
+
+def distances(training: np.ndarray, evaluation: np.ndarray) -> np.ndarray:
+    """Return (training, evaluation) smallest distances of a whole and a crop, as the gate's."""
+    rows = []
+    for crops in training[:, 0]:
+        whole = crops[0] ^ evaluation  # (evaluation, orientations, crops, words)
+        parts = crops[None, None] ^ evaluation[:, :, :1]
+        both = [np.bitwise_count(x).sum(axis=-1, dtype=np.int64) for x in (whole, parts)]
+        rows.append(np.minimum(*(bits.min(axis=(1, 2)) for bits in both)))
+    return np.stack(rows)
+
+
+def measure_method(method: str, directory: Path, pictures: Sequence[Picture]) -> Row:
+    """Return recall by edit and distance, the confused pairs, and the nearest of them."""
+    names = [path.name for path in files_of(directory)]
+    cases = {row["image_name"]: row["image_case_url"]
+             for row in json.loads((directory / JSON_NAME).read_text())}  # fmt: skip
+    originals = hashes_of(method, pictures, mirrored=True)
+    recall = {}
+    for edit, function in edits().items():
+        edited = hashes_of(method, [function(picture) for picture in pictures], mirrored=False)
+        own = np.diag(distances(edited, originals))
+        recall[edit] = {str(d): float((own <= d).mean()) for d in DISTANCES}
+    upper = np.triu_indices(len(names), 1)
+    between = distances(originals, originals)[upper]
+    nearest = []
+    for place in np.argsort(between, kind="stable")[:NUM_NEAREST]:
+        pair = [names[side[place]] for side in upper]
+        is_one_case = len({cases.get(name, name) for name in pair}) == 1
+        distance = int(between[place])
+        nearest.append({"pictures": pair, "distance": distance, "same_case": is_one_case})
+    return {
+        "recall": recall,
+        "confused_pairs": {str(d): int((between <= d).sum()) for d in TAIL},
+        "nearest_pairs": nearest,
+    }
+
+
+def crop_resistant(pictures: Sequence[Picture]) -> Row:
+    """Return recall and confusions of imagehash's own crop-resistant hash, at its own rule."""
+    originals = [imagehash.crop_resistant_hash(picture) for picture in pictures]
+    recall = {}
+    for name in ("resized to 50 %", "JPEG quality 30", "5 % off each side"):
+        edit = edits()[name]
+        edited = [imagehash.crop_resistant_hash(edit(picture)) for picture in pictures]
+        matches = [a.matches(b) for a, b in zip(edited, originals, strict=True)]
+        recall[name] = sum(matches) / len(matches)
+    pairs = list(zip(*np.tril_indices(len(originals), -1), strict=True))
+    return {
+        "recall": recall,
+        "confused_pairs": sum(originals[i].matches(originals[j]) for i, j in pairs),
+        "num_pairs": len(pairs),
+    }
+
+
+def recall(directory: Path) -> None:
+    """Measure every method on every edit; the slowest on every eighth picture."""
+    pictures = [Image.open(path).convert("RGB") for path in files_of(directory)]
+    methods = {method: measure_method(method, directory, pictures) for method in METHODS}
+    values = {"methods": methods, "crop_resistant_hash": crop_resistant(pictures[::8])}
+    write_json(RESULTS / "contamination_recall.json", {**provenance(), **values})
+
+
+# --- Phantoms ------------------------------------------------------------------------------------
+
+
+def phantoms(num_seeds: int = 6) -> None:
+    """Compare the training phantoms of each seed with its other splits."""
+    nearest: dict[str, dict[str, list[int]]] = {}
+    with tempfile.TemporaryDirectory() as place, Cache(Path(place)) as cache:
+        for seed in range(num_seeds):
+            training, *others = (
+                load_examples(SourceConfig(name="phantom", split=split), seed=seed)
+                for split in ("train", *SPLITS)
+            )
+            sets = dict(zip(SPLITS, others, strict=True))
+            overlap = find_overlap(training, sets, cache, max_distance=MAX_DISTANCE)
+            found: dict[str, list[int]] = {split: [] for split in SPLITS}
+            for match in overlap.matches:
+                split = match.evaluation.split("-")[1]
+                found[split].append(-1 if match.distance is None else match.distance)
+            nearest[str(seed)] = {split: sorted(d)[:5] for split, d in found.items()}
+    values = {**provenance(), "nearest_pairs_by_seed_and_split": nearest}
+    write_json(RESULTS / "contamination_phantoms.json", values)
+
+
+# --- Time ----------------------------------------------------------------------------------------
+
+
+def timed(action: Callable[[], object]) -> dict[str, float]:
+    """Return wall and CPU seconds of a call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    action()
+    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
 
 def write_pool(sources: list[Path], directory: Path, num_rows: int) -> list[Example]:
     """Write one JPEG per row: two real radiographs blended, at a real picture's size."""
     rng = np.random.default_rng(0)
     small = [Image.open(path).convert("L").resize((512, 512)) for path in sources]
+    sizes = [Image.open(path).size for path in sources]
     rows = []
     for number in range(num_rows):
-        a, b = rng.choice(len(small), 2, replace=False)
+        a, b, c = rng.choice(len(small), 3, replace=False)
         picture = Image.blend(small[a], small[b], float(rng.uniform(0.35, 0.65)))
         path = directory / f"{number}.jpg"
-        with Image.open(sources[int(rng.integers(len(sources)))]) as other:
-            picture.resize(other.size).convert("RGB").save(path, quality=85)
+        picture.resize(sizes[c]).convert("RGB").save(path, quality=85)
         rows.append(
             Example(
-                id=str(number),
-                images=(ImageFile(path),),
-                question=f"Question {number % 3000}?",
-                answers=(f"answer {number % 500}",),
-                answer_type="open",
-                type_origin="rule",
-                source="synthetic",
-                split="train",
-                image_ids=(str(number),),
+                id=str(number), images=(ImageFile(path),), question=f"Question {number % 3000}?",
+                answers=(f"answer {number % 500}",), answer_type="open", type_origin="rule",
+                source="synthetic", split="train", image_ids=(str(number),),
             )
-        )
+        )  # fmt: skip
     return rows
 
 
-def whole_gate(directory: Path, num_rows: int) -> dict[str, Any]:
+def whole_gate(directory: Path, num_rows: int) -> Row:
     """Time the gate with an empty and with a filled cache."""
-    evaluation = load_examples(
-        SourceConfig(name="vqa_rad", path=str(directory), split="all"), seed=0
-    )
-    files = sorted((directory / IMAGE_FOLDER).glob("*.jpg"))
-    result: dict[str, Any] = {"num_rows": num_rows, "num_evaluation_rows": len(evaluation)}
+    source = SourceConfig(name="vqa_rad", path=str(directory), split="all")
+    sets = {"all": load_examples(source, seed=0)}
+    limit = ContaminationConfig().max_distance
+    result: Row = {"num_rows": num_rows}
     with tempfile.TemporaryDirectory() as place:
-        pool = write_pool(files, Path(place), num_rows)
-        result["mean_file_bytes"] = round(
-            sum(image.path.stat().st_size for row in pool for image in row.images) / num_rows  # type: ignore[attr-defined]
-        )
+        pool = write_pool(files_of(directory), Path(place), num_rows)
         time.sleep(3)  # fingerprints of files that are newer are not trusted
         for name in ("empty_cache", "filled_cache"):
-            start = clocks()
             with Cache(Path(place) / "cache") as cache:
-                overlap = find_overlap(pool, {"all": evaluation}, cache, max_distance=MAX_DISTANCE)
-            result[name] = seconds_since(start)
-        result["num_look_alikes"] = overlap.sets[0].num_alike
+                result[name] = timed(partial(find_overlap, pool, sets, cache, max_distance=limit))
         result["cache_bytes"] = sum(p.stat().st_size for p in (Path(place) / "cache").iterdir())
     return result
-
-
-def hashing_rate(directory: Path) -> dict[str, float]:
-    """Time reading, decoding and hashing VQA-RAD's own files, one thread, no cache."""
-    files = sorted((directory / IMAGE_FOLDER).glob("*.jpg"))
-    start = clocks()
-    for path in files:
-        perceptual_hashes(path.name, path.read_bytes(), mirrored=False)
-    spent = seconds_since(start)
-    return {"num_pictures": len(files), **{k: v / len(files) for k, v in spent.items()}}
 
 
 def synthetic(base: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
@@ -120,91 +266,65 @@ def synthetic(base: np.ndarray, number: int, rng: np.random.Generator) -> np.nda
     bits = np.unpackbits(base.view(np.uint8).reshape(len(base), -1), axis=1)
     fresh = rng.random((number, 256)) < bits.mean(axis=0)
     chosen = bits[rng.integers(len(bits), size=number)]
-    bits_now = np.where(rng.random((number, 256)) < 1 / 3, fresh, chosen).astype(np.uint8)
-    crops = [bits_now]
+    crops = [np.where(rng.random((number, 256)) < 1 / 3, fresh, chosen).astype(np.uint8)]
     for _ in range(10):
         crops.append(crops[-1] ^ (rng.random((number, 256)) < 20 / 256).astype(np.uint8))
     return np.packbits(np.stack(crops, axis=1), axis=2).view(np.uint64)
 
 
-@cache
-def evaluation_hashes(directory: Path) -> np.ndarray:
-    """Return (pictures, orientations, crops, 4) words of VQA-RAD's pictures, as the gate's."""
-    files = sorted((directory / IMAGE_FOLDER).glob("*.jpg"))
-    stored = [perceptual_hashes(p.name, p.read_bytes(), mirrored=True) for p in files]
-    return np.stack([hash_words(hashes) for hashes in stored])
-
-
-def growth(directory: Path, sizes: list[int]) -> list[dict[str, Any]]:
-    """Time the comparison with VQA-RAD's pictures, as `find_overlap` does it block by block."""
-    evaluation = evaluation_hashes(directory)
+def comparison(evaluation: np.ndarray, size: int) -> Row:
+    """Time the search of so many training pictures, as `find_overlap` does it block by block."""
+    rng = np.random.default_rng(size)
     base = np.ascontiguousarray(evaluation[:, 0, 0])
-    results = []
-    for size in sizes:
-        rng = np.random.default_rng(size)
-        start = clocks()
-        cropped = NearIndex(evaluation.reshape(-1, 4), max_distance=MAX_DISTANCE)
-        whole = NearIndex(evaluation[:, :, 0].reshape(-1, 4), max_distance=MAX_DISTANCE)
-        building, search, num_pairs, num_planted, num_found = seconds_since(start), 0.0, 0, 0, 0
-        for first in range(0, size, BLOCK):
-            hashes = synthetic(base, min(BLOCK, size - first), rng)
-            hashes[0, 0] = base[first % len(base)]  # a copy in every block must be found
-            num_planted += 1
-            clock = time.perf_counter()
-            query, index, _ = cropped.search(hashes[:, 0])
-            whole.search(hashes[:, 1:].reshape(-1, 4))
-            search += time.perf_counter() - clock
-            num_pairs += len(query)
-            num_found += bool(((query == 0) & (index // 44 == first % len(base))).any())
-        results.append(
-            {
-                "num_training_pictures": size,
-                "num_evaluation_pictures": len(evaluation),
-                "index_seconds": building,
-                "search_wall_seconds": round(search, 2),
-                "pairs_found": num_pairs,
-                "planted": num_planted,
-                "planted_found": num_found,
-                "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            }
-        )
-        sys.stderr.write(f"{results[-1]}\n")
-    return results
+    limit = ContaminationConfig().max_distance
+    cropped_index = NearIndex(evaluation.reshape(-1, 4), max_distance=limit)
+    whole_index = NearIndex(evaluation[:, :, 0].reshape(-1, 4), max_distance=limit)
+    seconds, num_found = 0.0, 0
+    for first in range(0, size, BLOCK):
+        hashes = synthetic(base, min(BLOCK, size - first), rng)
+        hashes[0, 0] = base[first % len(base)]  # a copy in every block must be found
+        started = time.perf_counter()
+        query, index, _ = cropped_index.search(hashes[:, 0])
+        whole_index.search(hashes[:, 1:].reshape(-1, 4))
+        seconds += time.perf_counter() - started
+        num_found += bool(((query == 0) & (index // 44 == first % len(base))).any())
+    planted = {"planted": -(-size // BLOCK), "planted_found": num_found}
+    return {"num_training_pictures": size, "search_wall_seconds": round(seconds, 2), **planted}
 
 
-def brute_force(directory: Path, size: int) -> dict[str, Any]:
-    """Time comparing every pair, on fewer pictures, for what the index saves."""
-    evaluation = evaluation_hashes(directory).reshape(-1, 4)
-    hashes = synthetic(evaluation[::44], size, np.random.default_rng(1))
-    start = time.perf_counter()
-    for row in hashes[:, 0]:
-        np.bitwise_count(evaluation ^ row).sum(axis=1).min()
-    for row in hashes[:, 1:].reshape(-1, 4):
-        np.bitwise_count(evaluation[::11] ^ row).sum(axis=1).min()
-    return {"num_training_pictures": size, "wall": round(time.perf_counter() - start, 2)}
+def measure_time(directory: Path, num_rows: int, sizes: Sequence[int]) -> None:
+    """Time the gate, the hashing of real files, and the comparison as the pool grows."""
+    files = files_of(directory)
+    hashing = timed(
+        lambda: [perceptual_hashes("", path.read_bytes(), mirrored=False) for path in files]
+    )
+    stored = [perceptual_hashes("", path.read_bytes(), mirrored=True) for path in files]
+    evaluation = np.stack([hash_words(hashes) for hashes in stored])
+    values = {
+        "load_average": os.getloadavg(),
+        "seconds_per_picture": {name: spent / len(files) for name, spent in hashing.items()},
+        "whole_gate": whole_gate(directory, num_rows),
+        "growth": [comparison(evaluation, size) for size in sizes],
+    }
+    write_json(RESULTS / "contamination.json", {**provenance(), **values})
 
 
 def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path, help="VQA-RAD as its authors publish it")
+    """Measure one of the three."""
+    parser = parser_of(__doc__)
+    parser.add_argument("what", choices=("recall", "phantoms", "time"))
+    parser.add_argument("directory", type=Path, nargs="?", help="VQA_RAD")
     parser.add_argument("--rows", type=int, default=12149)
     parser.add_argument("--sizes", type=int, nargs="+", default=[12149, 65000, 650000])
     options = parser.parse_args()
-    write_json(
-        RESULT,
-        {
-            **provenance(),
-            "cores": len(os.sched_getaffinity(0)),
-            "load_average_at_start": os.getloadavg(),
-            "max_distance": MAX_DISTANCE,
-            "seconds_a_picture": hashing_rate(options.directory),
-            "whole_gate": whole_gate(options.directory, options.rows),
-            "every_pair": brute_force(options.directory, 2000),
-            "growth": growth(options.directory, options.sizes),
-            "load_average_at_end": os.getloadavg(),
-        },
-    )
+    if options.what == "phantoms":
+        phantoms()
+    elif options.directory is None:
+        parser.error(f"{options.what} needs VQA_RAD")
+    elif options.what == "recall":
+        recall(options.directory)
+    else:
+        measure_time(options.directory, options.rows, options.sizes)
 
 
 if __name__ == "__main__":
