@@ -1,40 +1,49 @@
-"""Load test of `medvqa serve`: 32 clients against one that asks one question after the other.
+"""One question, one answer, whoever is asked; and how many questions `medvqa serve` answers.
 
-    python -m benchmarks.serving RUN --data DIR --out benchmarks/results/serving.json
-    python -m benchmarks.serving RUN --data DIR --against CHECKOUT
+    python -m benchmarks.serving parity --data DIR [--run RUN]
+    python -m benchmarks.serving load --data DIR --run RUN [--against CHECKOUT]
 
-Both arms ask the same VQA-RAD questions of the same server, in alternating rounds, after one
-round that warms it up. The number of requests is bounded by --requests and --rounds. With
---against, the servers of this checkout and of another one run side by side, and 32 clients ask each
-in alternating rounds. The run must be one that the other checkout can read.
+`parity` asks all test questions of VQA-RAD of the evaluator, the model in process, the tool, the
+server, and the merged model; without a run it trains the tiny model first. The run's own
+predictions.jsonl is the reference. It exits with 1 if a single answer differs.
+
+`load` asks the same questions with 32 clients and with one, in alternating rounds after one round
+that warms up. With --against, 32 clients ask the servers of this checkout and of another one, which
+must be able to read the run.
 """
 
 import argparse
 import base64
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib import metadata
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+from benchmarks.runs import BARE, ROOT, Row, call, parser_of, provenance, train
 from medvqa.config.data import SourceConfig
 from medvqa.data.example import Example, ImageSource
 from medvqa.data.pool import load_examples
+from medvqa.serve.answering import Answerer, Question
+from medvqa.serve.tool import DISCLAIMER, EMPTY, build
+from medvqa.serve.tool_config import Service, ToolConfig
+from medvqa.tracking.record import read_json, read_lines, write_json
 
-ROOT = Path(__file__).resolve().parents[1]
 CLIENTS = 32
-QUANTILES = (0.5, 0.9, 0.95, 0.99)
+QUANTILES = (50, 90, 95, 99)
 START_TIMEOUT_S = 300
+# Enough to change nearly every answer, too little for the same answer to all questions.
+TRAINED = ("training.max_steps=30", "training.learning_rate=3e-4")
+MIN_DIFFERENT_ANSWERS = 5  # below it, equal answers show nothing
 
 
 @dataclass
@@ -45,6 +54,12 @@ class Server:
     url: str
     model: str
     log: Path
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time that the server has used."""
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
@@ -73,7 +88,7 @@ def running_server(run: Path, log: Path, *options: str, checkout: Path = ROOT) -
             process.terminate()
 
 
-def request_body(example: Example, model: str) -> dict[str, Any]:
+def request_body(example: Example, model: str) -> Row:
     """Return the request of a question as any OpenAI client would send it."""
     urls = [data_url(image) for image in example.images]
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
@@ -87,14 +102,15 @@ def data_url(image: ImageSource) -> str:
 
 
 def ask_all(
-    server: Server, bodies: Sequence[dict[str, Any]], *, num_clients: int
+    server: Server, examples: Sequence[Example], num_clients: int = CLIENTS
 ) -> tuple[list[str], list[float], float]:
     """Return answers, seconds of each request, and wall seconds; an error ends it."""
     import httpx
 
     local = threading.local()
+    bodies = [request_body(example, server.model) for example in examples]
 
-    def ask(body: dict[str, Any]) -> tuple[str, float]:
+    def ask(body: Row) -> tuple[str, float]:
         if not hasattr(local, "client"):
             local.client = httpx.Client(base_url=server.url, timeout=300, trust_env=False)
         started = time.perf_counter()
@@ -105,70 +121,55 @@ def ask_all(
 
     started = time.perf_counter()
     with ThreadPoolExecutor(num_clients) as pool:
-        pairs = list(pool.map(ask, bodies))
-    wall_s = time.perf_counter() - started
-    return [text for text, _ in pairs], [seconds for _, seconds in pairs], wall_s
+        texts, seconds = zip(*pool.map(ask, bodies), strict=True)
+    return list(texts), list(seconds), time.perf_counter() - started
 
 
-def measure(server: Server, bodies: Sequence[dict[str, Any]], *, rounds: int) -> dict[str, Any]:
-    """Return both arms; their answers must be equal."""
-    warm, _, _ = ask_all(server, bodies, num_clients=CLIENTS)
-    arms: dict[str, list[tuple[list[float], float]]] = {"one_by_one": [], "many_clients": []}
-    batches = len(batch_sizes(server))
-    sizes: list[int] = []
+# --- Load ----------------------------------------------------------------------------------------
+
+
+def load(options: argparse.Namespace) -> Row:
+    """Return rates of both arms."""
+    source = SourceConfig(name="vqa_rad", path=options.data, split="test", limit=options.requests)
+    examples = load_examples(source, seed=0)
+    with tempfile.TemporaryDirectory() as place, ExitStack() as servers:
+        start = partial(running_server, options.run)
+        this = servers.enter_context(start(Path(place, "this.log")))
+        arms = {"many_clients": (this, CLIENTS), "one_by_one": (this, 1)}
+        if options.against is not None:
+            other = start(Path(place, "other.log"), checkout=options.against.resolve())
+            arms = {"this": (this, CLIENTS), "other": (servers.enter_context(other), CLIENTS)}
+        return measure(arms, examples, options.rounds)
+
+
+def measure(
+    arms: Mapping[str, tuple[Server, int]], examples: Sequence[Example], rounds: int
+) -> Row:
+    """Return throughput, latency and processor time per arm; all answers must be equal."""
+    import numpy as np
+
+    warm = [ask_all(server, examples)[0] for server, _ in arms.values()]
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    walls: dict[str, list[float]] = {name: [] for name in arms}
+    cpu_s = dict.fromkeys(arms, 0.0)
     for _ in range(rounds):
-        for name, num_clients in (("one_by_one", 1), ("many_clients", CLIENTS)):
-            texts, seconds, wall_s = ask_all(server, bodies, num_clients=num_clients)
-            if texts != warm:
-                raise RuntimeError(f"{name}: the load has changed an answer")
-            arms[name].append((seconds, wall_s))
-            new = batch_sizes(server)[batches:]
-            batches += len(new)
-            if name == "many_clients":
-                sizes += new
-    result = {name: summary(measured) for name, measured in arms.items()}
-    result["many_clients"]["mean_batch"] = round(sum(sizes) / len(sizes), 2)
-    result["speedup"] = round(
-        result["many_clients"]["requests_per_s"] / result["one_by_one"]["requests_per_s"], 2
-    )
-    return result
-
-
-def against(run: Path, checkout: Path, examples: Sequence[Example], rounds: int) -> dict[str, Any]:
-    """Return rates, latencies and processor time per request of both checkouts' servers."""
-    logs = Path("serving.log").resolve(), Path("serving-other.log").resolve()
-    with (
-        running_server(run, logs[0]) as ours,
-        running_server(run, logs[1], checkout=checkout.resolve()) as other,
-    ):
-        servers = {"other": other, "this": ours}
-        bodies = {name: [request_body(example, server.model) for example in examples]
-                  for name, server in servers.items()}  # fmt: skip
-        warm = [ask_all(servers[name], bodies[name], num_clients=CLIENTS)[0] for name in servers]
-        if warm[0] != warm[1]:
-            raise RuntimeError("the two servers answer differently")
-        arms: dict[str, list[tuple[list[float], float]]] = {name: [] for name in servers}
-        spent = dict.fromkeys(servers, 0.0)
-        for _ in range(rounds):
-            for name, server in servers.items():
-                before = cpu_seconds(server)
-                _, seconds, wall_s = ask_all(server, bodies[name], num_clients=CLIENTS)
-                arms[name].append((seconds, wall_s))
-                spent[name] += cpu_seconds(server) - before
-    num_requests = rounds * len(examples)
+        for name, (server, num_clients) in arms.items():
+            before = server.cpu_seconds
+            texts, spent, wall_s = ask_all(server, examples, num_clients)
+            if any(texts != expected for expected in warm):
+                raise RuntimeError(f"{name}: an answer differs")
+            seconds[name] += spent
+            walls[name].append(wall_s)
+            cpu_s[name] += server.cpu_seconds - before
     return {
         name: {
-            **summary(measured),
-            "cpu_ms_per_request": round(1000 * spent[name] / num_requests, 1),
+            "requests_per_s": round(len(seconds[name]) / sum(walls[name]), 2),
+            "requests_per_s_by_round": [round(len(examples) / wall, 2) for wall in walls[name]],
+            "latency_s": {f"p{q}": float(np.percentile(seconds[name], q)) for q in QUANTILES},
+            "cpu_ms_per_request": round(1000 * cpu_s[name] / len(seconds[name]), 1),
         }
-        for name, measured in arms.items()
+        for name in arms
     }
-
-
-def cpu_seconds(server: Server) -> float:
-    """Return the processor time that the server has used."""
-    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def batch_sizes(server: Server) -> list[int]:
@@ -176,68 +177,118 @@ def batch_sizes(server: Server) -> list[int]:
     return [int(n) for n in re.findall(r"^answered (\d+) in", server.log.read_text(), re.M)]
 
 
-def summary(measured: Sequence[tuple[list[float], float]]) -> dict[str, Any]:
-    """Return throughput and latency over all rounds of an arm."""
-    seconds = sorted(second for round_, _ in measured for second in round_)
-    wall_s = sum(wall for _, wall in measured)
+# --- Parity --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The evaluation set and the evaluator's answers, in its order."""
+
+    examples: Sequence[Example]
+    evaluated: Sequence[str]
+    zero_shot: Sequence[str]
+
+
+def asked(run: Path, data: str) -> Asked:
+    """Return the run's own evaluation set and answers."""
+    config = read_json(run / "run.json")["config"]["data"]
+    limit = config["evaluation"]["test"]["limit"]
+    source = SourceConfig(name="vqa_rad", path=data, split="test", limit=limit)
+    examples = load_examples(source, seed=config["seed"])
+
+    def answers(phase: str) -> list[str]:
+        rows = read_lines(run / "evaluation" / phase / "test" / "predictions.jsonl")
+        by_id = {row["id"]: row["prediction"] for row in rows}
+        return [by_id[example.id] for example in examples]
+
+    return Asked(examples, answers("final"), answers("zero_shot"))
+
+
+def in_process(directory: Path, examples: Sequence[Example]) -> list[str]:
+    """Return the answers of the run, or of an export, loaded into this process."""
+    questions = [Question(text=e.question, images=e.images) for e in examples]
+    return [answer.text for answer in Answerer.of_run(directory).answer(questions)]
+
+
+def by_tool(config: ToolConfig, examples: Sequence[Example]) -> list[str]:
+    """Return the answers of the agent's tool, without its notes."""
+    tool = build(config)
+
+    def ask(example: Example) -> str:
+        urls = [data_url(image) for image in example.images]
+        lines = tool.great_brain_specialist(example.question, urls).split("\n")
+        while lines and (lines[-1] == DISCLAIMER or lines[-1].startswith("Note: ")):
+            lines.pop()
+        answer = "\n".join(lines)
+        return "" if answer == EMPTY else answer
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        return list(pool.map(ask, examples))
+
+
+def of_endpoint(server: Server, run: Path) -> ToolConfig:
+    """Return the tool's config for a server."""
+    return ToolConfig(service=Service.openai, base_url=server.url, model=server.model, run=str(run))
+
+
+def equal(texts: Sequence[str], of_run: Asked) -> int:
+    """Return how many answers are the evaluator's."""
+    return sum(a == b for a, b in zip(texts, of_run.evaluated, strict=True))
+
+
+def parity(options: argparse.Namespace) -> Row:
+    """Return, for each way to ask, how many answers equal the evaluator's."""
+    with tempfile.TemporaryDirectory() as place:
+        run, merged = options.run, Path(place) / "merged"
+        if run is None:
+            data = ("data=vqa_rad", f"data.path='{Path(options.data).resolve()}'")
+            extra = ("evaluation.zero_shot=true", "evaluation.bootstrap_samples=200")
+            run = train(Path(place) / "run", *data, *TRAINED, *BARE, *extra).directory
+        of_run = asked(run, options.data)
+        examples = of_run.examples
+        export = ["-m", "medvqa.cli", "export", str(run.resolve()), "--merge", "--out", str(merged)]
+        call(export, Path(place) / "export.log")
+        ways = {
+            "in_process": in_process(run, examples),
+            "tool_in_process": by_tool(ToolConfig(run=str(run)), examples),
+            "merged_in_process": in_process(merged, examples),
+        }
+        with running_server(run, Path(place) / "server.log") as server:
+            ways["server"] = ask_all(server, examples)[0]
+            ways["tool_over_server"] = by_tool(of_endpoint(server, run), examples)
+        with running_server(merged, Path(place) / "merged.log") as server:
+            ways["server_of_merged"] = ask_all(server, examples)[0]
+    num_different, num_questions = len(set(of_run.evaluated)), len(examples)
+    if equal(of_run.zero_shot, of_run) > num_questions / 2 or num_different < MIN_DIFFERENT_ANSWERS:
+        sys.exit("the run's answers are too few or too close to the base's to show anything")
     return {
-        "num_requests": len(seconds),
-        "wall_s": round(wall_s, 3),
-        "requests_per_s": round(len(seconds) / wall_s, 2),
-        "requests_per_s_by_round": [round(len(r) / wall, 2) for r, wall in measured],
-        "latency_s": {
-            **{
-                f"p{100 * q:g}": round(seconds[min(int(q * len(seconds)), len(seconds) - 1)], 4)
-                for q in QUANTILES
-            },
-            "max": round(seconds[-1], 4),
-        },
+        "num_questions": num_questions,
+        "num_different_answers": num_different,
+        "base_without_adapter": equal(of_run.zero_shot, of_run),
+        "equal_to_the_evaluator": {name: equal(texts, of_run) for name, texts in ways.items()},
     }
 
 
-def main() -> None:
-    """Run the load test and write its figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
+def main() -> int:
+    """Measure one of both and write the record; 1 if an answer differs."""
+    parser = parser_of(__doc__)
+    parser.add_argument("what", choices=("parity", "load"))
     parser.add_argument("--data", required=True, help="VQA-RAD as its authors publish it")
-    parser.add_argument("--requests", type=int, default=160, help="questions of a round")
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--requests", type=int, default=160, help="questions per round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another version's tree")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/serving.json")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    source = SourceConfig(name="vqa_rad", path=options.data, split="test", limit=options.requests)
-    examples = load_examples(source, seed=0)
-    if options.against is not None:
-        figures = against(options.run, options.against, examples, options.rounds)
-        sys.stdout.write(json.dumps(figures, indent=2) + "\n")
-        return
-    log = Path("serving.log").resolve()
-    with running_server(options.run, log) as server:
-        bodies = [request_body(example, server.model) for example in examples]
-        result = measure(server, bodies, rounds=options.rounds)
-        described = _described(server)
-    values = {
-        "command": "python -m benchmarks.serving RUN --data DIR",
-        "machine": {"cpus": os.cpu_count(), "load_1m": round(os.getloadavg()[0], 2)},
-        "python": platform.python_version(),
-        "packages": {n: metadata.version(n) for n in ("torch", "transformers", "uvicorn")},
-        "model": described,
-        "questions": f"vqa_rad test, {options.requests} of 451, seed 0",
-        "rounds": options.rounds,
-        **result,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(values, indent=2) + "\n")
+    if options.what == "load" and options.run is None:
+        parser.error("load needs --run")
+    result = parity(options) if options.what == "parity" else load(options)
+    name = {"parity": "serving_parity", "load": "serving"}[options.what]
+    write_json(options.out or ROOT / f"benchmarks/results/{name}.json", {**provenance(), **result})
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
-
-
-def _described(server: Server) -> dict[str, Any]:
-    import httpx
-
-    (model,) = httpx.get(f"{server.url}/models", trust_env=False).json()["data"]
-    names = ("base", "kind", "device", "dtype", "max_pixels", "max_new_tokens")
-    return {name: model["medvqa"][name] for name in names}
+    counts = result.get("equal_to_the_evaluator", {}).values()
+    return int(any(count < result["num_questions"] for count in counts))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.serving_parity import asked, equal, in_process
+from benchmarks.serving import asked, equal, in_process
 from medvqa.config.errors import UserError
 from medvqa.config.lora import LoraConfig
 from medvqa.export.atomic import new_directory

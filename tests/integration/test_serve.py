@@ -18,8 +18,18 @@ import pytest
 from langchain_openai import ChatOpenAI
 from PIL import Image
 
-from benchmarks.serving import batch_sizes, data_url, request_body, running_server
-from benchmarks.serving_parity import asked, by_tool, equal, in_process, of_endpoint, over_http
+from benchmarks.serving import (
+    ask_all,
+    asked,
+    batch_sizes,
+    by_tool,
+    data_url,
+    equal,
+    in_process,
+    of_endpoint,
+    request_body,
+    running_server,
+)
 from medvqa.config.errors import UserError
 from medvqa.data.image import ImageBytes
 from medvqa.models.trained import read_trained
@@ -58,7 +68,7 @@ def test_evaluator_process_tool_server_and_merged_model_give_the_same_answers(
     ways = {
         "process": in_process(vqa_rad_run, examples),
         "merged": in_process(merged_model, examples),
-        "server": over_http(server, examples),
+        "server": ask_all(server, examples)[0],
         "tool": by_tool(ToolConfig(run=str(vqa_rad_run)), examples),
         "tool over server": by_tool(of_endpoint(server, vqa_rad_run), examples),
     }
@@ -246,7 +256,7 @@ def test_models_and_health_tell_what_is_served(client, server, vqa_rad_run):
 
 
 def test_neither_questions_nor_answers_are_logged(server, of_run):
-    over_http(server, of_run.examples[:3])
+    ask_all(server, of_run.examples[:3])
     log = server.log.read_text()
     assert "answered" in log
     assert not any(example.question in log for example in of_run.examples)
