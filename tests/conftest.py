@@ -27,6 +27,8 @@ from medvqa.models.loaded import LoadedModel
 
 # As many processes as cores run tests; more threads than cores only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A hundred processes import the package: only the first one should compile it.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # A shell starts what runs in its background deaf to Ctrl-C, and every process it starts as well.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -40,6 +42,7 @@ SECRET_NAMES = ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY")
 if "MEDVQA_CACHE" not in os.environ:
     os.environ["MEDVQA_CACHE"] = tempfile.mkdtemp(prefix="medvqa-tests-")
     atexit.register(shutil.rmtree, os.environ["MEDVQA_CACHE"], ignore_errors=True)
+ENVIRONMENT = dict(os.environ)
 TINY = ModelConfig(name="medvqa/tiny", max_pixels=16384, max_length_tokens=512)
 
 
@@ -53,12 +56,12 @@ SHARED = Path(os.environ.get("MEDVQA_SHARED", ROOT.parent / "shared"))
 
 @pytest.fixture(autouse=True)
 def own_environment() -> Iterator[None]:
-    """Take back the variables that a command sets in this process."""
-    before = dict(os.environ)
+    """Take back the variables that a command sets in this process, in a shared fixture too."""
     yield
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-    os.environ.update(before)
+    for name in os.environ.keys() - ENVIRONMENT.keys():
+        if not name.startswith("PYTEST_"):
+            del os.environ[name]
+    os.environ.update(ENVIRONMENT)
 
 
 @pytest.fixture(autouse=True)

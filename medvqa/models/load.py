@@ -1,5 +1,6 @@
 """Base model + LoRA on one of two backends; the only importer of peft."""
 
+import gc
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,8 +17,9 @@ from medvqa.models.loaded import LoadedModel
 from medvqa.models.source import from_pretrained, load_processor, model_source
 from medvqa.models.unsloth import load_unsloth
 
-# transformers imports them where they are installed, for assisted decoding and losses of detectors.
-UNUSED = ("sklearn", "scipy")
+# transformers and accelerate import them where they are installed, for assisted decoding, losses of
+# detectors and SageMaker.
+UNUSED = ("sklearn", "scipy", "boto3")
 
 HOPPER = (9, 0)  # compute capability of the first GPUs with scaled products in 8 bits
 
@@ -39,8 +41,11 @@ def load_in_own_process(config: ModelConfig, lora: LoraConfig, **options: Any) -
     if config.backend is not Backend.unsloth and "transformers" not in sys.modules:
         hidden = [name for name in UNUSED if name not in sys.modules]
         sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None hides a module
+        gc.disable()  # the collector would walk again and again through a million objects that stay
         import_module("peft")
         import_module("transformers.models.auto.modeling_auto")
+        gc.freeze()
+        gc.enable()
         for name in hidden:
             sys.modules.pop(name, None)
     return load_model(config, lora, **options)

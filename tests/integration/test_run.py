@@ -221,8 +221,9 @@ def test_a_run_imports_none_of_the_packages_that_transformers_would_take_along(f
     """After another one, which has hashed the pictures: that takes SciPy."""
     code = (
         "import atexit, sys; from medvqa.cli import main\n"
-        "found = lambda: {name.partition('.')[0] for name in sys.modules}\n"
-        "atexit.register(lambda: print(sorted(found() & {'transformers', 'scipy', 'sklearn'})))\n"
+        "loaded = lambda: {name.partition('.')[0] for name in sys.modules}\n"
+        "asked = {'transformers', 'scipy', 'sklearn', 'boto3'}\n"
+        "atexit.register(lambda: print(sorted(loaded() & asked)))\n"
         "sys.argv[0] = 'train.py'\n"
         "main()"
     )

@@ -271,7 +271,10 @@ def from_hub(address, home, limit):
         [sys.executable, "-c", SCRIPT, str(limit)],
         capture_output=True,
         text=True,
-        env={**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home)},
+        env={
+            **os.environ,
+            **{"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"},
+        },
     )
     assert answer.returncode == 0, answer.stderr
     return answer
