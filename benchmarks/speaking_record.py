@@ -28,16 +28,18 @@ def label(row: Row) -> str | None:
 
 
 def read_cell(directory: Path, run: Row, sets: dict[str, Any]) -> Row:
-    """Return a finished cell; what its questions are goes into `sets` once per fold."""
+    """Return a finished cell; what its questions are goes into `sets` once per fold or pool."""
     config = run["config"]
     fold = config["data"]["split"].removeprefix("train_")
+    if config["data"]["name"] == "phantom":
+        fold = f"pool{config['data']['seed']}"
     phases = {}
     for path in sorted(directory.glob("evaluation/*/test/predictions.jsonl")):
         rows = sorted(read_lines(path), key=lambda row: str(row["id"]))
         about = {
             "ids": [row["id"] for row in rows],
             "kinds": [row["answer_type"] for row in rows],
-            "clusters": [row["cluster"] for row in rows],
+            "clusters": [f"{fold} {row['cluster']}" for row in rows],  # pools repeat names
             "labels": [label(row) for row in rows],
         }
         if sets.setdefault(fold, about) != about:

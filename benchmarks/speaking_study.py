@@ -5,7 +5,8 @@ r"""The study on the speaking base: one record of all cells, and what its prereg
     python -m benchmarks.speaking_study analyse docs/study/speaking.json --out ANALYSIS.json
 
 The record holds, per cell, config choices and per question exact match, F1 and the probability of
-yes. The folds of an arm, a budget and a seed are joined, so each question stands once in each row.
+yes. The folds (or pools) of an arm, a budget and a seed are joined, so each question stands once in
+each row.
 """
 
 import json

