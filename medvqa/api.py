@@ -213,7 +213,7 @@ def report(
     Raises:
         UserError: If there is no run, or a pair may not be compared.
     """
-    from medvqa.report.pairs import Settings
+    from medvqa.report.matching import Settings
     from medvqa.report.report import read_report
 
     _check_names("report has no setting", settings, Settings)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from medvqa.evaluation.palette import FAINT, SERIES
+from medvqa.evaluation.figure import FAINT, SERIES, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,13 +16,10 @@ def draw_confidence(curves: Mapping[str, Mapping[str, Any]]) -> "Figure":
     Args:
         curves: Label -> `Confidence.curves()`.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2)
-    draw_diagrams(axes, [(label, own, SERIES[number % len(SERIES)])
+    figure, ((left, right),) = new_figure(9, 4.2, ncols=2)
+    draw_diagrams((left, right), [(label, own, SERIES[number % len(SERIES)])
                          for number, (label, own) in enumerate(curves.items())])  # fmt: skip
-    axes[0].legend(fontsize=8, frameon=False, loc="upper left")
+    left.legend(fontsize=8, frameon=False, loc="upper left")
     return figure
 
 
@@ -46,5 +43,4 @@ def draw_diagrams(
     for axis in axes:
         axis.set_xlim(0, 1)
         axis.set_ylim(-0.02, 1.02)
-        axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color=FAINT, alpha=0.25)

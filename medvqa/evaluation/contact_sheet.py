@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from medvqa.data.example import Example, ImageSource
 from medvqa.data.image import load_rgb
-from medvqa.evaluation.palette import SERIES
+from medvqa.evaluation.figure import SERIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medvqa.data.example import Example, Score
 from medvqa.evaluation.confidence_plot import draw_confidence
 from medvqa.evaluation.contact_sheet import DPI, draw_samples
-from medvqa.evaluation.palette import SERIES
+from medvqa.evaluation.figure import SERIES, new_figure
 from medvqa.evaluation.phase_scores import Evaluation
 from medvqa.evaluation.score import GROUPS, SHOWN
 from medvqa.tracking.record import read_json, read_lines
@@ -104,10 +104,8 @@ def draw_loss(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     Args:
         rows: Lines of metrics.jsonl.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    figure, axes = new_figure(9, 5, nrows=2, sharex=True, height_ratios=[3, 1])
+    top, bottom = axes[:, 0]
     steps = [int(row["step"]) for row in rows]
     losses = [float(row["loss"]) for row in rows]
     window = max(3, len(rows) // 20)  # short runs keep their shape
@@ -122,9 +120,7 @@ def draw_loss(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     bottom.set_xlabel("optimiser step")
     bottom.xaxis.get_major_locator().set_params(integer=True)
-    for axes in (top, bottom):
-        _clean(axes)
-        axes.set_xlim(steps[0] - 0.5, steps[-1] + 0.5)
+    bottom.set_xlim(steps[0] - 0.5, steps[-1] + 0.5)
     _shade_stages(top, bottom, rows)
     return figure
 
@@ -165,16 +161,12 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
 
 def draw_metrics(evaluations: Sequence[Evaluation]) -> "Figure":
     """Draw means with 95 % intervals: one row of panels per set, one panel per question type."""
-    from matplotlib.figure import Figure
-
     by_set: dict[str, list[Evaluation]] = {}
     for evaluation in evaluations:
         by_set.setdefault(evaluation.set_name, []).append(evaluation)
     heights = [1.1 + 0.62 * len(members) for members in by_set.values()]
-    figure = Figure(figsize=(12, sum(heights) + 0.5), layout="constrained")
-    grid = figure.subplots(
-        len(by_set), len(GROUPS), squeeze=False, sharex=True, height_ratios=heights
-    )
+    shape = {"nrows": len(by_set), "ncols": len(GROUPS), "height_ratios": heights}
+    figure, grid = new_figure(12, sum(heights) + 0.5, sharex=True, **shape)
     for panels, (name, members) in zip(grid, by_set.items(), strict=True):
         for axes, group in zip(panels, GROUPS, strict=True):
             _draw_group(axes, group, members)
@@ -198,7 +190,6 @@ def _draw_group(axes: "Axes", group: str, members: Sequence[Evaluation]) -> None
         and any(metric in e.summary.get(group, {}) for e in members)
         and (metric != "closed_accuracy" or group == "closed")  # elsewhere of other questions
     ]
-    _clean(axes)
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(len(members) - 0.5, -0.5)
     axes.set_yticks([])
@@ -243,8 +234,3 @@ def phase_name(phase: str) -> str:
     """Return a phase as an axis shows it: `after_open` -> `after open`, long ones shortened."""
     name = phase.replace("_", " ")
     return name if len(name) <= 24 else f"{name[:23]}…"
-
-
-def _clean(axes: "Axes") -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9)

@@ -15,7 +15,6 @@ from medvqa.evaluation.protocols.protocol import is_closed, item_values
 from medvqa.evaluation.protocols.table import (
     PROTOCOLS,
     description,
-    gains,
     overview_table,
     protocol_table,
     score_protocols,
@@ -164,17 +163,18 @@ def _protocol_scores(
     others: list[Prediction] | None,
     options: ScoreOptions,
 ) -> FileScores:
-    num_samples = DEFAULTS.bootstrap_samples
     predictions = answers.predictions
-    scores = score_protocols(names, predictions, types=options.types, num_samples=num_samples)
-    gain: dict[str, dict[str, Score]] | None = None
-    if others is not None:
-        gain = {
-            name.value: gains(
-                PROTOCOLS[name], (predictions, others), types=options.types, num_samples=num_samples
-            )
-            for name in names
-        }
+
+    def scored(against: list[Prediction] | None) -> dict[str, dict[str, Score]]:
+        return score_protocols(
+            names,
+            predictions,
+            against=against,
+            types=options.types,
+            num_samples=DEFAULTS.bootstrap_samples,
+        )
+
+    scores, gain = scored(None), None if others is None else scored(others)
     lines: list[str] = []
     if options.judge and JUDGED in names:
         lines = _judge(predictions, scores[JUDGED.value], options)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medvqa.config.command_line import CommandParser
 from medvqa.report.example import TITLE, unpack_example
-from medvqa.report.pairs import Settings
+from medvqa.report.matching import Settings
 from medvqa.report.report import Report, read_report
 from medvqa.report.table import rich_table
 from medvqa.tracking.terminal import console

@@ -17,8 +17,9 @@ from medvqa.data.example import Prediction
 from medvqa.evaluation.phase_scores import Evaluation
 from medvqa.evaluation.predictions import aligned, parse_columns, read_predictions
 from medvqa.evaluation.score import SHOWN, Scored, score_predictions, write_predictions
+from medvqa.report.matching import Settings
 from medvqa.report.page import page
-from medvqa.report.pairs import Comparison, Settings
+from medvqa.report.pairs import Comparison
 from medvqa.report.rows import write_rows
 from medvqa.report.study import Study, read_study
 from medvqa.report.table import interval, probability

@@ -5,11 +5,10 @@ from html import escape
 from typing import Any
 
 from medvqa.evaluation.confidence_summary import MEASURES
+from medvqa.evaluation.figure import page_svg
 from medvqa.evaluation.probe_rates import MEASURES as RATES
 from medvqa.report import plots
-from medvqa.report.confidence import ArmConfidence
-from medvqa.report.figure import page_svg
-from medvqa.report.probes import ArmProbe
+from medvqa.report.confidence import ArmConfidence, ArmProbe
 from medvqa.report.rows import Row
 from medvqa.report.runs import AGREEMENT
 from medvqa.report.study import Study

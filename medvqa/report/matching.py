@@ -1,67 +1,56 @@
-"""Runs of two arms -> the runs and the questions that both share, as arrays of scores."""
+"""Which arms, runs and questions are compared, and their scores as arrays."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 from medvqa.config.errors import UserError
 from medvqa.evaluation.arrays import Array
-from medvqa.report.arms import Arm
+from medvqa.report.arms import MODEL_KEYS, Arm, model_label, subtree
 from medvqa.report.runs import Answers, Question, Run
 
 
-@dataclass(frozen=True)
-class Matched:
-    """What two arms have in common on one set, for one metric.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to compare.
 
     Attributes:
-        runs: Of a and of b.
-        scores: Of a and of b, as (runs, questions).
-        questions: Those that every run answers and that the metric applies to.
-        left_out: Runs without a partner, where arms are paired by seed.
+        within: Compare only arms that agree in these config keys.
+        baseline: Compare every arm with this one only; all pairs if None.
+        allow_unequal: Mark unfair pairs instead of refusing them.
+        seeds_are_paired: See `compare_arms`.
+        num_samples: Sign flips of the permutation test.
     """
 
-    runs: tuple[list[Run], list[Run]]
-    scores: tuple[Array, Array]
-    questions: list[Question]
-    left_out: tuple[str, ...]
-
-    @property
-    def clusters(self) -> list[str]:
-        """The picture of each question."""
-        return [question.cluster for question in self.questions]
-
-    @property
-    def means(self) -> tuple[list[float], list[float]]:
-        """Each question's mean over the runs of a and of b."""
-        of_a, of_b = self.scores
-        return of_a.mean(axis=0).tolist(), of_b.mean(axis=0).tolist()
-
-    def by_seed(self) -> list[tuple[list[float], list[float]]]:
-        """Return the scores of each seed that both arms have."""
-        of_a, of_b = (
-            {run.seed: row.tolist() for run, row in zip(runs, rows, strict=True)}
-            for runs, rows in zip(self.runs, self.scores, strict=True)
-        )
-        return [(row, of_b[seed]) for seed, row in of_a.items() if seed in of_b]
+    within: tuple[str, ...] = ()
+    baseline: str | None = None
+    allow_unequal: bool = False
+    seeds_are_paired: bool = False
+    num_samples: int = 2000
+    seed: int = 0
 
 
-def matched(a: Arm, b: Arm, place: tuple[str, str, str], *, paired: bool) -> Matched:
-    """Return what two arms share at one place: set, group of questions, and metric.
+def arm_pairs(arms: Sequence[Arm], settings: Settings) -> list[tuple[Arm, Arm]]:
+    """Return the pairs of one model, and of one value of each `within` key.
 
     Raises:
-        UserError: If paired arms share no seed.
+        UserError: If the baseline is no arm.
     """
-    set_name, group, metric = place
-    runs = compared_runs(a, b, paired=paired)
-    answers = [[own for run in one if (own := run.answered("final", set_name))] for one in runs]
-    (of_a, of_b), questions = aligned(answers, group=group, metric=metric)
-    left_out = tuple(
-        f"seed {run.seed} of {arm.name}"
-        for arm, own in zip((a, b), runs, strict=True)
-        for run in arm.runs
-        if run not in own
-    )
-    return Matched(runs, (of_a, of_b), questions, left_out)
+    names, baseline = [arm.name for arm in arms], settings.baseline
+    if baseline is not None and baseline not in names:
+        raise UserError(f"--baseline {baseline!r} is no arm; the arms are: {'; '.join(names)}")
+    return [
+        (b, a) if a.name == baseline else (a, b)
+        for a, b in combinations([arm for arm in arms if arm.runs], 2)
+        if block_of(a, settings) == block_of(b, settings)
+        and (baseline is None or baseline in (a.name, b.name))
+    ]
+
+
+def block_of(arm: Arm, settings: Settings) -> tuple[str, ...]:
+    """Return what must be equal in two arms that are compared or pooled."""
+    keys = (*MODEL_KEYS, *settings.within)
+    return model_label(arm.config), *(subtree(arm.config, key) for key in keys)
 
 
 def compared_runs(a: Arm, b: Arm, *, paired: bool) -> tuple[list[Run], list[Run]]:
@@ -80,6 +69,30 @@ def compared_runs(a: Arm, b: Arm, *, paired: bool) -> tuple[list[Run], list[Run]
         )
     runs_a, runs_b = ([run for run in arm.runs if run.seed in shared] for arm in (a, b))
     return runs_a, runs_b
+
+
+def left_out(arm: Arm, compared: Sequence[Run]) -> tuple[str, ...]:
+    """Return the runs without a partner, where arms are paired by seed."""
+    return tuple(f"seed {r.seed} of {arm.name}" for r in arm.runs if r not in compared)
+
+
+def pool_of(
+    a: Arm, b: Arm, seeds: Sequence[int], arms: Sequence[Arm], settings: Settings
+) -> list[list[Run]]:
+    """Return the runs of the other arms that tell how much seeds vary.
+
+    They agree with the pair in model and `within` keys, and asked the same questions as it.
+    """
+    pool = []
+    for arm in arms:
+        if arm in (a, b) or block_of(arm, settings) != block_of(a, settings):
+            continue
+        by_seed = {run.seed: run for run in arm.runs}
+        if not settings.seeds_are_paired:
+            pool.append(list(arm.runs))
+        elif all(seed in by_seed for seed in seeds):
+            pool.append([by_seed[seed] for seed in seeds])
+    return pool
 
 
 def run_means(
@@ -113,10 +126,8 @@ def aligned(
     ]
     columns = np.array([_scores(answers, shared, metric) for answers in every])
     applies = np.isfinite(columns).all(axis=0)
-    parts, start = [], 0
-    for arm in arms:
-        parts.append(columns[start : start + len(arm)][:, applies])
-        start += len(arm)
+    ends = np.cumsum([len(arm) for arm in arms])
+    parts = np.split(columns[:, applies], ends[:-1])
     return parts, [question for question, is_rated in zip(shared, applies, strict=True) if is_rated]
 
 

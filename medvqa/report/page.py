@@ -6,11 +6,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from medvqa.evaluation.figure import page_svg
 from medvqa.evaluation.score import SHOWN
 from medvqa.report import plots
 from medvqa.report.answers import Texts, encode
 from medvqa.report.confidence_tables import confidence_html, probes_html
-from medvqa.report.figure import page_svg
 from medvqa.report.rows import comparison_row, result_rows, run_rows, unequal_arms, verdict_row
 from medvqa.report.study import Study, phases_in_order
 from medvqa.report.tables import main_comparisons

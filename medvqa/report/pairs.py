@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, starmap
+from itertools import starmap
 
 from medvqa.config.errors import UserError
 from medvqa.evaluation.comparison import LEVEL, ArmComparison, compare_arms
@@ -17,35 +17,21 @@ from medvqa.evaluation.statistics import (
     paired_effect,
     paired_permutation,
 )
-from medvqa.report.arms import MODEL_KEYS, Arm, model_label, subtree
-from medvqa.report.matching import matched, run_means
+from medvqa.report.arms import Arm
+from medvqa.report.matching import (
+    Settings,
+    aligned,
+    compared_runs,
+    left_out,
+    pool_of,
+    run_means,
+)
 from medvqa.report.protocol import unequal
-from medvqa.report.runs import Run
 from medvqa.tracking.progress import track
 
 BINARY = ("exact_match", "numeric_exact_match", "closed_accuracy")
 POWER = 0.8
 LARGEST_DETECTABLE = 0.5  # a study that sees only more than this sees nothing of use
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to compare.
-
-    Attributes:
-        within: Compare only arms that agree in these config keys.
-        baseline: Compare every arm with this one only; all pairs if None.
-        allow_unequal: Mark unfair pairs instead of refusing them.
-        seeds_are_paired: See `compare_arms`.
-        num_samples: Sign flips of the permutation test.
-    """
-
-    within: tuple[str, ...] = ()
-    baseline: str | None = None
-    allow_unequal: bool = False
-    seeds_are_paired: bool = False
-    num_samples: int = 2000
-    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,29 +86,6 @@ class Comparison:
         """`a - b`, with short names where both share a row."""
         arms = (self.a, self.b)
         return " \N{MINUS SIGN} ".join(x.ordering if self.common_row else x.name for x in arms)
-
-
-def arm_pairs(arms: Sequence[Arm], settings: Settings) -> list[tuple[Arm, Arm]]:
-    """Return the pairs of one model, and of one value of each `within` key.
-
-    Raises:
-        UserError: If the baseline is no arm.
-    """
-    names, baseline = [arm.name for arm in arms], settings.baseline
-    if baseline is not None and baseline not in names:
-        raise UserError(f"--baseline {baseline!r} is no arm; the arms are: {'; '.join(names)}")
-    return [
-        (b, a) if a.name == baseline else (a, b)
-        for a, b in combinations([arm for arm in arms if arm.runs], 2)
-        if block_of(a, settings) == block_of(b, settings)
-        and (baseline is None or baseline in (a.name, b.name))
-    ]
-
-
-def block_of(arm: Arm, settings: Settings) -> tuple[str, ...]:
-    """Return what must be equal in two arms that are compared or pooled."""
-    keys = (*MODEL_KEYS, *settings.within)
-    return model_label(arm.config), *(subtree(arm.config, key) for key in keys)
 
 
 def compare_on(
@@ -191,12 +154,22 @@ def _tested(
     """Return the pair's tests; None where one picture shows no spread."""
     a, b, reasons = pair
     set_name, group, metric = place
-    both = matched(a, b, place, paired=settings.seeds_are_paired)
-    of_a, of_b = both.scores
-    if len(set(both.clusters)) < 2:
+    runs = compared_runs(a, b, paired=settings.seeds_are_paired)
+    answers = [[own for run in one if (own := run.answered("final", set_name))] for one in runs]
+    (of_a, of_b), questions = aligned(answers, group=group, metric=metric)
+    clusters = [question.cluster for question in questions]
+    if len(set(clusters)) < 2:
         return None
-    pool = _pool(a, b, [run.seed for run in both.runs[0]], arms, settings)
-    others = [run_means(of_arm, set_name, both.questions, metric) for of_arm in pool]
+    seeds = tuple(tuple(run.seed for run in one) for one in runs)
+    pool = pool_of(a, b, seeds[0], arms, settings)
+    others = [run_means(of_arm, set_name, questions, metric) for of_arm in pool]
+    # Each question's mean over the runs of a and of b.
+    means = (of_a.mean(axis=0).tolist(), of_b.mean(axis=0).tolist())
+    by_seed = [
+        (row, of_b[seeds[1].index(seed)])
+        for seed, row in zip(seeds[0], of_a, strict=True)
+        if seed in seeds[1] and metric in BINARY
+    ]
     return Comparison(
         a=a,
         b=b,
@@ -206,37 +179,18 @@ def _tested(
         crossed=compare_arms(
             of_a,
             of_b,
-            both.clusters,
+            clusters,
             seeds_are_paired=settings.seeds_are_paired,
             others=[means for means in others if means],
         ),
-        effect=paired_effect(*both.means),
+        effect=paired_effect(*means),
         permutation=paired_permutation(
-            *both.means, both.clusters, num_samples=settings.num_samples, seed=settings.seed
+            *means, clusters, num_samples=settings.num_samples, seed=settings.seed
         ),
-        mcnemar=tuple(starmap(mcnemar, both.by_seed() if metric in BINARY else ())),
+        mcnemar=tuple(starmap(mcnemar, by_seed)),
         unequal=reasons,
-        seeds=(tuple(run.seed for run in both.runs[0]), tuple(run.seed for run in both.runs[1])),
-        left_out=both.left_out,
+        seeds=(seeds[0], seeds[1]),
+        left_out=left_out(a, runs[0]) + left_out(b, runs[1]),
         means=(float(of_a.mean()), float(of_b.mean())),
         are_identical=of_a.shape == of_b.shape and bool((of_a == of_b).all()),
     )
-
-
-def _pool(
-    a: Arm, b: Arm, seeds: Sequence[int], arms: Sequence[Arm], settings: Settings
-) -> list[list[Run]]:
-    """Return the runs of the other arms that tell how much seeds vary.
-
-    They agree with the pair in model and `within` keys, and asked the same questions as it.
-    """
-    pool = []
-    for arm in arms:
-        if arm in (a, b) or block_of(arm, settings) != block_of(a, settings):
-            continue
-        by_seed = {run.seed: run for run in arm.runs}
-        if not settings.seeds_are_paired:
-            pool.append(list(arm.runs))
-        elif all(seed in by_seed for seed in seeds):
-            pool.append([by_seed[seed] for seed in seeds])
-    return pool

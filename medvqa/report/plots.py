@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 from medvqa.evaluation.comparison import LEVEL
 from medvqa.evaluation.confidence_plot import draw_diagrams
-from medvqa.evaluation.palette import FAINT, INK, SERIES
+from medvqa.evaluation.figure import FAINT, INK, SERIES, new_figure
 from medvqa.evaluation.score import SHOWN
 from medvqa.report.arms import Arm
-from medvqa.report.figure import new_figure
 from medvqa.report.runs import Run
 from medvqa.report.study import Study, phases_in_order
 from medvqa.report.table import probability

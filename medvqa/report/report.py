@@ -8,8 +8,8 @@ from html import escape
 from pathlib import Path
 
 from medvqa.report.confidence_tables import confidence_rows, confidence_tables, probe_rows
+from medvqa.report.matching import Settings
 from medvqa.report.page import page
-from medvqa.report.pairs import Settings
 from medvqa.report.plots import write_figures
 from medvqa.report.rows import write_rows
 from medvqa.report.study import Study, read_study

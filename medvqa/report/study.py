@@ -15,14 +15,15 @@ from medvqa.evaluation.score import GROUPS, SHOWN
 from medvqa.report.arms import Arm, read_arms
 from medvqa.report.confidence import (
     ArmConfidence,
+    ArmProbe,
     OverconfidenceDifference,
+    arm_probes,
     confidences,
     overconfidence_differences,
 )
 from medvqa.report.inputs import check_inputs
-from medvqa.report.matching import aligned
-from medvqa.report.pairs import Comparison, Settings, arm_pairs, compare_on
-from medvqa.report.probes import ArmProbe, arm_probes
+from medvqa.report.matching import Settings, aligned, arm_pairs
+from medvqa.report.pairs import Comparison, compare_on
 from medvqa.report.runs import Run, read_runs
 from medvqa.report.verdicts import NOT_LEARNED, Verdict, planned_pairing, verdicts
 from medvqa.tracking.progress import track

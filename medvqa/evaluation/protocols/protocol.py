@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from medvqa.data.example import Prediction, Score
@@ -90,26 +91,46 @@ def score_protocol(
     protocol: Protocol,
     predictions: Sequence[Prediction],
     *,
+    against: Sequence[Prediction] | None = None,
     types: Types | None = None,
     num_samples: int,
     seed: int = 0,
 ) -> dict[str, Score]:
-    """Return each metric's mean (or corpus value) with its 95 % interval over pictures."""
+    """Return each metric's mean (or corpus value) with its 95 % interval over pictures.
+
+    With `against`, other answers to the same questions, it is the metric's gain over these.
+    """
     items = item_values(protocol, predictions, types)
+    if against is not None:
+        others = item_values(protocol, against, types)
+        items = [
+            {metric: a[metric] - b[metric] for metric in a if metric in b}
+            for a, b in zip(items, others, strict=True)
+        ]
+    clusters = [prediction.cluster for prediction in predictions]
     scores = {}
     for metric in dict.fromkeys(name for values in items for name in values):
         rated = [
-            (values[metric], p.cluster)
-            for values, p in zip(items, predictions, strict=True)
+            (values[metric], cluster)
+            for values, cluster in zip(items, clusters, strict=True)
             if metric in values
         ]
-        values, clusters = zip(*rated, strict=True)
-        scores[metric] = run_mean(values, clusters)
+        scores[metric] = run_mean(
+            *zip(*rated, strict=True), bounds=(0, 1) if against is None else (-1, 1)
+        )
     for metric, (statistics, value) in protocol.corpus.items():
         rows = [statistics(prediction) for prediction in predictions]
-        clusters = tuple(prediction.cluster for prediction in predictions)
+        if against is not None:
+            rows = [(*own, *statistics(p)) for own, p in zip(rows, against, strict=True)]
+            value = partial(_difference, value)
         scores[metric] = corpus_score(rows, clusters, value, num_samples=num_samples, seed=seed)
     return scores
+
+
+def _difference(value: Callable[[Sequence[float]], float], sums: Sequence[float]) -> float:
+    """Return the value of the first half's statistics less that of the second half's."""
+    middle = len(sums) // 2
+    return value(sums[:middle]) - value(sums[middle:])
 
 
 def corpus_score(

@@ -1,12 +1,10 @@
 """The protocols by name, and the tables that `medvqa score --protocol` prints."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from medvqa.config.evaluation import ProtocolName
 from medvqa.data.example import Prediction, Score
-from medvqa.evaluation.comparison import run_mean
 from medvqa.evaluation.protocols import (
     llava_med,
     lmms_eval,
@@ -20,8 +18,6 @@ from medvqa.evaluation.protocols import (
 from medvqa.evaluation.protocols.protocol import (
     Protocol,
     Types,
-    corpus_score,
-    item_values,
     score_protocol,
 )
 
@@ -46,56 +42,23 @@ def score_protocols(
     names: Sequence[ProtocolName],
     predictions: Sequence[Prediction],
     *,
+    against: Sequence[Prediction] | None = None,
     types: Types | None = None,
     num_samples: int,
     seed: int = 0,
 ) -> dict[str, dict[str, Score]]:
-    """Return the scores by protocol and metric."""
+    """Return the scores, or the gains over other answers, by protocol and metric."""
     return {
         name.value: score_protocol(
-            PROTOCOLS[name], predictions, types=types, num_samples=num_samples, seed=seed
+            PROTOCOLS[name],
+            predictions,
+            against=against,
+            types=types,
+            num_samples=num_samples,
+            seed=seed,
         )
         for name in names
     }
-
-
-def gains(
-    protocol: Protocol,
-    answers: tuple[Sequence[Prediction], Sequence[Prediction]],
-    *,
-    types: Types | None,
-    num_samples: int,
-) -> dict[str, Score]:
-    """Return each metric's gain of the first answers over the second ones, with its interval.
-
-    Args:
-        protocol: The rules.
-        answers: To the same questions in the same order, so that they are paired.
-        types: How closed questions are found; None for the protocol's own way.
-        num_samples: Resamples of the pictures for the interval of a corpus value.
-    """
-    ours, theirs = (item_values(protocol, rows, types) for rows in answers)
-    places = [prediction.cluster for prediction in answers[0]]
-    scores = {}
-    for metric in dict.fromkeys(name for row in ours for name in row):
-        pairs = [
-            (a[metric] - b[metric], place)
-            for a, b, place in zip(ours, theirs, places, strict=True)
-            if metric in a and metric in b
-        ]
-        scores[metric] = run_mean(*zip(*pairs, strict=True), bounds=(-1, 1))
-    for metric, (statistics, value) in protocol.corpus.items():
-        rows = [(*statistics(a), *statistics(b)) for a, b in zip(*answers, strict=True)]
-        scores[metric] = corpus_score(
-            rows, places, partial(_difference, value), num_samples=num_samples
-        )
-    return scores
-
-
-def _difference(value: Callable[[Sequence[float]], float], sums: Sequence[float]) -> float:
-    """Return the value of the first half's statistics less that of the second half's."""
-    middle = len(sums) // 2
-    return value(sums[:middle]) - value(sums[middle:])
 
 
 def protocol_table(

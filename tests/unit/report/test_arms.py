@@ -4,7 +4,7 @@ from pathlib import Path
 
 from medvqa.config.compose import resolved
 from medvqa.report.arms import read_arms
-from medvqa.report.pairs import Settings, block_of
+from medvqa.report.matching import Settings, block_of
 from medvqa.report.runs import Run
 from medvqa.tracking.record import FINISHED
 from tests.unit.config.test_compose import composed

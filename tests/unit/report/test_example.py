@@ -10,7 +10,7 @@ import pytest
 from medvqa.config.errors import UserError
 from medvqa.report.command import main_report
 from medvqa.report.example import ARCHIVE
-from medvqa.report.pairs import Settings
+from medvqa.report.matching import Settings
 from medvqa.report.report import read_report
 from medvqa.report.runs import read_runs
 from tools.pack_example import pack

@@ -13,7 +13,7 @@ from medvqa.data.example import Prediction
 from medvqa.evaluation.command import main_score
 from medvqa.evaluation.predictions import read_predictions
 from medvqa.evaluation.protocols.protocol import score_protocol
-from medvqa.evaluation.protocols.table import PROTOCOLS, gains
+from medvqa.evaluation.protocols.table import PROTOCOLS
 
 
 def row(answer, reference, kind="open", **others):
@@ -159,7 +159,7 @@ def test_a_gain_is_paired_and_differs_by_rule():
     wordy = [row("It is not known", "no", "closed", cluster=str(i)) for i in range(4)]
     short = [row("yes", "no", "closed", cluster=str(i)) for i in range(4)]
     gained = {
-        name: gains(PROTOCOLS[ProtocolName(name)], (wordy, short), types=None, num_samples=20)
+        name: score_protocol(PROTOCOLS[ProtocolName(name)], wordy, against=short, num_samples=20)
         for name in ("llava_med", "medvqa")
     }
     assert gained["llava_med"]["yes/no accuracy"].mean == 1
@@ -175,7 +175,7 @@ def test_a_corpus_value_gains_what_its_two_values_differ_by():
     ]
     others = [replace(p, prediction="a polyp in a colon") for p in answers]
     medico = PROTOCOLS[ProtocolName.medico]
-    gain = gains(medico, (answers, others), types=None, num_samples=50)["BLEU"]
+    gain = score_protocol(medico, answers, against=others, num_samples=50)["BLEU"]
     ours, theirs = (score_protocol(medico, rows, num_samples=50)["BLEU"].mean
                     for rows in (answers, others))  # fmt: skip
     assert gain.mean == pytest.approx(ours - theirs)
