@@ -51,7 +51,7 @@ def run(
         settings: For run.json: config, overrides, run id; of a grid's cell also `sweep` and `name`.
         process: What it loaded in earlier runs.
     """
-    with record.directory_lock(directory, patience_s=record.PATIENCE_S):
+    with files.directory_lock(directory, patience_s=files.PATIENCE_S):
         if config.fresh:
             files.set_aside(directory)
         rows = Inputs(config, process.cache).row_hashes

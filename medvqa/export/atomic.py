@@ -8,7 +8,7 @@ from pathlib import Path
 
 from medvqa.config.errors import UserError
 from medvqa.models.trained import EXPORT_FILE
-from medvqa.tracking.record import directory_lock
+from medvqa.tracking.files import directory_lock
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from medvqa.tracking.record import write_json
 from medvqa.tracking.terminal import console
 
 if TYPE_CHECKING:
-    from medvqa.preflight.inspector import Assumptions, CellReport
+    from medvqa.preflight.tables import Assumptions, CellReport
 
 WOULD_FAIL = 1
 
@@ -25,7 +25,7 @@ def main_preflight(argv: Sequence[str]) -> None:
     options = _parser().parse_intermixed_args(argv)
     if options.sample < 1:
         raise UserError(f"--sample must be 1 or more, got {options.sample}")
-    from medvqa.preflight.inspector import Assumptions
+    from medvqa.preflight.tables import Assumptions
 
     assumptions = Assumptions(
         at_most=options.sample,

@@ -30,34 +30,31 @@ class Download:
 
 def needed_downloads(config: Config) -> list[Download]:
     """Return the hub's repositories that the run reads; local copies are none."""
-    repositories = []
-    if config.model.path is None and config.model.name not in EMBEDDED:
-        repositories.append(("model", config.model.name))
-    sources: list[SourceConfig] = [config.data, *config.data.evaluation.values()]
-    rows: list[RowsConfig] = [part for s in sources for part in (s.parts.values() or [s])]
-    for source in rows:
-        if source.path is None:
-            repositories += _hub_data(source)
-    return [_download(kind, name) for kind, name in dict.fromkeys(repositories)]
-
-
-def _hub_data(source: RowsConfig) -> list[tuple[str, str]]:
-    hub_name = repository(source)
-    return [("dataset", hub_name)] if hub_name else []
-
-
-def _download(kind: str, name: str) -> Download:
     from huggingface_hub import constants
 
-    folder = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
-    return Download(kind=kind, name=name, num_bytes=_size(kind, name), is_cached=folder.is_dir())
+    names = [("model", config.model.name)]
+    if config.model.path is not None or config.model.name in EMBEDDED:
+        names = []
+    sources: list[SourceConfig] = [config.data, *config.data.evaluation.values()]
+    rows: list[RowsConfig] = [part for s in sources for part in (s.parts.values() or [s])]
+    names += [("dataset", name) for r in rows if r.path is None and (name := repository(r))]
+    cache = Path(constants.HF_HUB_CACHE)
+    return [
+        Download(
+            kind=kind,
+            name=name,
+            num_bytes=_size(kind, name),
+            is_cached=(cache / f"{kind}s--{name.replace('/', '--')}").is_dir(),
+        )
+        for kind, name in dict.fromkeys(names)
+    ]
 
 
 def _size(kind: str, name: str) -> int | None:
-    if not hub_answers():
-        return None
     from huggingface_hub import HfApi
 
+    if not hub_answers():
+        return None
     try:
         info: Any = HfApi().repo_info(
             name, repo_type=kind, files_metadata=True, timeout=HUB_PATIENCE_S

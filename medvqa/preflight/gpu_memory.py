@@ -1,8 +1,10 @@
 """GPU memory of a training step; docs/preflight.md has the formula and its checks."""
 
+import os
 from dataclasses import dataclass
 
-from medvqa.config.model import Backend, Dtype
+from medvqa.config.machine import num_cuda_devices
+from medvqa.config.model import Backend, Device, Dtype
 from medvqa.config.schema import Config
 from medvqa.config.training import Optimizer
 from medvqa.fast.choice import ComputePath, path_of
@@ -99,3 +101,10 @@ def kept_bytes(shapes: Shapes, engine: str, *, dropout: float) -> int:
     more = KEPT_BY_DROPOUT[engine] if dropout else (0, 0, 0, 0)
     widths = (shapes.hidden, shapes.query_width, shapes.key_width, shapes.mlp)
     return sum((a + b) * width for a, b, width in zip(plain, more, widths, strict=True))
+
+
+def is_on_gpu(config: Config) -> bool:
+    """Return whether the run is checked as on a GPU; only the tiny model suits a CPU, too."""
+    if config.model.device is Device.auto and config.model.name == "medvqa/tiny":
+        return num_cuda_devices(os.environ) > 0
+    return config.model.device is not Device.cpu

@@ -3,14 +3,14 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from medvqa.config.errors import UserError
 from medvqa.config.machine import num_cuda_devices
-from medvqa.config.model import Backend, Device
+from medvqa.config.model import Backend
 from medvqa.config.schema import Config
 from medvqa.contamination import gate as contamination
 from medvqa.data.example import Example
@@ -18,73 +18,24 @@ from medvqa.data.plan import Plan
 from medvqa.evaluation.power import minimal_detectable_effect
 from medvqa.inputs import Inputs
 from medvqa.models.encode import Encoder
-from medvqa.models.source import hub_answers, load_processor, model_source
+from medvqa.models.source import model_source
 from medvqa.preflight.downloads import (
-    Download,
     free_bytes,
     needed_downloads,
     written_bytes,
 )
-from medvqa.preflight.gpu_memory import MemoryEstimate, compute_path, estimate_memory
-from medvqa.preflight.model_shapes import PUBLISHED, Shapes, model_shapes
+from medvqa.preflight.gpu_memory import (
+    MemoryEstimate,
+    compute_path,
+    estimate_memory,
+    is_on_gpu,
+)
+from medvqa.preflight.model_shapes import Shapes, model_shapes
 from medvqa.preflight.probe import Probe, run_probe, total_seconds
-from medvqa.preflight.tokens import Estimator, TokenReport, count_tokens
+from medvqa.preflight.tables import Assumptions, CellReport
+from medvqa.preflight.tokens import Estimator, TokenReport, count_tokens, encoder_for
 
 OUTPUT_DIRECTORY = Path("outputs")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assumptions:
-    """The options of the command.
-
-    Attributes:
-        at_most: Training samples whose tokens are counted; of more, a seeded sample.
-        probe: Whether to load the model for a few steps; None where there is a GPU.
-        discordant_fraction: Share of questions that exactly one of two runs has right.
-        design_effect: Variance factor of questions that share a picture.
-    """
-
-    at_most: int
-    probe: bool | None
-    discordant_fraction: float
-    design_effect: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellReport:
-    """One row of the table; None stands for what is unknown, and `notes` give the reason.
-
-    Attributes:
-        swept: Overrides that tell this cell from the others.
-        samples: Source -> answer type -> training samples, after what the gate drops.
-        tokens: Of the training pool, and of each evaluation set under its name.
-        detectable: Group of the first evaluation set -> (questions, smallest difference found with
-            80 % power at level 5 %, or None).
-        problems: Why the run would fail.
-    """
-
-    swept: tuple[str, ...]
-    samples: Mapping[str, Mapping[str, int]]
-    num_samples: int
-    num_dropped: int
-    num_steps: int
-    batch_size: int
-    num_seen: int
-    tokens: Mapping[str, TokenReport]
-    memory: MemoryEstimate | None
-    probe: Probe | None
-    seconds: float | None
-    downloads: tuple[Download, ...]
-    free_bytes: int
-    written_bytes: int | None
-    contamination: Mapping[str, Any]
-    detectable: Mapping[str, tuple[int, float | None]]
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the report as plain values."""
-        return asdict(self) | {"memory_bytes": None if self.memory is None else self.memory.total}
 
 
 @dataclass(frozen=True)
@@ -165,7 +116,7 @@ class Inspector:
 
     def _count(self, cell: Cell) -> dict[str, TokenReport]:
         config = cell.config
-        encoder = self._once(f"encoder {config.model!r}", lambda: _encoder(config))
+        encoder = self._once(f"encoder {config.model!r}", lambda: encoder_for(config))
         if isinstance(encoder, UserError):
             cell.notes.append(f"tokens are unknown: {encoder}")
             return {}
@@ -192,15 +143,14 @@ class Inspector:
 
     def _shapes(self, cell: Cell) -> Shapes | None:
         config = cell.config
-        shapes = self._once(
-            f"shapes {config.model!r} {config.lora!r}", lambda: model_shapes(config)
-        )
+        key = f"shapes {config.model!r} {config.lora!r}"
+        shapes = self._once(key, lambda: model_shapes(config))
         if isinstance(shapes, UserError):
             cell.notes.append(f"memory is unknown: {shapes}")
             return None
         assert isinstance(shapes, Shapes)
         try:
-            path = compute_path(config, shapes.family, on_gpu=_on_gpu(config))
+            path = compute_path(config, shapes.family, on_gpu=is_on_gpu(config))
         except UserError as error:
             cell.problems.append(str(error))
             return None
@@ -247,17 +197,6 @@ def _too_long(cell: Cell, encoder: Encoder, reports: Mapping[str, TokenReport]) 
     ]
 
 
-def _encoder(config: Config) -> Encoder | Estimator:
-    model = config.model
-    try:
-        processor = load_processor(model, local_only=not hub_answers())
-    except UserError:
-        if model.path is None and model.name in PUBLISHED:
-            return Estimator(model, config.prompt)
-        raise
-    return Encoder(processor, max_length_tokens=model.max_length_tokens, prompt=config.prompt)
-
-
 def _memory(
     cell: Cell, shapes: Shapes | None, tokens: Mapping[str, TokenReport]
 ) -> MemoryEstimate | None:
@@ -269,14 +208,7 @@ def _memory(
     if config.model.backend is Backend.unsloth and not config.training.gradient_checkpointing:
         notes.append("Unsloth recomputes by itself: the memory estimate is an upper bound")
     longest = tokens["training"].longest
-    return estimate_memory(shapes, config, longest_tokens=longest, on_gpu=_on_gpu(config))
-
-
-def _on_gpu(config: Config) -> bool:
-    """Whether the run is checked as on a GPU: only the tiny model is meant for a CPU, too."""
-    if config.model.device is Device.auto and config.model.name == "medvqa/tiny":
-        return num_cuda_devices(os.environ) > 0
-    return config.model.device is not Device.cpu
+    return estimate_memory(shapes, config, longest_tokens=longest, on_gpu=is_on_gpu(config))
 
 
 def _machine_notes(config: Config) -> list[str]:

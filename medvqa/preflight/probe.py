@@ -10,10 +10,9 @@ from statistics import median
 from medvqa.config.schema import Config
 from medvqa.data.example import Example
 from medvqa.data.plan import Plan
-from medvqa.evaluation.generate import generate
-from medvqa.models.encode import Encoder, encoder_of
+from medvqa.evaluation.likelihood import by_generation
+from medvqa.models.encode import encoder_of
 from medvqa.models.load import load_model
-from medvqa.models.loaded import LoadedModel
 from medvqa.tracking.record import read_lines
 from medvqa.training.loop import Trainer
 
@@ -51,47 +50,28 @@ def run_probe(
     )
     load_seconds = time.perf_counter() - started
     encoder = encoder_of(loaded, config.model, None, config.prompt)
+    questions = next(iter(sets.values()), [])[:NUM_QUESTIONS]
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
         # A configured warm-up may be longer than these few steps.
         training = replace(config.training, warmup_steps=None)
         trainer = Trainer(loaded, encoder, training, directory=directory, seed=config.seed)
-        short = _first_steps(plan, trainer.batch_size)
+        num_steps = min(NUM_STEPS, plan.num_steps)
+        ids = plan.order[: num_steps * trainer.batch_size]
+        short = Plan((replace(plan.stages[0], example_ids=ids, num_steps=num_steps),))
         by_id = {example.id: example for example in pool}
         trainer.train(short, by_id, on_step=lambda _: None, on_stage_end=lambda *_: None)
         seconds = [float(row["seconds"]) for row in read_lines(directory / "metrics.jsonl")]
+    started = time.perf_counter()
+    by_generation(loaded, encoder, questions, config.evaluation, "probe: answering")
+    seconds_answering = time.perf_counter() - started
     return Probe(
         load_seconds=load_seconds,
         step_seconds=median(seconds[1:] or seconds),
-        answer_seconds=_answer_seconds(config, loaded, encoder, sets),
+        answer_seconds=seconds_answering / len(questions) if questions else None,
         peak_gpu_bytes=loaded.peak_gpu_bytes(),
         device=str(loaded.device),
     )
-
-
-def _first_steps(plan: Plan, batch_size: int) -> Plan:
-    num_steps = min(NUM_STEPS, plan.num_steps)
-    ids = plan.order[: num_steps * batch_size]
-    return Plan((replace(plan.stages[0], example_ids=ids, num_steps=num_steps),))
-
-
-def _answer_seconds(
-    config: Config, loaded: LoadedModel, encoder: Encoder, sets: Mapping[str, Sequence[Example]]
-) -> float | None:
-    questions = next(iter(sets.values()), [])[:NUM_QUESTIONS]
-    if not questions:
-        return None
-    started = time.perf_counter()
-    generate(
-        loaded,
-        encoder,
-        questions,
-        max_new_tokens=config.evaluation.max_new_tokens,
-        batch_size=config.evaluation.batch_size,
-        decoding=config.evaluation.decoding,
-        description="probe: answering",
-    )
-    return (time.perf_counter() - started) / len(questions)
 
 
 def total_seconds(probe: Probe, config: Config, plan: Plan, num_questions: int) -> float:

@@ -1,10 +1,13 @@
-"""Reports as tables: all of one cell, or one row per cell."""
+"""What is known of a run before it starts, and tables: all of one cell, or one row per cell."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from medvqa.models.loaded import feature_bytes
-from medvqa.preflight.inspector import Assumptions, CellReport
+from medvqa.preflight.downloads import Download
+from medvqa.preflight.gpu_memory import MemoryEstimate
+from medvqa.preflight.probe import Probe
 from medvqa.preflight.tokens import TokenReport
 from medvqa.tracking.terminal import table
 
@@ -17,6 +20,60 @@ COLUMNS = (
     *("cell", "samples", "tokens median/longest", "too long", "steps", "pool seen"),
     *("memory", "time", "shared pictures", "detectable", "verdict"),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assumptions:
+    """The options of the command.
+
+    Attributes:
+        at_most: Training samples whose tokens are counted; of more, a seeded sample.
+        probe: Whether to load the model for a few steps; None where there is a GPU.
+        discordant_fraction: Share of questions that exactly one of two runs has right.
+        design_effect: Variance factor of questions that share a picture.
+    """
+
+    at_most: int
+    probe: bool | None
+    discordant_fraction: float
+    design_effect: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellReport:
+    """One row of the table; None stands for what is unknown, and `notes` give the reason.
+
+    Attributes:
+        swept: Overrides that tell this cell from the others.
+        samples: Source -> answer type -> training samples, after what the gate drops.
+        tokens: Of the training pool, and of each evaluation set under its name.
+        detectable: Group of the first evaluation set -> (questions, smallest difference found with
+            80 % power at level 5 %, or None).
+        problems: Why the run would fail.
+    """
+
+    swept: tuple[str, ...]
+    samples: Mapping[str, Mapping[str, int]]
+    num_samples: int
+    num_dropped: int
+    num_steps: int
+    batch_size: int
+    num_seen: int
+    tokens: Mapping[str, TokenReport]
+    memory: MemoryEstimate | None
+    probe: Probe | None
+    seconds: float | None
+    downloads: tuple[Download, ...]
+    free_bytes: int
+    written_bytes: int | None
+    contamination: Mapping[str, Any]
+    detectable: Mapping[str, tuple[int, float | None]]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+        return asdict(self) | {"memory_bytes": None if self.memory is None else self.memory.total}
 
 
 def grid_table(reports: Sequence[CellReport]) -> "Table":

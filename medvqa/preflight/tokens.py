@@ -5,14 +5,18 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from medvqa.config.errors import UserError
 from medvqa.config.model import ModelConfig
 from medvqa.config.prompt import PromptConfig
+from medvqa.config.schema import Config
 from medvqa.data.example import Example, ImageSource
 from medvqa.data.image import image_size
 from medvqa.models.encode import Encoder
 from medvqa.models.families.qwen import MAX_PIXELS
 from medvqa.models.prompt import DEFAULT, question_text, user_message
 from medvqa.models.sample import TokenCount
+from medvqa.models.source import hub_answers, load_processor
+from medvqa.preflight.model_shapes import PUBLISHED
 from medvqa.tracking.progress import track
 
 QUANTILES = (0.0, 0.5, 0.95, 0.99, 1.0)
@@ -117,3 +121,19 @@ def count_tokens(
         num_too_long=len(too_long),
         too_long=tuple(too_long[:SHOWN_IDS]),
     )
+
+
+def encoder_for(config: Config) -> Encoder | Estimator:
+    """Return what counts tokens: the processor, or where that is unavailable an estimator.
+
+    Raises:
+        UserError: If the processor is unavailable and no table knows the model.
+    """
+    model = config.model
+    try:
+        processor = load_processor(model, local_only=not hub_answers())
+    except UserError:
+        if model.path is None and model.name in PUBLISHED:
+            return Estimator(model, config.prompt)
+        raise
+    return Encoder(processor, max_length_tokens=model.max_length_tokens, prompt=config.prompt)

@@ -14,6 +14,7 @@ from medvqa.evaluation.phase_scores import phase_place
 from medvqa.evaluation.score import GROUPS, SHOWN
 from medvqa.sweep.job import State, read_status
 from medvqa.tracking import record
+from medvqa.tracking.files import is_locked
 from medvqa.tracking.progress import track
 
 DAMAGED, OUTDATED = "damaged", "outdated"
@@ -169,7 +170,7 @@ def _state(directory: Path, entry: Entry, values: Mapping[str, Any]) -> tuple[st
         if not entry or values.get("run_id") == entry["run_id"]:
             return record.FINISHED, None
         return OUTDATED, "finished with another config than the grid's; the same command runs it"
-    if state == record.RUNNING and record.is_locked(directory):
+    if state == record.RUNNING and is_locked(directory):
         return record.RUNNING, None
     status = read_status(directory)
     if status.state in (State.failed, State.diverged, State.killed, State.timed_out):

@@ -12,7 +12,7 @@ from medvqa.config.errors import UserError
 from medvqa.config.secrets import MASK
 from medvqa.sweep.display import grid_table, time_left
 from medvqa.sweep.status import counts, read_rows, strays, sweep_json, write_summary
-from medvqa.tracking import record
+from medvqa.tracking.files import is_locked
 from medvqa.tracking.terminal import console
 
 
@@ -32,7 +32,7 @@ def main_status(argv: Sequence[str]) -> None:
     while True:
         rows = read_rows(options.sweep)
         write_summary(options.sweep, rows)
-        is_running = record.is_locked(options.sweep)
+        is_running = is_locked(options.sweep)
         title = counts(rows) + (time_left(rows) if is_running else "")
         console().print(grid_table(rows, title=title))
         sys.stdout.writelines(f"{line}\n" for line in strays(options.sweep))

@@ -25,7 +25,7 @@ from medvqa.sweep.display import grid_table, live_table, show_failures
 from medvqa.sweep.job import Job, ShowChange, State, Status, run_json
 from medvqa.sweep.status import MULTIRUN, counts, read_rows, write_summary, write_sweep
 from medvqa.tracking import identity, record
-from medvqa.tracking.files import set_aside
+from medvqa.tracking.files import PATIENCE_S, directory_lock, set_aside
 from medvqa.tracking.terminal import console
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class GridLauncher(Launcher):
         with ExitStack() as stack:
             with self._unchanged_if_refused():
                 self.check_place()
-                lock = record.directory_lock(sweep, patience_s=record.PATIENCE_S)
+                lock = directory_lock(sweep, patience_s=PATIENCE_S)
                 stack.enter_context(lock)
                 composed = [
                     self._compose(sweep, initial_job_idx + index, list(overrides))
@@ -176,7 +176,7 @@ class GridLauncher(Launcher):
 def _make_directory(job: Job, config: DictConfig, *, is_restarted: bool) -> None:
     """Make the job's directory with `.hydra/`; set aside the files of a run that starts over."""
     if is_restarted:
-        with record.directory_lock(job.directory, patience_s=record.PATIENCE_S):
+        with directory_lock(job.directory, patience_s=PATIENCE_S):
             set_aside(job.directory)
     make_directory(job.directory, "hydra.sweep.subdir=")
     if not job.ended_as:

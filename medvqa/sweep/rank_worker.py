@@ -26,6 +26,7 @@ from medvqa.config.typed import typed
 from medvqa.models.load import load_in_own_process
 from medvqa.run import ProcessState, run_rank
 from medvqa.tracking import record
+from medvqa.tracking.files import directory_lock
 from medvqa.training.ranks import join, leave
 from medvqa.training.torchrun import MISTAKES
 
@@ -45,7 +46,7 @@ def main() -> None:
             _speak(job["log_formats"])
             directory = Path(job["directory"])
             # The lock of a first rank that is still on its way out after its front process died.
-            with record.directory_lock(directory / "checkpoints", patience_s=2 * GRACE_S):
+            with directory_lock(directory / "checkpoints", patience_s=2 * GRACE_S):
                 _run(directory, job["settings"])
         else:
             _be_silent()

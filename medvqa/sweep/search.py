@@ -23,6 +23,7 @@ from medvqa.sweep.space import Space, extremes, override, read_space
 from medvqa.sweep.status import sweep_json
 from medvqa.sweep.trials import JOURNAL, ended, open_study, rows, tell
 from medvqa.tracking import record
+from medvqa.tracking.files import PATIENCE_S, directory_lock
 from medvqa.tracking.terminal import console, table
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class OptunaSweeper(Sweeper):
         sweep = Path(str(self.composed.hydra.sweep.dir)).resolve()
         make_directory(sweep, "hydra.sweep.dir=")
         # The launcher locks the sweep for each batch; this lock is held between them as well.
-        with record.directory_lock(sweep / ".search", patience_s=record.PATIENCE_S):
+        with directory_lock(sweep / ".search", patience_s=PATIENCE_S):
             if self.composed.fresh:
                 _set_aside(sweep)
             study = open_study(sweep, space, direction=self.direction, seed=self.seed)

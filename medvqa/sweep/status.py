@@ -16,6 +16,7 @@ from medvqa.config.errors import UserError
 from medvqa.config.secrets import masked, masked_values
 from medvqa.sweep.job import Job, State, read_status, run_json, tail
 from medvqa.tracking import record
+from medvqa.tracking.files import is_locked
 
 MULTIRUN = "multirun.yaml"
 SWEEP = {"jobs": list, "arguments": list, "working_directory": str}
@@ -56,7 +57,7 @@ def read_rows(sweep: Path) -> list[Row]:
     Raises:
         UserError: If the directory holds no sweep of ours.
     """
-    is_led = record.is_locked(sweep)
+    is_led = is_locked(sweep)
     return [_row(sweep, entry, is_led=is_led) for entry in sweep_json(sweep)["jobs"]]
 
 
@@ -137,7 +138,7 @@ def _row(sweep: Path, entry: dict[str, Any], *, is_led: bool) -> Row:
         state, error = State.finished.value, None
     elif status.state is State.finished:
         state, error = State.failed.value, "run.json is missing or damaged"
-    elif status.state is State.running and not (is_led or record.is_locked(directory)):
+    elif status.state is State.running and not (is_led or is_locked(directory)):
         state = State.interrupted.value  # the launcher was killed before it could record this
     step, loss = (None, None) if state == OTHER_RUN else _last_step(directory)
     plan, results = _mapping(run.get("plan")), _mapping(run.get("results"))

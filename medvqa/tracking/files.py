@@ -1,13 +1,19 @@
-"""The files that a run writes into its directory, and setting them aside."""
+"""The directory of a run: its lock, the files that a run writes, and setting them aside."""
 
-from collections.abc import Mapping
-from contextlib import suppress
+import fcntl
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from medvqa.config.errors import UserError
+from medvqa.config.machine import make_directory
 from medvqa.tracking.record import DamagedError, read_run
 
+PATIENCE_S = 10.0  # for a process that is about to leave a directory
 # Written by a run or a command about it; `fresh=true` moves nothing else.
 WRITTEN = (
     *("run.json", "results.json", "contamination.json", "preview.txt", "wandb_id", "*.jsonl"),
@@ -23,6 +29,58 @@ COMPUTED = (
     *("metrics.jsonl", "order.jsonl", "results.json", "evaluation/*/*/metrics.json"),
     *("checkpoints/step-*", "adapter/adapter_*"),
 )
+
+
+@contextmanager
+def directory_lock(directory: Path, *, patience_s: float = 0.0) -> Iterator[None]:
+    """Hold the directory for this process; the system lets go of it even after SIGKILL.
+
+    Args:
+        directory: Made if it is not there.
+        patience_s: How long to wait for a process that is about to leave.
+
+    Raises:
+        UserError: If another process is writing there, or nobody can.
+    """
+    make_directory(directory)
+    deadline = time.monotonic() + patience_s
+    with (directory / ".lock").open("a+") as file:
+        while not _try_lock(file):
+            if time.monotonic() > deadline:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise UserError(f"{directory} is being written by process {owner}; wait for it")
+            time.sleep(0.1)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        _remove_partials(directory)
+        yield
+
+
+def _remove_partials(directory: Path) -> None:
+    """Remove what a killed process had half written; see `record.write_text`."""
+    for path in directory.rglob(".*.[0-9]*"):
+        match = re.fullmatch(r"\.[a-z]+\.jsonl?\.(\d+)", path.name)
+        if match and not Path(f"/proc/{match[1]}").exists():
+            path.unlink(missing_ok=True)
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def is_locked(directory: Path) -> bool:
+    """Return whether a process is writing there now."""
+    try:
+        with (directory / ".lock").open("r+") as file:
+            return not _try_lock(file)
+    except FileNotFoundError:
+        return False
 
 
 def has_results(directory: Path, values: Mapping[str, Any]) -> bool:

@@ -1,29 +1,25 @@
-"""A run's files: run.json, append-only logs and a lock; written whole or not at all."""
+"""A run's files: run.json and append-only logs; written whole or not at all."""
 
 import csv
-import fcntl
 import io
 import json
 import math
 import os
-import re
 import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from medvqa.config.earlier import upgraded
 from medvqa.config.errors import DivergenceError, UserError
-from medvqa.config.machine import make_directory
 from medvqa.config.secrets import masked, masked_text, masked_values
 from medvqa.tracking.environment import environment, git_state, now
 
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 DIVERGED = "diverged"
-PATIENCE_S = 10.0  # for a process that is about to leave a directory
 
 
 class DamagedError(UserError):
@@ -106,61 +102,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     write_text(path, text.getvalue())
-
-
-@contextmanager
-def directory_lock(directory: Path, *, patience_s: float = 0.0) -> Iterator[None]:
-    """Hold the directory for this process; the system lets go of it even after SIGKILL.
-
-    Args:
-        directory: Made if it is not there.
-        patience_s: How long to wait for a process that is about to leave.
-
-    Raises:
-        UserError: If another process is writing there, or nobody can.
-    """
-    make_directory(directory)
-    deadline = time.monotonic() + patience_s
-    with (directory / ".lock").open("a+") as file:
-        while not _try_lock(file):
-            if time.monotonic() > deadline:
-                file.seek(0)
-                owner = file.read().strip() or "another process"
-                raise UserError(f"{directory} is being written by process {owner}; wait for it")
-            time.sleep(0.1)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        _remove_partials(directory)
-        yield
-
-
-def _remove_partials(directory: Path) -> None:
-    """Remove what a killed process had half written; see `write_text`."""
-    for path in directory.rglob(".*.[0-9]*"):
-        if re.fullmatch(r"\.[a-z]+\.jsonl?\.\d+", path.name) and not _is_alive(path.name):
-            path.unlink(missing_ok=True)
-
-
-def _is_alive(name: str) -> bool:
-    return Path(f"/proc/{name.rpartition('.')[2]}").exists()
-
-
-def _try_lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def is_locked(directory: Path) -> bool:
-    """Return whether a process is writing there now."""
-    try:
-        with (directory / ".lock").open("r+") as file:
-            return not _try_lock(file)
-    except FileNotFoundError:
-        return False
 
 
 class JsonLines:

@@ -10,13 +10,14 @@ import pytest
 
 from medvqa.config.errors import UserError
 from medvqa.tracking import record
-from medvqa.tracking.record import JsonLines, RunRecord, directory_lock, read_json, read_lines
+from medvqa.tracking.files import directory_lock
+from medvqa.tracking.record import JsonLines, RunRecord, read_json, read_lines
 
 SETTINGS = {"run_id": "abc", "config": {"seed": 1}, "overrides": ["seed=1"]}
 HOLD = """
 import sys, time
 from pathlib import Path
-from medvqa.tracking.record import directory_lock
+from medvqa.tracking.files import directory_lock
 with directory_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
