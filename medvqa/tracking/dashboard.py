@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -114,70 +115,53 @@ def workspace(project: str, entity: str, logged: Logged) -> Any:
 
 
 def _sections(wr: ModuleType, logged: Logged) -> dict[str, list[Any]]:
-    by_curriculum: dict[str, Any] = {
-        "groupby": wr.Config(CURRICULUM),
-        "groupby_aggfunc": "mean",
-        "groupby_rangefunc": "stderr",
-    }
+    by_curriculum = {"groupby": wr.Config(CURRICULUM), "groupby_aggfunc": "mean",
+                     "groupby_rangefunc": "stderr"}  # fmt: skip
 
-    def bars(title: str, names: list[str], **options: Any) -> Any:
-        return wr.BarPlot(title=title, metrics=names, range_x=(0, 1), **options)
+    def bars(title: str, *places: str, **options: Any) -> Any:
+        metrics = [f"eval/{place}" for place in places]
+        return wr.BarPlot(title=title, metrics=metrics, range_x=(0, 1), **options)
 
-    def curve(title: str, names: list[str], **options: Any) -> Any:
-        return wr.LinePlot(title=title, x=STEP, y=names, title_x="optimiser step", **options)
+    def final(names: Mapping[str, str], shown: Sequence[str]) -> list[Any]:
+        title, place = "{}: {}, final, by curriculum", "{}/final/overall/{}"
+        return [
+            bars(title.format(name, names[metric]), place.format(name, metric), **by_curriculum)
+            for name, metric in product(logged.sets, shown)
+        ]
+
+    def curve(title: str, name: str, **options: Any) -> Any:
+        y = [f"train/{name}"]
+        return wr.LinePlot(title=title, x=STEP, y=y, title_x="optimiser step", **options)
 
     return {
-        "Grid": [
-            bars(
-                f"{name}: {METRICS[metric]}, final, by curriculum",
-                [f"eval/{name}/final/overall/{metric}"],
-                **by_curriculum,
-            )
-            for name in logged.sets
-            for metric in logged.metrics
-        ],
+        "Grid": final(METRICS, logged.metrics),
         "Curves by stage": [
-            curve("loss", ["train/loss"], smoothing_type="average", smoothing_factor=0.5),
-            *[curve(f"loss in stage {s}", [f"train/loss_{s}"]) for s in logged.stages],
-            curve("learning rate", ["train/learning_rate"]),
-            curve("gradient norm", ["train/grad_norm"]),
+            curve("loss", "loss", smoothing_type="average", smoothing_factor=0.5),
+            *[curve(f"loss in stage {stage}", f"loss_{stage}") for stage in logged.stages],
+            curve("learning rate", "learning_rate"),
+            curve("gradient norm", "grad_norm"),
         ],
         "Metrics by type": [
             bars(
                 f"{name}, {group}: {METRICS[metric]}, from zero-shot to final",
-                [f"eval/{name}/{phase}/{group}/{metric}" for phase in logged.phases],
+                *(f"{name}/{phase}/{group}/{metric}" for phase in logged.phases),
             )
-            for name in logged.sets
-            for metric in logged.metrics
-            for group in GROUPS
+            for name, metric, group in product(logged.sets, logged.metrics, GROUPS)
         ],
-        "Confidence": [
-            bars(
-                f"{name}: {CONFIDENCE[measure]}, final, by curriculum",
-                [f"eval/{name}/final/overall/{measure}"],
-                **by_curriculum,
-            )
-            for name in logged.sets
-            for measure in logged.confidence
-        ],
+        "Confidence": final(CONFIDENCE, logged.confidence),
         "Hallucination probes": [
-            bars(
-                place.replace("/probes/", ", ").replace("/", ": "),
-                [f"eval/{place}"],
-                **by_curriculum,
-            )
+            bars(place.replace("/probes/", ", ").replace("/", ": "), place, **by_curriculum)
             for place in logged.probes
         ],
-        "Predictions": [
-            *[wr.WeavePanelSummaryTable(table_name=f"predictions/{name}") for name in logged.sets],
-            wr.MediaBrowser(
-                title="pictures of each run",
-                media_keys=[f"pictures/{name}" for name in PICTURES],
-                num_columns=3,
-            ),
-        ],
+        "Predictions": [*(wr.WeavePanelSummaryTable(table_name=f"predictions/{name}")
+                          for name in logged.sets), _pictures(wr)],
         "Settings": [wr.RunComparer(diff_only="split")],
-    }
+    }  # fmt: skip
+
+
+def _pictures(wr: ModuleType) -> Any:
+    keys = [f"pictures/{name}" for name in PICTURES]
+    return wr.MediaBrowser(title="pictures of each run", media_keys=keys, num_columns=3)
 
 
 def specification(board: Any) -> dict[str, Any]:
