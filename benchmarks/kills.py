@@ -8,23 +8,22 @@ compared with the reference: order, losses, adapter, answers and scores must be 
 byte. The next one then begins in a new directory. The exit code is 1 if anything differs.
 """
 
-import argparse
+import hashlib
 import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
-from medvqa.tracking.record import read_json, read_lines, write_json
+from benchmarks.runs import Row, Run, parser_of, provenance, train
+from medvqa.tracking.record import read_lines, write_json
 
-ROOT = Path(__file__).resolve().parents[1]
 OVERRIDES = (
     *("model=tiny", "tracking.mode=disabled", "curriculum=open_first", "data.limit=40"),
     *("data.evaluation.test.limit=4", "training.max_steps=16", "training.checkpoint_every=2"),
@@ -36,51 +35,46 @@ IMPORTED = ("torch", "transformers", "peft", "matplotlib.pyplot", "imagehash", "
 PATIENCE_S = 600.0
 
 
-def begin(directory: Path) -> int:
-    """Start the run in a process of its own; return its id."""
-    process = os.fork()
-    if process:
-        return process
-    with (directory.parent / f"{directory.name}.log").open("a") as log:
+def command(directory: Path) -> None:
+    """Be the command `train.py`; its output goes to a log beside the run."""
+    with directory.with_suffix(".log").open("a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     sys.argv = ["train.py", f"hydra.run.dir={directory}", *OVERRIDES]
-    try:
-        from medvqa.cli import main
+    from medvqa.cli import main
 
-        main()
-    finally:
-        os._exit(int(not (directory / "results.json").is_file()))
+    main()
 
 
-def ends_within(process: int, seconds: float) -> int | None:
-    """Return the exit code of a process that ends in time; None if it goes on."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        process_id, status = os.waitpid(process, os.WNOHANG)
-        if process_id:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    return None
+def ends_within(directory: Path, seconds: float) -> bool:
+    """Start or continue the run; kill what has not ended in time."""
+    process = get_context("fork").Process(target=command, args=(directory,))
+    process.start()
+    process.join(seconds)
+    has_ended = process.exitcode is not None
+    if not has_ended:
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+    return has_ended
 
 
-def result(directory: Path) -> dict[str, Any]:
-    """Return what a run computed, without times."""
-    import hashlib
-
+def result(directory: Path) -> Row:
+    """Return what a run computed, without times; nothing of a run that has not finished."""
+    if not (directory / "results.json").is_file():
+        return {}
+    run = Run(directory, 0.0)
     adapter = directory / "adapter" / "adapter_model.safetensors"
     answers = sorted(directory.glob("evaluation/*/*/predictions.jsonl"))
     timed = ("seconds", "time", "per_second", "rate_s")
-    steps = [
-        {name: value for name, value in row.items() if not any(word in name for word in timed)}
-        for row in read_lines(directory / "metrics.jsonl")
-    ]
     return {
         "order": read_lines(directory / "order.jsonl"),
-        "steps": steps,
+        "steps": [
+            {name: value for name, value in row.items() if not any(t in name for t in timed)}
+            for row in run.steps
+        ],
         "adapter": hashlib.sha256(adapter.read_bytes()).hexdigest(),
         "answers": {str(path.relative_to(directory)): path.read_text() for path in answers},
-        "scores": read_json(directory / "run.json")["results"],
+        "scores": run.record["results"],
     }
 
 
@@ -95,32 +89,28 @@ def phase(directory: Path) -> str:
     return "training and stage evaluation"
 
 
-def torture(place: Path, num_kills: int, rng: random.Random) -> dict[str, Any]:
+def torture(place: Path, num_kills: int, rng: random.Random) -> Row:
     """Kill and continue runs until so many kills have been made; compare every run that ends."""
-    started = time.monotonic()
-    command = [sys.executable, "train.py", f"hydra.run.dir={place / 'reference'}", *OVERRIDES]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    train(place / "reference", *OVERRIDES)
     expected = result(place / "reference")
     for name in IMPORTED:
         import_module(name)
-    duration_s = time.monotonic()
-    ends_within(begin(place / "undisturbed"), PATIENCE_S)
-    duration_s = time.monotonic() - duration_s
+    started = time.monotonic()
+    ends_within(place / "undisturbed", PATIENCE_S)
+    duration_s = time.monotonic() - started
     phases: Counter[str] = Counter()
     compared, faults = 0, []
-    while sum(phases.values()) < num_kills or compared == 0:
+    while phases.total() < num_kills or compared == 0:
         directory = place / f"run-{compared}"
-        code = None
-        while code is None:
-            process = begin(directory)
-            has_kills_left = sum(phases.values()) < num_kills
-            delay_s = rng.uniform(0, duration_s) if has_kills_left else PATIENCE_S
-            code = ends_within(process, delay_s)
-            if code is None:
+        has_ended = False
+        while not has_ended:
+            is_last = phases.total() >= num_kills
+            has_ended = ends_within(
+                directory, PATIENCE_S if is_last else rng.uniform(0, duration_s)
+            )
+            if not has_ended:
                 phases[phase(directory)] += 1
-                os.kill(process, signal.SIGKILL)
-                os.waitpid(process, 0)
-        ended = result(directory) if code == 0 else {}
+        ended = result(directory)
         faults += [f"{directory.name}: {name} differs" for name in expected
                    if ended.get(name) != expected[name]]  # fmt: skip
         compared += 1
@@ -128,16 +118,13 @@ def torture(place: Path, num_kills: int, rng: random.Random) -> dict[str, Any]:
         "kills": dict(phases),
         "runs_compared": compared,
         "seconds_undisturbed": round(duration_s, 1),
-        "seconds": round(time.monotonic() - started),
         "faults": faults,
     }
 
 
 def main() -> int:
     """Run it and write the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
@@ -146,7 +133,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         figures = torture(Path(place), options.kills, random.Random(options.seed))
     if options.out is not None:
-        write_json(options.out, {"command": "python -m benchmarks.kills", **figures})
+        write_json(options.out, {**provenance(), **figures})
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
     return 1 if figures["faults"] else 0
 

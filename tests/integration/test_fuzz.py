@@ -4,9 +4,9 @@ import warnings
 
 import pytest
 
-from benchmarks.fuzz import READERS, fuzz
+from tests.fuzz import READERS, fuzz
 
-NUM_CASES = 2000  # `python -m benchmarks.fuzz --cases 100000` runs more of the same
+NUM_CASES = 2000  # `python -m tests.fuzz --cases 100000` runs more of the same
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Seeded nonsense for every reader of outside input: only the project's own errors may come out.
 
-    python -m benchmarks.fuzz --cases 100000              all readers in turn, on one core
-    python -m benchmarks.fuzz --cases 1 --first 4711      one case again
+    python -m tests.fuzz --cases 100000              all readers in turn, on one core
+    python -m tests.fuzz --cases 1 --first 4711      one case again
 
 A case is named by its number alone: reader, seed and mutation follow from it. The exit code is 1
 if any other exception came out; the numbers and tracebacks are printed.
@@ -27,7 +27,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from benchmarks.nonsense import as_bytes, as_json, damaged, encoded_pictures, mutated, odd
 from medvqa.config.compose import register, resolved
 from medvqa.config.data import SourceConfig
 from medvqa.config.errors import MISTAKES, UserError
@@ -45,6 +44,7 @@ from medvqa.serve.intake import Intake, Limits
 from medvqa.serve.protocol import read_request
 from medvqa.sweep.status import read_rows
 from medvqa.tracking.record import read_lines, read_run
+from tests.nonsense import as_bytes, as_json, damaged, encoded_pictures, mutated, odd
 
 ROW = {"question": "Is it a CT?", "answer": "yes", "image": "a.png", "id": "r", "difficulty": 1}
 COLUMNS = {"image": "image", "question": "question", "answer": ["answer"], "id": "id"}

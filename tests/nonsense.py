@@ -1,4 +1,4 @@
-"""Odd values, damaged bytes and rare pictures for `benchmarks.fuzz`; all follow from a seed."""
+"""Odd values, damaged bytes and rare pictures for `tests.fuzz`; all follow from a seed."""
 
 import io
 import json
