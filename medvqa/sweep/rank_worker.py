@@ -66,8 +66,8 @@ def _run(directory: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _speak(log_formats: Mapping[str, str]) -> None:
-    """Log where the front process does; torchrun's own words stay in its log."""
-    os.dup2(1, 2)
+    """Log where the front process does; torchrun's and nccl's own words stay in their log."""
+    sys.stderr = sys.stdout
     root = logging.getLogger()
     root.setLevel(logging.WARNING)
     logging.getLogger("medvqa").setLevel(logging.INFO)

@@ -157,13 +157,14 @@ class Trainer:
         while loss is None:
             self._shrink()
             loss = self._gradients(samples, totals[0], seed)
-        self.ranks.sum_in_place([loss, *self.optimizer.whole_gradients()])
+        num_ranks = self.ranks.sum_in_place([loss, *self.optimizer.whole_gradients()])
         norm = self.optimizer.step(learning_rate, max_grad_norm=self.config.max_grad_norm)
         return Step(
             number=number + 1,
             stage=stage.name,
             ids=ids,
-            numbers=Arriving([loss, norm, *totals] if self.ranks.size > 1 else [loss, norm]),
+            numbers=Arriving([loss, norm, *(totals if num_ranks else ()), *num_ranks]),
+            num_ranks=self.ranks.size,
             learning_rate=learning_rate,
             counts=counts,
             num_examples=(number + 1) * len(ids),

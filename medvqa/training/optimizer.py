@@ -187,9 +187,9 @@ class AdapterOptimizer:
 class Together:
     """Tensors in float32 that lie in one, so that an optimiser steps them by a few kernels.
 
-    bitsandbytes waits for the GPU after each tensor, 504 times for an adapter of an 8B model. Each
-    tensor starts a new block of its moments, and those that it would leave in 32 bits stay apart:
-    the step is the same.
+    One kernel steps them all, not 504 for an adapter of an 8B model. Each tensor starts a new block
+    of its moments, and those that bitsandbytes would leave in 32 bits stay apart: the step is the
+    same.
 
     Attributes:
         parts: One a shape, in order.
@@ -226,17 +226,47 @@ def _padded(shape: "torch.Size") -> int:
     return -(-shape.numel() // BLOCK) * BLOCK
 
 
+def adamw_8bit() -> Any:
+    """Return bitsandbytes' AdamW in 8 bits, which does not wait for the GPU.
+
+    The library's own step waits after each tensor. Then the host cannot launch the next training
+    step while the GPU computes this one. The kernels run in their order without that.
+
+    Raises:
+        ImportError: Without bitsandbytes.
+    """
+    import torch
+    from bitsandbytes.optim import AdamW8bit
+
+    class Unsynchronized(AdamW8bit):  # type: ignore[misc]
+        initialized: bool
+
+        @torch.no_grad()
+        def step(self, closure: None = None) -> None:
+            if not self.initialized:
+                self.check_overrides()
+                self.to_gpu()
+                self.initialized = True
+            for number, group in enumerate(self.param_groups):
+                for place, weight in enumerate(group["params"]):
+                    if weight.grad is None:
+                        continue
+                    if not self.state[weight]:
+                        self.init_state(group, weight, number, place)
+                    self.update_step(group, weight, number, place)
+
+    return Unsynchronized
+
+
 def _build(weights: Any, config: TrainingConfig, *, on_gpu: bool) -> tuple[Any, str]:
     import torch
 
     options: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimizer is Optimizer.adamw_8bit and on_gpu:
         try:
-            from bitsandbytes.optim import AdamW8bit
+            return adamw_8bit()(weights, **options), "adamw_8bit (bitsandbytes)"
         except ImportError:
             log.warning("bitsandbytes is not installed: AdamW in 32 bits instead of adamw_8bit")
-        else:
-            return AdamW8bit(weights, **options), "adamw_8bit (bitsandbytes)"
     elif config.optimizer is Optimizer.adamw_8bit:
         log.warning("adamw_8bit needs a GPU: AdamW in 32 bits instead")
     return torch.optim.AdamW(weights, fused=on_gpu, **options), "adamw (torch)"

@@ -89,23 +89,29 @@ class Ranks:
         dist.all_reduce(sums, group=self.tensors)
         return sums.unbind()
 
-    def sum_in_place(self, tensors: "Sequence[torch.Tensor]") -> None:
+    def sum_in_place(self, tensors: "Sequence[torch.Tensor]") -> "list[torch.Tensor]":
         """Sum each tensor over the ranks, in one transfer; no host waits for a GPU.
 
         Args:
             tensors: Of one type, in the same order on every rank.
+
+        Returns:
+            The number of ranks in the sums, on the device; nothing where this process is alone.
+            After a time-out nccl lets the GPU go on with incomplete sums.
         """
         if self.size == 1:
-            return
+            return []
         import torch
         import torch.distributed as dist
 
         with torch.no_grad():
-            flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            pieces = [*(tensor.reshape(-1) for tensor in tensors), tensors[0].new_ones(1)]
+            flat = torch.cat(pieces)
             dist.all_reduce(flat, group=self.tensors)
-            parts = flat.split_with_sizes([tensor.numel() for tensor in tensors])
+            *parts, num_ranks = flat.split_with_sizes([piece.numel() for piece in pieces])
             sums = [part.view_as(own) for part, own in zip(parts, tensors, strict=True)]
             torch._foreach_copy_(list(tensors), sums)
+        return [num_ranks[0]]
 
 
 ALONE = Ranks()

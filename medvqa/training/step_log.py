@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from medvqa.config.errors import DivergenceError
+from medvqa.config.errors import DivergenceError, RankError
 from medvqa.data.plan import Plan, order_sha256
 from medvqa.tracking.record import JsonLines, read_lines
 from medvqa.training.clock import Arriving, GpuTimestamp
@@ -19,8 +19,8 @@ class Step:
     """One optimiser step whose numbers may still be on their way from the GPU.
 
     Attributes:
-        numbers: Loss, gradient norm and, of several ranks, the counts; their mark is the step's
-            end.
+        numbers: Loss, gradient norm and, of several ranks, the counts and how many ranks are in
+            the sums; their mark is the step's end.
         counts: Answer tokens and all tokens of this rank.
         begun: Before its first operation.
     """
@@ -33,6 +33,7 @@ class Step:
     counts: Sequence[int]
     num_examples: int
     begun: GpuTimestamp
+    num_ranks: int = 1
 
     def row(self, *, since: GpuTimestamp | None) -> dict[str, Any]:
         """Wait for the numbers and return the line of metrics.jsonl.
@@ -40,8 +41,13 @@ class Step:
         Args:
             since: The end of the step before; what lay between belongs to this step. Without
                 it, the step counts from its own beginning.
+
+        Raises:
+            RankError: If a rank's part is missing; no checkpoint may follow.
         """
         loss, grad_norm, *totals = self.numbers.read()
+        if totals and round(totals.pop()) != self.num_ranks:
+            raise RankError(f"step {self.number} lacks the part of a rank, which hangs")
         num_answer_tokens, num_tokens = map(int, totals or self.counts)
         return {
             "step": self.number,

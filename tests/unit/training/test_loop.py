@@ -327,11 +327,18 @@ def test_updates_below_bfloat16_are_not_lost(tiny):
 @pytest.mark.bitsandbytes
 @pytest.mark.parametrize("max_grad_norm", [1.0, 1e9])
 @pytest.mark.parametrize("rank", [2, 23])  # 23: tensors that are no whole number of blocks
-def test_eight_bit_steps_of_all_tensors_together_are_those_of_each(rank, max_grad_norm):
-    """Also where tensors are small enough for moments in 32 bits, and for a continued run."""
+def test_eight_bit_steps_of_all_tensors_together_are_those_of_each(
+    rank, max_grad_norm, monkeypatch
+):
+    """Also where tensors are small enough for moments in 32 bits, and for a continued run.
+
+    They never wait for the GPU, as the library's own steps do.
+    """
     bitsandbytes = pytest.importorskip(
         "bitsandbytes", reason="adamw_8bit is NOT checked: no bitsandbytes"
     )
+    waits = []
+    monkeypatch.setattr(bitsandbytes.optim.optimizer, "sync_gpu", waits.append)
     low = load_model(TINY, LoraConfig(r=rank), gradient_checkpointing=False, seed=0)
     low = dataclasses.replace(low, dtype=torch.bfloat16)
     alone = [p.detach().clone().requires_grad_() for _, p in low.trainable]
@@ -356,9 +363,12 @@ def test_eight_bit_steps_of_all_tensors_together_are_those_of_each(rank, max_gra
             parameter.grad = torch.randn_like(parameter)
             own.grad = parameter.grad.float()
         optimizer.collect()
+        num_waits = len(waits)
         optimizer.step(1e-2, max_grad_norm=max_grad_norm)
+        assert len(waits) == num_waits
         torch.nn.utils.clip_grad_norm_(alone, max_grad_norm)
         reference.step()
+    assert waits
     for weight, own in zip(optimizer.weights().values(), alone, strict=True):
         assert torch.equal(weight, own)
 
