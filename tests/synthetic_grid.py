@@ -23,7 +23,7 @@ from medvqa.curriculum import plan_curriculum
 from medvqa.data.example import Example
 from medvqa.data.pool import Pool
 from medvqa.evaluation.evaluate import to_predictions
-from medvqa.evaluation.generate import Answers
+from medvqa.evaluation.generate import Answer as Answered
 from medvqa.evaluation.phase_scores import Evaluation
 from medvqa.evaluation.score import score_predictions, write_predictions
 from medvqa.tracking.record import JsonLines, write_json
@@ -112,9 +112,8 @@ def _write_phase(
     examples: Sequence[Example],
     answer: Answer,
 ) -> None:
-    texts = tuple(answer(example, phase) for example in examples)
-    none = (False,) * len(texts)
-    predictions = to_predictions(examples, Answers(texts, none, none, "none"))
+    answers = [Answered(text=answer(example, phase)) for example in examples]
+    predictions = to_predictions(examples, answers)
     scored = score_predictions(predictions, config.evaluation, device="cpu")
     place = directory / "evaluation" / phase / name
     place.mkdir(parents=True)

@@ -13,6 +13,7 @@ from medvqa.config.evaluation import Decoding
 from medvqa.config.training import Engine
 from medvqa.data.example import Example
 from medvqa.evaluation.generate import generate
+from medvqa.fast.choice import choose_path
 from medvqa.fast.engine import FusedEngine
 from medvqa.fast.prefix import begin
 from medvqa.models.adapter import reset_adapter
@@ -103,7 +104,9 @@ def ask(bench: Bench, encoder: Encoder, case: Asked) -> tuple[float, tuple[str, 
         batch_size=case.batch_size,
         decoding=case.decoding,
     )
-    return time.perf_counter() - started, answers.texts, answers.decoding
+    seconds = time.perf_counter() - started
+    path = choose_path(bench.loaded, Engine.auto, case.decoding)
+    return seconds, tuple(answer.text for answer in answers), path.decoding.value
 
 
 def equal_share(one: Sequence[str], two: Sequence[str]) -> Row:

@@ -9,14 +9,14 @@ from pathlib import Path
 from medvqa.config.evaluation import EvaluationConfig
 from medvqa.data.example import Example
 from medvqa.evaluation.endpoint import Endpoint
-from medvqa.evaluation.generate import Answers, answering_order, even_batch_size, from_rows
+from medvqa.evaluation.generate import Answer, answering_order, even_batch_size
 from medvqa.evaluation.likelihood import ANSWERERS
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
 from medvqa.training.ranks import ALONE, Ranks
 
 # Given the directory `<phase>/<set>` of the answers' files and the questions, in any number.
-Answerer = Callable[[Path, Sequence[Example]], Answers]
+Answerer = Callable[[Path, Sequence[Example]], list[Answer]]
 
 
 def by_model(
@@ -24,22 +24,17 @@ def by_model(
 ) -> Answerer:
     """Return what answers with the model as it is then; each rank answers its share."""
 
-    def answer(place: Path, examples: Sequence[Example]) -> Answers:
+    def answer(place: Path, examples: Sequence[Example]) -> list[Answer]:
         description = f"{place.parent.name}: answering {place.name}"
         size = even_batch_size(len(examples), config.batch_size)
         shares = shares_of_batches(examples, size, ranks.size)
         own = [examples[index] for index in shares[ranks.rank]]
         even = replace(config, batch_size=size)
         mine = ANSWERERS[config.scoring](loaded, encoder, own, even, description)
-        parts = list(zip(shares, ranks.gather(mine), strict=True))
-        rows = {
-            index: row for share, part in parts for index, row in zip(share, part.rows, strict=True)
-        }
-        likelihoods = {
-            share[index]: values for share, part in parts
-            for index, values in part.likelihoods.items()
-        }  # fmt: skip
-        return from_rows(rows, mine.decoding, likelihoods)
+        answers: dict[int, Answer] = {}
+        for share, part in zip(shares, ranks.gather(mine), strict=True):
+            answers |= zip(share, part, strict=True)
+        return [answers[index] for index in range(len(examples))]
 
     return answer
 

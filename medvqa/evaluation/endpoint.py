@@ -14,7 +14,7 @@ from medvqa.config.evaluation import EvaluationConfig
 from medvqa.config.prompt import PromptConfig
 from medvqa.data.example import Example, ImageSource
 from medvqa.data.image import load_rgb
-from medvqa.evaluation.generate import Answers
+from medvqa.evaluation.generate import Answer
 from medvqa.models.prompt import question_text, user_message
 from medvqa.tracking.progress import track
 from medvqa.tracking.record import read_lines, write_lines
@@ -40,7 +40,7 @@ class Endpoint:
         self.url, self.model = url, model
         self._prompt, self._max_new_tokens = prompt, config.max_new_tokens
 
-    def answer(self, examples: Sequence[Example], cache: Path) -> Answers:
+    def answer(self, examples: Sequence[Example], cache: Path) -> list[Answer]:
         """Return the answers; those in the cache are not asked for again.
 
         Raises:
@@ -51,12 +51,8 @@ class Endpoint:
             cache, questions, self._ask, key="id", description=f"asking {self.model}"
         )
         rows = [replies[example.id] for example in examples]
-        return Answers(
-            texts=tuple(row["text"] for row in rows),
-            cut=tuple(row["cut"] for row in rows),
-            num_tokens=tuple(row["num_tokens"] for row in rows),
-            decoding="endpoint",
-        )
+        columns = ("text", "cut", "num_tokens")
+        return [Answer(**{name: row[name] for name in columns}) for row in rows]
 
     def _ask(self, example: Example) -> dict[str, Any]:
         message = user_message(

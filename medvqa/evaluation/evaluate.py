@@ -12,7 +12,7 @@ from medvqa.data.example import AnswerType, Example, Prediction
 from medvqa.evaluation import rephrasing
 from medvqa.evaluation.answering import Answerer
 from medvqa.evaluation.confidence_summary import of_predictions
-from medvqa.evaluation.generate import Answers
+from medvqa.evaluation.generate import Answer
 from medvqa.evaluation.phase_scores import Evaluation, read_evaluation
 from medvqa.evaluation.score import (
     majority_answers,
@@ -73,28 +73,27 @@ class Evaluator:
     ) -> list[Evaluation]:
         """Score the training pool's most frequent answer of each type: the floor of any model."""
 
-        def answer(_: Path, examples: Sequence[Example]) -> Answers:
+        def answer(_: Path, examples: Sequence[Example]) -> list[Answer]:
             texts = majority_answers(training, [example.answer_type for example in examples])
-            none = (False,) * len(texts)
-            return Answers(texts=tuple(texts), cut=none, num_tokens=none, decoding="none")
+            return [Answer(text=text) for text in texts]
 
         return self.phase("majority", 0, answer, device=device, show_images=False)
 
-    def _answers(self, place: Path, examples: Sequence[Example], answer: Answerer) -> Answers:
+    def _answers(self, place: Path, examples: Sequence[Example], answer: Answerer) -> list[Answer]:
         """Return the answers, each with those to its rephrasings where these are configured."""
         phase, name = place.parent.name, place.name
         count = self.config.rephrasings if phase in rephrasing.PHASES else 0
         every = answer(place, [*examples, *rephrasing.all_rephrased(examples, count)])
         answers = rephrasing.with_rephrased(every, len(examples))
-        if answers.num_cut:
+        if num_cut := sum(own.cut for own in answers):
             log.warning(
                 "%s/%s: %d of %d answers were cut at evaluation.max_new_tokens=%d",
-                *(phase, name, answers.num_cut, len(examples), self.config.max_new_tokens),
+                *(phase, name, num_cut, len(examples), self.config.max_new_tokens),
             )
         return answers
 
     def _score(
-        self, place: Path, step: int, answers: Answers, *, device: str, images: str
+        self, place: Path, step: int, answers: Sequence[Answer], *, device: str, images: str
     ) -> Evaluation:
         phase, name = place.parent.name, place.name
         predictions = to_predictions(self.sets[name], answers)
@@ -108,7 +107,7 @@ class Evaluator:
                 group: {**scores, **(confidence[group].measures() if group in confidence else {})}
                 for group, scores in scored.summary.items()
             },
-            num_cut_answers=answers.num_cut,
+            num_cut_answers=sum(own.cut for own in answers),
             protocols=scored.protocols,
         )
         write_predictions(place / "predictions.jsonl", predictions, scored.items)
@@ -164,29 +163,26 @@ def without_images(example: Example) -> Example:
     return replace(example, images=(), image_ids=())
 
 
-def to_predictions(examples: Sequence[Example], answers: Answers) -> list[Prediction]:
+def to_predictions(examples: Sequence[Example], answers: Sequence[Answer]) -> list[Prediction]:
     """Join examples and answers; questions on the same picture(s) form one cluster."""
-    unknown = [None] * len(examples)
     return [
         Prediction(
             id=example.id,
             question=example.question,
             references=example.answers,
-            prediction=answers.texts[place],
+            prediction=own.text,
             answer_type=example.answer_type,
             source=example.source,
             split=example.split,
             cluster="+".join(example.image_ids),
             options=example.options,
-            cut=answers.cut[place],
-            logprob_sum=total,
-            logprob_mean=None if total is None else total / max(answers.num_tokens[place], 1),
-            choice_probs=probs,
-            likelihood=answers.likelihoods.get(place),
-            rephrased=answers.rephrased[place] if answers.rephrased else (),
+            cut=own.cut,
+            logprob_sum=own.logprob,
+            logprob_mean=None if own.logprob is None else own.logprob / max(own.num_tokens, 1),
+            choice_probs=own.choice_probs,
+            likelihood=own.likelihood,
+            rephrased=own.rephrased,
             level="" if example.difficulty is None else f"{example.difficulty:g}",
         )
-        for place, (example, total, probs) in enumerate(
-            zip(examples, answers.logprobs or unknown, answers.choice_probs or unknown, strict=True)
-        )
+        for example, own in zip(examples, answers, strict=True)
     ]

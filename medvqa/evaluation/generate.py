@@ -25,56 +25,31 @@ if TYPE_CHECKING:
 
 ChoiceProbs = dict[str, float]
 YES_NO = ("yes", "no")
-PER_ANSWER = ("texts", "cut", "num_tokens", "logprobs", "choice_probs")  # fields of `Answers`
 ENCODING_THREADS = 4  # on a GPU, which would otherwise wait for pictures to be decoded
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Generated texts in the order of the examples.
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A model's answer to one question.
 
     Attributes:
-        cut: One per answer: whether it hit `max_new_tokens` before the end of the turn.
-        num_tokens: One per answer: new tokens, the end of the turn included.
-        decoding: How they were computed.
-        logprobs: One per answer: the summed log-probability of its new tokens.
-        choice_probs: One per answer: the probability of each choice at the first token; None for
-            questions without choices, or with choices that begin alike.
-        likelihoods: One per answer that likelihood chose, by the answer's place.
-        rephrased: One per answer: the answers to other wordings of its question.
+        cut: Whether it hit `max_new_tokens` before the end of the turn.
+        num_tokens: New tokens, the end of the turn included.
+        logprob: Summed log-probability of its new tokens; None if unknown.
+        choice_probs: Probability of each choice at the first token; None for questions without
+            choices, or with choices that begin alike.
+        likelihood: Log-probabilities of the candidates by kind, where these gave the answer.
+        rephrased: Answers to other wordings of the question.
     """
 
-    texts: tuple[str, ...]
-    cut: tuple[bool, ...]
-    num_tokens: tuple[int, ...]
-    decoding: str
+    text: str
+    cut: bool = False
+    num_tokens: int = 0
     # Rounding differs between batches, so these do not make two answers different.
-    logprobs: tuple[float, ...] = field(default=(), compare=False)
-    choice_probs: tuple[ChoiceProbs | None, ...] = field(default=(), compare=False)
-    likelihoods: Mapping[int, Mapping[str, Sequence[float]]] = field(default_factory=dict)
-    rephrased: tuple[tuple[str, ...], ...] = ()
-
-    @property
-    def num_cut(self) -> int:
-        """Answers that hit the limit."""
-        return sum(self.cut)
-
-    @property
-    def rows(self) -> list[tuple[Any, ...]]:
-        """The values of `PER_ANSWER`, answer by answer."""
-        return list(zip(*(getattr(self, name) for name in PER_ANSWER), strict=True))
-
-
-def from_rows(
-    rows: Mapping[int, tuple[Any, ...]],
-    decoding: str,
-    likelihoods: Mapping[int, Mapping[str, Sequence[float]]] | None = None,
-) -> Answers:
-    """Return the answers whose values of `PER_ANSWER` are given by place."""
-    in_order = [rows[place] for place in range(len(rows))]
-    columns = zip(*in_order, strict=True) if rows else [()] * len(PER_ANSWER)
-    values = dict(zip(PER_ANSWER, columns, strict=True))
-    return Answers(**values, decoding=decoding, likelihoods=likelihoods or {})
+    logprob: float | None = field(default=None, compare=False)
+    choice_probs: ChoiceProbs | None = field(default=None, compare=False)
+    likelihood: Mapping[str, Sequence[float]] | None = None
+    rephrased: tuple[str, ...] = ()
 
 
 def generate(
@@ -87,8 +62,8 @@ def generate(
     decoding: Decoding = Decoding.auto,
     description: str = "answering",
     samples: Sequence[Sample] | None = None,
-) -> Answers:
-    """Answer every example greedily.
+) -> list[Answer]:
+    """Answer every example greedily, in the order of the examples.
 
     Prompts are left-padded; neither the size of a batch nor sharing a prefix changes an answer,
     up to rounding: docs/engine.md says how often that matters in bfloat16.
@@ -107,12 +82,12 @@ def generate(
 
     chosen = choose_path(loaded, Engine.auto, decoding).decoding
     if not examples:  # all were known already
-        return Answers((), (), (), chosen.value)
+        return []
     engine = make_engine(chosen, loaded, encoder)
     order = answering_order(examples)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     loaded.use_for(training=False)
-    rows: dict[int, tuple[Any, ...]] = {}
+    answers: dict[int, Answer] = {}
     on_gpu = loaded.device.type == "cuda"
     encoded = _encoded(encoder, examples, batches, samples, on_gpu=on_gpu)
     with torch.inference_mode(), closing(encoded):
@@ -124,8 +99,9 @@ def generate(
                 lambda part: engine.answer(part, max_new_tokens),
                 partial(_joined, end_token_id=encoder.end_token_id),
             )
-            rows |= _rows(answered, {i: examples[i] for i in indices}, encoder)
-    return from_rows(rows, chosen.value)
+            own = _read(answered, [examples[i] for i in indices], encoder)
+            answers |= zip(indices, own, strict=True)
+    return [answers[place] for place in range(len(examples))]
 
 
 def answering_order(examples: Sequence[Example]) -> list[int]:
@@ -186,19 +162,19 @@ def _encoded(
     )
 
 
-def _rows(
-    answered: Decoded, examples: Mapping[int, Example], encoder: Encoder
-) -> dict[int, tuple[Any, ...]]:
-    """Return each answer's text, whether it was cut, its tokens and probabilities, by its place."""
+def _read(answered: Decoded, examples: Sequence[Example], encoder: Encoder) -> list[Answer]:
+    """Return a batch's answers."""
     tokenizer, end = encoder.processor.tokenizer, encoder.end_token_id
-    probs = _choice_probs(answered, [_choice_ids(e, tokenizer) for e in examples.values()])
+    probs = _choice_probs(answered, [_choice_ids(e, tokenizer) for e in examples])
     is_cut = (answered.tokens != end).all(dim=1).tolist()
     ended = _ended(answered.tokens, end)
     texts = [text.strip() for text in tokenizer.batch_decode(ended, skip_special_tokens=True)]
     lengths = [len(row) + (not cut) for row, cut in zip(ended, is_cut, strict=True)]
     totals = answered.logprobs.sum(dim=1).tolist()
-    rows = zip(texts, is_cut, lengths, totals, probs, strict=True)
-    return dict(zip(examples, rows, strict=True))
+    return [
+        Answer(text=text, cut=cut, num_tokens=length, logprob=total, choice_probs=own)
+        for text, cut, length, total, own in zip(texts, is_cut, lengths, totals, probs, strict=True)
+    ]
 
 
 def _choice_ids(example: Example, tokenizer: Any) -> dict[str, list[int]]:

@@ -15,7 +15,7 @@ from medvqa.config.evaluation import Decoding, EvaluationConfig, Scoring
 from medvqa.config.training import Engine
 from medvqa.data.example import Example
 from medvqa.evaluation.choice import LETTERS
-from medvqa.evaluation.generate import YES_NO, Answers, answering_order, from_rows, generate
+from medvqa.evaluation.generate import YES_NO, Answer, answering_order, generate
 from medvqa.evaluation.memory import within_memory
 from medvqa.evaluation.metrics import is_yes_or_no
 from medvqa.fast.choice import choose_path, make_engine
@@ -40,22 +40,19 @@ class Likelihood:
     values: dict[str, tuple[float, ...]]
 
     @property
-    def answer(self) -> str:
+    def answer(self) -> Answer:
         """The most probable candidate; the first one of several that are equal."""
-        return self.candidates[self._place]
-
-    @property
-    def _place(self) -> int:
         scores = self.values[self.decided_by]
-        return max(range(len(scores)), key=scores.__getitem__)
-
-    def row(self) -> tuple[str, bool, int, float, dict[str, float]]:
-        """Return text, whether it is cut, tokens, log-probability and shares of the first token."""
-        total = self.values.get("sum", self.values[self.decided_by])[self._place]
-        mean = self.values[self.decided_by][self._place]
-        first = self.values.get("letter", self.values[self.decided_by])
-        shares = {c: math.exp(value) for c, value in zip(self.candidates, first, strict=True)}
-        return self.answer, False, round(total / mean) if mean else 1, total, shares
+        place = max(range(len(scores)), key=scores.__getitem__)
+        total, mean = self.values.get("sum", scores)[place], scores[place]
+        first = zip(self.candidates, self.values.get("letter", scores), strict=True)
+        return Answer(
+            text=self.candidates[place],
+            num_tokens=round(total / mean) if mean else 1,
+            logprob=total,
+            choice_probs={candidate: math.exp(value) for candidate, value in first},
+            likelihood=self.values,
+        )
 
 
 def by_generation(
@@ -64,7 +61,7 @@ def by_generation(
     examples: Sequence[Example],
     config: EvaluationConfig,
     description: str,
-) -> Answers:
+) -> list[Answer]:
     """Return what the model writes."""
     return generate(
         loaded,
@@ -83,7 +80,7 @@ def by_likelihood(
     examples: Sequence[Example],
     config: EvaluationConfig,
     description: str,
-) -> Answers:
+) -> list[Answer]:
     """Return the most probable candidates; open questions without options are generated."""
     places = [place for place, example in enumerate(examples) if is_scorable(example)]
     rest = [place for place in range(len(examples)) if place not in set(places)]
@@ -95,10 +92,9 @@ def by_likelihood(
         decoding=config.decoding,
     )
     written = by_generation(loaded, encoder, [examples[p] for p in rest], config, description)
-    chosen = dict(zip(places, scored, strict=True))
-    rows = dict(zip(rest, written.rows, strict=True))
-    rows |= {place: one.row() for place, one in chosen.items()}
-    return from_rows(rows, written.decoding, {place: one.values for place, one in chosen.items()})
+    answers = dict(zip(rest, written, strict=True))
+    answers |= {place: own.answer for place, own in zip(places, scored, strict=True)}
+    return [answers[place] for place in range(len(examples))]
 
 
 ANSWERERS = {Scoring.generate: by_generation, Scoring.likelihood: by_likelihood}

@@ -10,7 +10,7 @@ from medvqa.data.example import Prediction, Score
 from medvqa.evaluation.choice import read_choice
 from medvqa.evaluation.comparison import run_mean
 from medvqa.evaluation.evaluate import to_predictions
-from medvqa.evaluation.generate import Answers
+from medvqa.evaluation.generate import Answer
 from medvqa.evaluation.metrics import exact_match, yes_or_no
 from medvqa.evaluation.probes import ProbeQuestion
 from medvqa.evaluation.score import ItemScores, score_predictions
@@ -34,7 +34,7 @@ DENIAL = re.compile(
 
 def probe_rows(
     questions: Sequence[ProbeQuestion],
-    answers: Answers,
+    answers: Sequence[Answer],
     normal: Mapping[str, Mapping[str, Any]],
     config: EvaluationConfig,
 ) -> list[dict[str, Any]]:

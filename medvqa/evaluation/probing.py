@@ -11,7 +11,7 @@ from medvqa.config.evaluation import EvaluationConfig, ProbeName
 from medvqa.data.example import Example, Score
 from medvqa.evaluation.answering import Answerer
 from medvqa.evaluation.evaluate import Evaluator, stored
-from medvqa.evaluation.generate import Answers
+from medvqa.evaluation.generate import Answer
 from medvqa.evaluation.probe_rates import MEASURES, probe_rows, probe_scores
 from medvqa.evaluation.probes import PROBES, ProbeQuestion, probe_questions
 from medvqa.evaluation.rephrasing import all_rephrased
@@ -113,7 +113,7 @@ def read_probe(path: Path) -> ProbeResult:
 def _record(
     evaluator: Evaluator,
     place: Path,
-    outcome: tuple[ProbeName, str, Sequence[ProbeQuestion], Answers | None, int],
+    outcome: tuple[ProbeName, str, Sequence[ProbeQuestion], list[Answer] | None, int],
 ) -> ProbeResult:
     name, set_name, questions, answers, step = outcome
     result = ProbeResult(

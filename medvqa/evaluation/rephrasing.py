@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 
 from medvqa.config.evaluation import Normalizer
 from medvqa.data.example import Example, Prediction
 from medvqa.evaluation.choice import read_choice
-from medvqa.evaluation.generate import PER_ANSWER, Answers
+from medvqa.evaluation.generate import Answer
 from medvqa.evaluation.metrics import exact_match
 from medvqa.evaluation.probes import EXISTS
 
@@ -41,16 +42,11 @@ def all_rephrased(examples: Sequence[Example], count: int) -> list[Example]:
     return [own for example in examples for own in rephrased(example, count)]
 
 
-def with_rephrased(answers: Answers, num_questions: int) -> Answers:
+def with_rephrased(answers: Sequence[Answer], num_questions: int) -> list[Answer]:
     """Return the first answers, each with its equal share of the rest: those to rephrasings."""
-    count = len(answers.texts) // num_questions - 1
-    if not count:
-        return answers
-    rest = answers.texts[num_questions:]
-    values = {name: getattr(answers, name)[:num_questions] for name in PER_ANSWER}
-    likelihoods = {p: values for p, values in answers.likelihoods.items() if p < num_questions}
-    rephrased = tuple(rest[start : start + count] for start in range(0, len(rest), count))
-    return replace(answers, **values, likelihoods=likelihoods, rephrased=rephrased)
+    count = len(answers) // num_questions - 1
+    rest = iter(answer.text for answer in answers[num_questions:])
+    return [replace(a, rephrased=tuple(islice(rest, count))) for a in answers[:num_questions]]
 
 
 def agreement(prediction: Prediction, normalizer: Normalizer) -> float | None:

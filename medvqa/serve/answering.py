@@ -185,14 +185,14 @@ class Answerer:
                     decoding=self._config.decoding,
                     samples=[prepared[i].sample for i in indices],
                 )
-                for place, i in enumerate(indices):
+                for i, own in zip(indices, batch, strict=True):
                     answer = Answer(
-                        text=batch.texts[place],
-                        was_cut=batch.cut[place],
-                        num_tokens=batch.num_tokens[place],
+                        text=own.text,
+                        was_cut=own.cut,
+                        num_tokens=own.num_tokens,
                         num_prompt_tokens=len(prepared[i].sample.prompt_ids),
                     )
-                    answers[i] = self._with_confidence(answer, batch.logprobs[place])
+                    answers[i] = self._with_confidence(answer, own.logprob or 0.0)
         return [answers[i] for i in range(len(prepared))]
 
     def _with_confidence(self, answer: Answer, logprob_sum: float) -> Answer:

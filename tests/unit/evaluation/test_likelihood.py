@@ -7,7 +7,7 @@ import torch
 
 from medvqa.config.evaluation import BertScoreConfig, Decoding, EvaluationConfig, Scoring
 from medvqa.evaluation.evaluate import to_predictions
-from medvqa.evaluation.generate import Answers
+from medvqa.evaluation.generate import Answer
 from medvqa.evaluation.likelihood import Likelihood, by_likelihood, likelihoods
 from medvqa.evaluation.score import score_predictions
 
@@ -45,7 +45,7 @@ def test_options_have_the_probabilities_of_a_plain_computation(tiny, encoder, ph
     letters = [plain_log_probabilities(tiny, encoder, example, letter)[0] for letter in "ABC"]
     assert likelihood.values["letter"] == pytest.approx(letters, abs=1e-4)
     # The highest log-probability, which is the lowest loss.
-    assert likelihood.answer == OPTIONS[means.index(max(means))]
+    assert likelihood.answer.text == OPTIONS[means.index(max(means))]
 
 
 def test_shared_prefixes_and_batch_sizes_leave_every_likelihood_as_it_is(tiny, encoder, phantoms):
@@ -62,7 +62,7 @@ def test_shared_prefixes_and_batch_sizes_leave_every_likelihood_as_it_is(tiny, e
     ]  # fmt: skip
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
-            assert one.answer == two.answer
+            assert one.answer.text == two.answer.text
             for name, values in one.values.items():
                 assert two.values[name] == pytest.approx(values, abs=1e-4)
 
@@ -70,7 +70,7 @@ def test_shared_prefixes_and_batch_sizes_leave_every_likelihood_as_it_is(tiny, e
 def test_the_mean_decides_where_the_sum_would_choose_the_shorter_option():
     values = {"sum": (-2.0, -3.0), "mean": (-2.0, -1.0), "letter": (-1.0, -9.0)}
     result = Likelihood(candidates=("ct", "magnetic resonance"), decided_by="mean", values=values)
-    assert result.answer == "magnetic resonance"
+    assert result.answer.text == "magnetic resonance"
 
 
 def test_yes_and_no_are_compared_and_open_questions_are_generated(tiny, encoder, phantoms):
@@ -80,9 +80,9 @@ def test_yes_and_no_are_compared_and_open_questions_are_generated(tiny, encoder,
         scoring=Scoring.likelihood, max_new_tokens=2, bertscore=BertScoreConfig(enabled=False)
     )
     answers = by_likelihood(tiny, encoder, [opened, closed], config, "")
-    yes, no = answers.likelihoods[1]["first_token"]
-    assert answers.texts[1] == ("yes" if yes >= no else "no")
-    assert 0 not in answers.likelihoods
+    yes, no = answers[1].likelihood["first_token"]
+    assert answers[1].text == ("yes" if yes >= no else "no")
+    assert answers[0].likelihood is None
     plain = [plain_log_probabilities(tiny, encoder, closed, text)[0] for text in ("yes", "no")]
     assert [yes, no] == pytest.approx(plain, abs=1e-4)
 
@@ -94,8 +94,7 @@ def test_the_prompt_shows_letters_and_the_answer_is_read_as_the_option(encoder, 
         assert line in text
     config = EvaluationConfig(bootstrap_samples=10, bertscore=BertScoreConfig(enabled=False))
     texts = ("B", "it is on the right", "rigth")
-    none = (False,) * 3
-    rows = to_predictions([example] * 3, Answers(texts, none, none, "none"))
+    rows = to_predictions([example] * 3, [Answer(text=text) for text in texts])
     scored = score_predictions(rows, config, device="cpu")
     assert [item.exact_match for item in scored.items] == [True, True, True]
     assert [item.nearest_option for item in scored.items] == [False, False, True]

@@ -8,7 +8,7 @@ import pytest
 from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig, ProbeName
 from medvqa.evaluation.answering import by_model
 from medvqa.evaluation.evaluate import Evaluator
-from medvqa.evaluation.generate import Answers
+from medvqa.evaluation.generate import Answer
 from medvqa.evaluation.probe_rates import probe_rows, probe_scores
 from medvqa.evaluation.probes import probe_questions
 from medvqa.evaluation.probing import (
@@ -29,8 +29,7 @@ CONFIG = EvaluationConfig(
 
 
 def said(*texts):
-    none = (False,) * len(texts)
-    return Answers(texts=texts, cut=none, num_tokens=none, decoding="none")
+    return [Answer(text=text) for text in texts]
 
 
 def rates(name, examples, answer, normal=None):
@@ -141,6 +140,6 @@ def test_a_rephrasing_is_answered_as_if_it_were_asked_alone(tiny, encoder, phant
     rows = read_lines(tmp_path / "evaluation/final/test/predictions.jsonl")
     for row, example in zip(rows, examples, strict=True):
         alone = by_tiny(tmp_path / "alone", rephrased(example, 2))
-        assert row["rephrased"] == list(alone.texts)
-        share = sum(text == row["prediction"] for text in alone.texts) / 2
+        assert row["rephrased"] == [own.text for own in alone]
+        share = sum(own.text == row["prediction"] for own in alone) / 2
         assert row["agreement"] == share

@@ -13,7 +13,7 @@ from medvqa.config.evaluation import EvaluationConfig, ProbeName
 from medvqa.data.pool import load_examples
 from medvqa.evaluation.confidence import calibration_error
 from medvqa.evaluation.evaluate import Evaluator
-from medvqa.evaluation.generate import Answers
+from medvqa.evaluation.generate import Answer
 from medvqa.evaluation.probing import ask_probes
 from medvqa.report.arms import read_arms
 from medvqa.report.command import main_report
@@ -45,12 +45,10 @@ def add_probes(directory, examples, seed, *, credulous):
     evaluator = Evaluator({"test": examples}, config, directory=directory, seed=seed)
 
     def answer(place, questions):
-        texts = tuple(
-            question.id.rpartition("_")[2] if credulous else question.answers[0]
+        return [
+            Answer(text=question.id.rpartition("_")[2] if credulous else question.answers[0])
             for question in questions
-        )
-        none = (False,) * len(texts)
-        return Answers(texts, none, none, "none")
+        ]
 
     ask_probes(evaluator, answer, 1)
 

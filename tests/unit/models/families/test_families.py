@@ -121,9 +121,8 @@ def test_the_loss_is_the_models_own(loaded, encoder, examples):
 
 
 def answers(loaded, encoder, examples, batch_size):
-    return generate(
-        loaded, encoder, examples, max_new_tokens=8, batch_size=batch_size, decoding=Decoding.plain
-    ).texts
+    options = {"max_new_tokens": 8, "batch_size": batch_size, "decoding": Decoding.plain}
+    return [own.text for own in generate(loaded, encoder, examples, **options)]
 
 
 def test_the_size_of_a_batch_changes_no_answer(loaded, encoder, examples):
