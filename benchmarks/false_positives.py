@@ -11,7 +11,6 @@ p-values is at most 0.05. Power is that of the three pairs of an arm that is bet
 difference which the report prints as detectable. Rates stay clear of 0 and 1.
 """
 
-import argparse
 import itertools
 import json
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from benchmarks.runs import parser_of
 from medvqa.evaluation.components import OWN_SHARE, UNEQUAL_LEVEL, by_component
 from medvqa.evaluation.power import detectable_difference
 from medvqa.report.pairs import LARGEST_DETECTABLE
@@ -31,14 +31,14 @@ PAIRS = tuple(itertools.combinations(range(NUM_ARMS), 2))
 PRINTED = 1000  # studies over which the printed detectable difference is averaged
 LEVEL = 0.05 / len(PAIRS)  # Holm's first step: no pair is rejected unless one is here
 USED = "pooled, by component, at least 0.8 of the pair's own"
-METHODS = {
-    "one Satterthwaite df (before)": "two arms, Satterthwaite over seeds and pictures",
-    "df = seeds - 1": "the same standard error with seeds - 1 degrees of freedom",
-    "two arms, by component": "seed variance of the two arms alone",
-    "pooled, Satterthwaite": "seed variance of all arms; Kenward-Roger's df in balanced designs",
-    "pooled, by component": "seed variance of all arms, each part with its own t quantile",
-    USED: "what the report uses",
-}
+METHODS = (
+    "one Satterthwaite df (before)",  # two arms, over seeds and pictures
+    "df = seeds - 1",  # the same standard error
+    "two arms, by component",  # seed variance of the two arms alone
+    "pooled, Satterthwaite",  # of all arms; Kenward-Roger's df in balanced designs
+    "pooled, by component",  # each part with its own t quantile
+    USED,
+)
 
 
 def studies(
@@ -60,15 +60,14 @@ def unequal(means: np.ndarray, *, paired: bool) -> np.ndarray:
     residuals = means - means.mean(axis=2, keepdims=True)
     if paired:
         residuals = residuals - residuals.mean(axis=1, keepdims=True)
-    freedom = means.shape[2] - 1
-    variances = np.maximum((residuals**2).sum(axis=2) / freedom, 1e-12)
-    total = NUM_ARMS * freedom
-    scale = 1 + (NUM_ARMS / freedom - 1 / total) / (3 * (NUM_ARMS - 1))
-    statistic = total * np.log(variances.mean(axis=1)) - freedom * np.log(variances).sum(axis=1)
-    return statistic / scale > stats.chi2.isf(UNEQUAL_LEVEL, NUM_ARMS - 1)
+    arms = np.moveaxis(residuals, 1, 0)
+    with np.errstate(divide="ignore", invalid="ignore"):  # an arm without variance is unequal
+        return np.asarray(stats.bartlett(*arms, axis=-1).pvalue < UNEQUAL_LEVEL)
 
 
-def reached(variances: list[np.ndarray], freedoms: list[Any], level: float = LEVEL) -> np.ndarray:
+def half_width(
+    variances: list[np.ndarray], freedoms: list[Any], level: float = LEVEL
+) -> np.ndarray:
     """Return half the width of the interval of components, as `components.reach` does."""
     quantiles = [stats.t.isf(level / 2, freedom) for freedom in freedoms]
     return np.sqrt(sum(v * q**2 for v, q in zip(variances, quantiles, strict=True)))
@@ -91,9 +90,10 @@ def analysed(y: np.ndarray, *, paired: bool) -> dict[str, tuple[np.ndarray, np.n
         pooled_freedom = (NUM_ARMS - 1) * (num_seeds - 1)
     pooled = 2 * (deviations**2).sum(axis=(1, 2)) / pooled_freedom / num_seeds
     differ = unequal(means, paired=paired)
-    by_method: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in METHODS}
+    n, p = num_seeds - 1, num_pictures - 1
+    sizes, halves = [], []
     for i, j in PAIRS:
-        size = np.abs(means[:, i].mean(axis=1) - means[:, j].mean(axis=1))
+        sizes.append(np.abs(means[:, i].mean(axis=1) - means[:, j].mean(axis=1)))
         pictures = (by_picture[:, i] - by_picture[:, j]).var(axis=1, ddof=1) / num_pictures
         parts = [(means[:, i], residuals[:, i]), (means[:, j], residuals[:, j])]
         if paired:
@@ -105,26 +105,26 @@ def analysed(y: np.ndarray, *, paired: bool) -> dict[str, tuple[np.ndarray, np.n
         two = np.maximum(sum(over), sum(flips))  # an equal-variance t of the two arms
         seeds = np.maximum(pooled, sum(flips))
         robust = np.maximum(seeds, OWN_SHARE * sum(over))
-        n, p = num_seeds - 1, num_pictures - 1
-        total = sum(over) + pictures
+        total, summed = sum(over) + pictures, seeds + rest
         freedom = total**2 / (sum(v**2 for v in over) / n + pictures**2 / p)
-        before = [np.maximum.reduce([total - sum(flips), sum(over), pictures])]
-        alone = reached([*own, rest], [*[n] * len(own), p])
-        summed = seeds + rest
         kenward = summed**2 / (seeds**2 / pooled_freedom + rest**2 / p)
-        halves = (
-            reached(before, [freedom]),
-            reached(before, [n]),
-            reached([two, rest], [n * len(parts), p]),
-            reached([summed], [kenward]),
-            reached([seeds, rest], [pooled_freedom, p]),
-            np.where(differ, alone, reached([robust, rest], [pooled_freedom, p])),
+        before = [np.maximum.reduce([total - sum(flips), sum(over), pictures])]
+        alone = half_width([*own, rest], [*[n] * len(own), p])
+        used = half_width([robust, rest], [pooled_freedom, p])
+        halves.append(
+            [
+                half_width(before, [freedom]),
+                half_width(before, [n]),
+                half_width([two, rest], [n * len(parts), p]),
+                half_width([summed], [kenward]),
+                half_width([seeds, rest], [pooled_freedom, p]),
+                np.where(differ, alone, used),
+            ]
         )
-        for name, half in zip(METHODS, halves, strict=True):
-            by_method[name].append((size, half))
+    size = np.stack(sizes, axis=1)
     return {
-        name: (np.stack([s for s, _ in rows], 1), np.stack([h for _, h in rows], 1))
-        for name, rows in by_method.items()
+        name: (size, np.stack(half, axis=1))
+        for name, half in zip(METHODS, zip(*halves, strict=True), strict=True)
     }
 
 
@@ -169,43 +169,39 @@ def cells() -> list[dict[str, float]]:
     return [dict(zip(CELL, map(float, one), strict=True)) for one in (*equal, *unequal)]
 
 
-def lower_limit(row: dict[str, Any], method: str) -> float:
-    """Return the lower 99 % limit (one-sided, exact) of a cell's false positives."""
-    count = round(row["false"][method] * row["studies"])
-    return float(stats.binomtest(count, row["studies"]).proportion_ci(0.98, "exact").low)
+def table(results: list[dict[str, Any]]) -> Any:
+    """Return worst and mean cell of each method by number of seeds, as the page shows them."""
+    import pandas
 
-
-def table(results: list[dict[str, Any]]) -> str:
-    """Return the results by seeds as Markdown, worst and mean cell of each method."""
-    lines = [
-        "| method | seeds | false positives: worst cell | mean | lower 99 % limit of the worst | "
-        "power: mean | against the best valid method, worst cell | one arm varies 3 times as much "
-        "| 5 times |",
-        "|---" * 9 + "|",
-    ]
-    equal = [row for row in results if row["ratio"] == 1]
-    valid = [name for name in METHODS if all(lower_limit(row, name) <= 0.05 for row in equal)]
-    for name, seeds in itertools.product(METHODS, (3, 5, 8)):
-        rows = [row for row in equal if row["seeds"] == seeds]
-        rates = [row["false"][name] for row in rows]
-        powers = [row["power"][name] for row in rows]
-        best = [max(row["power"][other] for other in valid) for row in rows]
-        ratio = min(p / b for p, b in zip(powers, best, strict=True))
-        unequal = [
-            max(row["false"][name] for row in results if (row["seeds"], row["ratio"]) == (seeds, r))
-            for r in (3, 5)
-        ]
-        lines.append(
-            f"| {name} | {seeds} | {max(rates):.3f} | {sum(rates) / len(rates):.3f} | "
-            f"{max(lower_limit(row, name) for row in rows):.3f} | {sum(powers) / len(powers):.2f} "
-            f"| {ratio:.2f} | {unequal[0]:.3f} | {unequal[1]:.3f} |"
+    cells = pandas.json_normalize(results)
+    cells["case"] = range(len(cells))
+    by_method = pandas.wide_to_long(
+        cells, ["false", "power"], [*CELL, "case"], "method", sep=".", suffix=".+"
+    ).reset_index()
+    by_method["low"] = [  # the lower 99 % limit, one-sided and exact
+        stats.binomtest(round(row.false * row.studies), int(row.studies))
+        .proportion_ci(0.98, "exact").low
+        for row in by_method.itertuples()
+    ]  # fmt: skip
+    equal = by_method[by_method["ratio"] == 1]
+    is_valid = equal.groupby("method")["low"].transform("max") <= 0.05
+    best = equal[is_valid].groupby("case")["power"].max()
+    equal = equal.assign(power_ratio=equal["power"] / equal["case"].map(best))
+    groups = ["method", "seeds"]
+    columns = equal.groupby(groups).agg(
+        worst=("false", "max"), mean=("false", "mean"), worst_low=("low", "max"),
+        power=("power", "mean"), power_ratio=("power_ratio", "min"),
+    )  # fmt: skip
+    for ratio in (3, 5):
+        columns[f"{ratio} times"] = (
+            by_method[by_method["ratio"] == ratio].groupby(groups)["false"].max()
         )
-    return "\n".join(lines)
+    return columns.loc[list(METHODS)].round(3)
 
 
 def main() -> None:
     """Simulate what is not there yet, keep it, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--studies", type=int, default=2000, help="per cell")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--table", action="store_true", help="simulate nothing")
@@ -216,13 +212,12 @@ def main() -> None:
         if tuple(cell.values()) not in done:
             results.append(simulate(cell, options.studies))
             options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))  # noqa: T201
+    print(table(results).to_string())  # noqa: T201
+    print("power at the detectable difference:")  # noqa: T201
     for seeds in (3, 5, 8):
-        used = [row["power"][USED] for row in results
-                if (row["seeds"], row["ratio"]) == (seeds, 1)
+        used = [row["power"][USED] for row in results if (row["seeds"], row["ratio"]) == (seeds, 1)
                 and row["detectable"] <= LARGEST_DETECTABLE]  # fmt: skip
-        words = f"{min(used):.2f} to {max(used):.2f}, mean {sum(used) / len(used):.2f}"
-        print(f"power at the detectable difference, {seeds} seeds: {words}")  # noqa: T201
+        print(f"{seeds} seeds: {min(used):.2f} to {max(used):.2f}")  # noqa: T201
 
 
 if __name__ == "__main__":

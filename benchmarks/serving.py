@@ -1,15 +1,11 @@
-"""One question, one answer, whoever is asked; and how many questions `medvqa serve` answers.
+"""Load test of `medvqa serve`: 32 clients against one that asks one question after the other.
 
-    python -m benchmarks.serving parity --data DIR [--run RUN]
-    python -m benchmarks.serving load --data DIR --run RUN [--against CHECKOUT]
+    python -m benchmarks.serving RUN --data DIR
+    python -m benchmarks.serving RUN --data DIR --against CHECKOUT
 
-`parity` asks all test questions of VQA-RAD of the evaluator, the model in process, the tool, the
-server, and the merged model; without a run it trains the tiny model first. The run's own
-predictions.jsonl is the reference. It exits with 1 if a single answer differs.
-
-`load` asks the same questions with 32 clients and with one, in alternating rounds after one round
-that warms up. With --against, 32 clients ask the servers of this checkout and of another one, which
-must be able to read the run.
+Both arms ask the same VQA-RAD questions in alternating rounds, after one round that warms up. With
+--against, 32 clients ask the servers of this checkout and of another one, which must be able to
+read the run.
 """
 
 import argparse
@@ -29,21 +25,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.runs import BARE, ROOT, Row, call, parser_of, provenance, train
+from benchmarks.runs import ROOT, Row, parser_of, provenance
 from medvqa.config.data import SourceConfig
 from medvqa.data.example import Example, ImageSource
 from medvqa.data.pool import load_examples
-from medvqa.serve.answering import Answerer, Question
-from medvqa.serve.tool import DISCLAIMER, EMPTY, build
-from medvqa.serve.tool_config import Service, ToolConfig
-from medvqa.tracking.record import read_json, read_lines, write_json
+from medvqa.tracking.record import write_json
 
 CLIENTS = 32
 QUANTILES = (50, 90, 95, 99)
 START_TIMEOUT_S = 300
-# Enough to change nearly every answer, too little for the same answer to all questions.
-TRAINED = ("training.max_steps=30", "training.learning_rate=3e-4")
-MIN_DIFFERENT_ANSWERS = 5  # below it, equal answers show nothing
 
 
 @dataclass
@@ -125,9 +115,6 @@ def ask_all(
     return list(texts), list(seconds), time.perf_counter() - started
 
 
-# --- Load ----------------------------------------------------------------------------------------
-
-
 def load(options: argparse.Namespace) -> Row:
     """Return rates of both arms."""
     source = SourceConfig(name="vqa_rad", path=options.data, split="test", limit=options.requests)
@@ -177,118 +164,20 @@ def batch_sizes(server: Server) -> list[int]:
     return [int(n) for n in re.findall(r"^answered (\d+) in", server.log.read_text(), re.M)]
 
 
-# --- Parity --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The evaluation set and the evaluator's answers, in its order."""
-
-    examples: Sequence[Example]
-    evaluated: Sequence[str]
-    zero_shot: Sequence[str]
-
-
-def asked(run: Path, data: str) -> Asked:
-    """Return the run's own evaluation set and answers."""
-    config = read_json(run / "run.json")["config"]["data"]
-    limit = config["evaluation"]["test"]["limit"]
-    source = SourceConfig(name="vqa_rad", path=data, split="test", limit=limit)
-    examples = load_examples(source, seed=config["seed"])
-
-    def answers(phase: str) -> list[str]:
-        rows = read_lines(run / "evaluation" / phase / "test" / "predictions.jsonl")
-        by_id = {row["id"]: row["prediction"] for row in rows}
-        return [by_id[example.id] for example in examples]
-
-    return Asked(examples, answers("final"), answers("zero_shot"))
-
-
-def in_process(directory: Path, examples: Sequence[Example]) -> list[str]:
-    """Return the answers of the run, or of an export, loaded into this process."""
-    questions = [Question(text=e.question, images=e.images) for e in examples]
-    return [answer.text for answer in Answerer.of_run(directory).answer(questions)]
-
-
-def by_tool(config: ToolConfig, examples: Sequence[Example]) -> list[str]:
-    """Return the answers of the agent's tool, without its notes."""
-    tool = build(config)
-
-    def ask(example: Example) -> str:
-        urls = [data_url(image) for image in example.images]
-        lines = tool.great_brain_specialist(example.question, urls).split("\n")
-        while lines and (lines[-1] == DISCLAIMER or lines[-1].startswith("Note: ")):
-            lines.pop()
-        answer = "\n".join(lines)
-        return "" if answer == EMPTY else answer
-
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        return list(pool.map(ask, examples))
-
-
-def of_endpoint(server: Server, run: Path) -> ToolConfig:
-    """Return the tool's config for a server."""
-    return ToolConfig(service=Service.openai, base_url=server.url, model=server.model, run=str(run))
-
-
-def equal(texts: Sequence[str], of_run: Asked) -> int:
-    """Return how many answers are the evaluator's."""
-    return sum(a == b for a, b in zip(texts, of_run.evaluated, strict=True))
-
-
-def parity(options: argparse.Namespace) -> Row:
-    """Return, for each way to ask, how many answers equal the evaluator's."""
-    with tempfile.TemporaryDirectory() as place:
-        run, merged = options.run, Path(place) / "merged"
-        if run is None:
-            data = ("data=vqa_rad", f"data.path='{Path(options.data).resolve()}'")
-            extra = ("evaluation.zero_shot=true", "evaluation.bootstrap_samples=200")
-            run = train(Path(place) / "run", *data, *TRAINED, *BARE, *extra).directory
-        of_run = asked(run, options.data)
-        examples = of_run.examples
-        export = ["-m", "medvqa.cli", "export", str(run.resolve()), "--merge", "--out", str(merged)]
-        call(export, Path(place) / "export.log")
-        ways = {
-            "in_process": in_process(run, examples),
-            "tool_in_process": by_tool(ToolConfig(run=str(run)), examples),
-            "merged_in_process": in_process(merged, examples),
-        }
-        with running_server(run, Path(place) / "server.log") as server:
-            ways["server"] = ask_all(server, examples)[0]
-            ways["tool_over_server"] = by_tool(of_endpoint(server, run), examples)
-        with running_server(merged, Path(place) / "merged.log") as server:
-            ways["server_of_merged"] = ask_all(server, examples)[0]
-    num_different, num_questions = len(set(of_run.evaluated)), len(examples)
-    if equal(of_run.zero_shot, of_run) > num_questions / 2 or num_different < MIN_DIFFERENT_ANSWERS:
-        sys.exit("the run's answers are too few or too close to the base's to show anything")
-    return {
-        "num_questions": num_questions,
-        "num_different_answers": num_different,
-        "base_without_adapter": equal(of_run.zero_shot, of_run),
-        "equal_to_the_evaluator": {name: equal(texts, of_run) for name, texts in ways.items()},
-    }
-
-
-def main() -> int:
-    """Measure one of both and write the record; 1 if an answer differs."""
+def main() -> None:
+    """Measure and write the record."""
     parser = parser_of(__doc__)
-    parser.add_argument("what", choices=("parity", "load"))
+    parser.add_argument("run", type=Path)
     parser.add_argument("--data", required=True, help="VQA-RAD as its authors publish it")
-    parser.add_argument("--run", type=Path)
     parser.add_argument("--requests", type=int, default=160, help="questions per round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another version's tree")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/serving.json")
     options = parser.parse_args()
-    if options.what == "load" and options.run is None:
-        parser.error("load needs --run")
-    result = parity(options) if options.what == "parity" else load(options)
-    name = {"parity": "serving_parity", "load": "serving"}[options.what]
-    write_json(options.out or ROOT / f"benchmarks/results/{name}.json", {**provenance(), **result})
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
-    counts = result.get("equal_to_the_evaluator", {}).values()
-    return int(any(count < result["num_questions"] for count in counts))
+    arms = load(options)
+    write_json(options.out, {**provenance(), "arms": arms})
+    print(json.dumps(arms, indent=2))  # noqa: T201
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

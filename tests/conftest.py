@@ -34,6 +34,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 120
+NUM_QUESTIONS = int(os.environ.get("MEDVQA_TEST_QUESTIONS", "40"))  # 451: all that VQA-RAD has
 # These start many processes: begun last, one of them would keep a core busy while the other rests.
 LONGEST = ("sweep", "several_gpus", "clusters", "search", "run", "serve", "report")
 SECRET = "s3cret-0f-a-test"
@@ -185,7 +186,7 @@ def vqa_rad_run(shared, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("vqa_rad") / "run"
     overrides = [
         *("experiment=smoke", "data=vqa_rad", f"data.path={shared / 'data' / 'vqa_rad'}"),
-        *("data.evaluation.test.limit=40", "training.max_steps=6"),
+        *(f"data.evaluation.test.limit={NUM_QUESTIONS}", "training.max_steps=6"),
         *("evaluation.after_each_stage=false", "evaluation.bertscore.enabled=false"),
     ]
     answer = subprocess.run(

@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.serving import asked, equal, in_process
 from medvqa.config.errors import UserError
 from medvqa.config.lora import LoraConfig
 from medvqa.export.atomic import new_directory
@@ -25,7 +24,8 @@ from medvqa.export.vllm import max_lora_rank, vllm_command
 from medvqa.models.encode import Encoder
 from medvqa.models.source import EMBEDDED
 from medvqa.models.trained import Kind, load_trained, read_trained
-from tests.conftest import ROOT
+from tests.asking import asked, equal, in_process
+from tests.conftest import NUM_QUESTIONS, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_the_card_tells_data_curriculum_metrics_and_licences(vqa_rad_run, adapte
     score = json.loads(
         (vqa_rad_run / "evaluation" / "final" / "test" / "metrics.json").read_text()
     )["summary"]["overall"]["f1"]
-    cell = f"{score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}] n=40"
+    cell = f"{score['mean']:.3f} [{score['low']:.3f}, {score['high']:.3f}] n={NUM_QUESTIONS}"
     for text in (
         DISCLAIMER,
         cell,
@@ -137,7 +137,7 @@ def test_merged_weights_answer_as_the_adapter_and_both_scores_are_kept(
     check = values["merge"]
     assert check["merged_minus_adapter"] < 1e-3 * check["adapter_minus_base"]
     assert check["merged_minus_base"] > 0.9 * check["adapter_minus_base"]
-    assert check["equal_answers"] == {"test": {"equal": 40, "of": 40}}
+    assert check["equal_answers"] == {"test": {"equal": NUM_QUESTIONS, "of": NUM_QUESTIONS}}
     scores = values["scores"]["test"]
     # Answers are equal; the confidence in them differs by the rounding of the merge.
     for group, adapter in scores["adapter"].items():
@@ -145,7 +145,7 @@ def test_merged_weights_answer_as_the_adapter_and_both_scores_are_kept(
         for name, score in adapter.items():
             assert scores["merged"][group][name] == pytest.approx(score, abs=1e-4), (group, name)
     of_run = asked(vqa_rad_run, str(shared / "data" / "vqa_rad"))
-    assert equal(in_process(merged_model, of_run.examples), of_run) == 40
+    assert equal(in_process(merged_model, of_run.examples), of_run) == NUM_QUESTIONS
     assert of_run.zero_shot != of_run.evaluated
     assert "Merged in float32" in (merged_model / "README.md").read_text()
     # The merged model's own predictions stay with the run.

@@ -18,18 +18,7 @@ import pytest
 from langchain_openai import ChatOpenAI
 from PIL import Image
 
-from benchmarks.serving import (
-    ask_all,
-    asked,
-    batch_sizes,
-    by_tool,
-    data_url,
-    equal,
-    in_process,
-    of_endpoint,
-    request_body,
-    running_server,
-)
+from benchmarks.serving import ask_all, batch_sizes, data_url, request_body, running_server
 from medvqa.config.errors import UserError
 from medvqa.data.image import ImageBytes
 from medvqa.models.trained import read_trained
@@ -37,6 +26,8 @@ from medvqa.serve.answering import Answerer, Question
 from medvqa.serve.command import main_serve
 from medvqa.serve.engines import ProgramEngine, free_port
 from medvqa.serve.tool_config import ToolConfig
+from tests.asking import asked, by_tool, equal, in_process, of_endpoint
+from tests.conftest import NUM_QUESTIONS
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +63,12 @@ def test_evaluator_process_tool_server_and_merged_model_give_the_same_answers(
         "tool": by_tool(ToolConfig(run=str(vqa_rad_run)), examples),
         "tool over server": by_tool(of_endpoint(server, vqa_rad_run), examples),
     }
-    assert {name: equal(texts, of_run) for name, texts in ways.items()} == dict.fromkeys(ways, 40)
+    num_equal = {name: equal(texts, of_run) for name, texts in ways.items()}
+    assert num_equal == dict.fromkeys(ways, NUM_QUESTIONS)
     # What is equal is the adapter's doing.
-    assert equal(of_run.zero_shot, of_run) < 40
+    assert equal(of_run.zero_shot, of_run) < NUM_QUESTIONS
     assert len(set(of_run.evaluated)) > 2
-    # And the 16 clients were really answered together.
+    # And the clients were really answered together.
     assert max(batch_sizes(server)) > 4
 
 
@@ -250,7 +242,7 @@ def test_a_picture_that_the_model_cannot_take_is_a_400(client, body):
 def test_models_and_health_tell_what_is_served(client, server, vqa_rad_run):
     (model,) = client.get("/models").json()["data"]
     assert model["id"] == server.model == vqa_rad_run.name
-    assert model["medvqa"]["metrics"]["test"]["f1"]["num_examples"] == 40
+    assert model["medvqa"]["metrics"]["test"]["f1"]["num_examples"] == NUM_QUESTIONS
     health = httpx.get(server.url.replace("/v1", "/health"), trust_env=False)
     assert health.json() == {"status": "ok", "model": server.model}
 

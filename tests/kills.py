@@ -1,6 +1,6 @@
 """A training run that is killed at random moments, and continued by the same command each time.
 
-    python -m benchmarks.kills --kills 100
+    python -m tests.kills --kills 100
 
 The reference run is a command that nobody disturbs. The others are forked from a process that has
 imported the libraries, so that every SIGKILL hits the run and none the imports. A run that ends is
