@@ -75,9 +75,15 @@ def config_of(case: Case, num_steps: int) -> TrainingConfig:
 
 
 def train(
-    loaded: LoadedModel, encoder: Encoder, examples: Sequence[Example], case: Case, num_steps: int
+    loaded: LoadedModel,
+    encoder: Encoder,
+    examples: Sequence[Example],
+    case: Case,
+    num_steps: int,
+    *,
+    fits: bool = False,
 ) -> Trained:
-    """Train from the adapter of seed 0 and return what was seen."""
+    """Train from the adapter of seed 0, in a form that `fits`, and return what was seen."""
     reset_adapter(loaded.model, seed=0)
     loaded.reset_peak()
     rows: list[Any] = []

@@ -14,6 +14,7 @@ from medvqa.config.model import BasePrecision
 from medvqa.fast.attention import Segments, attend
 from medvqa.fast.graphs import MAX_TOKENS, Graphs, padded_length
 from medvqa.fast.layer import Layer, Rope, train_layer
+from medvqa.models.activations import LayerShapes, kept_bytes
 from medvqa.models.loaded import LoadedModel
 
 
@@ -51,6 +52,7 @@ class Decoder:
         graphs: Its captured training passes.
         pads: Whether training passes are filled up to lengths that occur often.
         recomputes: Whether the backward pass computes each layer's inside again.
+        has_dropout: Whether an adapter drops inputs.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -61,9 +63,9 @@ class Decoder:
             getattr(module, "gradient_checkpointing", False) for module in self._text.layers
         )
         parameters = [p for layer in self.layers for part in layer.parameters() for p in part]
-        self._has_dropout = any(layer.has_dropout for layer in self.layers)
+        self.has_dropout = any(layer.has_dropout for layer in self.layers)
         # Else a graph would repeat random numbers, or leave out gradients of its input.
-        self._is_fixed = loaded.has_frozen_vision and not self._has_dropout
+        self._is_fixed = loaded.has_frozen_vision and not self.has_dropout
         self.graphs = Graphs(parameters)
         self._lengths: set[int] = set()
         self.pads = loaded.device.type == "cuda"  # a CPU gains nothing by equal shapes
@@ -82,6 +84,23 @@ class Decoder:
         length = padded_length(num_tokens, self._lengths)
         self._lengths.add(length)
         return length - num_tokens
+
+    def kept_bytes(self, num_tokens: int, *, recomputes: bool) -> int:
+        """Return what a forward pass of so many tokens keeps for its backward pass."""
+        first, (query, key, mlp) = self.layers[0], self.layers[0].widths
+        hidden, size = int(self._text.config.hidden_size), int(first.norm.weight.element_size())
+        shapes = LayerShapes(
+            hidden=hidden,
+            query_width=query,
+            key_width=key,
+            mlp=mlp,
+            has_query_norm=first.q_norm is not None,
+        )
+        inside = kept_bytes(shapes, "fused", dropout=float(self.has_dropout)) * size // 2
+        layers = len(self.layers) * inside
+        if recomputes or self.recomputes:  # each layer's input, and one layer at a time anew
+            layers = len(self.layers) * hidden * size + inside
+        return num_tokens * layers
 
     def train(self, packed: Packed, *, training: bool) -> torch.Tensor:
         """Return the last layer's result (N, H), before the last norm, with its graph.
@@ -116,7 +135,7 @@ class Decoder:
                     train_layer,
                     *arguments,
                     use_reentrant=False,
-                    preserve_rng_state=self._has_dropout,
+                    preserve_rng_state=self.has_dropout,
                 )
             else:
                 x = train_layer(*arguments)

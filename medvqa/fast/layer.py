@@ -44,6 +44,12 @@ class Layer:
         groups = int(attention.num_key_value_groups)
         self.num_k = _num_outputs(attention.k_proj) // self.head_width
         self.num_q = self.num_k * groups
+        self.mlp_width = _num_outputs(mlp.up_proj)
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Outputs of the queries, of the keys and of the MLP's first half."""
+        return self.num_q * self.head_width, self.num_k * self.head_width, self.mlp_width
 
     @property
     def has_dropout(self) -> bool:

@@ -27,6 +27,11 @@ class PictureCache:
         self.num_bytes = 0
         self.num_added = 0
 
+    @property
+    def num_free_bytes(self) -> int:
+        """Memory that further tensors may take; none where there is no limit."""
+        return 0 if math.isinf(self._max_bytes) else int(self._max_bytes) - self.num_bytes
+
     def clear(self) -> None:
         """Forget all pictures."""
         with self._lock:

@@ -115,6 +115,9 @@ class PlainEngine:
         targets = labels[:, columns + 1].to(self._loaded.device)
         return (logits if selected else logits[:, columns]), targets
 
+    def pass_bytes(self, num_tokens: int, *, recomputes: bool) -> None:
+        """Return None: what a pass of any family's modules takes is unknown."""
+
     def release_memory(self) -> bool:
         """Give back what only saves time; return whether there was anything."""
         return self._language_model is not None and self._language_model.forget()

@@ -8,21 +8,11 @@ from medvqa.config.model import Backend, Device, Dtype
 from medvqa.config.schema import Config
 from medvqa.config.training import Optimizer
 from medvqa.fast.choice import ComputePath, path_of
+from medvqa.models.activations import PLAIN_SCALE_BYTES, kept_bytes
 from medvqa.preflight.model_shapes import Shapes
 
-# Bytes that autograd keeps a token and layer for each unit of hidden size, query width, key-value
-# width and MLP, computing in 16 bits; counted from the saved tensors themselves.
-KEPT = {
-    ("norm", "plain"): (18, 10, 8, 8),
-    ("norm", "fused"): (4, 6, 6, 4),
-    ("no norm", "plain"): (19, 6, 4, 8),
-    ("no norm", "fused"): (4, 6, 6, 4),
-}
-# With dropout each adapted layer also keeps its masked input, or its mask.
-KEPT_BY_DROPOUT = {"plain": (20, 4, 0, 4), "fused": (10, 2, 0, 2)}
 LOGIT_BYTES = 6  # 16 bits, and a copy in 32 for the loss
 ANSWER_COLUMNS = 64  # of a micro-batch, where the plain engine computes only those
-BYTES_OF_PLAIN_SCALES = 4 / 64  # which the fused engine keeps beside
 BYTES_OF_4_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)  # double quantisation: a byte for 64 weights
 
 
@@ -77,7 +67,7 @@ def estimate_memory(
     moments = 2 if training.optimizer is Optimizer.adamw_8bit and on_gpu else 8
     # Weights and gradients in 32 bits; the fused engine computes with a copy in 16 bits of both.
     copies = 8 + (4 if engine == "fused" else 0)
-    bytes_of_4_bits = BYTES_OF_4_BITS + (BYTES_OF_PLAIN_SCALES if engine == "fused" else 0)
+    bytes_of_4_bits = BYTES_OF_4_BITS + (PLAIN_SCALE_BYTES if engine == "fused" else 0)
     return MemoryEstimate(
         weights=int((shapes.num_parameters - quantized) * width + quantized * bytes_of_4_bits),
         adapter=shapes.num_adapter * (copies + moments),
@@ -93,14 +83,6 @@ def compute_path(config: Config, family: str, *, on_gpu: bool) -> ComputePath:
     """Return how the run would compute a model of the family."""
     engine, decoding = config.training.engine, config.evaluation.decoding
     return path_of(family, config.model.backend, engine, decoding, on_gpu=on_gpu)
-
-
-def kept_bytes(shapes: Shapes, engine: str, *, dropout: float) -> int:
-    """Return the bytes of a token and layer that autograd keeps, computing in 16 bits."""
-    plain = KEPT["norm" if shapes.has_query_norm else "no norm", engine]
-    more = KEPT_BY_DROPOUT[engine] if dropout else (0, 0, 0, 0)
-    widths = (shapes.hidden, shapes.query_width, shapes.key_width, shapes.mlp)
-    return sum((a + b) * width for a, b, width in zip(plain, more, widths, strict=True))
 
 
 def is_on_gpu(config: Config) -> bool:

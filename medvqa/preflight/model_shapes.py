@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from medvqa.config.errors import UserError
 from medvqa.config.schema import Config
+from medvqa.models.activations import LayerShapes
 from medvqa.models.adapter import linear_layers, target_pattern
 from medvqa.models.families.layers import family_of
 from medvqa.models.source import hub_answers, model_source
@@ -48,27 +49,21 @@ TEXT_FIELDS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shapes:
+class Shapes(LayerShapes):
     """What of a model decides over its memory; counts are numbers of parameters.
 
     Attributes:
         family: The `model_type` of transformers' configuration.
         num_linear: In linear layers but the output head: what 4 bits quantise.
         num_adapter: Of the LoRA adapter.
-        has_query_norm: Whether queries and keys are normalised (Qwen3).
     """
 
     family: str
     num_parameters: int
     num_linear: int
     num_adapter: int
-    hidden: int
     num_layers: int
-    query_width: int
-    key_width: int
-    mlp: int
     vocabulary: int
-    has_query_norm: bool
 
 
 def model_shapes(config: Config) -> Shapes:

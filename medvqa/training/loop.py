@@ -29,6 +29,7 @@ from medvqa.training.clock import Arriving, GpuTimestamp
 from medvqa.training.optimizer import AdapterOptimizer
 from medvqa.training.ranks import ALONE, Ranks
 from medvqa.training.schedule import learning_rate_of
+from medvqa.training.step_form import free_bytes, planned_micro_batch
 from medvqa.training.step_log import (
     Step,
     StepCallback,
@@ -76,7 +77,8 @@ class Trainer:
         self.optimizer = AdapterOptimizer(loaded, config, in_compute_type=in_compute_type)
         largest_share = math.ceil(self.batch_size / ranks.size)
         self._micro_batch_size = min(config.micro_batch_size, largest_share)
-        if self._on_gpu and config.fit_micro_batch:
+        self._plans_form = self._on_gpu and config.fit_micro_batch
+        if self._plans_form:
             self._micro_batch_size = largest_share
 
     @property
@@ -153,6 +155,10 @@ class Trainer:
         self.loaded.use_for(training=True)
         # Dropout depends on step and rank alone, so a continued run draws what the whole one drew.
         seed = self.ranks.step_seed(self.seed, number)
+        if self._plans_form:
+            lengths, room = [s.num_tokens for s in samples], free_bytes(self.loaded)
+            self._micro_batch_size = planned_micro_batch(self._engine, lengths, room)
+            self._plans_form = False
         loss = self._gradients(samples, totals[0], seed)
         while loss is None:
             self._shrink()

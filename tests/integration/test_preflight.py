@@ -14,11 +14,12 @@ from medvqa.config.lora import LoraConfig
 from medvqa.config.machine import num_cuda_devices
 from medvqa.curriculum import plan_curriculum
 from medvqa.data.image import load_rgb
+from medvqa.models.activations import KEPT, kept_bytes
 from medvqa.models.encode import Encoder
 from medvqa.models.source import hub_answers
 from medvqa.preflight.command import main_preflight
 from medvqa.preflight.doctor import main_doctor
-from medvqa.preflight.gpu_memory import KEPT, estimate_memory, kept_bytes
+from medvqa.preflight.gpu_memory import estimate_memory
 from medvqa.preflight.model_shapes import PUBLISHED, count_shapes, model_shapes
 from medvqa.preflight.probe import run_probe, total_seconds
 from medvqa.preflight.tokens import Estimator, count_tokens

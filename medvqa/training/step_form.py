@@ -1,0 +1,85 @@
+"""Which form of a training step fits into a GPU's memory, decided before the first step.
+
+Fewer samples at once cost a pass of all weights each, computing layers again costs a third of the
+products. Running out of memory still changes the form later: see `medvqa.training.loop`.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from medvqa.models.loaded import LoadedModel
+
+log = logging.getLogger(__name__)
+
+MARGIN = 0.05  # of the memory, for a longer batch later
+NUM_HALVINGS = 2  # before layers are computed again: their cost is about that of six more passes
+
+
+class Measured(Protocol):
+    """An engine that knows what a pass needs."""
+
+    def pass_bytes(self, num_tokens: int, *, recomputes: bool) -> int | None:
+        """Return the bytes that a training pass of so many tokens takes, None if unknown."""
+
+    def recompute_layers(self) -> bool:
+        """Compute layers again in the backward pass."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a step is computed: samples at once, and whether layers are computed again."""
+
+    micro_batch_size: int
+    recomputes: bool
+
+
+def forms(share: int) -> Iterator[Form]:
+    """Yield the forms of a step of `share` samples, the fastest first."""
+    sizes = [share]
+    while sizes[-1] > 1:
+        sizes.append((sizes[-1] + 1) // 2)
+    yield from (Form(size, recomputes=False) for size in sizes[: NUM_HALVINGS + 1])
+    yield from (Form(size, recomputes=True) for size in sizes)
+
+
+def planned_micro_batch(engine: Measured, num_tokens: Sequence[int], room: int) -> int:
+    """Return how many samples are computed at once; layers are computed again if need be.
+
+    Args:
+        engine: Whose passes are planned.
+        num_tokens: Of each sample of this GPU in the first step.
+        room: See `free_bytes`.
+    """
+    share, longest = len(num_tokens), sorted(num_tokens, reverse=True)
+    for form in forms(share):
+        tokens = sum(longest[: form.micro_batch_size])
+        needed = engine.pass_bytes(tokens, recomputes=form.recomputes)
+        if needed is None:
+            return share
+        if needed <= room:
+            break
+    if form.recomputes:
+        engine.recompute_layers()
+    if form != Form(share, recomputes=False):
+        log.info(
+            "%.1f GB of GPU memory are free: micro-batches of %d%s",
+            *(room / 1e9, form.micro_batch_size),
+            ", layers are computed again" if form.recomputes else "",
+        )
+    return form.micro_batch_size
+
+
+def free_bytes(loaded: LoadedModel) -> int:
+    """Return the GPU memory that training passes may take.
+
+    What the features of pictures may still take is left out, and so is a margin.
+    """
+    import torch
+
+    free, total = torch.cuda.mem_get_info(loaded.device)
+    own = torch.cuda.memory_allocated(loaded.device)
+    limit = int(total * torch.cuda.get_per_process_memory_fraction(loaded.device))
+    room = min(limit - own, free + torch.cuda.memory_reserved(loaded.device) - own)
+    return room - loaded.features.num_free_bytes - int(MARGIN * limit)
