@@ -20,13 +20,15 @@ def in_dataset_order(pool: Sequence[Example], size: int, generator: random.Rando
     return _passes(pool, size, lambda _: None)
 
 
-def easiest_first(pool: Sequence[Example], size: int, generator: random.Random) -> list[Example]:
-    """Draw as `shuffled` does and sort each pass, easiest first.
+def graded(
+    pool: Sequence[Example], size: int, generator: random.Random, *, hardest_first: bool = False
+) -> list[Example]:
+    """Draw as `shuffled` does and sort each pass, easiest first unless told otherwise.
 
     The last, partial pass is cut before it is sorted: this order then consumes the same mix of
     easy and hard examples as a shuffled stage.
     """
-    return _sort_passes(shuffled(pool, size, generator))
+    return _sort_passes(shuffled(pool, size, generator), hardest_first=hardest_first)
 
 
 def _passes(
@@ -41,7 +43,7 @@ def _passes(
     return drawn
 
 
-def _sort_passes(drawn: Sequence[Example], *, hardest_first: bool = False) -> list[Example]:
+def _sort_passes(drawn: Sequence[Example], *, hardest_first: bool) -> list[Example]:
     """Sort each pass; ties keep the order of the first pass, so passes agree."""
     rank: dict[str, int] = {}
     seen: Counter[str] = Counter()
@@ -74,11 +76,6 @@ def difficulties(examples: Sequence[Example]) -> list[tuple[float, ...]]:
             "another curriculum"
         )
     return [(example.difficulty or 0.0,) for example in examples]
-
-
-def hardest_first(pool: Sequence[Example], size: int, generator: random.Random) -> list[Example]:
-    """Draw as `shuffled` does and sort each pass, hardest first."""
-    return _sort_passes(shuffled(pool, size, generator), hardest_first=True)
 
 
 def by_sources(pool: Sequence[Example], size: int, generator: random.Random) -> list[Example]:
@@ -116,18 +113,11 @@ def interleaved(stages: Sequence[list[Example]], generator: random.Random) -> li
     return [example for *_, example in sorted(positions, key=lambda position: position[:2])]
 
 
-def merged_easiest_first(
-    stages: Sequence[list[Example]], generator: random.Random
+def merged_graded(
+    stages: Sequence[list[Example]], generator: random.Random, *, hardest_first: bool = False
 ) -> list[Example]:
-    """Join the stages, shuffle, and sort each pass, easiest first."""
-    return _sort_passes(merged_shuffled(stages, generator))
-
-
-def merged_hardest_first(
-    stages: Sequence[list[Example]], generator: random.Random
-) -> list[Example]:
-    """Join the stages, shuffle, and sort each pass, hardest first."""
-    return _sort_passes(merged_shuffled(stages, generator), hardest_first=True)
+    """Join the stages, shuffle, and sort each pass, easiest first unless told otherwise."""
+    return _sort_passes(merged_shuffled(stages, generator), hardest_first=hardest_first)
 
 
 def _of_type(answer_type: str, examples: Sequence[Example]) -> list[Example]:
@@ -140,8 +130,8 @@ def _third(number: int, examples: Sequence[Example]) -> list[Example]:
         (*measure, example.id)
         for measure, example in zip(difficulties(examples), examples, strict=True)
     ]
-    graded = [examples[i] for i in sorted(range(len(examples)), key=keys.__getitem__)]
-    return graded[number * len(graded) // 3 : (number + 1) * len(graded) // 3]
+    by_key = [examples[i] for i in sorted(range(len(examples)), key=keys.__getitem__)]
+    return by_key[number * len(by_key) // 3 : (number + 1) * len(by_key) // 3]
 
 
 # Which examples of the training pool a stage may draw from.
@@ -157,8 +147,8 @@ FILTERS: dict[Filter, Callable[[Sequence[Example]], list[Example]]] = {
 ORDERS: dict[Order, Callable[[Sequence[Example], int, random.Random], list[Example]]] = {
     Order.shuffle: shuffled,
     Order.dataset: in_dataset_order,
-    Order.easy_first: easiest_first,
-    Order.hard_first: hardest_first,
+    Order.easy_first: graded,
+    Order.hard_first: partial(graded, hardest_first=True),
     Order.interleave_sources: by_sources,
 }
 # How the stages' examples become those of one stage; None keeps the stages apart.
@@ -166,6 +156,6 @@ MERGES: dict[Merge, Callable[[Sequence[list[Example]], random.Random], list[Exam
     Merge.sequence: in_sequence,
     Merge.shuffle: merged_shuffled,
     Merge.interleave: interleaved,
-    Merge.easy_first: merged_easiest_first,
-    Merge.hard_first: merged_hardest_first,
+    Merge.easy_first: merged_graded,
+    Merge.hard_first: partial(merged_graded, hardest_first=True),
 }

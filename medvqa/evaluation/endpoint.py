@@ -1,6 +1,5 @@
 """Answers of an OpenAI-compatible server to the questions that our models are asked."""
 
-import base64
 import io
 import json
 import os
@@ -15,7 +14,7 @@ from medvqa.config.prompt import PromptConfig
 from medvqa.data.example import Example, ImageSource
 from medvqa.data.image import load_rgb
 from medvqa.evaluation.generate import Answer
-from medvqa.models.prompt import question_text, user_message
+from medvqa.models.prompt import chat_request, question_text
 from medvqa.tracking.progress import track
 from medvqa.tracking.record import read_lines, write_lines
 
@@ -55,20 +54,13 @@ class Endpoint:
         return [Answer(**{name: row[name] for name in columns}) for row in rows]
 
     def _ask(self, example: Example) -> dict[str, Any]:
-        message = user_message(
-            question_text(example), num_images=len(example.images), prompt=self._prompt
+        body = chat_request(
+            question_text(example),
+            [_png(image) for image in example.images],
+            model=self.model,
+            max_new_tokens=self._max_new_tokens,
+            prompt=self._prompt,
         )
-        images = iter(example.images)
-        content = [
-            _image_part(next(images)) if part["type"] == "image" else part
-            for part in message["content"]
-        ]
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": content}],
-            "temperature": 0,
-            "max_tokens": self._max_new_tokens,
-        }
         choice, usage = complete(self.url, body)
         return {
             "text": str(choice["message"]["content"] or "").strip(),
@@ -135,8 +127,7 @@ def complete(url: str, body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
         raise UserError(f"{url} sent no chat completion: {response.text[:200]!r}") from error
 
 
-def _image_part(image: ImageSource) -> dict[str, Any]:
+def _png(image: ImageSource) -> bytes:
     buffer = io.BytesIO()
     load_rgb(image).save(buffer, "PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    return buffer.getvalue()

@@ -2,8 +2,8 @@
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Protocol
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from medvqa.config.model import Backend
 from medvqa.models.encode import Encoder
@@ -14,23 +14,6 @@ if TYPE_CHECKING:
     import torch
 
 
-class Replaying(Protocol):
-    """What replays a decoder's training passes: `medvqa.fast.language_model.LanguageModel`."""
-
-    is_captured: bool
-
-    def training(self) -> AbstractContextManager[None]:
-        """Stand for the decoder meanwhile."""
-
-    def padded(
-        self, batch: "dict[str, torch.Tensor]", fill: dict[str, int]
-    ) -> "dict[str, torch.Tensor]":
-        """Return the batch in a shape that occurs often."""
-
-    def forget(self) -> bool:
-        """Give memory back; return whether there was any."""
-
-
 class PlainEngine:
     """Computes padded batches with the loaded model as it is.
 
@@ -38,15 +21,14 @@ class PlainEngine:
         adapts_in_compute_type: Whether the adapter may compute in the model's type.
     """
 
-    def __init__(
-        self, loaded: LoadedModel, encoder: Encoder, language_model: Replaying | None = None
-    ) -> None:
+    def __init__(self, loaded: LoadedModel, encoder: Encoder, language_model: Any = None) -> None:
         """Prepare the engine.
 
         Args:
             loaded: The model.
             encoder: Of its inputs.
-            language_model: Replays the decoder's training passes; None computes them each time.
+            language_model: Replays the decoder's training passes, such as
+                `medvqa.fast.language_model.LanguageModel`; None computes them each time.
         """
         self._loaded = loaded
         captured = language_model is not None and language_model.is_captured
@@ -120,7 +102,7 @@ class PlainEngine:
 
     def release_memory(self) -> bool:
         """Give back what only saves time; return whether there was anything."""
-        return self._language_model is not None and self._language_model.forget()
+        return self._language_model is not None and bool(self._language_model.forget())
 
     def recompute_layers(self) -> bool:
         """Keep only the layers' inputs for the backward pass; return whether that is new."""

@@ -1,6 +1,8 @@
 """Example -> chat messages: the only prompt text, for training, evaluation and serving."""
 
+import base64
 import string
+from collections.abc import Sequence
 from typing import Any
 
 from medvqa.config.prompt import QUESTION, Images, PromptConfig
@@ -32,6 +34,25 @@ def conversation(
     if answer_apart:
         return {**images, "prompt": [user], "completion": [answer]}
     return {**images, "messages": [user, answer]}
+
+
+def chat_request(
+    question: str,
+    pngs: Sequence[bytes],
+    *,
+    model: str,
+    max_new_tokens: int,
+    prompt: PromptConfig = DEFAULT,
+) -> dict[str, Any]:
+    """Return the body of a greedy chat completion with the pictures as data URLs."""
+    message = user_message(question, num_images=len(pngs), prompt=prompt)
+    urls = iter(f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}" for png in pngs)
+    content = [
+        {"type": "image_url", "image_url": {"url": next(urls)}} if part["type"] == "image" else part
+        for part in message["content"]
+    ]
+    messages = [{**message, "content": content}]
+    return {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_new_tokens}
 
 
 def question_text(example: Example) -> str:

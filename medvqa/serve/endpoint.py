@@ -4,7 +4,6 @@ It gets what the evaluator's model gets: the user message of the run's config gr
 greedy decoding; the answer is stripped as the evaluator strips it.
 """
 
-import base64
 import io
 import json
 from typing import Any
@@ -15,7 +14,7 @@ from medvqa.config.secrets import masked
 from medvqa.data.example import ImageSource
 from medvqa.data.image import ImageBytes, load_rgb
 from medvqa.models.families.qwen import PROCESSORS
-from medvqa.models.prompt import DEFAULT, question_of, user_message
+from medvqa.models.prompt import DEFAULT, chat_request, question_of
 from medvqa.models.source import load_processor
 from medvqa.serve.answering import Answer, Question
 from medvqa.serve.errors import ErrorKind, ToolError
@@ -68,8 +67,17 @@ class Endpoint:
         """
         import httpx
 
+        limit = self._max_new_tokens
         try:
-            status, body = self._post(self._request(question))
+            status, body = self._post(
+                chat_request(
+                    question_of(question.text, self._prompt),
+                    [image.read() for image in question.images],
+                    model=self._model,
+                    max_new_tokens=min(question.max_new_tokens or limit, limit),
+                    prompt=self._prompt,
+                )
+            )
         except httpx.TimeoutException:
             raise ToolError(
                 ErrorKind.timeout, f"{self._url} did not answer in {self._timeout_s:g} s"
@@ -83,25 +91,6 @@ class Endpoint:
             reason = self._clean(_reason(body))
             raise ToolError(ErrorKind.endpoint_error, f"{self._url} answered {status}: {reason}")
         return self._parsed(body)
-
-    def _request(self, question: Question) -> dict[str, Any]:
-        text = question_of(question.text, self._prompt)
-        message = user_message(text, num_images=len(question.images), prompt=self._prompt)
-        images = iter(question.images)
-        content = [
-            {"type": "image_url", "image_url": {"url": _data_url(next(images).read())}}
-            if part["type"] == "image"
-            else part
-            for part in message["content"]
-        ]
-        return {
-            "model": self._model,
-            "messages": [{**message, "content": content}],
-            "temperature": 0,
-            "max_tokens": min(
-                question.max_new_tokens or self._max_new_tokens, self._max_new_tokens
-            ),
-        }
 
     def _post(self, request: dict[str, Any]) -> tuple[int, bytes]:
         with self._client.stream("POST", self._url, json=request) as response:
@@ -173,10 +162,6 @@ class PixelBudget:
         buffer = io.BytesIO()
         picture.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "PNG")
         return ImageBytes(image.name, buffer.getvalue())
-
-
-def _data_url(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 
 
 def _reason(body: bytes) -> str:
