@@ -1,6 +1,6 @@
 """The pictures of a table's rows: bytes in the row, files, or members of ZIP files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,38 +33,39 @@ class TablePictures:
         self._stored = [name for name in roots(spec, rows.columns) if rows.holds_bytes(name)]
         self._images = rows.rows.select_columns(self._stored) if self._stored else None
         self._ids: dict[str, str] = {}
-        self._root = rows.folder
-        self._members: dict[str, ImageSource] | None = None
-        self._archives: ArchiveSet | None = None
+        self._find = self._finder(table, config)
+
+    def _finder(self, table: Table, config: RowsConfig) -> Callable[[str], ImageSource]:
+        """Return what gives the picture of a name in a row."""
         directory = Path(config.path).expanduser() if config.path else None
         unpacked = directory / table.image_root if directory and table.image_root else None
         if config.image_root is not None:
-            self._open_root(Path(config.image_root).expanduser())
-        elif table.archives is not None and not self._stored:
-            if directory is not None:
-                self._archives = ArchiveSet(local_archives(directory, table.archives), unpacked)
-            else:
-                repository = config.repository or str(table.repository)
-                archives = hub_archives(repository, config.revision, table.archives)
-                self._archives = ArchiveSet(archives)
-            self._fetch(self._archives)
-        elif unpacked is not None and unpacked.is_dir():
-            self._root = unpacked
+            return _in_root(Path(config.image_root).expanduser())
+        if table.archives is not None and not self._stored:
+            repository = config.repository or str(table.repository)
+            archives = (
+                hub_archives(repository, config.revision, table.archives)
+                if directory is None
+                else local_archives(directory, table.archives)
+            )
+            return self._in_archives(ArchiveSet(archives, unpacked))
+        folder = unpacked if unpacked is not None and unpacked.is_dir() else self._rows.folder
+        return lambda name: image_file(folder / name)
 
-    def _open_root(self, root: Path) -> None:
-        if root.suffix.lower() == ".zip":
-            self._members = named_images(root.with_suffix(""))
-        elif not root.is_dir():
-            raise UserError(f"data.image_root={root} is no directory and no ZIP file")
-        self._root = root
-
-    def _fetch(self, archives: ArchiveSet) -> None:
+    def _in_archives(self, archives: ArchiveSet) -> Callable[[str], ImageSource]:
         """Fetch the members that the rows name, before the first row is read."""
         texts = self._rows.texts(roots(self._spec, self._rows.columns))
         rows = (row for row in texts if isinstance(row, Mapping))
         names = (name for row in rows for name in _listed(cell(row, self._spec)))
-        files = {PurePosixPath(name).name for name in names if isinstance(name, str)}
-        self._fetched = archives.fetch(files)
+        images = archives.fetch({PurePosixPath(n).name for n in names if isinstance(n, str)})
+
+        def find(name: str) -> ImageSource:
+            base = PurePosixPath(safe_name(name)).name
+            if base not in images:
+                raise archives.missing(base)
+            return images[base]
+
+        return find
 
     def ids(self, images: Sequence[ImageSource]) -> tuple[str, ...]:
         """Return what tells pictures apart: a hash of the bytes, computed once per file."""
@@ -117,19 +118,23 @@ class TablePictures:
                 "data.image_root=, and data.columns.image= a path or a template"
             )
         with about(place):
-            return self._source_of(name)
+            return self._find(name)
 
-    def _source_of(self, name: str) -> ImageSource:
-        if self._archives is not None:
-            base = PurePosixPath(safe_name(name)).name
-            if base not in self._fetched:
-                raise self._archives.missing(base)
-            return self._fetched[base]
-        if self._members is not None:
-            if safe_name(name) not in self._members:
-                raise UserError(f"image {name} is not in {self._root}")
-            return self._members[safe_name(name)]
-        return image_file(self._root / name)
+
+def _in_root(root: Path) -> Callable[[str], ImageSource]:
+    """Return what gives a picture below `data.image_root`, a folder or a ZIP file."""
+    if root.suffix.lower() == ".zip":
+        members = named_images(root.with_suffix(""))
+
+        def find(name: str) -> ImageSource:
+            if safe_name(name) not in members:
+                raise UserError(f"image {name} is not in {root}")
+            return members[safe_name(name)]
+
+        return find
+    if not root.is_dir():
+        raise UserError(f"data.image_root={root} is no directory and no ZIP file")
+    return lambda name: image_file(root / name)
 
 
 def _listed(value: Any) -> list[Any]:

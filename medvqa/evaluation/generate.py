@@ -4,7 +4,6 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain, groupby, islice
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +96,7 @@ def generate(
                 engine,
                 list(islice(every, len(indices))),
                 lambda part: engine.answer(part, max_new_tokens),
-                partial(_joined, end_token_id=encoder.end_token_id),
+                lambda one, two: one.joined(two, encoder.end_token_id),
             )
             own = _read(answered, [examples[i] for i in indices], encoder)
             answers |= zip(indices, own, strict=True)
@@ -216,19 +215,3 @@ def _ended(new: "torch.Tensor", end_token_id: int) -> "list[torch.Tensor]":
     return [
         row[: int(end.argmax())] if end.any() else row for row, end in zip(new, ends, strict=True)
     ]
-
-
-def _joined(first: Decoded, second: Decoded, *, end_token_id: int) -> Decoded:
-    """Return both halves of a batch, the shorter one padded."""
-    import torch
-
-    halves = (first, second)
-    width = max(half.tokens.shape[1] for half in halves)
-
-    def padded(name: str, fill: float) -> torch.Tensor:
-        parts = [getattr(half, name) for half in halves]
-        pad = torch.nn.functional.pad
-        return torch.cat([pad(p, (0, width - p.shape[1]), value=fill) for p in parts])
-
-    first_logprobs = torch.cat([half.first_logprobs for half in halves])
-    return Decoded(padded("tokens", end_token_id), padded("logprobs", 0.0), first_logprobs)

@@ -56,6 +56,20 @@ class Decoded(NamedTuple):
     logprobs: "torch.Tensor"
     first_logprobs: "torch.Tensor"
 
+    def joined(self, other: "Decoded", end_token_id: int) -> "Decoded":
+        """Return the answers of both batches, the shorter ones padded."""
+        import torch
+
+        width = max(self.tokens.shape[1], other.tokens.shape[1])
+
+        def padded(name: str, fill: float) -> "torch.Tensor":
+            parts = [getattr(self, name), getattr(other, name)]
+            pad = torch.nn.functional.pad
+            return torch.cat([pad(p, (0, width - p.shape[1]), value=fill) for p in parts])
+
+        first = torch.cat([self.first_logprobs, other.first_logprobs])
+        return Decoded(padded("tokens", end_token_id), padded("logprobs", 0.0), first)
+
 
 class TokenCount(NamedTuple):
     """Tokens of one sample: those of prompt and answer, and those of its images."""

@@ -7,7 +7,7 @@ otherwise), and so is 8 shared by several ranks. Shapes: see `medvqa.models.enco
 
 import logging
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from medvqa.config.errors import UserError
 from medvqa.config.evaluation import Decoding
 from medvqa.config.training import TrainingConfig
 from medvqa.data.example import Example
-from medvqa.data.plan import Plan, PlannedStage
+from medvqa.data.plan import Plan
 from medvqa.data.prefetch import ahead
 from medvqa.fast.choice import choose_path, make_engine
 from medvqa.models.encode import Encoder, encode_alone
@@ -31,6 +31,7 @@ from medvqa.training.ranks import ALONE, Ranks
 from medvqa.training.schedule import learning_rate_of
 from medvqa.training.step_form import free_bytes, planned_micro_batch
 from medvqa.training.step_log import (
+    StageCallback,
     Step,
     StepCallback,
     StepLog,
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ENCODING_THREADS = 4
-
-StageCallback = Callable[[PlannedStage, int], None]
 
 
 class Trainer:
@@ -229,11 +228,9 @@ class Trainer:
 
     def _save(self, plan: Plan, step: int, step_log: StepLog) -> None:
         step_log.sync()
-        self.ranks.first(self._start_saving, plan, step)
-
-    def _start_saving(self, plan: Plan, step: int) -> None:
-        state = Checkpoint(step, self.optimizer.weights(), self.optimizer.state_dict())
-        self.checkpoints.start(state, self._run(plan))
+        if self.ranks.rank == 0:
+            state = Checkpoint(step, self.optimizer.weights(), self.optimizer.state_dict())
+            self.checkpoints.start(state, self._run(plan))
 
     def _run(self, plan: Plan) -> dict[str, str]:
         return {"order_sha256": plan.sha256, "engine": self.engine.value}

@@ -21,10 +21,15 @@ from medvqa.models.loaded import LoadedModel
 from medvqa.models.prompt import conversation
 from medvqa.models.sample import IGNORED
 from medvqa.tracking.record import JsonLines
-from medvqa.training.loop import StageCallback
 from medvqa.training.ranks import ALONE, Ranks
 from medvqa.training.schedule import learning_rate_of
-from medvqa.training.step_log import StepCallback, TrainingResult, check_finite, training_result
+from medvqa.training.step_log import (
+    StageCallback,
+    StepCallback,
+    TrainingResult,
+    check_finite,
+    training_result,
+)
 
 
 @dataclass

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from medvqa.config.errors import DivergenceError, RankError
-from medvqa.data.plan import Plan, order_sha256
+from medvqa.data.plan import Plan, PlannedStage, order_sha256
 from medvqa.tracking.record import JsonLines, read_lines
 from medvqa.training.clock import Arriving, GpuTimestamp
 
 StepCallback = Callable[[Mapping[str, Any]], None]
+StageCallback = Callable[[PlannedStage, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
