@@ -117,7 +117,7 @@ class Inputs:
         Raises:
             UserError: If the gate refuses.
         """
-        examples = gate.kept_rows(
+        examples = gate.allowed_rows(
             self.config.contamination,
             self.pool.examples,
             self.overlap,

@@ -26,7 +26,7 @@ from benchmarks.runs import (
     parser_of,
     train,
 )
-from medvqa.models.prompt import INSTRUCTION
+from medvqa.config.prompt import QUESTION, PromptConfig
 from medvqa.tracking.record import read_json
 
 PEERS = ROOT / "benchmarks" / "peers"
@@ -63,7 +63,8 @@ def write_questions(place: Path, number: int, *, per_picture: int, side: int) ->
         }
         for index in range(number)
     ]
-    prompts = [{**row, "question": f"{row['question']}\n{INSTRUCTION}"} for row in rows]
+    instruction = PromptConfig().text.partition(QUESTION)[2].strip()
+    prompts = [{**row, "question": f"{row['question']}\n{instruction}"} for row in rows]
     # The peers' scripts know no instruction: their questions carry ours, for equal tokens.
     for name, lines in (("train", rows), ("test", rows), ("prompts", prompts)):
         text = "".join(json.dumps(row) + "\n" for row in lines)

@@ -60,7 +60,7 @@ def _above(config: ContaminationConfig, shares: SetOverlap) -> list[str]:
     return reasons
 
 
-def kept_rows(
+def allowed_rows(
     config: ContaminationConfig,
     training: Sequence[Example],
     overlap: Overlap,

@@ -9,7 +9,6 @@ does.
 """
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from medvqa.data.image import ImageFile, image_id
 from medvqa.data.options import options_of, right_option
 from medvqa.data.rows import difficulty_of, without_markers, yes_no_type
 from medvqa.data.storage.files import file_text
-from medvqa.data.storage.text_rows import unique_keys
+from medvqa.data.storage.text_rows import json_object
 
 Row = tuple[int, Mapping[str, Any]]  # with its line number
 KEYS = (
@@ -87,14 +86,7 @@ def _of_split(path: Path, rows: Sequence[Row], split: str) -> Sequence[Row]:
 
 
 def _row(place: str, line: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line, object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        start = line.lstrip()[:1]
-        hint = {"{": "", "[": "; write one object per line"}.get(start, "; is it a CSV?")
-        raise UserError(f"{place} is no JSON object ({error}){hint}") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{place} is no JSON object but {type(row).__name__}")
+    row = json_object(place, line, _refuse_constant)
     for key in row:
         if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, 1)

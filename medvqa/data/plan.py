@@ -86,11 +86,6 @@ class Plan:
         """Optimiser steps of the whole run."""
         return sum(stage.num_steps for stage in self.stages)
 
-    @property
-    def num_examples(self) -> int:
-        """Examples consumed, each as often as it is used."""
-        return len(self.order)
-
     @cached_property
     def stage_ends(self) -> dict[int, PlannedStage]:
         """Each stage by the number of steps done when it ends."""

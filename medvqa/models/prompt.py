@@ -10,7 +10,6 @@ from medvqa.data.example import Example
 from medvqa.data.image import load_rgb
 
 DEFAULT = PromptConfig()
-INSTRUCTION = DEFAULT.text.partition(QUESTION)[2].strip()
 
 Message = dict[str, Any]
 

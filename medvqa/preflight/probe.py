@@ -57,7 +57,7 @@ def run_probe(
         training = replace(config.training, warmup_steps=None)
         trainer = Trainer(loaded, encoder, training, directory=directory, seed=config.seed)
         num_steps = min(NUM_STEPS, plan.num_steps)
-        ids = plan.order[: num_steps * trainer.batch_size]
+        ids = plan.order[: num_steps * config.training.batch_size]
         short = Plan((replace(plan.stages[0], example_ids=ids, num_steps=num_steps),))
         by_id = {example.id: example for example in pool}
         trainer.train(short, by_id, on_step=lambda _: None, on_stage_end=lambda *_: None)

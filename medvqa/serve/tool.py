@@ -18,7 +18,7 @@ from medvqa.serve.endpoint import Endpoint, PixelBudget
 from medvqa.serve.errors import ErrorKind, ToolError
 from medvqa.serve.intake import Accepted, Intake
 from medvqa.serve.reference import Images
-from medvqa.serve.tool_config import Resize, Service, ToolConfig, config_place, read_tool_config
+from medvqa.serve.tool_config import Resize, Service, ToolConfig, read_tool_config
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def in_process(intake: Intake, answerer: Answerer) -> Specialist:
 
 @functools.cache
 def _configured() -> Specialist:
-    return build(read_tool_config(config_place()))
+    return build(read_tool_config(Path(os.environ.get("MEDVQA_TOOL") or "tool.yaml")))
 
 
 _loading = threading.Lock()

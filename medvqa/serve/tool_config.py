@@ -1,6 +1,5 @@
 """The tool's config: which service answers, and what it may be asked; one YAML file."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -137,8 +136,3 @@ def read_tool_config(path: Path | None, overrides: Sequence[str] = ()) -> ToolCo
             raise UserError(f"cannot read {override!r}; write key=value")
     merged: Any = OmegaConf.merge(values, OmegaConf.from_dotlist(list(overrides)))
     return typed_group(ToolConfig, merged)
-
-
-def config_place(environment: Mapping[str, str] = os.environ) -> Path:
-    """Return where the plain function finds its config: `MEDVQA_TOOL`, else ./tool.yaml."""
-    return Path(environment.get("MEDVQA_TOOL") or "tool.yaml")

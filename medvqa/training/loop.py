@@ -74,16 +74,11 @@ class Trainer:
         self._engine = make_engine(self.engine, loaded, encoder)
         in_compute_type = self._on_gpu and self._engine.adapts_in_compute_type
         self.optimizer = AdapterOptimizer(loaded, config, in_compute_type=in_compute_type)
-        largest_share = math.ceil(self.batch_size / ranks.size)
+        largest_share = math.ceil(config.batch_size / ranks.size)
         self._micro_batch_size = min(config.micro_batch_size, largest_share)
         self._plans_form = self._on_gpu and config.fit_micro_batch
         if self._plans_form:
             self._micro_batch_size = largest_share
-
-    @property
-    def batch_size(self) -> int:
-        """Effective batch: examples per optimiser step."""
-        return self.config.batch_size
 
     def train(
         self,
@@ -125,7 +120,8 @@ class Trainer:
         return self._result(plan, first_step)
 
     def _ids(self, plan: Plan, number: int) -> Sequence[str]:
-        return plan.order[number * self.batch_size : (number + 1) * self.batch_size]
+        size = self.config.batch_size
+        return plan.order[number * size : (number + 1) * size]
 
     def _encoded(
         self, steps: Sequence[Sequence[str]], examples: Mapping[str, Example]

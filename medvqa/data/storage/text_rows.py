@@ -5,7 +5,7 @@ A row that cannot be read comes as its `UserError`, so that the caller may skip 
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,25 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         repeated = next(k for k in row if sum(k == key for key, _ in pairs) > 1)
         raise ValueError(f"key {repeated!r} stands in it twice")
+    return row
+
+
+def json_object(
+    place: str, line: str, parse_constant: Callable[[str], Any] | None = None
+) -> dict[str, Any]:
+    """Return the object of a line; `parse_constant` is that of `json.loads`.
+
+    Raises:
+        UserError: If it is none.
+    """
+    try:
+        row = json.loads(line, object_pairs_hook=unique_keys, parse_constant=parse_constant)
+    except (ValueError, RecursionError) as error:
+        start = line.lstrip()[:1]
+        hint = {"{": "", "[": "; write one object per line"}.get(start, "; is it a CSV?")
+        raise UserError(f"{place} is no JSON object ({error}){hint}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{place} is no JSON object but {type(row).__name__}")
     return row
 
 
@@ -77,17 +96,11 @@ class JsonLines:
             with self.path.open(encoding="utf-8-sig", newline="\n") as file:
                 for number, line in enumerate(file, start=1):
                     if line.strip():
-                        yield self._row(number, line)
+                        try:
+                            yield json_object(f"{self.path}, line {number}", line)
+                        except UserError as error:
+                            yield error
         except UnicodeDecodeError as error:
             raise UserError(f"{self.path} is not UTF-8 text; convert it") from error
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror}") from error
-
-    def _row(self, number: int, line: str) -> Mapping[str, Any] | UserError:
-        try:
-            row = json.loads(line, object_pairs_hook=unique_keys)
-        except (ValueError, RecursionError) as error:
-            return UserError(f"{self.path}, line {number} is no JSON object ({error})")
-        if not isinstance(row, dict):
-            return UserError(f"{self.path}, line {number} is no JSON object")
-        return row

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from medvqa.config.contamination import Contamination, ContaminationConfig
 from medvqa.config.data import SourceConfig
 from medvqa.config.errors import UserError
-from medvqa.contamination.gate import kept_rows, measure, refusal
+from medvqa.contamination.gate import allowed_rows, measure, refusal
 from medvqa.contamination.near import MAX_DISTANCE, NearIndex
 from medvqa.contamination.overlap import find_overlap
 from medvqa.data.example import Example
@@ -227,16 +227,16 @@ def test_an_unreadable_picture_is_refused_by_name_and_counted_in_a_report(tmp_pa
     rows = [row("broken", broken), row("good", encoded(picture(2)))]
     found = overlap(rows, [row("test", encoded(picture(3)))], cache=tmp_path)
     with pytest.raises(UserError, match=r"handmade/row-broken: image broken is .* \(1 such"):
-        kept_rows(CONFIG, rows, found, expected=False)
+        allowed_rows(CONFIG, rows, found, expected=False)
     report = ContaminationConfig(action=Contamination.report)
-    assert kept_rows(report, rows, found, expected=False) == rows
+    assert allowed_rows(report, rows, found, expected=False) == rows
 
 
 def test_a_pool_that_would_lose_every_row_is_refused(tmp_path):
     rows = [row("a", encoded(picture(1)))]
     found = overlap(rows, rows, cache=tmp_path)
     with pytest.raises(UserError, match="leaves no training row"):
-        kept_rows(ContaminationConfig(action=Contamination.drop), rows, found, expected=False)
+        allowed_rows(ContaminationConfig(action=Contamination.drop), rows, found, expected=False)
 
 
 def test_phantoms_pass_at_their_own_distance_at_which_a_copy_is_still_found(phantoms, tmp_path):
