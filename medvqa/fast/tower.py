@@ -7,7 +7,7 @@ Shapes: P patches of all pictures, M merged patches, H width of the tower, D wid
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -50,7 +50,7 @@ class Tower:
         self._has_windows = hasattr(module, "window_size")
         self._whole = set(getattr(module, "fullatt_block_indexes", ()))  # the others see a window
         self._blocks = [Block(block, module.config) for block in module.blocks]
-        self._places: dict[Grid, Places] = {}
+        self._places_of = lru_cache(maxsize=MAX_GRIDS)(self._derived)
 
     def features(self, pixels: torch.Tensor, grids: Sequence[Grid]) -> list[torch.Tensor]:
         """Return (M, width of the language model) of the last and of each middle layer.
@@ -115,13 +115,6 @@ class Tower:
         windows = [length for own in places for length in own.windows]
         frames = Segments.of(lengths, self._device)
         return frames, Segments.of(windows, self._device) if windows else frames
-
-    def _places_of(self, grid: Grid) -> Places:
-        if grid not in self._places:
-            if len(self._places) == MAX_GRIDS:
-                self._places.clear()
-            self._places[grid] = self._derived(grid)
-        return self._places[grid]
 
     def _derived(self, grid: Grid) -> Places:
         from transformers import vision_utils

@@ -59,13 +59,15 @@ class WarmModels:
         check: CheckProcessor = accept,
     ) -> LoadedModel:
         """Return the model with a fresh adapter; see `medvqa.models.load.load_model`."""
+        import torch
+
         key = repr((config, lora, gradient_checkpointing))
         if self._loaded is None or key != self._key:
             self._forget_pictures()
             self._loaded = None
             gc.unfreeze()
             gc.collect()
-            _give_back_gpu_memory()
+            torch.cuda.empty_cache()  # for another model; nothing on a CPU
             self._loaded = load_in_own_process(
                 config,
                 lora,
@@ -83,13 +85,15 @@ class WarmModels:
 
     def release(self) -> bool:
         """Give a finished job's memory back; return whether nothing stayed behind."""
+        import psutil
+
         if self._loaded is None:
             return True
         for _, parameter in self._loaded.trainable:
             parameter.grad = None
         gc.collect()
         gpu = _gpu_bytes(self._loaded) - self._resting_gpu_bytes
-        host_now = _host_bytes() - self.patches.num_bytes
+        host_now = int(psutil.Process().memory_info().rss) - self.patches.num_bytes
         if self._resting_host_bytes is None:
             # What the first job leaves are libraries and pools that every job uses. Half a million
             # objects that stay: the collector need not walk through them in each job again.
@@ -116,17 +120,3 @@ def _gpu_bytes(loaded: LoadedModel) -> int:
     import torch
 
     return torch.cuda.memory_allocated(loaded.device) - loaded.features.num_bytes
-
-
-def _give_back_gpu_memory() -> None:
-    """Let another model have what PyTorch keeps of an earlier one's tensors; nothing on a CPU."""
-    import torch
-
-    torch.cuda.empty_cache()
-
-
-def _host_bytes() -> int:
-    """Return the resident memory of the process."""
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
