@@ -66,7 +66,7 @@ HANDLERS = {
     "status": "medvqa.sweep.commands:main_status",
     "resume": "medvqa.sweep.commands:main_resume",
     "report": "medvqa.report.command:main_report",
-    "score": "medvqa.evaluation.command:main_score",
+    "score": "medvqa.evaluation.score_file:main_score",
     "compare": "medvqa.report.compare:main_compare",
     "calibrate": "medvqa.evaluation.calibrate_command:main_calibrate",
     "export": "medvqa.export.command:main_export",

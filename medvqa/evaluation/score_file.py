@@ -1,4 +1,4 @@
-"""An answers file -> its scores by any protocol, with the tables that show them."""
+"""An answers file -> its scores by any protocol, with their tables; the command `medvqa score`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig, Normalizer, ProtocolName
 from medvqa.data.example import Prediction, Score
-from medvqa.evaluation.comparison import run_mean
 from medvqa.evaluation.predictions import Answers, aligned, parse_columns, read_predictions
-from medvqa.evaluation.protocols.judge import agreement, parse_judge
-from medvqa.evaluation.protocols.protocol import is_closed, item_values
+from medvqa.evaluation.protocols.judge import parse_judge
+from medvqa.evaluation.protocols.protocol import is_closed
 from medvqa.evaluation.protocols.table import (
     PROTOCOLS,
     description,
@@ -24,6 +23,11 @@ from medvqa.tracking.terminal import html_text, plain_text
 
 if TYPE_CHECKING:
     from rich.table import Table
+import sys
+
+from medvqa.config.command_line import CommandParser
+from medvqa.tracking.record import write_json
+from medvqa.tracking.terminal import console
 
 JUDGED = ProtocolName.medevalkit
 DEFAULTS = EvaluationConfig()
@@ -177,7 +181,10 @@ def _protocol_scores(
     scores, gain = scored(None), None if others is None else scored(others)
     lines: list[str] = []
     if options.judge and JUDGED in names:
-        lines = _judge(predictions, scores[JUDGED.value], options)
+        judge = parse_judge(options.judge, options.file)
+        protocol = PROTOCOLS[JUDGED]
+        judged, lines = judge.scores(protocol, predictions, options.types or protocol.types)
+        scores[JUDGED.value] |= judged
     title = str(options.file)
     if len(names) > 1:
         table = overview_table(scores, gain, title=title)
@@ -194,27 +201,45 @@ def _protocol_scores(
     return FileScores(values, table, lines)
 
 
-def _judge(
-    predictions: list[Prediction], scores: dict[str, Score], options: ScoreOptions
-) -> list[str]:
-    """Add the judge's metrics to MedEvalKit's: open answers are judged, closed ones are not."""
-    assert options.judge
-    protocol = PROTOCOLS[JUDGED]
-    judge = parse_judge(options.judge, options.file.with_name(f"{options.file.name}.judge.jsonl"))
-    types = options.types or protocol.types
-    opened = [p for p in predictions if not is_closed(p, types)]
-    verdicts = judge.verdicts(opened)
-    by_place = iter(verdicts)
-    items = item_values(protocol, predictions, types)
-    totals = [
-        item["close acc"] if is_closed(p, types) else float(bool(next(by_place)))
-        for p, item in zip(predictions, items, strict=True)
-    ]
-    for metric, values, rows in (
-        ("open acc (judge)", [float(bool(verdict)) for verdict in verdicts], opened),
-        ("total acc (judge)", totals, predictions),
-    ):
-        if rows:
-            scores[metric] = run_mean(values, [p.cluster for p in rows])
-    rules = [item for p, item in zip(predictions, items, strict=True) if not is_closed(p, types)]
-    return [agreement(verdicts, rules, "em")] if opened else []
+def main_score(argv: Sequence[str]) -> int:
+    """Score an answers file and show the table."""
+    options = vars(_parser().parse_args(argv))
+    target = options.pop("json")
+    scores = score_file(ScoreOptions(**options))
+    console().print(scores.table)
+    sys.stdout.writelines(f"{line}\n" for line in scores.lines)
+    if target:
+        write_json(target, scores.values)
+    return 0
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        main_score,
+        {
+            "medvqa score answers.jsonl": "by type of question",
+            "medvqa score answers.csv --columns prediction=out,reference=gt": "other column names",
+            "medvqa score answers.jsonl --protocol all": "one row per protocol",
+            "medvqa score tuned.jsonl --protocol all --against base.jsonl": "and the gain",
+        },
+    )
+    add = parser.group("answers")
+    add("file", type=Path, help="answers: JSON Lines, a JSON array, CSV or TSV")
+    add("--columns", metavar="FIELD=NAME,...", help="the file's own column names")
+    add("--types", choices=["labels", "yes_no"], help="how closed questions are recognised")
+    add("--against", type=Path, metavar="FILE", help="a second answers file; adds the gain over it")
+    add = parser.group("scores")
+    protocols = ", ".join(name.value for name in ProtocolName)
+    add("--protocol", default="medvqa", metavar="NAME,...", help=f"{protocols}; or all")
+    add("--normalizer", choices=[n.value for n in Normalizer], default=DEFAULTS.normalizer.value,
+        help=f"of answers and references (default {DEFAULTS.normalizer.value})")  # fmt: skip
+    add("--tolerance", type=float, default=DEFAULTS.numeric_tolerance, metavar="SHARE",
+        help=f"relative, of numeric EM (default {DEFAULTS.numeric_tolerance:g})")  # fmt: skip
+    add("--bertscore", default="minilm", metavar="MODEL",
+        help="minilm (default), off, a hub id or a directory")  # fmt: skip
+    add("--layers", type=int, metavar="N", help="BERTScore's layer, for a directory")
+    add("--judge", nargs=2, metavar=("endpoint=URL", "model=NAME"),
+        help="a served model that judges open answers, for the protocol medevalkit")  # fmt: skip
+    add = parser.group("output")
+    add("--json", type=Path, metavar="FILE", help="also write the scores there")
+    return parser

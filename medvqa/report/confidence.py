@@ -7,8 +7,7 @@ from typing import Any
 from medvqa.data.example import Score
 from medvqa.evaluation.comparison import ArmComparison, arm_mean, compare_arms
 from medvqa.evaluation.confidence_summary import Confidence
-from medvqa.evaluation.probe_rates import MEASURES, measured
-from medvqa.evaluation.probing import probe_place, read_probes
+from medvqa.evaluation.probing import MEASURES, measured, probe_place, read_probes
 from medvqa.evaluation.score import GROUPS
 from medvqa.evaluation.statistics import holm
 from medvqa.report.arms import Arm

@@ -6,7 +6,7 @@ from typing import Any
 
 from medvqa.evaluation.confidence_summary import MEASURES
 from medvqa.evaluation.figure import page_svg
-from medvqa.evaluation.probe_rates import MEASURES as RATES
+from medvqa.evaluation.probing import MEASURES as RATES
 from medvqa.report import plots
 from medvqa.report.confidence import ArmConfidence, ArmProbe
 from medvqa.report.rows import Row

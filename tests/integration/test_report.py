@@ -18,10 +18,9 @@ from medvqa.config.errors import UserError
 from medvqa.data.pool import load_examples
 from medvqa.evaluation.comparison import compare_arms
 from medvqa.evaluation.statistics import holm, mcnemar
-from medvqa.report.answers import Texts, encode
 from medvqa.report.command import main_report
 from medvqa.report.matching import Settings
-from medvqa.report.page import page
+from medvqa.report.page import Texts, encode, page
 from medvqa.report.published import NOT_STATED
 from medvqa.report.rows import comparison_row, verdict_row
 from medvqa.report.runs import read_runs

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from medvqa.config.errors import UserError
-from medvqa.data.example import Prediction
+from medvqa.data.example import Prediction, Score
+from medvqa.evaluation.comparison import run_mean
 from medvqa.evaluation.endpoint import cached_replies, complete
+from medvqa.evaluation.protocols.protocol import Protocol, Types, is_closed, item_values
 
 QUESTION = (
     "You grade an answer to a medical question about an image.\n"
@@ -46,6 +48,33 @@ class Judge:
         )
         return [_verdict(rows[key]["reply"]) for key in keys]
 
+    def scores(
+        self, protocol: Protocol, predictions: Sequence[Prediction], types: Types
+    ) -> tuple[dict[str, Score], list[str]]:
+        """Return the judge's metrics, and a remark on how often the protocol's rule agrees.
+
+        Open answers are judged, closed ones keep the protocol's rule.
+        """
+        opened = [p for p in predictions if not is_closed(p, types)]
+        verdicts = self.verdicts(opened)
+        by_place = iter(verdicts)
+        items = item_values(protocol, predictions, types)
+        totals = [
+            item["close acc"] if is_closed(p, types) else float(bool(next(by_place)))
+            for p, item in zip(predictions, items, strict=True)
+        ]
+        columns = {
+            "open acc (judge)": ([float(bool(verdict)) for verdict in verdicts], opened),
+            "total acc (judge)": (totals, predictions),
+        }
+        scores = {
+            name: run_mean(values, [p.cluster for p in rows])
+            for name, (values, rows) in columns.items()
+            if rows
+        }
+        rules = [own for p, own in zip(predictions, items, strict=True) if not is_closed(p, types)]
+        return scores, [agreement(verdicts, rules, "em")] if opened else []
+
     def _key(self, prompt: str) -> str:
         return hashlib.sha256(f"{self.model}\n{prompt}".encode()).hexdigest()
 
@@ -58,12 +87,12 @@ class Judge:
         return {"reply": str(complete(self.endpoint, body)[0]["message"]["content"])}
 
 
-def parse_judge(pairs: Sequence[str], cache: Path) -> Judge:
-    """Return the judge of `--judge endpoint=URL model=NAME`."""
+def parse_judge(pairs: Sequence[str], file: Path) -> Judge:
+    """Return the judge of `--judge endpoint=URL model=NAME`; verdicts stay beside the file."""
     values = dict(pair.partition("=")[::2] for pair in pairs)
     if set(values) != {"endpoint", "model"} or not all(values.values()):
         raise UserError("--judge needs endpoint=URL and model=NAME, both of the judge's server")
-    return Judge(values["endpoint"], values["model"], cache)
+    return Judge(values["endpoint"], values["model"], file.with_name(f"{file.name}.judge.jsonl"))
 
 
 def _prompt(prediction: Prediction) -> str:

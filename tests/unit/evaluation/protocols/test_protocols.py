@@ -10,10 +10,10 @@ import pytest
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import ProtocolName
 from medvqa.data.example import Prediction
-from medvqa.evaluation.command import main_score
 from medvqa.evaluation.predictions import read_predictions
 from medvqa.evaluation.protocols.protocol import score_protocol
 from medvqa.evaluation.protocols.table import PROTOCOLS
+from medvqa.evaluation.score_file import main_score
 
 
 def row(answer, reference, kind="open", **others):
