@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 # What cannot change a result, so a run is the same run with or without it.
@@ -22,3 +22,12 @@ def results_only(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         for name, value in config.items()
         if f"{prefix}{name}" not in NOT_RESULTS
     }
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted key and value of each setting; an empty group is a setting."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

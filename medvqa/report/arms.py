@@ -3,11 +3,11 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medvqa.config.identity import results_only
+from medvqa.config.identity import flat, results_only
 from medvqa.report.runs import Run
 from medvqa.tracking.record import DIVERGED, FINISHED
 
@@ -106,10 +106,12 @@ def _key(config: Mapping[str, Any]) -> str:
 
 def _told(config: Mapping[str, Any]) -> dict[str, str]:
     """Return what may tell an arm from others, by dotted key."""
-    leaves = dict(_leaves(results_only(config)))
-    if not config.get("only_evaluate"):
-        return leaves
-    return {key: value for key, value in leaves.items() if not key.startswith(TRAINING_KEYS)}
+    unused = TRAINING_KEYS if config.get("only_evaluate") else ()
+    return {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in flat(results_only(config))
+        if key not in UNTOLD and not key.startswith(unused)
+    }
 
 
 def model_label(config: Mapping[str, Any]) -> str:
@@ -165,16 +167,6 @@ def _written(keys: Sequence[str], values: Mapping[str, str]) -> str:
         f"{last if lasts.count(last) == 1 and last != 'name' else key}={_short(values[key])}"
         for key, last in zip(keys, lasts, strict=True)
     )
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in config.items():
-        if f"{prefix}{name}" in UNTOLD:
-            continue
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)
 
 
 def _telling(keys: Sequence[str]) -> list[str]:

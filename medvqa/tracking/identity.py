@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from medvqa.config.errors import DivergenceError, UserError
-from medvqa.config.identity import results_only
+from medvqa.config.identity import flat, results_only
 from medvqa.config.secrets import masked_values
 from medvqa.config.typed import with_defaults
 from medvqa.tracking.files import has_results
@@ -135,19 +135,11 @@ def _warn(place: Path, other_code: str) -> None:
 def other_settings(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
     """Yield each setting that changes results and differs from the recorded config."""
     before, now = (
-        dict(_flat(results_only(with_defaults(masked_values(c))))) for c in (earlier, config)
+        dict(flat(results_only(with_defaults(masked_values(c))))) for c in (earlier, config)
     )
     for key in dict.fromkeys([*before, *now]):
         if before.get(key) != now.get(key):
             yield f"{key} {_short(before.get(key))} -> {_short(now.get(key))}"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _short(value: Any) -> str:
