@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 PATIENCE_S = 120
 NUM_QUESTIONS = int(os.environ.get("MEDVQA_TEST_QUESTIONS", "40"))  # 451: all that VQA-RAD has
 # These start many processes: begun last, one of them would keep a core busy while the other rests.
-LONGEST = ("sweep", "several_gpus", "clusters", "search", "run", "serve", "report")
+LONGEST = ("sweep", "several_gpus", "clusters", "search", "run", "serve")
 SECRET = "s3cret-0f-a-test"
 SECRET_NAMES = ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY")
 # One cache of picture hashes for all tests and the commands they start; never the user's own.

@@ -26,7 +26,7 @@ from medvqa.evaluation.evaluate import to_predictions
 from medvqa.evaluation.generate import Answer as Answered
 from medvqa.evaluation.phase_scores import Evaluation
 from medvqa.evaluation.score import score_predictions, write_predictions
-from medvqa.tracking.record import JsonLines, write_json
+from medvqa.tracking.record import JsonLines, read_json, write_json
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 Answer = Callable[[Example, str], str]  # of a question in a phase
@@ -152,3 +152,8 @@ def guesser(examples: Sequence[Example], *, ability: float, base: str, seed: str
         return own.choice(wrong[example.answer_type])
 
     return answer
+
+
+def edit_run(directory: Path, **values: Any) -> None:
+    """Replace entries of a run's run.json."""
+    write_json(directory / "run.json", {**read_json(directory / "run.json"), **values})
