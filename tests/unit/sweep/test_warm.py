@@ -5,7 +5,9 @@ import torch
 
 from medvqa.config.compose import resolved
 from medvqa.config.lora import LoraConfig
+from medvqa.config.training import Engine
 from medvqa.config.typed import typed
+from medvqa.fast.choice import make_engine
 from medvqa.models.load import load_model
 from medvqa.run import ProcessState, run
 from medvqa.sweep import warm
@@ -61,6 +63,25 @@ def test_what_a_job_holds_on_to_costs_the_next_one_a_new_process(models, monkeyp
     load(models, seed=2)
     assert not models.release()
     del leak
+
+
+def test_only_gpu_memory_beyond_that_of_the_first_job_costs_a_new_process(models, monkeypatch):
+    """The first job leaves what every job uses, such as unpacked scales of a base in 4 bits."""
+    held = iter([800, 900, 1100])
+    monkeypatch.setattr(warm, "_gpu_bytes", lambda loaded: next(held) * 2**20)
+    kept = []
+    for seed in (1, 2, 3):
+        load(models, seed=seed)
+        kept.append(models.release())
+    assert kept == [True, True, False]
+
+
+def test_captured_passes_are_dropped_with_the_adapter_of_their_job(models, encoder):
+    loaded = load(models, seed=1)
+    graphs = make_engine(Engine.fused, loaded, encoder).decoder.graphs
+    graphs._captured["a pass"] = object()  # as on a GPU
+    assert models.release()
+    assert len(graphs) == 0
 
 
 def test_pictures_that_are_kept_for_the_next_job_are_no_leak(models, monkeypatch):
