@@ -186,7 +186,7 @@ def vqa_rad_run(shared, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("vqa_rad") / "run"
     overrides = [
         *("experiment=smoke", "data=vqa_rad", f"data.path={shared / 'data' / 'vqa_rad'}"),
-        *(f"data.evaluation.test.limit={NUM_QUESTIONS}", "training.max_steps=6"),
+        *(f"data.evaluation.test.limit={NUM_QUESTIONS}", f"data.evaluation_limit={NUM_QUESTIONS}"),
         *("evaluation.after_each_stage=false", "evaluation.bertscore.enabled=false"),
     ]
     answer = subprocess.run(
