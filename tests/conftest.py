@@ -1,5 +1,8 @@
 import atexit
+import fcntl
+import gc
 import io
+import json
 import logging
 import os
 import shutil
@@ -36,7 +39,11 @@ ROOT = Path(__file__).parents[1]
 PATIENCE_S = 120
 NUM_QUESTIONS = int(os.environ.get("MEDVQA_TEST_QUESTIONS", "40"))  # 451: all that VQA-RAD has
 # These start many processes: begun last, one of them would keep a core busy while the other rests.
-LONGEST = ("sweep", "several_gpus", "clusters", "search", "run", "serve")
+LONGEST = (
+    *("test_sweep", "test_several_gpus", "test_clusters", "test_families", "test_search"),
+    *("test_run", "test_same_run", "test_preflight", "test_benchmarks", "report/test_command"),
+    *("test_demo", "test_tool_agents", "test_export", "test_serve", "test_leaks", "test_warm"),
+)
 SECRET = "s3cret-0f-a-test"
 SECRET_NAMES = ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY")
 # One cache of picture hashes for all tests and the commands they start; never the user's own.
@@ -47,9 +54,18 @@ ENVIRONMENT = dict(os.environ)
 TINY = ModelConfig(name="medvqa/tiny", max_pixels=16384, max_length_tokens=512)
 
 
+# The imports of all test files leave a million objects that stay: the collector skips them.
+gc.disable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    order = {ROOT / f"tests/integration/{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 SHARED = Path(os.environ.get("MEDVQA_SHARED", ROOT.parent / "shared"))
@@ -155,13 +171,32 @@ def call(directory: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a directory that the workers share; the first one that asks has it filled."""
+    place = factory.getbasetemp() / name
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = factory.getbasetemp().parent / name
+    with place.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (place / "complete").exists():
+            place.mkdir()
+            make(place)
+            (place / "complete").touch()
+    return place
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A run as a process, tracked offline: its directory and what the command said."""
-    directory = tmp_path_factory.mktemp("finished") / "run"
-    answer = call(directory, *SMOKE, "tracking.mode=offline")
-    assert answer.returncode == 0, answer.stderr
-    return directory, answer
+
+    def make(place: Path) -> None:
+        answer = call(place / "run", *SMOKE, "tracking.mode=offline")
+        assert answer.returncode == 0, answer.stderr
+        (place / "answer.json").write_text(json.dumps(vars(answer)))
+
+    place = made_once(tmp_path_factory, "finished", make)
+    answer = json.loads((place / "answer.json").read_text())
+    return place / "run", subprocess.CompletedProcess(**answer)
 
 
 @dataclass(frozen=True)
@@ -183,28 +218,30 @@ def vqa_rad_run(shared, tmp_path_factory) -> Path:
 
     Secrets stand in the environment while it runs, for a test that looks for them.
     """
-    directory = tmp_path_factory.mktemp("vqa_rad") / "run"
     overrides = [
         *("experiment=smoke", "data=vqa_rad", f"data.path={shared / 'data' / 'vqa_rad'}"),
-        *(f"data.evaluation.test.limit={NUM_QUESTIONS}", f"data.evaluation_limit={NUM_QUESTIONS}"),
+        *(f"data.evaluation.test.limit={NUM_QUESTIONS}", "training.max_steps=6"),
         *("evaluation.after_each_stage=false", "evaluation.bertscore.enabled=false"),
     ]
-    answer = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), f"hydra.run.dir={directory}", *overrides],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **dict.fromkeys(SECRET_NAMES, SECRET)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert answer.returncode == 0, answer.stderr
-    return directory
+
+    def make(place: Path) -> None:
+        answer = subprocess.run(
+            command(place / "run", *overrides),
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **dict.fromkeys(SECRET_NAMES, SECRET)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert answer.returncode == 0, answer.stderr
+
+    return made_once(tmp_path_factory, "vqa_rad", make) / "run"
 
 
 @pytest.fixture(scope="session")
 def merged_model(vqa_rad_run, tmp_path_factory) -> Path:
     """The same run, merged into its base."""
-    return export(
-        ExportOptions(
-            run=vqa_rad_run, target=tmp_path_factory.mktemp("export") / "merged", is_merged=True
-        )
-    )
+
+    def make(place: Path) -> None:
+        export(ExportOptions(run=vqa_rad_run, target=place / "model", is_merged=True))
+
+    return made_once(tmp_path_factory, "merged", make) / "model"

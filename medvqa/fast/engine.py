@@ -87,10 +87,6 @@ class FusedEngine:
         packed = sum(p.nbytes for p in self._inner.parameters() if p.dtype is torch.uint8)
         return int(TRANSIENT * kept + packed * 2 * PLAIN_SCALE_BYTES)  # two weights in a byte
 
-    def forget_passes(self) -> None:
-        """Drop the captured passes; new ones are captured."""
-        self.decoder.graphs.forget()
-
     def release_memory(self) -> bool:
         """Give back what only saves time; return whether there was anything."""
         return self.decoder.graphs.forget(for_good=True)

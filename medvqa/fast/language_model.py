@@ -128,10 +128,6 @@ class LanguageModel:
             for name, tensor in batch.items()
         }
 
-    def forget_passes(self) -> None:
-        """Drop the captured passes; new ones are captured."""
-        self._graphs.forget()
-
     def forget(self) -> bool:
         """Give the graphs' memory back; return whether there were any."""
         return self._graphs.forget(for_good=True)

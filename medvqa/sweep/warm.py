@@ -34,7 +34,7 @@ class WarmModels:
         self._key = ""
         self._data: Any = None
         self._loaded: LoadedModel | None = None
-        self._resting_gpu_bytes: int | None = None
+        self._resting_gpu_bytes = 0
         self._resting_host_bytes: int | None = None
 
     def expect(self, data: Any) -> None:
@@ -75,7 +75,7 @@ class WarmModels:
                 seed=seed,
                 check=check,
             )
-            self._key, self._resting_gpu_bytes = key, None
+            self._key, self._resting_gpu_bytes = key, _gpu_bytes(self._loaded)
         else:
             log.info("the base model is loaded already")
             check(self._loaded.processor)
@@ -91,13 +91,8 @@ class WarmModels:
             return True
         for _, parameter in self._loaded.trainable:
             parameter.grad = None
-        for engine in self._loaded.engines.values():
-            engine.forget_passes()  # with an adapter that the next job replaces
         gc.collect()
-        gpu_now = _gpu_bytes(self._loaded)
-        if self._resting_gpu_bytes is None:  # unpacked scales of 4 bits stay, for example
-            self._resting_gpu_bytes = gpu_now
-        gpu = gpu_now - self._resting_gpu_bytes
+        gpu = _gpu_bytes(self._loaded) - self._resting_gpu_bytes
         host_now = int(psutil.Process().memory_info().rss) - self.patches.num_bytes
         if self._resting_host_bytes is None:
             # What the first job leaves are libraries and pools that every job uses. Half a million

@@ -24,8 +24,8 @@ from medvqa.preflight.model_shapes import PUBLISHED, count_shapes, model_shapes
 from medvqa.preflight.probe import run_probe, total_seconds
 from medvqa.preflight.tokens import Estimator, count_tokens
 from tests.conftest import ROOT, TINY
+from tests.integration.test_leaks import leak  # noqa: F401  (a fixture)
 from tests.unit.config.test_compose import config_of
-from tests.unit.contamination.test_overlap import leak  # noqa: F401  (a fixture)
 
 SPY = """
 import sys

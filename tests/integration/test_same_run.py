@@ -97,7 +97,8 @@ def test_edited_rows_do_not_continue_a_killed_run(killed, split, owner):
 @pytest.mark.slow
 def test_a_finished_run_is_shown_for_its_own_rows_only_and_sigterm_marks_it(tmp_path):
     data, run = write_rows(tmp_path / "data"), tmp_path / "run"
-    arguments = (*OVERRIDES, f"data.path={data}")
+    short = ("training.max_steps=16", "training.checkpoint_every=8")
+    arguments = (*OVERRIDES, *short, f"data.path={data}")
     process = subprocess.Popen(
         command(run, *arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env=environment(),

@@ -19,7 +19,7 @@ import pytest
 from medvqa.tracking.record import read_lines
 from tests import conftest
 from tests.conftest import ROOT, environment, wait_for
-from tests.unit.tracking.test_wandb_mirror import of_type, read_log, rows
+from tests.integration.test_wandb import of_type, read_log, rows
 
 SMOKE = ("experiment=smoke", "data.evaluation.test.limit=16", "evaluation.bertscore.enabled=false")
 GRID = (*SMOKE, "curriculum=open_first,mixed", "seed=1")

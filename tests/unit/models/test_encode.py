@@ -2,9 +2,6 @@
 
 import copy
 import dataclasses
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,7 +12,7 @@ from medvqa.data.image import load_rgb
 from medvqa.models.encode import Encoder
 from medvqa.models.patches import Patches
 from medvqa.models.sample import IGNORED, preview
-from tests.conftest import ROOT, PngImage
+from tests.conftest import PngImage
 
 
 def two_images(phantoms):
@@ -131,22 +128,6 @@ def test_patches_in_the_towers_type_are_what_it_casts_to_itself(tiny, phantoms):
     half, found = features(pixel_dtype=torch.bfloat16)
     assert (whole, half) == (torch.float32, torch.bfloat16)
     assert torch.equal(found, expected)
-
-
-def test_an_encoding_thread_computes_alone_and_its_caller_as_before():
-    """In a process of its own: how many threads compute is decided when PyTorch first asks."""
-    code = (
-        "import torch; from medvqa.data.prefetch import ahead\n"
-        "from medvqa.models.encode import encode_alone\n"
-        "found = ahead(lambda _: torch.get_num_threads(), [1, 2], num_threads=1, "
-        "initializer=encode_alone())\n"
-        "print(*found, torch.get_num_threads())"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
-    answer = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert answer.stdout.split() == ["1", "1", "2"]
 
 
 def test_a_text_that_stands_for_a_picture_is_refused_before_anything_is_encoded(encoder, phantoms):

@@ -71,63 +71,11 @@ class ScarceTrainer(Trainer):
         raise torch.OutOfMemoryError("pretended")
 
 
-@pytest.mark.parametrize("engine", [Engine.fused, Engine.plain])
-def test_without_memory_for_one_sample_layers_are_computed_again_for_the_same_steps(
-    tiny, encoder, phantoms, tmp_path, engine, monkeypatch
-):
-    config = dataclasses.replace(BASE, engine=engine)
-    start = adapter(tiny)
-    train(tiny, encoder, phantoms[:48], tmp_path / "whole", config=config)
-    with torch.no_grad():
-        for name, parameter in tiny.trainable:
-            parameter.copy_(start[name])
-
-    def recomputes(trainer):
-        if engine is Engine.fused:
-            return trainer._engine.decoder.recomputes
-        return tiny.inner.is_gradient_checkpointing
-
-    monkeypatch.setattr(
-        ScarceTrainer, "is_scarce", lambda _, own: not recomputes(own), raising=False
-    )
-    monkeypatch.setattr("tests.unit.training.test_loop.Trainer", ScarceTrainer)
-    result = train(tiny, encoder, phantoms[:48], tmp_path / "scarce", config=config)
-    assert result.micro_batch_size == 1
-    losses = [
-        [row["loss"] for row in read_lines(tmp_path / run / "metrics.jsonl")]
-        for run in ("whole", "scarce")
-    ]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-
-
 def test_a_sample_that_never_fits_is_an_error(tiny, encoder, phantoms, tmp_path, monkeypatch):
     monkeypatch.setattr(ScarceTrainer, "is_scarce", lambda *_: True, raising=False)
     monkeypatch.setattr("tests.unit.training.test_loop.Trainer", ScarceTrainer)
     with pytest.raises(UserError, match="one sample does not fit"):
         train(tiny, encoder, phantoms[:48], tmp_path)
-
-
-@pytest.mark.parametrize(("micro", "accumulation"), [(2, 4), (4, 2), (1, 8)])
-def test_batches_of_the_same_examples_make_the_same_step(
-    tiny, encoder, phantoms, tmp_path, micro, accumulation
-):
-    examples = phantoms[:48]
-    start = adapter(tiny)
-    train(tiny, encoder, examples, tmp_path / "whole")
-    whole = adapter(tiny)
-    with torch.no_grad():
-        for name, parameter in tiny.trainable:
-            parameter.copy_(start[name])
-    split = dataclasses.replace(BASE, micro_batch_size=micro, accumulation_steps=accumulation)
-    train(tiny, encoder, examples, tmp_path / "split", config=split)
-    losses = [
-        [row["loss"] for row in read_lines(tmp_path / name / "metrics.jsonl")]
-        for name in ("whole", "split")
-    ]
-    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
-    # The answers differ in length, so a mean of means would give another first loss.
-    assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-5)
-    assert set(whole) == set(adapter(tiny))
 
 
 def test_training_moves_the_adapter_and_nothing_else(tiny, encoder, phantoms, tmp_path):
@@ -160,46 +108,6 @@ def test_a_weight_that_is_not_finite_after_the_last_step_is_no_result(
 
     with pytest.raises(DivergenceError, match=r"a weight is not finite in step 6"):
         train(tiny, encoder, phantoms[:48], tmp_path, on_step=poison)
-
-
-def test_the_loss_falls_on_repeated_examples(tiny, encoder, phantoms, tmp_path):
-    config = dataclasses.replace(BASE, max_steps=25)
-    train(tiny, encoder, phantoms[:8], tmp_path, config=config)
-    losses = [row["loss"] for row in read_lines(tmp_path / "metrics.jsonl")]
-    assert losses[-1] < 0.3 * losses[0]
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_an_interrupted_run_goes_on_exactly(encoder, phantoms, tmp_path, dropout):
-    lora = LoraConfig(r=4, alpha=8, dropout=dropout)
-    tiny = load_model(TINY, lora, gradient_checkpointing=False, seed=0)
-    torch.manual_seed(11)  # what a process drew before must not matter
-    plan = make_plan(phantoms, curriculum=STAGES)
-    start = adapter(tiny)
-    train(tiny, encoder, phantoms, tmp_path / "whole", plan=plan)
-    whole = adapter(tiny)
-
-    def stop(row):
-        if row["step"] == 5:  # in the middle of the second stage, after the checkpoint of step 4
-            raise KeyboardInterrupt
-
-    with torch.no_grad():
-        for name, parameter in tiny.trainable:
-            parameter.copy_(start[name])
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny, encoder, phantoms, tmp_path / "cut", plan=plan, on_step=stop)
-    with torch.no_grad():
-        for _, parameter in tiny.trainable:
-            parameter.zero_()  # a new process would not have these weights either
-    result = train(tiny, encoder, phantoms, tmp_path / "cut", plan=plan)
-    assert result.resumed_from_step == 4
-    assert result.consumed_sha256 == plan.sha256
-    for name in ("metrics.jsonl", "order.jsonl"):
-        rows = [read_lines(tmp_path / run / name) for run in ("whole", "cut")]
-        for row in (*rows[0], *rows[1]):
-            row.pop("seconds", None)
-        assert rows[0] == rows[1]
-    assert all(torch.equal(whole[name], p) for name, p in tiny.trainable)
 
 
 def test_seconds_of_steps_add_up_to_the_time_between_first_and_last(
@@ -411,15 +319,3 @@ def test_micro_batches_add_up_in_full_precision(tiny):
     norm = optimizer.step(0.0, max_grad_norm=1e9)
     num_weights = sum(parameter.numel() for _, parameter in low.trainable)
     assert norm.item() == pytest.approx(258 * num_weights**0.5, rel=1e-5)
-
-
-def test_engines_train_alike(encoder, phantoms, tmp_path):
-    losses = {}
-    for engine in (Engine.plain, Engine.fused):
-        loaded = load_model(TINY, LoraConfig(r=4), gradient_checkpointing=False, seed=0)
-        config = dataclasses.replace(BASE, engine=engine)
-        result = train(loaded, encoder, phantoms[:48], tmp_path / engine.value, config=config)
-        assert result.engine == engine.value
-        rows = read_lines(tmp_path / engine.value / "metrics.jsonl")
-        losses[engine] = [row["loss"] for row in rows]
-    assert losses[Engine.fused] == pytest.approx(losses[Engine.plain], rel=1e-3)

@@ -24,7 +24,7 @@ from tests.tiny_models import FAMILIES, MADE_HERE, save_tiny
 LORA = LoraConfig(r=4, alpha=8)
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
+@pytest.fixture(scope="module", params=FAMILIES)
 def directory(request, tmp_path_factory):
     if request.param not in MADE_HERE:
         request.getfixturevalue("shared")  # skips where the real files are absent
@@ -33,7 +33,7 @@ def directory(request, tmp_path_factory):
     return place
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def config(directory):
     is_qwen = directory.name.startswith("qwen")
     return ModelConfig(
@@ -44,7 +44,10 @@ def config(directory):
     )
 
 
-@pytest.fixture
+# Nothing here changes the model: one per family serves all tests.
+
+
+@pytest.fixture(scope="module")
 def loaded(config):
     model = load_model(config, LORA, gradient_checkpointing=False, seed=0)
     with torch.no_grad():
@@ -53,7 +56,7 @@ def loaded(config):
     return model
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def encoder(loaded):
     return Encoder(loaded.processor, max_length_tokens=2048)
 
