@@ -61,11 +61,19 @@ def explain(error: BaseException) -> str:
 
 @contextmanager
 def about(place: str) -> Iterator[None]:
-    """Put a place, such as a file and its line, in front of the message of a `UserError`."""
+    """Put a place, such as a file and its line, in front of the message of a `UserError`.
+
+    A message that begins with a verb continues the sentence: `t.csv[3] has no image`. One that
+    names the place already stays.
+    """
     try:
         yield
     except UserError as error:
-        raise UserError(f"{place}: {error}") from error
+        text = str(error)
+        if not place or place in text:
+            raise
+        separator = " " if text.startswith(("has ", "is ")) else ": "
+        raise UserError(f"{place}{separator}{text}") from error
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from medvqa.config.errors import UserError
+from medvqa.config.errors import UserError, about
 
 
 @dataclass
@@ -20,14 +20,18 @@ class BadRows:
     reasons: list[str] = field(default_factory=list)
 
     @contextmanager
-    def row(self) -> Iterator[None]:
+    def row(self, place: str = "") -> Iterator[None]:
         """Run the block that reads one row; skip the row if that raises and the limit allows.
+
+        Args:
+            place: What messages call the row.
 
         Raises:
             UserError: The row's own error if nothing may be skipped, or that too many were.
         """
         try:
-            yield
+            with about(place):
+                yield
         except UserError as error:
             if self.limit == 0:
                 raise

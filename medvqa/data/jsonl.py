@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medvqa.config.data import RowsConfig
-from medvqa.config.errors import UserError, about
+from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.example import AnswerType, Example
 from medvqa.data.image import ImageFile, image_id
@@ -45,18 +45,16 @@ def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> list[Example]:
     # Not splitlines(): that also breaks at characters which JSON allows inside a text.
     for number, line in enumerate(file_text(path).split("\n"), start=1):
         if line.strip():
-            with bad_rows.row():
-                rows.append((number, _row(f"{path}, line {number}", line)))
+            with bad_rows.row(f"{path}, line {number}"):
+                rows.append((number, _row(line)))
     examples: list[Example] = []
     line_of: dict[str, int] = {}
     for number, row in _of_split(path, rows, config.split):
-        with bad_rows.row():
+        with bad_rows.row(f"{path}, line {number}"):
             example = _example(path, number, row, config.split)
             first = line_of.setdefault(example.id, number)
             if first != number:
-                raise UserError(
-                    f"{path}, line {number}: id {example.id!r} stands in line {first} too"
-                )
+                raise UserError(f"id {example.id!r} stands in line {first} too")
             examples.append(example)
     return examples
 
@@ -85,17 +83,17 @@ def _of_split(path: Path, rows: Sequence[Row], split: str) -> Sequence[Row]:
     return [(number, row) for number, row in rows if row["split"] == split]
 
 
-def _row(place: str, line: str) -> Mapping[str, Any]:
-    row = json_object(place, line, _refuse_constant)
+def _row(line: str) -> Mapping[str, Any]:
+    row = json_object(line, _refuse_constant)
     for key in row:
         if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(KEYS)}"
-            raise UserError(f"{place}: unknown key {key!r}{hint}")
+            raise UserError(f"unknown key {key!r}{hint}")
     for key in ("id", "split", "image_id"):
         value = row.get(key, "given")
         if not (isinstance(value, str) and value.strip()) and type(value) is not int:
-            raise UserError(f"{place}: {key!r} must be a text or a whole number, got {value!r}")
+            raise UserError(f"{key!r} must be a text or a whole number, got {value!r}")
         if key in row:
             row[key] = str(value)
     return row
@@ -106,25 +104,23 @@ def _refuse_constant(name: str) -> float:
 
 
 def _example(path: Path, number: int, row: Mapping[str, Any], split: str) -> Example:
-    place = f"{path}, line {number}"
     question = row.get("question")
     if not isinstance(question, str) or not question.strip():
-        raise UserError(f"{place}: no question")
-    answers = _listed(place, row, "answer", "answers")
-    images = [ImageFile(path.parent / name) for name in _listed(place, row, "image", "images")]
-    with about(place):
-        image_ids = tuple(image_id(image) for image in images)
-    question = without_markers(f"{place}: question", question, num_images=len(images))
+        raise UserError("no question")
+    answers = _listed(row, "answer", "answers")
+    images = [ImageFile(path.parent / name) for name in _listed(row, "image", "images")]
+    image_ids = tuple(image_id(image) for image in images)
+    question = without_markers("question", question, num_images=len(images))
     if "image_id" in row:
         if len(images) > 1:
-            raise UserError(f"{place}: 'image_id' names one image, but there are {len(images)}")
+            raise UserError(f"'image_id' names one image, but there are {len(images)}")
         image_ids = (row["image_id"],)
     stated = row.get("answer_type")
     if stated not in (None, "open", "closed"):
-        raise UserError(f"{place}: answer_type is {stated!r}; it must be open or closed")
-    options = options_of(place, row.get("options"))
+        raise UserError(f"answer_type is {stated!r}; it must be open or closed")
+    options = options_of(row.get("options"))
     if options:
-        answers = [right_option(place, answer, options) for answer in answers]
+        answers = [right_option(answer, options) for answer in answers]
     rule: AnswerType = "closed" if options else yes_no_type(answers[0])
     return Example(
         id=row.get("id", f"{path.stem}-{number}"),
@@ -137,20 +133,20 @@ def _example(path: Path, number: int, row: Mapping[str, Any], split: str) -> Exa
         split=split,
         image_ids=image_ids,
         options=options,
-        difficulty=difficulty_of(place, row.get("difficulty")),
+        difficulty=difficulty_of(row.get("difficulty")),
     )
 
 
-def _listed(place: str, row: Mapping[str, Any], one: str, several: str) -> list[str]:
+def _listed(row: Mapping[str, Any], one: str, several: str) -> list[str]:
     """Return the values of `one` or `several` as non-empty texts."""
     if (one in row) == (several in row):
         both = "both" if one in row else "neither"
-        raise UserError(f"{place}: give {one!r} or {several!r}; it has {both}")
+        raise UserError(f"give {one!r} or {several!r}; it has {both}")
     values = row[several] if several in row else [row[one]]
     if not isinstance(values, list) or not values:
-        raise UserError(f"{place}: {several!r} must be a list with at least one entry")
+        raise UserError(f"{several!r} must be a list with at least one entry")
     kinds = str if one == "image" else str | int | float
     if not all(isinstance(value, kinds) and str(value).strip() for value in values):
-        raise UserError(f"{place}: {one!r} is empty or not a text: {values!r}")
+        raise UserError(f"{one!r} is empty or not a text: {values!r}")
     texts = [("yes" if v else "no") if isinstance(v, bool) else str(v) for v in values]
     return [text.strip() for text in texts]

@@ -14,11 +14,10 @@ LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")
 REPEATED = re.compile(r"\s*Answer Choices:.*", re.DOTALL)
 
 
-def options_of(place: str, value: Any) -> tuple[str, ...]:
+def options_of(value: Any) -> tuple[str, ...]:
     """Return the options in order, without letters; empty where the row has none.
 
     Args:
-        place: What messages call the row.
         value: A list of texts or of {letter, content}, an object of texts by letter, or one of
             these as text, in JSON or as Python prints it.
 
@@ -26,33 +25,33 @@ def options_of(place: str, value: Any) -> tuple[str, ...]:
         UserError: If it is something else, holds one option alone, or repeats one.
     """
     if isinstance(value, str) and value.strip():
-        value = parsed(value, f"{place}: options are no list")
+        value = parsed(value, "options are no list")
     if value is None or value in ("", [], {}, ()):
         return ()
     if isinstance(value, Mapping):
         value = [value[key] for key in sorted(value, key=str) if value[key] is not None]
     if not isinstance(value, list | tuple):
-        raise UserError(f"{place}: options are {type(value).__name__}, not a list: {value!r:.80}")
-    texts = [_text(place, entry) for entry in value]
+        raise UserError(f"options are {type(value).__name__}, not a list: {value!r:.80}")
+    texts = [_text(entry) for entry in value]
     letters = [match[1] for match in map(LETTERED.match, texts) if match]
     if letters == list(LETTERS[: len(texts)]):
         texts = [LETTERED.sub("", text, count=1) for text in texts]
     texts = [text.strip() for text in texts]
     if len(texts) < 2 or len({text.casefold() for text in texts}) < len(texts) or "" in texts:
-        raise UserError(f"{place}: options must be two or more different texts, got {texts!r:.120}")
+        raise UserError(f"options must be two or more different texts, got {texts!r:.120}")
     return tuple(texts)
 
 
-def _text(place: str, entry: Any) -> str:
+def _text(entry: Any) -> str:
     if isinstance(entry, Mapping):
         named = [entry[key] for key in ("content", "value", "text", "option") if key in entry]
         entry = named[0] if named else entry
     if isinstance(entry, bool) or not isinstance(entry, str | int | float):
-        raise UserError(f"{place}: an option is {type(entry).__name__}, not a text: {entry!r:.80}")
+        raise UserError(f"an option is {type(entry).__name__}, not a text: {entry!r:.80}")
     return str(entry)
 
 
-def right_option(place: str, answer: str, options: Sequence[str]) -> str:
+def right_option(answer: str, options: Sequence[str]) -> str:
     """Return the option that an answer names, by its text or its letter.
 
     Raises:
@@ -67,7 +66,7 @@ def right_option(place: str, answer: str, options: Sequence[str]) -> str:
     lettered = LETTERED.sub("", answer, count=1)
     if _plain(lettered) in by_text:
         return by_text[_plain(lettered)]
-    raise UserError(f"{place}: answer {answer!r:.60} is none of the options {list(options)!r:.160}")
+    raise UserError(f"answer {answer!r:.60} is none of the options {list(options)!r:.160}")
 
 
 def _plain(text: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from medvqa.config.data import RowsConfig
-from medvqa.config.errors import UserError, about
+from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.conversations import turns
 from medvqa.data.example import Example, ImageSource
@@ -72,17 +72,17 @@ def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> Drawn:
     while len(drawn) < size and (numbers := list(islice(queue, size - len(drawn)))):
         index_rows: list[IndexRow] = []
         for number in numbers:
-            with bad_rows.row():
-                name, described = f"{place}, row {number}", config.with_modality
-                index_rows.append(_index_row(name, number, rows[number], with_modality=described))
+            with bad_rows.row(f"{place}, row {number}"):
+                described = config.with_modality
+                index_rows.append(_index_row(number, rows[number], with_modality=described))
         sources = images.fetch({name for row in index_rows for name in row.images})
         complete: list[Example] = []
         numbered: dict[str, int] = {}
         for row in index_rows:
-            with bad_rows.row():
+            with bad_rows.row(f"{place}, row {row.number}"):
                 for name in row.images:
                     if name not in sources:
-                        raise UserError(f"{place}, row {row.number}: {images.missing(name)}")
+                        raise images.missing(name)
                 examples = _examples(row, sources, config.split)
                 complete += examples
                 numbered |= {example.id: row.number for example in examples}
@@ -115,30 +115,29 @@ def _images(directory: Path | None, revision: str | None) -> ArchiveSet:
     return ArchiveSet(local_archives(directory, ARCHIVES), directory / UNPACKED)
 
 
-def _index_row(place: str, number: int, row: object, *, with_modality: bool) -> IndexRow:
+def _index_row(number: int, row: object, *, with_modality: bool) -> IndexRow:
     if not isinstance(row, Mapping):
-        raise UserError(f"{place} is no row but {type(row).__name__}")
+        raise UserError(f"is no row but {type(row).__name__}")
     lacking = [column for column in COLUMNS if row.get(column) is None]
     if lacking:
-        raise UserError(f"{place} has no {', '.join(lacking)}; found {', '.join(map(str, row))}")
+        raise UserError(f"has no {', '.join(lacking)}; found {', '.join(map(str, row))}")
     stated = row["image"]
     names = [stated] if isinstance(stated, str) else stated
     if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
-        raise UserError(f"{place}: image must be one or more file names, got {stated!r:.80}")
-    with about(place):
-        files = tuple(PurePosixPath(safe_name(name)).name for name in names)
-    questions = turns(f"{place}: conversations", row["conversations"], num_images=len(files))
+        raise UserError(f"image must be one or more file names, got {stated!r:.80}")
+    files = tuple(PurePosixPath(safe_name(name)).name for name in names)
+    questions = turns(row["conversations"], num_images=len(files))
     if with_modality:
-        modality, body_part = (_description(place, row, name) for name in DESCRIPTIONS)
+        modality, body_part = (_description(row, name) for name in DESCRIPTIONS)
         suffix = f"\nModality: {modality}. Body part: {body_part}."
         questions = [(f"{question}{suffix}", answer) for question, answer in questions]
     return IndexRow(number, files, questions)
 
 
-def _description(place: str, row: Mapping[str, Any], column: str) -> str:
+def _description(row: Mapping[str, Any], column: str) -> str:
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{place} has no text in {column}; say data.with_modality=false")
+        raise UserError(f"has no text in {column}; say data.with_modality=false")
     return value.strip()
 
 

@@ -41,15 +41,15 @@ def check_split(config: RowsConfig, known: Iterable[str]) -> None:
         raise UserError(f"{config.name} has no split {config.split!r}; it has {', '.join(names)}")
 
 
-def official_type(place: str, stated: str) -> AnswerType:
+def official_type(stated: str) -> AnswerType:
     """Return the answer type that a data set states as OPEN or CLOSED."""
     types: dict[str, AnswerType] = {"OPEN": "open", "CLOSED": "closed"}
     if stated.upper() not in types:
-        raise UserError(f"{place}: answer_type is {stated!r}, not OPEN or CLOSED")
+        raise UserError(f"answer_type is {stated!r}, not OPEN or CLOSED")
     return types[stated.upper()]
 
 
-def difficulty_of(place: str, stated: object) -> float | None:
+def difficulty_of(stated: object) -> float | None:
     """Return a row's difficulty as a number; easy, medium and hard are 1, 2 and 3."""
     if stated is None or stated == "":
         return None
@@ -59,32 +59,31 @@ def difficulty_of(place: str, stated: object) -> float | None:
     except ValueError:
         number = math.nan
     if isinstance(stated, bool) or not math.isfinite(number):
-        raise UserError(f"{place}: difficulty is {stated!r:.40}, not a number")
+        raise UserError(f"difficulty is {stated!r:.40}, not a number")
     return number
 
 
-def row_texts(place: str, row: object, *names: str) -> dict[str, str]:
+def row_texts(row: object, *names: str) -> dict[str, str]:
     """Return the named cells as stripped texts; numbers become texts.
 
     Raises:
-        UserError: Naming the place, if the row is none, or a cell is missing, empty or neither
-            text nor number.
+        UserError: If the row is none, or a cell is missing, empty or neither text nor number.
     """
     if not isinstance(row, Mapping):
-        raise UserError(f"{place} is no row but {type(row).__name__}")
+        raise UserError(f"is no row but {type(row).__name__}")
     missing = [name for name in names if name not in row]
     if missing:
-        raise UserError(f"{place}: no column {', '.join(missing)}; found {', '.join(row)}")
+        raise UserError(f"no column {', '.join(missing)}; found {', '.join(row)}")
     texts = {}
     for name in names:
         value = row.get(name)
         # pandas writes nan for an empty cell.
         if value is None or str(value).strip().lower() in ("", "nan"):
-            raise UserError(f"{place} has no {name}")
+            raise UserError(f"has no {name}")
         if isinstance(value, bool):
             value = "yes" if value else "no"
         if not isinstance(value, str | int | float):
-            raise UserError(f"{place}: {name} is {type(value).__name__}, not a text: {value!r:.80}")
+            raise UserError(f"{name} is {type(value).__name__}, not a text: {value!r:.80}")
         texts[name] = str(value).strip()
     return texts
 
@@ -116,15 +115,15 @@ def offered_type(question: str, answers: Sequence[str]) -> AnswerType:
     return yes_no_type(answers[0])
 
 
-def without_markers(place: str, text: str, *, num_images: int) -> str:
+def without_markers(label: str, text: str, *, num_images: int) -> str:
     """Return the text without `<image>` markers: the prompt puts one per image itself.
 
     A numbered marker points to one of several images and stays as a word: `[image 2]`.
 
     Raises:
-        UserError: Naming the place, if there are markers, but not one an image.
+        UserError: Naming the text by its label, if there are markers, but not one per image.
     """
     num_markers = text.count("<image>")
     if num_markers not in (0, num_images):
-        raise UserError(f"{place} has {num_markers} <image> markers, but {num_images} image(s)")
+        raise UserError(f"{label} has {num_markers} <image> markers, but {num_images} image(s)")
     return NUMBERED_MARKER.sub(r"[image \1]", MARKER.sub("", text)).strip()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from medvqa.config.data import RowsConfig
-from medvqa.config.errors import UserError, about
+from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.example import Example, ImageSource
 from medvqa.data.rows import check_split, official_type, row_texts
@@ -57,10 +57,10 @@ def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> list[Example]:
     examples = []
     for split, path in paths.items():
         for number, row in enumerate(json_rows(path)):
-            with bad_rows.row():
+            with bad_rows.row(f"{path}, row {number}"):
                 stated = row.get("q_lang") if isinstance(row, dict) else None
                 if language in ("", stated) or stated is None:
-                    examples.append(_example(f"{path}, row {number}", row, images, split))
+                    examples.append(_example(row, images, split))
     return examples
 
 
@@ -71,18 +71,17 @@ def _file(directory: Path | None, names: tuple[str, ...], revision: str | None) 
     return hub_file(HUB_NAME, directory, names[0], revision=revision)
 
 
-def _example(place: str, row: object, images: Mapping[str, ImageSource], split: str) -> Example:
-    texts = row_texts(place, row, *COLUMNS)
-    with about(place):
-        name = safe_name(texts["img_name"])
+def _example(row: object, images: Mapping[str, ImageSource], split: str) -> Example:
+    texts = row_texts(row, *COLUMNS)
+    name = safe_name(texts["img_name"])
     if name not in images:
-        raise UserError(f"{place}: image {name} is not in imgs")
+        raise UserError(f"image {name} is not in imgs")
     return Example(
         id=texts["qid"],
         images=(images[name],),
         question=texts["question"],
         answers=(texts["answer"],),
-        answer_type=official_type(place, texts["answer_type"]),
+        answer_type=official_type(texts["answer_type"]),
         type_origin="official",
         source="slake",
         split=split,

@@ -117,11 +117,11 @@ class _Reader:
         examples: list[Example] = []
         splits: set[str] = set()
         for number, row in enumerate(self.rows.texts(texts)):
-            with bad_rows.row():
+            with bad_rows.row("" if isinstance(row, UserError) else self.rows.named(number)):
                 if isinstance(row, UserError):
                     raise row
                 if not isinstance(row, Mapping):
-                    raise UserError(f"{self.rows.named(number)} is no row but {type(row).__name__}")
+                    raise UserError(f"is no row but {type(row).__name__}")
                 stated = str(cell(row, self.columns["split"])) if "split" in self.columns else split
                 splits.add(stated)
                 if split in (stated, "all"):
@@ -132,19 +132,16 @@ class _Reader:
         return examples
 
     def _examples(self, number: int, row: Mapping[str, Any], split: str) -> list[Example]:
-        place = self.rows.named(number)
         cells = {role: cell(row, spec) for role, spec in self.columns.items() if role != "image"}
-        images = self.pictures.of_row(place, row, number)
-        questions = list(
-            _questions(place, cells, f"{self.prefix}-{number}", num_images=len(images))
-        )
-        keys = self._image_ids(place, cells, images)
-        options = options_of(place, cells.get("options"))
+        images = self.pictures.of_row(row, number)
+        questions = list(_questions(cells, f"{self.prefix}-{number}", num_images=len(images)))
+        keys = self._image_ids(cells, images)
+        options = options_of(cells.get("options"))
         stated = cells.get("answer_type")
         examples = []
         for name, question, answers in questions:
             if options:
-                answers = tuple(right_option(place, answer, options) for answer in answers)
+                answers = tuple(right_option(answer, options) for answer in answers)
                 question = REPEATED.sub("", question)
             rule: AnswerType = "closed" if options else yes_no_type(answers[0])
             examples.append(
@@ -153,42 +150,39 @@ class _Reader:
                     images=images,
                     question=question,
                     answers=answers,
-                    answer_type=official_type(place, str(stated).strip()) if stated else rule,
+                    answer_type=official_type(str(stated).strip()) if stated else rule,
                     type_origin="official" if stated else "rule",
                     source=self.source,
                     split=split,
                     image_ids=keys,
                     options=options,
-                    difficulty=difficulty_of(place, cells.get("difficulty")),
+                    difficulty=difficulty_of(cells.get("difficulty")),
                 )
             )
         return examples
 
     def _image_ids(
-        self, place: str, cells: Mapping[str, Any], images: Sequence[ImageSource]
+        self, cells: Mapping[str, Any], images: Sequence[ImageSource]
     ) -> tuple[str, ...]:
         stated = cells.get("image_id")
         if stated is not None and len(images) == 1:
             return (str(stated),)
-        try:
-            return self.pictures.ids(images)
-        except UserError as error:
-            raise UserError(str(error) if place in str(error) else f"{place}: {error}") from error
+        return self.pictures.ids(images)
 
 
 def _questions(
-    place: str, cells: Mapping[str, Any], name: str, *, num_images: int
+    cells: Mapping[str, Any], name: str, *, num_images: int
 ) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Yield id, question and answers of each example of a row."""
     if "question" not in cells:
-        pairs = turns(f"{place}: conversations", cells["conversations"], num_images=num_images)
+        pairs = turns(cells["conversations"], num_images=num_images)
         for turn, (question, answer) in enumerate(pairs):
             yield f"{name}-{turn}", question, (answer,)
         return
     references = cells["answer"] if isinstance(cells["answer"], list) else [cells["answer"]]
-    texts = row_texts(place, cells, "question", *(["id"] if "id" in cells else []))
-    answers = [row_texts(place, {"answer": answer}, "answer")["answer"] for answer in references]
+    texts = row_texts(cells, "question", *(["id"] if "id" in cells else []))
+    answers = [row_texts({"answer": answer}, "answer")["answer"] for answer in references]
     if not answers:
-        raise UserError(f"{place} has no answer")
-    question = without_markers(f"{place}: question", texts["question"], num_images=num_images)
+        raise UserError("has no answer")
+    question = without_markers("question", texts["question"], num_images=num_images)
     yield texts.get("id", name), question, tuple(answers)

@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medvqa.config.data import RowsConfig
-from medvqa.config.errors import UserError, about
+from medvqa.config.errors import UserError
 from medvqa.data.columns import cell, roots
 from medvqa.data.example import ImageSource
 from medvqa.data.image import ImageBytes, image_file, image_id
@@ -78,18 +78,19 @@ class TablePictures:
             self._ids[image.name] = image_id(image)
         return self._ids[image.name]
 
-    def of_row(self, place: str, row: Mapping[str, Any], number: int) -> tuple[ImageSource, ...]:
+    def of_row(self, row: Mapping[str, Any], number: int) -> tuple[ImageSource, ...]:
         """Return the pictures of a row, in order.
 
         Raises:
-            UserError: Naming the row, if it has none, or one cannot be found.
+            UserError: If it has none, or one cannot be found.
         """
+        place = self._rows.named(number)
         if self._stored:
             images = self._stored_images(place, number)
         else:
             images = [self._named(place, name) for name in _listed(cell(row, self._spec))]
         if not images:
-            raise UserError(f"{place} has no image")
+            raise UserError("has no image")
         return tuple(images)
 
     def _stored_images(self, place: str, number: int) -> list[ImageSource]:
@@ -111,14 +112,13 @@ class TablePictures:
         if isinstance(name, bytes):
             return ImageBytes(place, name)
         if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{place}: image is {type(name).__name__}, not a path: {name!r:.80}")
+            raise UserError(f"image is {type(name).__name__}, not a path: {name!r:.80}")
         if "://" in name[:12]:
             raise UserError(
-                f"{place}: image {name:.80} is an address; fetch the pictures and give "
+                f"image {name:.80} is an address; fetch the pictures and give "
                 "data.image_root=, and data.columns.image= a path or a template"
             )
-        with about(place):
-            return self._find(name)
+        return self._find(name)
 
 
 def _in_root(root: Path) -> Callable[[str], ImageSource]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from medvqa.config.errors import UserError
+from medvqa.config.errors import UserError, printable
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.example import Example, ImageSource
 from medvqa.data.image import check_decodes
@@ -28,7 +28,7 @@ def usable(examples: Sequence[Example], bad_rows: BadRows) -> list[Example]:
     """
     readable = []
     for example in examples:
-        with bad_rows.row():
+        with bad_rows.row(_name(example)):
             _check_texts(example)
             readable.append(example)
     return verify_images(readable, bad_rows) if bad_rows.limit else readable
@@ -42,9 +42,9 @@ def verify_images(examples: Sequence[Example], bad_rows: BadRows) -> list[Exampl
     faults = {key: reason for key, reason in zip(distinct, reasons, strict=True) if reason}
     sound = []
     for example in examples:
-        with bad_rows.row():
+        with bad_rows.row(_name(example)):
             for key in _keyed(example).keys() & faults.keys():
-                raise UserError(f"{example.source}/{example.id}: {faults[key]}")
+                raise UserError(faults[key])
             sound.append(example)
     return sound
 
@@ -73,20 +73,20 @@ def check_images(examples: Iterable[Example]) -> int:
     return len(rest)
 
 
+def _name(example: Example) -> str:
+    return printable(f"{example.source}/{example.id}")
+
+
 def _check_texts(example: Example) -> None:
     for text in (example.question, *example.answers, *example.options):
         if token := CHAT_TOKEN.search(text):
-            raise UserError(
-                f"{example.source}/{example.id}: the text holds {token[0]}, a token of the chat "
-                "format; take it out"
-            )
+            raise UserError(f"the text holds {token[0]}, a token of the chat format; take it out")
     names = (example.id, *example.image_ids, *(image.name for image in example.images))
     for text in (example.question, *example.answers, *example.options, *names):
         if broken := NO_CHARACTER.search(text):
-            name = f"{example.source}/{example.id}".encode("ascii", "backslashreplace").decode()
             kind = "a null character" if broken[0] == "\0" else "half a character"
             code = f"U+{ord(broken[0]):04X}"
-            raise UserError(f"{name}: the text holds {kind} ({code}); mend or remove it")
+            raise UserError(f"the text holds {kind} ({code}); mend or remove it")
 
 
 def stored_images(examples: Iterable[Example]) -> dict[str, ImageSource]:

@@ -113,17 +113,16 @@ class _Files:
             path = self.folder / file
             for number, line in enumerate(file_text(path).split("\n"), start=1):
                 if line.strip():
-                    with bad_rows.row():
-                        place = f"{path}, line {number}"
-                        cells = self._cells(place, line, category)
+                    with bad_rows.row(f"{path}, line {number}"):
+                        cells = self._cells(line, category)
                         parts = (self.split, cells["image_id"], cells.get("category"))
                         key = "-".join(part for part in parts if part)
                         num_taken[key] += 1
                         name = key if num_taken[key] == 1 else f"{key}-{num_taken[key]}"
-                        examples.append(self._example(place, name, cells, references))
+                        examples.append(self._example(name, cells, references))
         return examples
 
-    def _cells(self, place: str, line: str, category: str | None) -> dict[str, str]:
+    def _cells(self, line: str, category: str | None) -> dict[str, str]:
         """Return image_id, question, and what else the line holds; white space is one space."""
         columns = ["image_id", "question"]
         if self.has_category and category is None:
@@ -133,12 +132,12 @@ class _Files:
         cells = [" ".join(cell.split()) for cell in line.split("|")]
         if len(cells) != len(columns):
             raise UserError(
-                f"{place} has {len(cells)} columns, expected {len(columns)}: {'|'.join(columns)}"
+                f"has {len(cells)} columns, expected {len(columns)}: {'|'.join(columns)}"
             )
-        texts = row_texts(place, dict(zip(columns, cells, strict=True)), *columns)
+        texts = row_texts(dict(zip(columns, cells, strict=True)), *columns)
         if self.has_category and texts.setdefault("category", category or "") not in CATEGORIES:
             known = ", ".join(CATEGORIES)
-            raise UserError(f"{place}: category is {texts['category']!r}; known: {known}")
+            raise UserError(f"category is {texts['category']!r}; known: {known}")
         return texts
 
     def _references(self) -> dict[str, tuple[str, ...]]:
@@ -154,14 +153,13 @@ class _Files:
 
     def _example(
         self,
-        place: str,
         name: str,
         cells: Mapping[str, str],
         references: Mapping[str, tuple[str, ...]],
     ) -> Example:
         image = cells["image_id"]
         if image not in self.images:
-            raise UserError(f"{place}: image {image}.jpg is not in {self.layout.images[0]}")
+            raise UserError(f"image {image}.jpg is not in {self.layout.images[0]}")
         if self.layout.references is not None:
             answers = references.get(image, ())
         elif self.has_category and self.split == "test":
@@ -169,7 +167,7 @@ class _Files:
         else:
             answers = (cells["answer"],)
         if not answers:
-            raise UserError(f"{place} has no answer")
+            raise UserError("has no answer")
         return Example(
             id=name,
             images=(self.images[image],),

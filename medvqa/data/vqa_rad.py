@@ -130,25 +130,25 @@ def _load_authors(directory: Path, bad_rows: BadRows) -> tuple[list[Example], di
     examples: list[Example] = []
     cases: dict[str, set[str]] = {}
     for number, row in enumerate(json_rows(path)):
-        with bad_rows.row():
-            example = _author_row(f"{path}, row {number}", directory / IMAGE_FOLDER, row)
+        with bad_rows.row(f"{path}, row {number}"):
+            example = _author_row(directory / IMAGE_FOLDER, row)
             (name,) = example.image_ids
             if name not in present:
-                raise UserError(f"{path}, row {number}: image {name} is not in {IMAGE_FOLDER}")
+                raise UserError(f"image {name} is not in {IMAGE_FOLDER}")
             examples.append(example)
             cases.setdefault(name, set()).add(str(row.get("image_case_url")))
     return examples, cases
 
 
-def _author_row(place: str, folder: Path, row: object) -> Example:
+def _author_row(folder: Path, row: object) -> Example:
     # One row in three hundred has a space behind its type, and some answers are numbers.
-    texts = row_texts(place, row, *AUTHORS_COLUMNS)
+    texts = row_texts(row, *AUTHORS_COLUMNS)
     return Example(
         id=texts["qid"],
         images=(ImageFile(folder / texts["image_name"]),),
         question=texts["question"],
         answers=(texts["answer"],),
-        answer_type=official_type(place, texts["answer_type"]),
+        answer_type=official_type(texts["answer_type"]),
         type_origin="official",
         source="vqa_rad",
         split="test" if texts["phrase_type"] in TEST_PHRASES else "train",

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
-from medvqa.config.errors import UserError
+from medvqa.config.errors import UserError, about
 from medvqa.data.example import AnswerType, Prediction
 from medvqa.data.options import options_of
 from medvqa.evaluation.answer_rows import Row, read_rows
@@ -187,7 +187,8 @@ def _options(row: Row, columns: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     stored = row.values[name] if name else None
     if isinstance(stored, str) and stored.strip()[:1] not in ("[", "{"):
         stored = [part.strip() for part in stored.split("|") if part.strip()]
-    return options_of(f"{row.place}: {name}", stored)
+    with about(f"{row.place}: {name}"):
+        return options_of(stored)
 
 
 def _cut(row: Row, columns: Mapping[str, Sequence[str]]) -> bool | None:

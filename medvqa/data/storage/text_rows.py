@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medvqa.config.errors import UserError, printable
+from medvqa.config.errors import UserError, about, printable
 from medvqa.data.storage.files import check_regular
 
 DELIMITERS = ",;\t|"
@@ -27,9 +27,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def json_object(
-    place: str, line: str, parse_constant: Callable[[str], Any] | None = None
-) -> dict[str, Any]:
+def json_object(line: str, parse_constant: Callable[[str], Any] | None = None) -> dict[str, Any]:
     """Return the object of a line; `parse_constant` is that of `json.loads`.
 
     Raises:
@@ -40,9 +38,9 @@ def json_object(
     except (ValueError, RecursionError) as error:
         start = line.lstrip()[:1]
         hint = {"{": "", "[": "; write one object per line"}.get(start, "; is it a CSV?")
-        raise UserError(f"{place} is no JSON object ({error}){hint}") from error
+        raise UserError(f"is no JSON object ({error}){hint}") from error
     if not isinstance(row, dict):
-        raise UserError(f"{place} is no JSON object but {type(row).__name__}")
+        raise UserError(f"is no JSON object but {type(row).__name__}")
     return row
 
 
@@ -97,9 +95,12 @@ class JsonLines:
                 for number, line in enumerate(file, start=1):
                     if line.strip():
                         try:
-                            yield json_object(f"{self.path}, line {number}", line)
+                            with about(f"{self.path}, line {number}"):
+                                row = json_object(line)
                         except UserError as error:
                             yield error
+                        else:
+                            yield row
         except UnicodeDecodeError as error:
             raise UserError(f"{self.path} is not UTF-8 text; convert it") from error
         except OSError as error:

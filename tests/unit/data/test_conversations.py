@@ -42,31 +42,31 @@ PARTS = [
     ],
 )
 def test_every_form_gives_the_same_pairs(value):
-    assert turns("row 1", value) == PAIRS
+    assert turns(value) == PAIRS
 
 
 def test_a_marker_inside_a_sentence_leaves_no_gap():
     said = [{"from": "human", "value": "In the image <image><image> what is it?"}, FROM[1]]
-    assert turns("row 1", said, num_images=2)[0][0] == "In the image what is it?"
+    assert turns(said, num_images=2)[0][0] == "In the image what is it?"
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (None, "row 1 is no list of messages but NoneType"),
-        ("", "row 1 is no list of messages: ''"),
-        ("None", "row 1 is no list of messages but NoneType"),
-        ("What is it? A lung.", "row 1 is no list of messages: 'What is it"),
-        ("[" * 100_000, "row 1 is no list of messages"),
-        ([], "row 1: question and answer must take turns; it has nobody"),
-        (["What?"], "row 1: message 0 is str, not {from, value}"),
+        (None, "conversations is no list of messages but NoneType"),
+        ("", "conversations is no list of messages: ''"),
+        ("None", "conversations is no list of messages but NoneType"),
+        ("What is it? A lung.", "conversations is no list of messages: 'What is it"),
+        ("[" * 100_000, "conversations is no list of messages"),
+        ([], "conversations: question and answer must take turns; it has nobody"),
+        (["What?"], "conversations: message 0 is str, not {from, value}"),
         ([{"speaker": "a", "text": "b"}], "message 0 has neither .* it has speaker, text"),
-        (FROM[1:], "row 1: question and answer must take turns; it has gpt, human, gpt"),
+        (FROM[1:], "conversations: question and answer must take turns; it has gpt, human, gpt"),
         ([FROM[0], FROM[0]], "must take turns; it has human, human"),
         ([{"from": "bot", "value": "a"}], "must take turns; it has bot"),
-        (FROM[:1], "row 1 has no answer to its last question"),
-        ([{"from": "human", "value": "<image>"}, FROM[1]], "row 1 has no question in turn 0"),
-        ([*FROM[:3], {"from": "gpt", "value": None}], "row 1 has no answer in turn 1"),
+        (FROM[:1], "conversations has no answer to its last question"),
+        ([{"from": "human", "value": "<image>"}, FROM[1]], "conversations has no question in turn 0"),
+        ([*FROM[:3], {"from": "gpt", "value": None}], "conversations has no answer in turn 1"),
         (
             [{"from": "human", "value": "<image><image>Which?"}, FROM[1]],
             "message 0 has 2 <image> markers, but 1 image",
@@ -76,4 +76,4 @@ def test_a_marker_inside_a_sentence_leaves_no_gap():
 )
 def test_anything_else_is_named(value, message):
     with pytest.raises(UserError, match=message):
-        turns("row 1", value)
+        turns(value)

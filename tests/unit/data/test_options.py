@@ -22,22 +22,22 @@ TEXTS = ("CT", "MRI", "X-ray")
     ],
 )
 def test_every_shape_gives_the_texts_without_letters(value):
-    assert options_of("row", value) == TEXTS
+    assert options_of(value) == TEXTS
 
 
 @pytest.mark.parametrize("value", [None, "", [], {}, "[]"])
 def test_a_question_may_have_none(value):
-    assert options_of("row", value) == ()
+    assert options_of(value) == ()
 
 
 def test_a_text_that_only_begins_like_a_letter_stays_whole():
-    assert options_of("row", ["B: cells", "T: cells"]) == ("B: cells", "T: cells")
+    assert options_of(["B: cells", "T: cells"]) == ("B: cells", "T: cells")
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (["CT"], "row: options must be two or more different texts"),
+        (["CT"], "options must be two or more different texts"),
         (["CT", "ct"], "different texts"),
         (["CT", " "], "different texts"),
         (["CT", None], "an option is NoneType, not a text"),
@@ -47,19 +47,19 @@ def test_a_text_that_only_begins_like_a_letter_stays_whole():
 )
 def test_what_is_no_list_of_options_is_named(value, message):
     with pytest.raises(UserError, match=message):
-        options_of("row", value)
+        options_of(value)
 
 
 @pytest.mark.parametrize("answer", ["MRI", "mri.", "B", "b", "(B)", "B.", "B: MRI", "B. mri"])
 def test_an_answer_is_a_text_or_a_letter(answer):
-    assert right_option("row", answer, TEXTS) == "MRI"
+    assert right_option(answer, TEXTS) == "MRI"
 
 
 def test_a_text_counts_before_a_letter():
-    assert right_option("row", "B", ("A", "C", "B")) == "B"
+    assert right_option("B", ("A", "C", "B")) == "B"
 
 
 @pytest.mark.parametrize("answer", ["D", "PET", "?"])
 def test_an_answer_outside_the_options_is_named(answer):
     with pytest.raises(UserError, match="is none of the options"):
-        right_option("row", answer, TEXTS)
+        right_option(answer, TEXTS)
