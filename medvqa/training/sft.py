@@ -7,7 +7,7 @@ stages and the records are those of `medvqa.training.loop`. Chosen by `training.
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,13 @@ from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
 from medvqa.models.prompt import conversation
 from medvqa.models.sample import IGNORED
-from medvqa.tracking.record import JsonLines
 from medvqa.training.ranks import ALONE, Ranks
 from medvqa.training.schedule import learning_rate_of
 from medvqa.training.step_log import (
     StageCallback,
     StepCallback,
+    StepLog,
     TrainingResult,
-    check_finite,
     training_result,
 )
 
@@ -67,16 +66,12 @@ class SftTrainer:
         place = self.directory / "checkpoints"
         last = get_last_checkpoint(str(place)) if place.is_dir() else None
         first_step = int(last.rpartition("-")[2]) if last else 0
-        with ExitStack() as stack:
-            logs = [
-                stack.enter_context(JsonLines(self.directory / name, keep_up_to_step=first_step))
-                for name in ("metrics.jsonl", "order.jsonl")
-            ]
+        with StepLog(self.directory, first_step, on_step) as step_log:
             trainer = self._trainer(
                 plan,
                 Dataset.from_dict({"id": list(plan.order)}),
                 lambda rows: self._batches.collate([examples[row["id"]] for row in rows]),
-                self._callback(plan, logs, first_step, on_step, on_stage_end),
+                self._callback(plan, step_log, first_step, on_stage_end),
             )
             trainer.remove_callback(PrinterCallback)  # the records hold what it prints
             trainer.train(resume_from_checkpoint=last)
@@ -154,9 +149,8 @@ class SftTrainer:
     def _callback(
         self,
         plan: Plan,
-        logs: Sequence[JsonLines],
+        step_log: StepLog,
         first_step: int,
-        on_step: StepCallback,
         on_stage_end: StageCallback,
     ) -> Any:
         from transformers import TrainerCallback
@@ -179,11 +173,8 @@ class SftTrainer:
             if "grad_norm" not in values:  # the summary at the end
                 return
             row = self._row(plan, step, values) | {"seconds": time.perf_counter() - begun[0]}
-            ids = list(plan.order[step * batch_size - batch_size : step * batch_size])
-            logs[0].write(row)
-            logs[1].write({"step": step, "stage": row["stage"], "ids": ids})
-            on_step(row)
-            check_finite(row)  # before the library saves a checkpoint
+            # It raises where the run diverged, before the library saves a checkpoint.
+            step_log.write(row, plan.order[step * batch_size - batch_size : step * batch_size])
             if step in ends:
                 on_stage_end(ends[step], step)
 

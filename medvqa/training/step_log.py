@@ -70,7 +70,7 @@ class StepLog:
     """
 
     def __init__(
-        self, directory: Path, first_step: int, on_step: StepCallback, *, is_behind: bool
+        self, directory: Path, first_step: int, on_step: StepCallback, *, is_behind: bool = False
     ) -> None:
         self._is_behind = is_behind
         self._metrics = JsonLines(directory / "metrics.jsonl", keep_up_to_step=first_step)
@@ -87,20 +87,25 @@ class StepLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is left.
+        """Write what is left; see `write`."""
+        step, self._waiting = self._waiting, None
+        if step is not None:
+            row = step.row(since=self._last_end)
+            self._last_end = step.numbers.mark
+            self.write(row, step.ids)
+
+    def write(self, row: Mapping[str, Any], ids: Sequence[str]) -> None:
+        """Write a step's line of metrics.jsonl, and the ids that it consumed.
 
         Raises:
-            DivergenceError: If the step's loss or gradient norm is not finite.
+            DivergenceError: If its loss or gradient norm is not finite.
         """
-        step, self._waiting = self._waiting, None
-        if step is None:
-            return
-        row = step.row(since=self._last_end)
-        self._last_end = step.numbers.mark
         self._metrics.write(row)
-        self._order.write({"step": step.number, "stage": step.stage, "ids": list(step.ids)})
+        self._order.write({"step": row["step"], "stage": row["stage"], "ids": list(ids)})
         self._on_step(row)
-        check_finite(row)
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(row[name]):
+                raise diverged(f"{name}={row[name]}", row["step"], row["learning_rate"])
 
     def sync(self) -> None:
         """Bring all steps to the disk, before a checkpoint that goes on behind them."""
@@ -116,17 +121,6 @@ class StepLog:
         self.flush()
         self._metrics.close()
         self._order.close()
-
-
-def check_finite(row: Mapping[str, Any]) -> None:
-    """Check one line of metrics.jsonl, whoever trained the step.
-
-    Raises:
-        DivergenceError: If its loss or gradient norm is not finite.
-    """
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(row[name]):
-            raise diverged(f"{name}={row[name]}", row["step"], row["learning_rate"])
 
 
 def diverged(value: str, step: int, learning_rate: float) -> DivergenceError:

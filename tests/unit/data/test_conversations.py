@@ -65,7 +65,10 @@ def test_a_marker_inside_a_sentence_leaves_no_gap():
         ([FROM[0], FROM[0]], "must take turns; it has human, human"),
         ([{"from": "bot", "value": "a"}], "must take turns; it has bot"),
         (FROM[:1], "conversations has no answer to its last question"),
-        ([{"from": "human", "value": "<image>"}, FROM[1]], "conversations has no question in turn 0"),
+        (
+            [{"from": "human", "value": "<image>"}, FROM[1]],
+            "conversations has no question in turn 0",
+        ),
         ([*FROM[:3], {"from": "gpt", "value": None}], "conversations has no answer in turn 1"),
         (
             [{"from": "human", "value": "<image><image>Which?"}, FROM[1]],
