@@ -20,7 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.runs import ROOT, Row, parser_of, provenance
+from benchmarks.runs import ROOT, Row, parser_of, provenance, timed
 from medvqa.config.data import SourceConfig
 from medvqa.config.lora import LoraConfig
 from medvqa.config.model import ModelConfig
@@ -90,14 +90,6 @@ def plain_map(directory: Path, names: set[str], processor: Any) -> Encoded:
         )
         rows = mapped.select(range(NUM_COMPARED))
         return [(row["prompt_ids"], row["pixel_values"]) for row in rows]
-
-
-def timed(action: Callable[[], Any]) -> tuple[dict[str, float], Any]:
-    """Return wall and CPU seconds of one call, and its result."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = action()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return {"wall_s": round(wall, 3), "cpu_s": round(cpu, 3)}, result
 
 
 def throughput(directory: Path, repeats: int) -> Iterator[Row]:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,14 @@ def call(arguments: Sequence[str], log: Path, *, limit_s: float | None = None) -
         text = log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
         raise FailedCommandError(f"exit code {code}\n{text}")
     return time.monotonic() - started
+
+
+def timed(action: Callable[[], Any]) -> tuple[dict[str, float], Any]:
+    """Return wall and CPU seconds of one call, and its result."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = action()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {"wall_s": round(wall, 3), "cpu_s": round(cpu, 3)}, result
 
 
 def new_directory(work: Path, name: str) -> Path:
