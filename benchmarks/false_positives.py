@@ -173,29 +173,25 @@ def table(results: list[dict[str, Any]]) -> Any:
     """Return worst and mean cell of each method by number of seeds, as the page shows them."""
     import pandas
 
-    cells = pandas.json_normalize(results)
-    cells["case"] = range(len(cells))
-    by_method = pandas.wide_to_long(
-        cells, ["false", "power"], [*CELL, "case"], "method", sep=".", suffix=".+"
-    ).reset_index()
-    by_method["low"] = [  # the lower 99 % limit, one-sided and exact
-        stats.binomtest(round(row.false * row.studies), int(row.studies))
-        .proportion_ci(0.98, "exact").low
-        for row in by_method.itertuples()
-    ]  # fmt: skip
-    equal = by_method[by_method["ratio"] == 1]
+    rows = []
+    for method, (number, row) in itertools.product(METHODS, enumerate(results)):
+        values = {name: row[name][method] for name in ("false", "power")}
+        test = stats.binomtest(round(values["false"] * row["studies"]), row["studies"])
+        low = test.proportion_ci(0.98, "exact").low  # the lower 99 % limit, one-sided
+        rows.append({"method": method, "cell": number, **row, **values, "low": low})
+    cells = pandas.DataFrame(rows)
+    equal = cells[cells["ratio"] == 1]
     is_valid = equal.groupby("method")["low"].transform("max") <= 0.05
-    best = equal[is_valid].groupby("case")["power"].max()
-    equal = equal.assign(power_ratio=equal["power"] / equal["case"].map(best))
+    best = equal[is_valid].groupby("cell")["power"].max()
+    equal = equal.assign(power_ratio=equal["power"] / equal["cell"].map(best))
     groups = ["method", "seeds"]
     columns = equal.groupby(groups).agg(
         worst=("false", "max"), mean=("false", "mean"), worst_low=("low", "max"),
         power=("power", "mean"), power_ratio=("power_ratio", "min"),
     )  # fmt: skip
     for ratio in (3, 5):
-        columns[f"{ratio} times"] = (
-            by_method[by_method["ratio"] == ratio].groupby(groups)["false"].max()
-        )
+        unequal_cells = cells[cells["ratio"] == ratio]
+        columns[f"{ratio} times"] = unequal_cells.groupby(groups)["false"].max()
     return columns.loc[list(METHODS)].round(3)
 
 

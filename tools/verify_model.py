@@ -3,11 +3,10 @@
     python -m tools.verify_model gemma3_4b                  # real weights, from the hub
     python -m tools.verify_model gemma3_4b --path DIR       # real weights, a local copy
     python -m tools.verify_model gemma3_4b --tiny ../shared # tiny random weights, on a CPU
-    python -m tools.verify_model --table                    # only rewrite docs/models.md
 
 NAME is a file of conf/model. The run trains for 10 steps on phantoms and answers 64 questions; the
 adapter is exported, and the model is served in process: its answers must be the evaluator's. The
-record goes to benchmarks/results/models.json, and the table of docs/models.md is written anew.
+record goes to benchmarks/results/models.json; the printed row belongs to docs/models.md.
 """
 
 import argparse
@@ -19,9 +18,6 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "results" / "models.json"
-SHAPES = ROOT / "benchmarks" / "results" / "model_shapes_h100.json"
-PAGE = ROOT / "docs" / "models.md"
-BEGIN, END = "<!-- table: python -m tools.verify_model --table -->", "<!-- end of table -->"
 STEPS, ANSWERS = 10, 64
 # Presets by the family of `tests/tiny_models.py` that has their architecture.
 FAMILY = {
@@ -39,7 +35,7 @@ FAMILY = {
     "llava_onevision_7b": "llava_onevision",
 }
 COLUMNS = ("trained", "answered", "4 bits", "fused", "exported", "served")
-KINDS = {"tiny": "tiny weights, CPU", "shapes": "full shapes, H100", "real": "real weights"}
+KINDS = {"tiny": "tiny weights, CPU", "real": "real weights"}
 
 
 def verify(name: str, overrides: Sequence[str], directory: Path) -> dict[str, Any]:
@@ -102,55 +98,22 @@ def overrides_of(name: str, base: Path | None, *, is_tiny: bool) -> list[str]:
     ]
 
 
-def shape_records() -> dict[str, dict[str, Any]]:
-    """Return what was measured at full shapes, in the table's words."""
-    rows = json.loads(SHAPES.read_text()) if SHAPES.is_file() else []
-    return {
-        row["model"]: {
-            "trained": f"{row['num_steps']} steps, {row['training_peak_gb']} GB",
-            "answered": f"{row['num_answers']} questions, {row['answering_peak_gb']} GB",
-            "4 bits": "yes" if row["is_quantized"] else "no",
-            "fused": "yes" if row["engine"] == "fused" else "no",
-            "exported": "-",
-            "served": "-",
-        }
-        for row in rows
-        if "library" not in row and "error" not in row
-    }
-
-
-def table(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the table: one row per model and kind of weights; what has not run says so."""
-    lines = [f"| model | weights | {' | '.join(COLUMNS)} |", "|---" * (2 + len(COLUMNS)) + "|"]
-    shapes = shape_records()
-    for name in FAMILY:
-        for kind, title in KINDS.items():
-            source = shapes if kind == "shapes" else records.get(kind, {})
-            row = source.get(name)
-            cells = [row[column] for column in COLUMNS] if row else ["not run"] * len(COLUMNS)
-            lines.append(f"| `{name}` | {title} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def write_table(records: Mapping[str, Mapping[str, Any]]) -> None:
-    """Replace the table of docs/models.md."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    text = f"{before}{BEGIN}\n{table(records)}\n{END}{after}"
-    PAGE.write_text(text, encoding="utf-8")
+def row_of(name: str, kind: str, record: Mapping[str, Any]) -> str:
+    """Return the model's row of the table in docs/models.md."""
+    cells = [f"`{name}`", KINDS[kind], *(record[column] for column in COLUMNS)]
+    return f"| {' | '.join(cells)} |"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Verify one model and rewrite the table."""
+    """Verify one model after the other, keep the record and print the rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", nargs="*", choices=[[], *FAMILY], metavar="NAME")
+    parser.add_argument("name", nargs="+", choices=FAMILY, metavar="NAME")
     parser.add_argument("--path", type=Path, help="local copy of the real weights")
     parser.add_argument("--tiny", type=Path, metavar="SHARED", help="tiny weights instead")
-    parser.add_argument("--table", action="store_true", help="only rewrite docs/models.md")
     options = parser.parse_args(argv)
     records = json.loads(RECORDS.read_text()) if RECORDS.is_file() else {}
     kind = "tiny" if options.tiny else "real"
-    for name in [] if options.table else options.name:
+    for name in options.name:
         with tempfile.TemporaryDirectory() as directory:
             base = options.path
             if options.tiny:
@@ -164,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         names = [n for n in FAMILY if FAMILY[n] == FAMILY[name]] if options.tiny else [name]
         records.setdefault(kind, {}).update(dict.fromkeys(names, record))
         RECORDS.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    write_table(records)
+        print(row_of(name, kind, record))  # noqa: T201
 
 
 if __name__ == "__main__":
