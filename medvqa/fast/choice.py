@@ -120,10 +120,7 @@ def path_of(
 
 def _reason(family: str, backend: Backend, *, is_supported: bool, on_gpu: bool) -> str:
     if backend is Backend.unsloth:
-        return (
-            "as configured; Unsloth's kernels replace the layers that the fused engine needs, and "
-            "its own trainer takes steps faster (training.trainer=trl)"
-        )
+        return "as configured; Unsloth's kernels replace the layers that the fused engine needs"
     if not is_supported:
         return f"the fused engine does not support {family}; {COST}"
     if not on_gpu:

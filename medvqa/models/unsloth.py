@@ -40,9 +40,6 @@ def _unsloth() -> Any:
     os.environ.setdefault(
         "UNSLOTH_COMPILE_LOCATION", str(Path.home() / ".cache" / "medvqa" / "unsloth")
     )
-    # It would compile every decoder layer anew for each shape of batch: minutes, where images
-    # differ in size, for a run of 40 steps.
-    os.environ.setdefault("UNSLOTH_BLOCK_COMPILE", "0")
     try:
         from unsloth import FastVisionModel  # first: it patches transformers and peft
     except ImportError as error:
