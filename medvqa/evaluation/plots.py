@@ -208,26 +208,28 @@ def _draw_group(axes: "Axes", group: str, members: Sequence[Evaluation]) -> None
             if score is not None:
                 y = row + (position - (len(shown) - 1) / 2) * 0.8 / len(shown)
                 label = SHOWN[metric] if row == 0 else None
-                _draw_score(axes, score, y, STYLES[metric], label=label)
-                if evaluation.phase == "final":
-                    _write_mean(axes, score, y)
+                is_named = evaluation.phase == "final"
+                _draw_score(axes, score, y, STYLES[metric], label=label, is_named=is_named)
 
 
 def _draw_score(
-    axes: "Axes", score: Score, y: float, style: tuple[str, str], *, label: str | None
+    axes: "Axes",
+    score: Score,
+    y: float,
+    style: tuple[str, str],
+    *,
+    label: str | None,
+    is_named: bool,
 ) -> None:
     colour, marker = style
     # Rounding must not make an error bar negative.
     sides = [[max(0.0, score.mean - score.low)], [max(0.0, score.high - score.mean)]]
     axes.errorbar(score.mean, y, xerr=sides, fmt=marker, color=colour, markersize=4.5,
                   linewidth=1.4, label=label)  # fmt: skip
-
-
-def _write_mean(axes: "Axes", score: Score, y: float) -> None:
-    """Write the mean right of the interval, or left of one that reaches the right edge."""
-    x, offset, side = (score.high, 4, "left") if score.high < 0.85 else (score.low, -4, "right")
-    axes.annotate(f"{score.mean:.3f}", (x, y), xytext=(offset, 0), textcoords="offset points",
-                  ha=side, va="center", fontsize=7.5)  # fmt: skip
+    if is_named:  # right of the interval, or left of one that reaches the right edge
+        x, offset, side = (score.high, 4, "left") if score.high < 0.85 else (score.low, -4, "right")
+        axes.annotate(f"{score.mean:.3f}", (x, y), xytext=(offset, 0), textcoords="offset points",
+                      ha=side, va="center", fontsize=7.5)  # fmt: skip
 
 
 def phase_name(phase: str) -> str:

@@ -56,12 +56,11 @@ def read_predictions(path: Path, columns: Mapping[str, str] | None = None) -> An
     rows = read_rows(path)
     if not rows:
         raise UserError(f"{path} holds no predictions")
-    known = {field: (name,) for field, name in (columns or {}).items()}
-    predictions = [
-        _prediction(row, number, path, {**COLUMNS, **known})
-        for number, row in enumerate(rows, start=1)
-    ]
-    return Answers(predictions, *_notes(rows, predictions, {**COLUMNS, **known}))
+    known = COLUMNS | {field: (name,) for field, name in (columns or {}).items()}
+    records = [_Record(row, known) for row in rows]
+    predictions = [record.prediction(n, path) for n, record in enumerate(records, start=1)]
+    notes = [*_notes(records, predictions), *_other_columns(rows[0], known)]
+    return Answers(predictions, notes, all("cluster" in record.names for record in records))
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -107,34 +106,83 @@ def aligned(answers: Answers, others: Answers, path: Path) -> list[Prediction]:
     return rows
 
 
-def _prediction(
-    row: Row, number: int, path: Path, columns: Mapping[str, Sequence[str]]
-) -> Prediction:
-    def value(field: str, default: str) -> str:
-        name = _column(row, columns[field])
-        return default if name is None else str(row.values[name])
+class _Record:
+    """A row of the file under our names; `names` has the file's name of each field that it has."""
 
-    name = _required(row, "reference", columns)
-    stored = row.values[name]
-    references = tuple(
-        _text(row, name, one) for one in (stored if isinstance(stored, list) else [stored])
-    )
-    if not references:
-        raise UserError(f"{row.place} has an empty list of references")
-    name = _required(row, "prediction", columns)
-    return Prediction(
-        id=value("id", str(number)),
-        question=value("question", ""),
-        references=references,
-        prediction=_text(row, name, row.values[name]),
-        answer_type=_type(row, columns) or yes_no_type(references),
-        source=value("source", path.stem),
-        split=value("split", ""),
-        cluster=value("cluster", f"line {number}"),
-        options=_options(row, columns),
-        cut=_cut(row, columns),
-        level=value("level", ""),
-    )
+    def __init__(self, row: Row, columns: Mapping[str, Sequence[str]]) -> None:
+        self.row, self._columns = row, columns
+        present = {
+            field: next((name for name in names if name in row.values), None)
+            for field, names in columns.items()
+        }
+        self.names = {field: name for field, name in present.items() if name is not None}
+
+    def prediction(self, number: int, path: Path) -> Prediction:
+        name, stored = self._required("reference")
+        many = stored if isinstance(stored, list) else [stored]
+        references = tuple(self._answer(name, one) for one in many)
+        if not references:
+            raise UserError(f"{self.row.place} has an empty list of references")
+        return Prediction(
+            id=self._text("id", str(number)),
+            question=self._text("question"),
+            references=references,
+            prediction=self._answer(*self._required("prediction")),
+            answer_type=self.type or yes_no_type(references),
+            source=self._text("source", path.stem),
+            split=self._text("split"),
+            cluster=self._text("cluster", f"line {number}"),
+            options=self._options(),
+            cut=self._cut(),
+            level=self._text("level"),
+        )
+
+    def _text(self, field: str, default: str = "") -> str:
+        return str(self.row.values[self.names[field]]) if field in self.names else default
+
+    def _required(self, field: str) -> tuple[str, Any]:
+        if field in self.names:
+            return self.names[field], self.row.values[self.names[field]]
+        keys = list(map(str, self.row.values))
+        more = f" and {len(keys) - MANY} more" if keys[MANY:] else ""
+        raise UserError(
+            f"{self.row.place} has none of {', '.join(self._columns[field])}; it has "
+            f"{', '.join(keys[:MANY])}{more}; name the column: --columns {field}=NAME"
+        )
+
+    def _answer(self, name: str, value: Any) -> str:
+        """Return an answer as text: true is yes, false is no."""
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        is_missing = value is None or (isinstance(value, float) and not math.isfinite(value))
+        if is_missing or (isinstance(value, str) and value.strip().lower() in NO_TEXT):
+            raise UserError(f"{self.row.place}: {name} is {json.dumps(value)}, which is no answer")
+        if isinstance(value, list | dict):
+            raise UserError(f"{self.row.place}: {name} is a {type(value).__name__}, not one text")
+        return str(value)
+
+    @property
+    def type(self) -> AnswerType | None:
+        """What the row states, if it does."""
+        stated = self._text("type").strip().lower()
+        if stated in get_args(AnswerType):
+            return cast(AnswerType, stated)
+        # `question_type` is often what the question is about.
+        if self.names.get("type", "question_type") == "question_type":
+            return None
+        raise UserError(f"{self.row.place}: type {stated!r} is neither open nor closed")
+
+    def _options(self) -> tuple[str, ...]:
+        name = self.names.get("options")
+        stored = self.row.values[name] if name else None
+        if isinstance(stored, str) and stored.strip()[:1] not in ("[", "{"):
+            stored = [part.strip() for part in stored.split("|") if part.strip()]
+        with about(f"{self.row.place}: {name}"):
+            return options_of(stored)
+
+    def _cut(self) -> bool | None:
+        stored = self._text("cut", "none").lower()
+        return None if stored in ("none", "") else stored in ("true", "1", "length")
 
 
 def yes_no_type(references: Sequence[str]) -> AnswerType:
@@ -142,89 +190,29 @@ def yes_no_type(references: Sequence[str]) -> AnswerType:
     return "closed" if all(map(is_yes_or_no, references)) else "open"
 
 
-def _column(row: Row, names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in row.values), None)
-
-
-def _required(row: Row, field: str, columns: Mapping[str, Sequence[str]]) -> str:
-    name = _column(row, columns[field])
-    if name is not None:
-        return name
-    keys = list(row.values)
-    shown = ", ".join(map(str, keys[:MANY])) + (
-        f" and {len(keys) - MANY} more" if keys[MANY:] else ""
-    )
-    raise UserError(
-        f"{row.place} has none of {', '.join(columns[field])}; it has {shown}; "
-        f"name the column: --columns {field}=NAME"
-    )
-
-
-def _text(row: Row, name: str, value: Any) -> str:
-    """Return an answer as text: true is yes, false is no."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    is_missing = value is None or (isinstance(value, float) and not math.isfinite(value))
-    if is_missing or (isinstance(value, str) and value.strip().lower() in NO_TEXT):
-        raise UserError(f"{row.place}: {name} is {json.dumps(value)}, which is no answer")
-    if isinstance(value, list | dict):
-        raise UserError(f"{row.place}: {name} is a {type(value).__name__}, not one text")
-    return str(value)
-
-
-def _type(row: Row, columns: Mapping[str, Sequence[str]]) -> AnswerType | None:
-    name = _column(row, columns["type"])
-    stated = str(row.values[name]).strip().lower() if name else ""
-    if stated in get_args(AnswerType):
-        return cast(AnswerType, stated)
-    if name in (None, "question_type"):  # the latter is often what the question is about
-        return None
-    raise UserError(f"{row.place}: type {stated!r} is neither open nor closed")
-
-
-def _options(row: Row, columns: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    name = _column(row, columns["options"])
-    stored = row.values[name] if name else None
-    if isinstance(stored, str) and stored.strip()[:1] not in ("[", "{"):
-        stored = [part.strip() for part in stored.split("|") if part.strip()]
-    with about(f"{row.place}: {name}"):
-        return options_of(stored)
-
-
-def _cut(row: Row, columns: Mapping[str, Sequence[str]]) -> bool | None:
-    name = _column(row, columns["cut"])
-    stored = str(row.values[name]).lower() if name else "none"
-    return None if stored in ("none", "") else stored in ("true", "1", "length")
-
-
-def _notes(
-    rows: Sequence[Row], predictions: Sequence[Prediction], columns: Mapping[str, Sequence[str]]
-) -> tuple[list[str], bool]:
-    """Return what the file leaves open, and whether every row names its image."""
-    total = len(rows)
-    num_lacking = sum(_column(row, columns["cluster"]) is None for row in rows)
+def _notes(records: Sequence[_Record], predictions: Sequence[Prediction]) -> list[str]:
+    """Return what the file leaves open."""
+    total = len(records)
     counts = Counter(prediction.id for prediction in predictions)
     duplicates = [name for name, count in counts.items() if count > 1]
     shown = ", ".join(duplicates[:MANY]) + (", ..." if duplicates[MANY:] else "")
     lines = {
-        "of {total} rows name no type: yes/no answers count as closed": sum(
-            _type(row, columns) is None for row in rows
+        f"of {total} rows name no type: yes/no answers count as closed": sum(
+            record.type is None for record in records
         ),
-        "of {total} rows name no image: intervals take questions as independent, which is too "
-        "narrow where images repeat": num_lacking,
-        "ids stand in several rows; each row counts: {shown}": len(duplicates),
+        f"of {total} rows name no image: intervals take questions as independent, which is too "
+        "narrow where images repeat": sum("cluster" not in record.names for record in records),
+        f"ids stand in several rows; each row counts: {shown}": len(duplicates),
         "answers are empty": sum(not p.prediction.strip() for p in predictions),
         "references are empty": sum(not "".join(p.references).strip() for p in predictions),
     }
-    notes = [
-        f"{number} {line.format(total=total, shown=shown)}"
-        for line, number in lines.items()
-        if number
-    ]
+    notes = [f"{number} {line}" for line, number in lines.items() if number]
     known = [p.cut for p in predictions if p.cut is not None]
     cut = f"{sum(known)} of {len(known)} answers were cut at the limit of new tokens"
-    notes.append(cut if known else "cut answers: unknown; no row has a column cut or finish_reason")
-    return [*notes, *_other_columns(rows[0], columns)], not num_lacking
+    return [
+        *notes,
+        cut if known else "cut answers: unknown; no row has a column cut or finish_reason",
+    ]
 
 
 def _other_columns(row: Row, columns: Mapping[str, Sequence[str]]) -> Iterator[str]:

@@ -119,7 +119,10 @@ def write_results(
         values: What run.json holds so far.
     """
     config = values["config"]
-    sets = dict.fromkeys(evaluation.set_name for evaluation in evaluations)
+    protocols = {}
+    for name in dict.fromkeys(evaluation.set_name for evaluation in evaluations):
+        stored = read_json(directory / "evaluation" / "final" / name / "metrics.json")
+        protocols[name] = {key: stored[key] for key in PROTOCOL}
     results = {
         "schema_version": SCHEMA_VERSION,
         "run_id": values["run_id"],
@@ -137,7 +140,7 @@ def write_results(
         "code": values["git"],
         "packages": values["environment"]["packages"],
         "loss": {name: values["training"][f"{name}_loss"] for name in ("final", "average")},
-        "protocol": {name: _protocol(directory, name) for name in sets},
+        "protocol": protocols,
         "headline": values.get("headline"),
         "interval": INTERVAL,
         **_scores(evaluations),
@@ -190,11 +193,6 @@ def _scores(evaluations: Sequence[Evaluation]) -> dict[str, list[dict[str, Any]]
             for metric, s in scores.items()
         ],
     }  # fmt: skip
-
-
-def _protocol(directory: Path, set_name: str) -> dict[str, Any]:
-    stored = read_json(directory / "evaluation" / "final" / set_name / "metrics.json")
-    return {name: stored[name] for name in PROTOCOL}
 
 
 def final_values(evaluations: Sequence[Evaluation]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,11 +99,7 @@ def score_predictions(
         pairs = [(p.prediction, p.references) for p in predictions]
         bert = bert_scores(pairs, config.bertscore, device=device)
     items = tuple(
-        replace(
-            _score_item(p, config, bert.f1[i] if bert else None),
-            agreement=agreement(p, config.normalizer),
-        )
-        for i, p in enumerate(predictions)
+        _score_item(p, config, bert.f1[i] if bert else None) for i, p in enumerate(predictions)
     )
     scored = list(zip(predictions, items, strict=True))
     summary = {
@@ -121,45 +117,30 @@ def score_predictions(
     )
 
 
-def _score_item(
-    prediction: Prediction, config: EvaluationConfig, bertscore: float | None
-) -> ItemScores:
-    if prediction.options:
-        return _score_choice(prediction, config, bertscore)
-    texts = (prediction.prediction, prediction.references)
-    closed = None
-    if prediction.answer_type == "closed":
-        closed = metrics.closed_answer(*texts, config.normalizer)
+def _score_item(p: Prediction, config: EvaluationConfig, bertscore: float | None) -> ItemScores:
+    """Score the answer; to a question with options, the option that the answer names."""
+    answer, references = p.prediction, p.references
+    choice = numeric = closed = None
+    if p.options:
+        choice, correct = read_choice(answer, p.options), correct_option(references, p.options)
+        answer, references = p.options[choice.place], (p.options[correct],)
+        is_right = closed = choice.place == correct
+    else:
+        kind = config.numeric_tolerance_kind
+        is_right = metrics.exact_match(answer, references, config.normalizer)
+        closed = metrics.closed_answer(answer, references, config.normalizer)
+        numeric = metrics.numeric_match(answer, references, config.numeric_tolerance, kind)
+    is_closed = p.answer_type == "closed"
     return ItemScores(
-        exact_match=metrics.exact_match(*texts, config.normalizer),
-        f1=metrics.token_f1(*texts, config.normalizer),
-        token_recall=metrics.token_recall(*texts, config.normalizer),
-        numeric_exact_match=metrics.numeric_match(
-            *texts, config.numeric_tolerance, config.numeric_tolerance_kind
-        ),
-        closed_accuracy=bool(closed) if prediction.answer_type == "closed" else None,
-        unparsable=closed is None if prediction.answer_type == "closed" else None,
+        exact_match=is_right,
+        f1=metrics.token_f1(answer, references, config.normalizer),
+        token_recall=metrics.token_recall(answer, references, config.normalizer),
+        numeric_exact_match=numeric,
+        closed_accuracy=bool(closed) if is_closed else None,
+        unparsable=closed is None if is_closed else None,
         bertscore_f1=bertscore,
-    )
-
-
-def _score_choice(
-    prediction: Prediction, config: EvaluationConfig, bertscore: float | None
-) -> ItemScores:
-    """Score the option that the answer names."""
-    choice = read_choice(prediction.prediction, prediction.options)
-    correct = correct_option(prediction.references, prediction.options)
-    is_closed = prediction.answer_type == "closed"
-    texts = (prediction.options[choice.place], [prediction.options[correct]], config.normalizer)
-    return ItemScores(
-        exact_match=choice.place == correct,
-        f1=metrics.token_f1(*texts),
-        token_recall=metrics.token_recall(*texts),
-        numeric_exact_match=None,
-        closed_accuracy=choice.place == correct if is_closed else None,
-        unparsable=False if is_closed else None,
-        bertscore_f1=bertscore,
-        nearest_option=choice.how == "nearest",
+        nearest_option=choice.how == "nearest" if choice else None,
+        agreement=agreement(p, config.normalizer),
     )
 
 

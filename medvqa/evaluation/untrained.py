@@ -12,7 +12,7 @@ from typing import Any
 from medvqa.config.errors import UserError
 from medvqa.config.model import Backend
 from medvqa.config.schema import Config
-from medvqa.data.pool import Pool, load_sets
+from medvqa.data.pool import load_sets
 from medvqa.data.verification import check_images
 from medvqa.evaluation.answering import by_model, by_server
 from medvqa.evaluation.bertscore import check_encoder
@@ -61,7 +61,9 @@ def evaluate_only(
                 raise UserError("data names no evaluation set, so there is nothing to evaluate")
             questions = {name: list(pool.examples) for name, pool in pools.items()}
             check_images([example for examples in questions.values() for example in examples])
-        keeper.update(**_description(pools), code=identity.code(), rows=rows())
+        data = {name: pool.describe() for name, pool in pools.items()}
+        keeper.update(data=data, plan=NO_PLAN, training=NO_TRAINING, world_size=1)
+        keeper.update(code=identity.code(), rows=rows())
         with tracker(config.tracking, directory, settings) as mirror:
             records = (keeper, mirror)
             evaluator = Evaluator(
@@ -70,11 +72,6 @@ def evaluate_only(
             final = _phases(config, evaluator, records).after_training(0)
             record_results(directory, records, final, questions)
         keeper.finish()
-
-
-def _description(pools: Mapping[str, Pool]) -> dict[str, Any]:
-    data = {name: pool.describe() for name, pool in pools.items()}
-    return {"data": data, "plan": NO_PLAN, "training": NO_TRAINING, "world_size": 1}
 
 
 def _phases(config: Config, evaluator: Evaluator, records: Records) -> Phases:

@@ -47,7 +47,11 @@ def export_record(
         "scores": _scores(evaluations),
         "merge": merge,
         "contamination": values.get("contamination"),
-        "data": {name: _without_rows(pool) for name, pool in values["data"].items()},
+        # Without the reasons for skipped rows, which quote files and rows.
+        "data": {
+            name: {key: value for key, value in pool.items() if key != "skipped"}
+            for name, pool in values["data"].items()
+        },
         "plan": values["plan"],
         "training": values["training"],
         "model": {name: value for name, value in values["model"].items() if name != "source"},
@@ -68,11 +72,6 @@ def _scores(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
             summary = asdict(evaluation)["summary"]
             scores.setdefault(evaluation.set_name, {})[SCORED[evaluation.phase]] = summary
     return scores
-
-
-def _without_rows(pool: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the reasons for skipped rows, which quote files and rows."""
-    return {name: value for name, value in pool.items() if name != "skipped"}
 
 
 def _evaluation(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,16 +44,13 @@ def vllm_command(trained: Trained, *, weights: Path | str, base: str | None = No
     if trained.adapter is None:
         return ["vllm", "serve", str(weights), "--served-model-name", trained.name, *common]
     served = base or model.path or model.name
+    is_hub = served == model.name
     return [
-        *("vllm", "serve", served, *_revision(trained, served)),
+        *("vllm", "serve", served),
+        *(["--revision", trained.revision] if trained.revision and is_hub else []),
         *("--enable-lora", "--max-lora-rank", str(max_lora_rank(trained.lora))),
         *("--lora-modules", f"{trained.name}={weights}"),
         # Without it vLLM drops the vision tower's part of the adapter with a mere warning.
         *(["--enable-tower-connector-lora"] if trained.lora.vision_layers else []),
         *common,
     ]
-
-
-def _revision(trained: Trained, served: str) -> list[str]:
-    is_hub = served == trained.model.name and trained.revision is not None
-    return ["--revision", str(trained.revision)] if is_hub else []

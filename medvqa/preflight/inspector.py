@@ -75,7 +75,9 @@ class Inspector:
             problems.append(str(error))
             inputs.training, pool = inputs.pool, inputs.pool.examples
         plan, sets = inputs.plan, inputs.questions
-        cell = Cell(config, plan, pool, sets, problems, _machine_notes(config))
+        cell = Cell(config, plan, pool, sets, problems, [])
+        if not num_cuda_devices(os.environ) and config.model.name != "medvqa/tiny":
+            cell.notes.append("no CUDA GPU is visible here; memory and data are checked as for one")
         tokens = self._count(cell)
         shapes = self._shapes(cell)
         memory = _memory(cell, shapes, tokens)
@@ -209,9 +211,3 @@ def _memory(
         notes.append("Unsloth recomputes by itself: the memory estimate is an upper bound")
     longest = tokens["training"].longest
     return estimate_memory(shapes, config, longest_tokens=longest, on_gpu=is_on_gpu(config))
-
-
-def _machine_notes(config: Config) -> list[str]:
-    if num_cuda_devices(os.environ) or config.model.name == "medvqa/tiny":
-        return []
-    return ["no CUDA GPU is visible here; memory and data are checked as for one"]

@@ -83,7 +83,8 @@ def grid_table(reports: Sequence[CellReport]) -> "Table":
 
 def _row(report: CellReport) -> list[str]:
     tokens = report.tokens.get("training")
-    lengths = tokens and f"{_about(tokens)}{tokens.quantiles['0.5']:,}/{tokens.longest:,}"
+    about = "about " if tokens and tokens.is_estimate else ""
+    lengths = tokens and f"{about}{tokens.quantiles['0.5']:,}/{tokens.longest:,}"
     return [
         " ".join(report.swept) or "-",
         f"{report.num_samples:,}",
@@ -149,10 +150,6 @@ def _tokens(tokens: TokenReport) -> str:
         f"{tokens.mean_image_tokens:.0f} of images on average; counted {counted}; "
         f"{too_long if tokens.num_too_long else 'none too long'}"
     )
-
-
-def _about(tokens: TokenReport) -> str:
-    return "about " if tokens.is_estimate else ""
 
 
 def _seen(report: CellReport) -> str:

@@ -70,7 +70,7 @@ def read_arms(runs: Sequence[Run]) -> tuple[list[Arm], list[str]]:
     for run in runs:
         if run.state not in (FINISHED, DIVERGED):
             continue
-        same = groups[_key(run.config)]
+        same = groups[json.dumps(_told(run.config), sort_keys=True)]
         first = same.setdefault(run.seed, run)
         if first is not run:
             # The same seed gives the same run: counted twice it would feign certainty.
@@ -98,10 +98,6 @@ def _answered_alike(one: Run, other: Run) -> bool:
         for run in (one, other)
     ]  # fmt: skip
     return one.state == other.state and final[0] == final[1]
-
-
-def _key(config: Mapping[str, Any]) -> str:
-    return json.dumps(_told(config), sort_keys=True)
 
 
 def _told(config: Mapping[str, Any]) -> dict[str, str]:

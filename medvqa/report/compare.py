@@ -193,7 +193,11 @@ def _is_right(scored: Scored, number: int) -> bool:
 
 
 def _show(study: Study, differing: Sequence[dict[str, Any]], labels: Sequence[str]) -> None:
-    rows = [_row(c) for c in study.comparisons if _is_shown(c)]
+    rows = [
+        _row(c)
+        for c in study.comparisons
+        if c.group == ("closed" if c.metric == "closed_accuracy" else "overall")
+    ]
     console().print(table("paired differences, a - b", HEADER, rows))
     if not differing:
         return
@@ -205,10 +209,6 @@ def _show(study: Study, differing: Sequence[dict[str, Any]], labels: Sequence[st
     ]  # fmt: skip
     title = f"questions on which they differ: {len(shown)} of {len(differing)} (+ right, - wrong)"
     console().print(table(title, header, shown))
-
-
-def _is_shown(c: Comparison) -> bool:
-    return c.group == ("closed" if c.metric == "closed_accuracy" else "overall")
 
 
 def _row(c: Comparison) -> tuple[str, ...]:

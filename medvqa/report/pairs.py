@@ -128,21 +128,20 @@ def corrected(family: Sequence[Comparison]) -> list[Comparison]:
         return []
     adjusted = holm([c.crossed.p_value for c in family])
     of_models = holm([c.permutation.p_value for c in family])
+    alpha = LEVEL / len(family)
+    sizes = [detectable_difference(c.crossed.components, power=POWER, alpha=alpha) for c in family]
     return [
         replace(
             c,
             family_size=len(family),
             p_holm=p_holm,
             permutation_p_holm=permutation_p_holm,
-            detectable=_detectable(c, LEVEL / len(family)),
+            detectable=size if size <= LARGEST_DETECTABLE else None,
         )
-        for c, p_holm, permutation_p_holm in zip(family, adjusted, of_models, strict=True)
+        for c, p_holm, permutation_p_holm, size in zip(
+            family, adjusted, of_models, sizes, strict=True
+        )
     ]
-
-
-def _detectable(c: Comparison, alpha: float) -> float | None:
-    difference = detectable_difference(c.crossed.components, power=POWER, alpha=alpha)
-    return difference if difference <= LARGEST_DETECTABLE else None
 
 
 def _tested(

@@ -21,16 +21,18 @@ def unequal(a: Arm, b: Arm, set_name: str) -> tuple[str, ...]:
     facts = [(run, facts_of(run, set_name)) for run in (*a.runs, *b.runs)]
     reasons = []
     for name in facts[0][1]:
-        values = list(dict.fromkeys(v[name] for run, v in facts if not _is_free(run, name)))
+        # A run that only evaluates spends no training budget.
+        values = list(
+            dict.fromkeys(
+                v[name]
+                for run, v in facts
+                if name not in BUDGET or not run.config.get("only_evaluate")
+            )
+        )
         if len(values) > 1:
             reasons.append(f"{name}: {' and '.join(values)}")
     polluted = dict.fromkeys(filter(None, (contamination(r, set_name) for r, _ in facts)))
     return (*reasons, *(f"contaminated pool: {reason}" for reason in polluted))
-
-
-def _is_free(run: Run, name: str) -> bool:
-    """Return whether a run that only evaluates has no such fact: it spends no training budget."""
-    return bool(run.config.get("only_evaluate")) and name in BUDGET
 
 
 def facts_of(run: Run, set_name: str) -> dict[str, str]:

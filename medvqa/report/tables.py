@@ -161,6 +161,7 @@ def verdicts_table(study: Study) -> Table:
         for v in study.verdicts
     ]
     compared = [v.comparison for v in study.verdicts if v.comparison]
+    paired = "by seed" if any(c.crossed.is_paired for c in compared) else "no"
     margins = dict.fromkeys(f"{100 * v.margin:g}" for v in study.verdicts)
     return Table(
         "planned comparisons and their verdicts",
@@ -168,17 +169,13 @@ def verdicts_table(study: Study) -> Table:
          *("Holm: gain of the margin", "family", "df", "verdict", "reason")),
         tuple(rows),
         (
-            *(f"p: {test}, two-sided; paired: {_paired(compared)}" for test in _tests(compared)),
+            *(f"p: {test}, two-sided; paired: {paired}" for test in _tests(compared)),
             f"refuted: the opposite is shown, or a gain of {' or '.join(margins)} points or more "
             "is excluded (TOST's upper test, one-sided)",
             *few_seeds(compared),
             *final_words(study.verdicts),
         ),
     )  # fmt: skip
-
-
-def _paired(comparisons: Sequence[Comparison]) -> str:
-    return "by seed" if any(c.crossed.is_paired for c in comparisons) else "no"
 
 
 def published_table(study: Study) -> Table:

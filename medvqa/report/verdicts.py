@@ -120,7 +120,12 @@ def _of_claim(
     """Return the verdicts of one claim, p-values corrected over those that can be judged."""
     prepared: list[Verdict] = []
     for plan in study["comparisons"]:
-        matching = [c for c in comparisons if _matches(plan, c)]
+        place = (plan["set"], plan["questions"], plan["metric"], {plan["a"], plan["b"]})
+        matching = [
+            c
+            for c in comparisons
+            if (c.set_name, c.group, c.metric, {c.a.ordering, c.b.ordering}) == place
+        ]
         obstacles = [_obstacle(plan, c, arms, majority) for c in matching]
         prepared += [
             _prepared(study, plan, c, obstacle)
@@ -134,11 +139,6 @@ def _of_claim(
         replace(v, p_refuted=None) if v.reason else _judged(v, *next(corrected), len(judged))
         for v in prepared
     ]
-
-
-def _matches(plan: Mapping[str, Any], c: Comparison) -> bool:
-    place = (c.set_name, c.group, c.metric) == (plan["set"], plan["questions"], plan["metric"])
-    return place and {c.a.ordering, c.b.ordering} == {plan["a"], plan["b"]}
 
 
 def _prepared(

@@ -40,8 +40,13 @@ class Judge:
         Raises:
             UserError: If the server cannot be reached or refuses.
         """
-        prompts = [_prompt(prediction) for prediction in predictions]
-        keys = [self._key(prompt) for prompt in prompts]
+        prompts = [
+            QUESTION.format(
+                question=p.question, reference=" or ".join(p.references), answer=p.prediction
+            )
+            for p in predictions
+        ]
+        keys = [hashlib.sha256(f"{self.model}\n{p}".encode()).hexdigest() for p in prompts]
         questions = dict(zip(keys, prompts, strict=True))
         rows = cached_replies(
             self.cache, questions, self._ask, key="key", description=f"asking {self.model}"
@@ -75,9 +80,6 @@ class Judge:
         rules = [own for p, own in zip(predictions, items, strict=True) if not is_closed(p, types)]
         return scores, [agreement(verdicts, rules, "em")] if opened else []
 
-    def _key(self, prompt: str) -> str:
-        return hashlib.sha256(f"{self.model}\n{prompt}".encode()).hexdigest()
-
     def _ask(self, prompt: str) -> dict[str, str]:
         body = {
             "model": self.model,
@@ -93,14 +95,6 @@ def parse_judge(pairs: Sequence[str], file: Path) -> Judge:
     if set(values) != {"endpoint", "model"} or not all(values.values()):
         raise UserError("--judge needs endpoint=URL and model=NAME, both of the judge's server")
     return Judge(values["endpoint"], values["model"], file.with_name(f"{file.name}.judge.jsonl"))
-
-
-def _prompt(prediction: Prediction) -> str:
-    return QUESTION.format(
-        question=prediction.question,
-        reference=" or ".join(prediction.references),
-        answer=prediction.prediction,
-    )
 
 
 def _verdict(reply: str) -> bool | None:
