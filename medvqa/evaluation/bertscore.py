@@ -112,8 +112,7 @@ def bert_scores(
         )
     )
     score_of = dict(zip(unique, _f1(scorer, unique, device), strict=True)) if unique else {}
-    num_unknown = is_known.count(False)
-    if num_unknown:
+    if num_unknown := is_known.count(False):
         log.warning(
             "BERTScore leaves out %d of %d answers (%.0f %%): %s has no token for some of their "
             "characters, so that different answers would look equal; use a multilingual encoder, "

@@ -106,17 +106,10 @@ def compare_arms(
 ) -> ArmComparison:
     """Return the difference of two arms, with pictures and seeds both as random draws.
 
-    This module's docstring describes the method.
-
-    Args:
-        a: Scores as (runs, questions), questions in the same order in every run.
-        b: The same of the other arm, which may have another number of runs.
-        clusters: The picture of each question.
-        seeds_are_paired: Whether run i of all arms shares what its seed decides; decide this
-            before looking at the results.
-        others: Of more arms of the study, each run's mean on the same questions. With paired
-            seeds, those with another number of runs are left out.
-        method: A key of `METHODS`.
+    All runs answer the same questions in the same order, about the pictures `clusters`.
+    `seeds_are_paired` says whether run i of all arms shares what its seed decides: decide this
+    before looking at the results. `others` are more arms of the study: each run's mean on the same
+    questions. With paired seeds, those with another number of runs are left out.
 
     Raises:
         UserError: If scores are missing or not finite, lengths differ, all questions share one
@@ -128,8 +121,7 @@ def compare_arms(
         raise UserError(f"paired seeds, but {len(a)} runs of one arm and {len(b)} of the other")
     pool = [x for x in others if len(x) == len(a) or (not seeds_are_paired and len(x) > 1)]
     arms = [score_matrix(arm, len(clusters)) for arm in (a, b)]
-    sums = [cluster_sums(arm, clusters)[0] for arm in arms]
-    sizes = cluster_sums(arms[0], clusters)[1]
+    sums, (sizes, _) = zip(*(cluster_sums(arm, clusters) for arm in arms), strict=True)
     _check_pictures(len(sizes))
     parts = METHODS[method](sums, sizes, seeds_are_paired, [np.asarray(x) for x in pool])
     mean = float(arms[0].mean() - arms[1].mean())

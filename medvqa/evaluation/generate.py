@@ -65,17 +65,8 @@ def generate(
     """Answer every example greedily, in the order of the examples.
 
     Prompts are left-padded; neither the size of a batch nor sharing a prefix changes an answer,
-    up to rounding: docs/engine.md says how often that matters in bfloat16.
-
-    Args:
-        loaded: Model.
-        encoder: Of the same model.
-        examples: Questions.
-        max_new_tokens: An answer that reaches it is cut, and counted.
-        batch_size: Questions at once; halved, with a warning, when memory runs out.
-        decoding: `shared_prefix` computes each picture's part of the prompt once.
-        description: Of the progress bar.
-        samples: The examples, where they are encoded already.
+    up to rounding: docs/engine.md says how often that matters in bfloat16. Where memory runs out,
+    batches are halved, with a warning. `samples` are the examples, if they are encoded already.
     """
     import torch
 
@@ -89,8 +80,8 @@ def generate(
     answers: dict[int, Answer] = {}
     on_gpu = loaded.device.type == "cuda"
     encoded = _encoded(encoder, examples, batches, samples, on_gpu=on_gpu)
+    every = chain.from_iterable(encoded)
     with torch.inference_mode(), closing(encoded):
-        every = chain.from_iterable(encoded)
         for indices in track(batches, description=description):
             answered = within_memory(
                 engine,

@@ -35,32 +35,21 @@ def mcnemar_power(
     Seeds add 2 seed_sd^2 / num_seeds, and t quantiles as their number is small (Bloom, Minimum
     detectable effects, 1995). The part of D by which runs of one arm differ among themselves
     averages out over seeds; it is kept here, so that with several seeds the true power is higher.
-
-    Args:
-        effect: True difference, a fraction of all questions.
-        num_questions: That both arms answer.
-        discordant_fraction: D, the share of questions that exactly one of two runs has right.
-        alpha: Level; for a family of k comparisons give alpha / k, Holm's first step.
-        design_effect: By which pictures with several questions multiply the variance.
-        num_seeds: Runs per arm.
-        seed_sd: Standard deviation of one arm's accuracy over seeds on the same questions.
+    D is `discordant_fraction`, the share of questions that exactly one of two runs has right. For a
+    family of k comparisons give alpha / k, Holm's first step. `seed_sd` is the standard deviation
+    of one arm's accuracy over seeds on the same questions.
 
     Raises:
         UserError: If a number is out of its range, or one seed is to show how seeds vary.
     """
     from scipy import stats
 
-    _check(
-        (num_questions > 0, f"num_questions must be positive, not {num_questions}"),
-        (0 < discordant_fraction <= 1, f"discordant_fraction {discordant_fraction} not in (0, 1]"),
-        (0 < alpha < 1, f"alpha must lie between 0 and 1, not at {alpha}"),
-        (0 < design_effect < math.inf, f"design_effect must be positive, not {design_effect}"),
-        (num_seeds > 0, f"num_seeds must be positive, not {num_seeds}"),
-        (0 <= seed_sd < math.inf, f"seed_sd must be 0 or more, not {seed_sd}"),
-        (num_seeds > 1 or seed_sd == 0, "one seed shows no seed variance; plan num_seeds >= 2"),
-        (abs(effect) <= discordant_fraction, f"an effect of {effect} needs more discordant answers "
-         f"than {discordant_fraction}"),
-    )  # fmt: skip
+    plan = {"alpha": alpha, "design_effect": design_effect, "num_seeds": num_seeds}
+    _check_plan(num_questions, discordant_fraction, **plan, seed_sd=seed_sd)
+    if abs(effect) > discordant_fraction:
+        raise UserError(
+            f"an effect of {effect} needs more discordant answers than {discordant_fraction}"
+        )
     per_question = design_effect / num_questions
     over_seeds = 2 * seed_sd**2 / num_seeds
     without = discordant_fraction * per_question + over_seeds
@@ -168,11 +157,27 @@ def _needed(half: Array, spread: Array, power: float) -> Array:
 
 
 def _check_power(alpha: float, power: float) -> None:
-    _check((alpha < power < 1, f"power must lie between alpha ({alpha}) and 1, not at {power}"))
+    if not alpha < power < 1:
+        raise UserError(f"power must lie between alpha ({alpha}) and 1, not at {power}")
 
 
-def _check(*rules: tuple[bool, str]) -> None:
-    """Raise a `UserError` with the message of the first rule that does not hold."""
-    for holds, message in rules:
+def _check_plan(
+    num_questions: float,
+    discordant_fraction: float,
+    *,
+    alpha: float,
+    design_effect: float,
+    num_seeds: float,
+    seed_sd: float,
+) -> None:
+    for holds, message in (
+        (num_questions > 0, f"num_questions must be positive, not {num_questions}"),
+        (0 < discordant_fraction <= 1, f"discordant_fraction {discordant_fraction} not in (0, 1]"),
+        (0 < alpha < 1, f"alpha must lie between 0 and 1, not at {alpha}"),
+        (0 < design_effect < math.inf, f"design_effect must be positive, not {design_effect}"),
+        (num_seeds > 0, f"num_seeds must be positive, not {num_seeds}"),
+        (0 <= seed_sd < math.inf, f"seed_sd must be 0 or more, not {seed_sd}"),
+        (num_seeds > 1 or seed_sd == 0, "one seed shows no seed variance; plan num_seeds >= 2"),
+    ):
         if not holds:
             raise UserError(message)

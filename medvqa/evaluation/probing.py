@@ -51,11 +51,7 @@ def probe_rows(
 ) -> list[dict[str, Any]]:
     """Return one row per question of a probe: question, answer, and what the answer shows.
 
-    Args:
-        questions: Of one probe.
-        answers: In the same order.
-        normal: Row of predictions.jsonl by id, of the questions that the probe was made from.
-        config: Its normaliser compares answers.
+    `normal` has the rows of predictions.jsonl by id, of the questions that the probe was made from.
     """
     predictions = to_predictions([question.example for question in questions], answers)
     plain = replace(config, bertscore=BertScoreConfig(enabled=False), protocols=[])

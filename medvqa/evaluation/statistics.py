@@ -5,8 +5,9 @@ Everywhere a difference is `a` minus `b`, and a cluster is a picture with all of
 
 import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from medvqa.config.errors import UserError
 from medvqa.evaluation.arrays import Array, Scores
@@ -86,16 +87,10 @@ def paired_permutation(
     threshold = abs(sums.sum()) - 1e-10 * abs(sums).sum()
     is_exact = len(flippable) <= math.log2(max(num_samples, 1))
     num_patterns = 2 ** len(flippable) if is_exact else num_samples
-    rng = np.random.default_rng(seed)
-    num_extreme = 0
-    block = max(1, SIGNS_PER_BLOCK // max(len(flippable), 1))
-    for start in range(0, num_patterns, block):
-        rows = np.arange(start, min(start + block, num_patterns))
-        if is_exact:
-            signs = rows[:, None] >> np.arange(len(flippable)) & 1
-        else:
-            signs = rng.integers(0, 2, size=(len(rows), len(flippable)), dtype=np.int8)
-        num_extreme += int(np.sum(abs(sums.sum() - 2 * (signs @ flippable)) >= threshold))
+    num_extreme = sum(
+        int(np.sum(abs(sums.sum() - 2 * (signs @ flippable)) >= threshold))
+        for signs in _sign_patterns(len(flippable), num_patterns, None if is_exact else seed)
+    )
     p_value = num_extreme / num_patterns if is_exact else (num_extreme + 1) / (num_patterns + 1)
     return PermutationTest(
         difference=float(sums.sum() / len(a)),
@@ -103,6 +98,20 @@ def paired_permutation(
         num_clusters=len(sums),
         is_exact=is_exact,
     )
+
+
+def _sign_patterns(width: int, number: int, seed: int | None) -> Iterator[Any]:
+    """Yield blocks of patterns of 0 and 1: all of that width, or with a seed drawn ones."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    block = max(1, SIGNS_PER_BLOCK // max(width, 1))
+    for start in range(0, number, block):
+        rows = np.arange(start, min(start + block, number))
+        if seed is None:
+            yield rows[:, None] >> np.arange(width) & 1
+        else:
+            yield rng.integers(0, 2, size=(len(rows), width), dtype=np.int8)
 
 
 def mcnemar(a_correct: Sequence[bool], b_correct: Sequence[bool]) -> McNemarTest:

@@ -60,11 +60,7 @@ def model_card(
 ) -> str:
     """Return README.md, made from `card.md.jinja`.
 
-    Args:
-        trained: What is exported, an adapter or a merged model.
-        values: What export.json holds.
-        evaluations: Baselines and results.
-        place: Name of this directory in the examples of use.
+    `values` is what export.json holds; `place` names this directory in the examples of use.
     """
     import jinja2
 

@@ -23,7 +23,6 @@ def export_record(
 ) -> dict[str, Any]:
     """Return the values of export.json; `scores` has adapter and merged side by side."""
     values = trained.values
-    config = values["config"]
     return {
         "kind": kind.value,
         "name": trained.name,
@@ -35,8 +34,7 @@ def export_record(
             "name": trained.model.name,
             "revision": trained.revision,
             "load_in_4bit": trained.model.load_in_4bit,
-            "is_quantized": values["model"]["is_quantized"],
-            "architecture": values["model"]["architecture"],
+            **{name: values["model"][name] for name in ("is_quantized", "architecture")},
         },
         "adapter_sha256": trained.adapter_sha256(),
         "calibration": trained.calibration
@@ -52,14 +50,9 @@ def export_record(
             name: {key: value for key, value in pool.items() if key != "skipped"}
             for name, pool in values["data"].items()
         },
-        "plan": values["plan"],
-        "training": values["training"],
+        **{name: values[name] for name in ("plan", "training")},
         "model": {name: value for name, value in values["model"].items() if name != "source"},
-        "config": {
-            "model": {**config["model"], "path": None},
-            "evaluation": _evaluation(config["evaluation"]),
-            **{name: config[name] for name in ("lora", "curriculum", "training", "seed")},
-        },
+        "config": _config(values["config"]),
         "git": values["git"],
         "environment": {name: values["environment"][name] for name in ("python", "packages")},
     }
@@ -74,8 +67,12 @@ def _scores(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
     return scores
 
 
-def _evaluation(config: Mapping[str, Any]) -> dict[str, Any]:
-    encoder = config["bertscore"]
+def _config(config: Mapping[str, Any]) -> dict[str, Any]:
+    evaluation, encoder = config["evaluation"], config["evaluation"]["bertscore"]
     is_path = Path(encoder["model"]).is_absolute()
     model = Path(encoder["model"]).name if is_path else encoder["model"]
-    return {**config, "bertscore": {**encoder, "model": model}}
+    return {
+        "model": {**config["model"], "path": None},
+        "evaluation": {**evaluation, "bertscore": {**encoder, "model": model}},
+        **{name: config[name] for name in ("lora", "curriculum", "training", "seed")},
+    }

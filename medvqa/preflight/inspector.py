@@ -68,16 +68,8 @@ class Inspector:
         model_source(config.model)
         inputs.check_data()  # a base that cannot be had here is estimated
         inputs.show_overlap()
-        problems: list[str] = []
-        try:
-            pool = inputs.training.examples
-        except UserError as error:  # of the gate: all rows are inspected
-            problems.append(str(error))
-            inputs.training, pool = inputs.pool, inputs.pool.examples
-        plan, sets = inputs.plan, inputs.questions
-        cell = Cell(config, plan, pool, sets, problems, [])
-        if not num_cuda_devices(os.environ) and config.model.name != "medvqa/tiny":
-            cell.notes.append("no CUDA GPU is visible here; memory and data are checked as for one")
+        cell = _cell(config, inputs)
+        plan, pool, sets = cell.plan, cell.pool, cell.sets
         tokens = self._count(cell)
         shapes = self._shapes(cell)
         memory = _memory(cell, shapes, tokens)
@@ -103,7 +95,7 @@ class Inspector:
             written_bytes=written_bytes(shapes.num_adapter) if shapes else None,
             contamination=contamination.headline(config.contamination, inputs.overlap),
             detectable=self._detectable(next(iter(sets.values()), ())),
-            problems=tuple(problems),
+            problems=tuple(cell.problems),
             notes=tuple(cell.notes),
         )
 
@@ -182,6 +174,18 @@ class Inspector:
             group: (number, minimal_detectable_effect(number, share, design_effect=effect))
             for group, number in counts.items()
         }
+
+
+def _cell(config: Config, inputs: Inputs) -> Cell:
+    problems, notes = [], []
+    try:
+        pool = inputs.training.examples
+    except UserError as error:  # of the gate: all rows are inspected
+        problems.append(str(error))
+        inputs.training, pool = inputs.pool, inputs.pool.examples
+    if not num_cuda_devices(os.environ) and config.model.name != "medvqa/tiny":
+        notes.append("no CUDA GPU is visible here; memory and data are checked as for one")
+    return Cell(config, inputs.plan, pool, inputs.questions, problems, notes)
 
 
 def _too_long(cell: Cell, encoder: Encoder, reports: Mapping[str, TokenReport]) -> list[str]:

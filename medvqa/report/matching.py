@@ -27,7 +27,6 @@ class Settings:
     allow_unequal: bool = False
     seeds_are_paired: bool = False
     num_samples: int = 2000
-    seed: int = 0
 
 
 def arm_pairs(arms: Sequence[Arm], settings: Settings) -> list[tuple[Arm, Arm]]:

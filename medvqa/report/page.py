@@ -158,18 +158,7 @@ def encode(
     codes = [list(_codes(column.answers, order, options, texts)) for column in columns]
     return {
         "name": set_name,
-        "questions": [
-            [
-                question.id,
-                texts.number(question.text),
-                [texts.number(reference) for reference in question.references],
-                question.answer_type,
-                texts.number(question.source),
-                texts.number(question.split),
-                [pictures.number(key) for key in shown.get(question.cluster, ())],
-            ]
-            for question in order
-        ],
+        "questions": [_described(question, shown, texts, pictures) for question in order],
         "options": [list(of_question) for of_question in options],
         "columns": [
             {
@@ -184,6 +173,20 @@ def encode(
         "metrics": list(SHOWN),
         "texts": list(texts),
     }
+
+
+def _described(
+    question: Question, shown: Mapping[str, tuple[str, ...]], texts: Texts, pictures: Texts
+) -> list[Any]:
+    return [
+        question.id,
+        texts.number(question.text),
+        [texts.number(reference) for reference in question.references],
+        question.answer_type,
+        texts.number(question.source),
+        texts.number(question.split),
+        [pictures.number(key) for key in shown.get(question.cluster, ())],
+    ]
 
 
 def _codes(

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import starmap
 
 from medvqa.config.errors import UserError
 from medvqa.evaluation.comparison import LEVEL, ArmComparison, compare_arms
@@ -153,7 +152,8 @@ def _tested(
     """Return the pair's tests; None where one picture shows no spread."""
     a, b, reasons = pair
     set_name, group, metric = place
-    runs = compared_runs(a, b, paired=settings.seeds_are_paired)
+    is_paired = settings.seeds_are_paired
+    runs = compared_runs(a, b, paired=is_paired)
     answers = [[own for run in one if (own := run.answered("final", set_name))] for one in runs]
     (of_a, of_b), questions = aligned(answers, group=group, metric=metric)
     clusters = [question.cluster for question in questions]
@@ -161,32 +161,23 @@ def _tested(
         return None
     seeds = tuple(tuple(run.seed for run in one) for one in runs)
     pool = pool_of(a, b, seeds[0], arms, settings)
-    others = [run_means(of_arm, set_name, questions, metric) for of_arm in pool]
-    # Each question's mean over the runs of a and of b.
-    means = (of_a.mean(axis=0).tolist(), of_b.mean(axis=0).tolist())
-    by_seed = [
-        (row, of_b[seeds[1].index(seed)])
-        for seed, row in zip(seeds[0], of_a, strict=True)
-        if seed in seeds[1] and metric in BINARY
-    ]
+    every = (run_means(of_arm, set_name, questions, metric) for of_arm in pool)
+    others = [own for own in every if own]
+    means = (of_a.mean(axis=0).tolist(), of_b.mean(axis=0).tolist())  # over the runs
     return Comparison(
         a=a,
         b=b,
         set_name=set_name,
         group=group,
         metric=metric,
-        crossed=compare_arms(
-            of_a,
-            of_b,
-            clusters,
-            seeds_are_paired=settings.seeds_are_paired,
-            others=[means for means in others if means],
-        ),
+        crossed=compare_arms(of_a, of_b, clusters, seeds_are_paired=is_paired, others=others),
         effect=paired_effect(*means),
-        permutation=paired_permutation(
-            *means, clusters, num_samples=settings.num_samples, seed=settings.seed
+        permutation=paired_permutation(*means, clusters, num_samples=settings.num_samples, seed=0),
+        mcnemar=tuple(
+            mcnemar(row.tolist(), of_b[seeds[1].index(seed)].tolist())
+            for seed, row in zip(seeds[0], of_a, strict=True)
+            if seed in seeds[1] and metric in BINARY
         ),
-        mcnemar=tuple(starmap(mcnemar, by_seed)),
         unequal=reasons,
         seeds=(seeds[0], seeds[1]),
         left_out=left_out(a, runs[0]) + left_out(b, runs[1]),

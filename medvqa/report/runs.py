@@ -200,29 +200,22 @@ def read_answers(place: Path, interned: dict[Question, Question]) -> Answers:
     if missing := {"phase", "set_name", "step", "summary"} - set(stored):
         raise UserError(f"{place / 'metrics.json'} is damaged: no {', '.join(sorted(missing))}")
     path = place / "predictions.jsonl"
-    questions, texts = [], []
-    columns: dict[str, list[float]] = {metric: [] for metric in (*SHOWN, CONFIDENCE, AGREEMENT)}
-    for row in _prediction_rows(path):
-        values = {**row, "text": row["question"], "references": tuple(row["references"])}
-        question = Question(**{name: values[name] for name in Question.__annotations__})
-        questions.append(interned.setdefault(question, question))
-        texts.append(str(row["prediction"]))
-        logprob = row.get("logprob_mean")
-        row[CONFIDENCE] = None if logprob is None else answer_confidence(logprob)
-        for metric, column in columns.items():
-            column.append(float("nan") if row.get(metric) is None else float(row[metric]))
+    rows = list(_prediction_rows(path))
     expected = stored["summary"]["overall"]["exact_match"]["num_examples"]
-    if len(questions) != expected:
-        raise UserError(
-            f"{path} is damaged: {len(questions)} predictions, metrics.json has {expected}"
-        )
+    if len(rows) != expected:
+        raise UserError(f"{path} is damaged: {len(rows)} predictions, metrics.json has {expected}")
+    questions = [_question(row) for row in rows]
     return Answers(
         phase=stored["phase"],
         set_name=stored["set_name"],
         step=stored["step"],
-        questions=tuple(questions),
-        texts=tuple(texts),
-        scores={metric: np.asarray(column) for metric, column in columns.items()},
+        questions=tuple(interned.setdefault(question, question) for question in questions),
+        texts=tuple(str(row["prediction"]) for row in rows),
+        # None becomes NaN.
+        scores={
+            metric: np.array([row.get(metric) for row in rows], dtype=float)
+            for metric in (*SHOWN, CONFIDENCE, AGREEMENT)
+        },
         means={
             (group, metric): float(score["mean"])
             for group, scores in stored["summary"].items()
@@ -231,6 +224,11 @@ def read_answers(place: Path, interned: dict[Question, Question]) -> Answers:
         },
         protocol={k: v for k, v in stored.items() if k not in ("summary", "phase", "set_name")},
     )
+
+
+def _question(row: Mapping[str, Any]) -> Question:
+    values = {**row, "text": row["question"], "references": tuple(row["references"])}
+    return Question(**{name: values[name] for name in Question.__annotations__})
 
 
 def _prediction_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -243,6 +241,8 @@ def _prediction_rows(path: Path) -> Iterator[dict[str, Any]]:
         try:
             row = json.loads(line)
             row["references"], row["prediction"], row["cluster"], row["question"]
+            logprob = row.get("logprob_mean")
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}, line {number} is damaged ({error})") from error
+        row[CONFIDENCE] = None if logprob is None else answer_confidence(logprob)
         yield row

@@ -133,14 +133,12 @@ def _sections(wr: ModuleType, logged: Logged) -> dict[str, list[Any]]:
         y = [f"train/{name}"]
         return wr.LinePlot(title=title, x=STEP, y=y, title_x="optimiser step", **options)
 
+    smoothed = {"smoothing_type": "average", "smoothing_factor": 0.5}
+    stages = [curve(f"loss in stage {stage}", f"loss_{stage}") for stage in logged.stages]
+    rest = [curve("learning rate", "learning_rate"), curve("gradient norm", "grad_norm")]
     return {
         "Grid": final(METRICS, logged.metrics),
-        "Curves by stage": [
-            curve("loss", "loss", smoothing_type="average", smoothing_factor=0.5),
-            *[curve(f"loss in stage {stage}", f"loss_{stage}") for stage in logged.stages],
-            curve("learning rate", "learning_rate"),
-            curve("gradient norm", "grad_norm"),
-        ],
+        "Curves by stage": [curve("loss", "loss", **smoothed), *stages, *rest],
         "Metrics by type": [
             bars(
                 f"{name}, {group}: {METRICS[metric]}, from zero-shot to final",
