@@ -17,7 +17,7 @@ import transformers
 import yaml
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
-from tools.build_base import CHAT_TEMPLATE
+from tools.base_model import CHAT_TEMPLATE
 
 SHAPES: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("shapes.yaml").read_text())
 SPECIAL_TOKENS = [

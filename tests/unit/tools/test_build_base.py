@@ -8,8 +8,9 @@ from medvqa.config.errors import UserError
 from medvqa.config.model import ModelConfig
 from medvqa.data.pool import load_examples
 from medvqa.models.source import EMBEDDED, model_source
-from tools import build_base as base
-from tools.build_base import SHAPES, build_model, build_tokenizer, spoken_rows
+from tools.base_model import SHAPES, build_model, build_tokenizer
+from tools.base_training import encoded_at_once
+from tools.build_base import spoken_rows
 from tools.pretraining_texts import pretraining_examples, vocabulary_texts
 
 TINY = EMBEDDED["medvqa/tiny"]
@@ -53,7 +54,7 @@ def test_a_base_without_weights_says_how_to_build_them():
 
 def test_what_a_gpu_is_fed_is_what_a_cpu_encodes(encoder):
     texts = list(pretraining_examples(4, seed=0))
-    at_once = base._encoded_at_once(encoder, texts, "cpu")
+    at_once = encoded_at_once(encoder, texts, "cpu")
     for index, text in enumerate(texts):
         found, expected = at_once(index), encoder.encode(text)
         assert (found.prompt_ids, found.answer_ids) == (expected.prompt_ids, expected.answer_ids)

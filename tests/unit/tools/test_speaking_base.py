@@ -13,7 +13,7 @@ from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
 from medvqa.models.plain import PlainEngine
 from medvqa.models.source import model_source
-from tools.build_base import build_tokenizer
+from tools.base_model import build_tokenizer
 from tools.build_speaking_base import main
 from tools.pretraining_texts import pretraining_examples
 from tools.speaking_language import RARE_TOKEN, build_model, build_processor, perplexity
