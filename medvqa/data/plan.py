@@ -76,6 +76,10 @@ class Plan:
         """Every id in the order of use."""
         return tuple(name for stage in self.stages for name in stage.example_ids)
 
+    def step_ids(self, step: int, batch_size: int) -> Sequence[str]:
+        """Return the ids of a 0-based step."""
+        return self.order[step * batch_size : (step + 1) * batch_size]
+
     @cached_property
     def sha256(self) -> str:
         """Hash of the order: equal hashes mean the same examples in the same order."""

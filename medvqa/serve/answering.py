@@ -14,7 +14,7 @@ from medvqa.data.example import Example, ImageSource
 from medvqa.data.image import ImageBytes, image_size
 from medvqa.evaluation.calibration import scale
 from medvqa.evaluation.confidence import answer_confidence
-from medvqa.evaluation.generate import generate
+from medvqa.evaluation.generate import Answer, generate
 from medvqa.evaluation.phase_scores import read_evaluations
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import LoadedModel
@@ -43,20 +43,15 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """The model's answer.
+class Reply(Answer):
+    """The model's answer, with what a client is told besides; 0 tokens if an endpoint did not say.
 
     Attributes:
-        was_cut: Whether the limit of tokens ended it.
-        num_tokens: New tokens, the end of the turn included; 0 if an endpoint did not say.
-        num_prompt_tokens: Tokens of the prompt, those of images included; 0 likewise.
+        num_prompt_tokens: Tokens of the prompt, those of images included.
         confidence: Calibrated, where the model is; None otherwise.
         has_abstained: Whether the confidence is below the certified threshold; `text` says so.
     """
 
-    text: str
-    was_cut: bool
-    num_tokens: int = 0
     num_prompt_tokens: int = 0
     confidence: float | None = None
     has_abstained: bool = False
@@ -166,13 +161,13 @@ class Answerer:
         limit = min(question.max_new_tokens or self.max_new_tokens, self.max_new_tokens)
         return Prepared(example=replace(example, images=names), sample=sample, max_new_tokens=limit)
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    def answer(self, questions: Sequence[Question]) -> list[Reply]:
         """Answer the questions, in their order; raise a `UserError` as `prepare` does."""
         return self.answer_prepared([self.prepare(question) for question in questions])
 
-    def answer_prepared(self, prepared: Sequence[Prepared]) -> list[Answer]:
+    def answer_prepared(self, prepared: Sequence[Prepared]) -> list[Reply]:
         """Answer the questions as one batch, in their order."""
-        answers: dict[int, Answer] = {}
+        answers: dict[int, Reply] = {}
         with self._lock:
             for limit in sorted({own.max_new_tokens for own in prepared}):
                 indices = [i for i, own in enumerate(prepared) if own.max_new_tokens == limit]
@@ -186,26 +181,22 @@ class Answerer:
                     samples=[prepared[i].sample for i in indices],
                 )
                 for i, own in zip(indices, batch, strict=True):
-                    answer = Answer(
-                        text=own.text,
-                        was_cut=own.cut,
-                        num_tokens=own.num_tokens,
-                        num_prompt_tokens=len(prepared[i].sample.prompt_ids),
-                    )
-                    answers[i] = self._with_confidence(answer, own.logprob or 0.0)
+                    num_prompt_tokens = len(prepared[i].sample.prompt_ids)
+                    reply = Reply(**vars(own), num_prompt_tokens=num_prompt_tokens)
+                    answers[i] = self._with_confidence(reply)
         return [answers[i] for i in range(len(prepared))]
 
-    def _with_confidence(self, answer: Answer, logprob_sum: float) -> Answer:
-        """Return the answer with its confidence, or an abstention; as it is if not calibrated."""
+    def _with_confidence(self, reply: Reply) -> Reply:
+        """Return the reply with its confidence, or an abstention; as it is if not calibrated."""
         if self._calibration is None:
-            return answer
-        raw = answer_confidence(logprob_sum / max(answer.num_tokens, 1))
+            return reply
+        raw = answer_confidence((reply.logprob or 0.0) / max(reply.num_tokens, 1))
         confidence = scale(raw, float(self._calibration["temperature"]))
         threshold = self._calibration["threshold"]
         if threshold is not None and confidence >= threshold:
-            return replace(answer, confidence=confidence)
+            return replace(reply, confidence=confidence)
         text = f"(no answer: confidence {confidence:.2f} is below the certified threshold)"
-        return replace(answer, text=text, confidence=confidence, has_abstained=True)
+        return replace(reply, text=text, confidence=confidence, has_abstained=True)
 
     def _encode(self, example: Example) -> Sample:
         try:

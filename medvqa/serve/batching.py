@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
-from medvqa.serve.answering import Answer, Prepared
+from medvqa.serve.answering import Prepared, Reply
 from medvqa.serve.errors import OverloadedError
 
 log = logging.getLogger(__name__)
 
-AnswerAll = Callable[[Sequence[Prepared]], Sequence[Answer]]
-Waiting = tuple[Prepared, "Future[Answer]"]
+AnswerAll = Callable[[Sequence[Prepared]], Sequence[Reply]]
+Waiting = tuple[Prepared, "Future[Reply]"]
 
 
 class Batcher:
@@ -37,13 +37,13 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
         self._thread.start()
 
-    def submit(self, question: Prepared) -> "Future[Answer]":
+    def submit(self, question: Prepared) -> "Future[Reply]":
         """Return the answer to come.
 
         Raises:
             OverloadedError: If too many wait, or the server is about to stop.
         """
-        answer: Future[Answer] = Future()
+        answer: Future[Reply] = Future()
         if self._is_closing.is_set():
             raise OverloadedError("the server is stopping")
         try:

@@ -16,7 +16,7 @@ from medvqa.data.image import ImageBytes, load_rgb
 from medvqa.models.families.qwen import PROCESSORS
 from medvqa.models.prompt import DEFAULT, chat_request, question_of
 from medvqa.models.source import load_processor
-from medvqa.serve.answering import Answer, Question
+from medvqa.serve.answering import Question, Reply
 from medvqa.serve.errors import ErrorKind, ToolError
 
 MAX_BODY_BYTES = 4_000_000  # an answer is a short phrase
@@ -59,7 +59,7 @@ class Endpoint:
             headers=headers, timeout=timeout_s, follow_redirects=False, trust_env=False
         )
 
-    def answer(self, question: Question) -> Answer:
+    def answer(self, question: Question) -> Reply:
         """Ask once.
 
         Raises:
@@ -104,13 +104,13 @@ class Endpoint:
                     )
             return response.status_code, bytes(body)
 
-    def _parsed(self, body: bytes) -> Answer:
+    def _parsed(self, body: bytes) -> Reply:
         notes: Any = None
         try:
             values = json.loads(body)
             choice, notes = values["choices"][0], values.get("medvqa")
             text = choice["message"]["content"]
-            was_cut = choice.get("finish_reason") == "length"
+            cut = choice.get("finish_reason") == "length"
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             text = None
         if not isinstance(text, str):
@@ -120,9 +120,9 @@ class Endpoint:
         # `medvqa serve` says how sure a calibrated model is; other programs do not.
         confidence = notes.get("confidence") if isinstance(notes, dict) else None
         is_known = isinstance(confidence, float) and 0 <= confidence <= 1
-        return Answer(
+        return Reply(
             text=text.strip(),
-            was_cut=was_cut,
+            cut=cut,
             confidence=confidence if is_known else None,
             has_abstained=is_known and notes.get("abstained") is True,
         )

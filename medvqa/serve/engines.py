@@ -15,7 +15,7 @@ from medvqa.config.errors import UserError
 from medvqa.data.image import ImageBytes
 from medvqa.export.vllm import vllm_command
 from medvqa.models.trained import Kind, Trained
-from medvqa.serve.answering import PIXELS_AT_ONCE, Answer, Answerer, Prepared, Question
+from medvqa.serve.answering import PIXELS_AT_ONCE, Answerer, Prepared, Question, Reply
 from medvqa.serve.batching import Batcher
 from medvqa.serve.endpoint import Endpoint
 from medvqa.serve.hosts import LOOPBACK
@@ -58,7 +58,7 @@ class OwnEngine:
         """Encode the question; raise `UserError` if it is refused."""
         return self._answerer.prepare(question)
 
-    async def answer(self, prepared: Prepared | Question) -> Answer:
+    async def answer(self, prepared: Prepared | Question) -> Reply:
         """Answer, together with others that come now."""
         assert isinstance(prepared, Prepared)
         return await asyncio.wrap_future(self._batcher.submit(prepared))
@@ -128,7 +128,7 @@ class ProgramEngine:
                 images.append(ImageBytes(image.name, image.read()))
         return replace(question, images=tuple(images))
 
-    async def answer(self, prepared: Prepared | Question) -> Answer:
+    async def answer(self, prepared: Prepared | Question) -> Reply:
         """Forward the question as the tool's endpoint does: same prompt, greedy."""
         assert isinstance(prepared, Question)
         return await asyncio.to_thread(self._endpoint.answer, prepared)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medvqa.models.prompt import question_of
-from medvqa.serve.answering import Answer, Question
+from medvqa.serve.answering import Question, Reply
 from medvqa.serve.errors import RequestError, sendable
 from medvqa.serve.intake import Intake
 
@@ -192,7 +192,7 @@ def _wrong_content(message: str, code: str = "invalid_type") -> RequestError:
     return RequestError(message, code, "messages")
 
 
-def completion(answer: Answer, *, model: str, ignored: Sequence[str] = ()) -> dict[str, Any]:
+def completion(answer: Reply, *, model: str, ignored: Sequence[str] = ()) -> dict[str, Any]:
     """Return the response of a request without a stream."""
     message = {"role": "assistant", "content": answer.text}
     choice = {"index": 0, "message": message, "logprobs": None}
@@ -202,7 +202,7 @@ def completion(answer: Answer, *, model: str, ignored: Sequence[str] = ()) -> di
 
 
 def stream(
-    answer: Answer, *, model: str, has_usage: bool, ignored: Sequence[str] = ()
+    answer: Reply, *, model: str, has_usage: bool, ignored: Sequence[str] = ()
 ) -> Sequence[str]:
     """Return the server-sent events: the whole answer in one, its end, the tokens if requested.
 
@@ -220,7 +220,7 @@ def stream(
     return [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]
 
 
-def _head(kind: str, model: str, answer: Answer, ignored: Sequence[str]) -> dict[str, Any]:
+def _head(kind: str, model: str, answer: Reply, ignored: Sequence[str]) -> dict[str, Any]:
     head: dict[str, Any] = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": kind,
@@ -235,11 +235,11 @@ def _head(kind: str, model: str, answer: Answer, ignored: Sequence[str]) -> dict
     return {**head, "medvqa": notes} if notes else head
 
 
-def _finish_reason(answer: Answer) -> str:
-    return "length" if answer.was_cut else "stop"
+def _finish_reason(answer: Reply) -> str:
+    return "length" if answer.cut else "stop"
 
 
-def _usage(answer: Answer) -> dict[str, dict[str, int]]:
+def _usage(answer: Reply) -> dict[str, dict[str, int]]:
     if not answer.num_tokens:
         return {}  # a program behind us did not say
     usage = {

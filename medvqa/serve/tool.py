@@ -13,7 +13,7 @@ from medvqa.config.errors import MISTAKES, UserError, explain
 from medvqa.data.example import ImageSource
 from medvqa.models.prompt import DEFAULT
 from medvqa.models.trained import read_trained
-from medvqa.serve.answering import Answer, Answerer, Question
+from medvqa.serve.answering import Answerer, Question, Reply
 from medvqa.serve.endpoint import Endpoint, PixelBudget
 from medvqa.serve.errors import ErrorKind, ToolError
 from medvqa.serve.intake import Accepted, Intake
@@ -49,7 +49,7 @@ class Specialist:
     """
 
     intake: Intake
-    answer: Callable[[Question], Answer]
+    answer: Callable[[Question], Reply]
     budget: PixelBudget | None = None
 
     def great_brain_specialist(self, query: str, images: Images = None) -> str:
@@ -79,10 +79,10 @@ class Specialist:
         return Question(text=accepted.query, images=images)
 
 
-def rendered(accepted: Accepted, answer: Answer) -> str:
+def rendered(accepted: Accepted, answer: Reply) -> str:
     """Return the text for the agent: the answer, notes, and always the disclaimer."""
     lines = [answer.text or EMPTY]
-    if answer.was_cut:
+    if answer.cut:
         lines.append("Note: the answer was cut at the limit of tokens.")
     if answer.confidence is not None and not answer.has_abstained:
         lines.append(f"Note: calibrated confidence {answer.confidence:.2f}.")

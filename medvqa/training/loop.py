@@ -104,7 +104,8 @@ class Trainer:
         """
         first_step = self._resume(plan)
         numbers = range(first_step, plan.num_steps)
-        encoded = self._encoded([self._ids(plan, number) for number in numbers], examples)
+        size = self.config.batch_size
+        encoded = self._encoded([plan.step_ids(number, size) for number in numbers], examples)
         step_log = StepLog(self.directory, first_step, on_step, is_behind=self._on_gpu)
         with self.checkpoints if wait else nullcontext(), step_log, closing(encoded):
             if first_step in plan.stage_ends:  # killed between a stage's end and its evaluation
@@ -118,10 +119,6 @@ class Trainer:
                 if done in plan.stage_ends:
                     on_stage_end(plan.stage_ends[done], done)
         return self._result(plan, first_step)
-
-    def _ids(self, plan: Plan, number: int) -> Sequence[str]:
-        size = self.config.batch_size
-        return plan.order[number * size : (number + 1) * size]
 
     def _encoded(
         self, steps: Sequence[Sequence[str]], examples: Mapping[str, Example]
@@ -139,7 +136,7 @@ class Trainer:
         return ahead(encode, steps, num_threads=num_threads, initializer=encode_alone())
 
     def _step(self, plan: Plan, number: int, samples: Sequence[Sample]) -> "Step":
-        ids, stage = self._ids(plan, number), plan.stage_at(number)
+        ids, stage = plan.step_ids(number, self.config.batch_size), plan.stage_at(number)
         if number == stage.first_step and stage.resets_optimizer:
             self.optimizer.reset()
         begun = GpuTimestamp(self.loaded.device)

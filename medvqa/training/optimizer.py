@@ -1,21 +1,17 @@
 """The optimiser over the adapter, with weights in full precision behind those that compute."""
 
 import logging
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from medvqa.config.errors import UserError
 from medvqa.config.training import Optimizer, TrainingConfig
 from medvqa.models.loaded import LoadedModel
+from medvqa.training.flat_tensors import FlatTensors
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-
-# bitsandbytes' (Dettmers et al., 8-bit Optimizers via Block-wise Quantization, ICLR 2022):
-BLOCK = 256  # numbers whose moments share a scale
-SMALL = 4096  # moments of smaller tensors are in 32 bits
 
 
 class AdapterOptimizer:
@@ -42,10 +38,10 @@ class AdapterOptimizer:
         self._weights = self._stepped = self.parameters
         if in_compute_type:
             shapes = [parameter.shape for parameter in self.parameters]
-            self._together = Together(shapes, self.parameters[0].device)
-            self._weights, self._stepped = self._together.parts, self._together.wholes
+            self._flat = FlatTensors(shapes, self.parameters[0].device)
+            self._weights, self._stepped = self._flat.parts, self._flat.wholes
             torch._foreach_copy_(self._weights, [p.detach() for p in self.parameters])
-            sums = Together(shapes, self.parameters[0].device)
+            sums = FlatTensors(shapes, self.parameters[0].device)
             self._sums = sums.parts
             for whole, total in zip(self._stepped, sums.wholes, strict=True):
                 whole.grad = total
@@ -135,7 +131,7 @@ class AdapterOptimizer:
     def weights(self) -> "dict[str, torch.Tensor]":
         """Return the adapter in full precision on the CPU, by name."""
         copies = (
-            self._together.on_cpu()
+            self._flat.on_cpu()
             if self._in_compute_type
             else [weight.detach().to("cpu", copy=True) for weight in self._weights]
         )
@@ -182,48 +178,6 @@ class AdapterOptimizer:
                 f"the checkpoint's moments do not fit ({error}): its run had another optimiser, "
                 "engine or device, or was of an earlier version; say fresh=true to start over"
             ) from error
-
-
-class Together:
-    """Tensors in float32 that lie in one, so that an optimiser steps them by a few kernels.
-
-    One kernel steps them all, not 504 for an adapter of an 8B model. Each tensor starts a new block
-    of its moments, and those that bitsandbytes would leave in 32 bits stay apart: the step is the
-    same.
-
-    Attributes:
-        parts: One a shape, in order.
-        wholes: What an optimiser is given.
-    """
-
-    def __init__(self, shapes: "Sequence[torch.Size]", device: "torch.device") -> None:
-        import torch
-
-        self._shapes = shapes
-        sizes = [_padded(shape) for shape in shapes if shape.numel() >= SMALL]
-        whole = torch.zeros(sum(sizes), device=device)
-        pieces = iter(whole.split_with_sizes(sizes))
-        self.parts: list[torch.Tensor] = []
-        self.wholes: list[torch.Tensor] = [whole] if sizes else []
-        for shape in shapes:
-            if shape.numel() >= SMALL:
-                self.parts.append(next(pieces)[: shape.numel()].view(shape))
-            else:
-                self.parts.append(torch.zeros(shape, device=device))
-                self.wholes.append(self.parts[-1])
-
-    def on_cpu(self) -> "list[torch.Tensor]":
-        """Return copies of the parts, none of which shares memory with another."""
-        import torch
-
-        copy = Together(self._shapes, torch.device("cpu"))
-        for target, source in zip(copy.wholes, self.wholes, strict=True):
-            target.copy_(source)
-        return [part.clone() for part in copy.parts]
-
-
-def _padded(shape: "torch.Size") -> int:
-    return -(-shape.numel() // BLOCK) * BLOCK
 
 
 def adamw_8bit() -> Any:

@@ -174,7 +174,7 @@ class SftTrainer:
                 return
             row = self._row(plan, step, values) | {"seconds": time.perf_counter() - begun[0]}
             # It raises where the run diverged, before the library saves a checkpoint.
-            step_log.write(row, plan.order[step * batch_size - batch_size : step * batch_size])
+            step_log.write(row, plan.step_ids(step - 1, batch_size))
             if step in ends:
                 on_stage_end(ends[step], step)
 

@@ -293,7 +293,7 @@ def test_another_program_is_started_forwarded_to_and_ended(merged_model, of_run)
         question = Question(text=example.question, images=example.images)
         assert asyncio.run(engine.answer(engine.prepare(question))).text == of_run.evaluated[0]
         short = engine.prepare(replace(question, max_new_tokens=1))
-        assert asyncio.run(engine.answer(short)).was_cut
+        assert asyncio.run(engine.answer(short)).cut
     finally:
         engine.close()
     assert not engine.is_healthy

@@ -7,7 +7,7 @@ import pytest
 
 from medvqa.config.errors import UserError
 from medvqa.models.sample import Sample
-from medvqa.serve.answering import Answer, Prepared
+from medvqa.serve.answering import Prepared, Reply
 from medvqa.serve.batching import Batcher
 from medvqa.serve.errors import OverloadedError
 
@@ -20,7 +20,7 @@ def asked(number):
 
 
 def answered(prepared):
-    return [Answer(text=str(p.max_new_tokens), was_cut=False) for p in prepared]
+    return [Reply(text=str(p.max_new_tokens), cut=False) for p in prepared]
 
 
 def test_questions_that_come_together_are_one_batch_and_a_bad_one_is_alone():

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from medvqa.serve.answering import Answer
+from medvqa.serve.answering import Reply
 from medvqa.serve.errors import RequestError
 from medvqa.serve.intake import Intake, Limits
 from medvqa.serve.protocol import completion, read_request, stream
 from tests.unit.serve.test_intake import PNG, data_url
 
-ANSWER = Answer(text="left lung", was_cut=False, num_tokens=3, num_prompt_tokens=9)
+ANSWER = Reply(text="left lung", cut=False, num_tokens=3, num_prompt_tokens=9)
 SYSTEM = {"role": "system", "content": "You are a radiologist."}
 CHAT = [
     SYSTEM,

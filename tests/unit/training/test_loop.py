@@ -16,8 +16,9 @@ from medvqa.curriculum import plan_curriculum
 from medvqa.models.load import load_model
 from medvqa.tracking.record import read_lines
 from medvqa.training.clock import Arriving
+from medvqa.training.flat_tensors import BLOCK, SMALL, FlatTensors
 from medvqa.training.loop import Trainer
-from medvqa.training.optimizer import BLOCK, SMALL, AdapterOptimizer, Together
+from medvqa.training.optimizer import AdapterOptimizer
 from tests.conftest import TINY
 
 BASE = TrainingConfig(
@@ -283,7 +284,7 @@ def test_eight_bit_steps_of_all_tensors_together_are_those_of_each(
 
 def test_tensors_that_lie_together_begin_with_a_block_and_small_ones_lie_apart():
     shapes = [torch.Size(s) for s in ((5, 3), (70, 70), (64, 64), (1, 4097))]
-    together = Together(shapes, torch.device("cpu"))
+    together = FlatTensors(shapes, torch.device("cpu"))
     whole, small = together.wholes
     assert [part.shape for part in together.parts] == shapes
     assert small is together.parts[0] and small.numel() < SMALL
