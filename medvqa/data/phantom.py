@@ -5,22 +5,19 @@ Splits share no picture; `shifted` shows the same facts in a modality that train
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from medvqa.config.data import RowsConfig
 from medvqa.config.errors import UserError
 from medvqa.data.bad_rows import BadRows
 from medvqa.data.example import AnswerType, Example
-from medvqa.data.phantom_drawing import MODALITIES, ORGANS, SHIFTED_MODALITY, PhantomImage, Scene
+from medvqa.data.phantom_drawing import CHOICES, MODALITIES, SHIFTED_MODALITY, PhantomImage, Scene
 
 if TYPE_CHECKING:
     import numpy as np
 
 QUESTIONS_PER_SCENE = 4
 NUM_SCENES = {"train": 1000, "validation": 125, "test": 125, "shifted": 125}
-SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
-TONES: tuple[Literal["bright", "dark"], ...] = ("bright", "dark")
-SIZES: tuple[Literal["small", "large"], ...] = ("small", "large")
 PAIR_FRACTION = 0.15
 
 
@@ -77,17 +74,13 @@ def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> list[Example]:
 
 def draw_scene(rng: "np.random.Generator", modalities: tuple[str, ...] = MODALITIES) -> Scene:
     """Draw all facts independently of each other."""
-
-    def pick(values: tuple[str, ...]) -> str:
-        return values[int(rng.integers(len(values)))]
-
     return Scene(
-        modality=pick(modalities),  # type: ignore[arg-type]
-        organ=pick(ORGANS),  # type: ignore[arg-type]
+        modality=_one_of(modalities, rng),
+        organ=_one_of(CHOICES["organ"], rng),
         num_lesions=int(rng.choice(4, p=[0.16, 0.28, 0.28, 0.28])),
-        side=pick(SIDES),  # type: ignore[arg-type]
-        tone=pick(TONES),  # type: ignore[arg-type]
-        size=pick(SIZES),  # type: ignore[arg-type]
+        side=_one_of(CHOICES["side"], rng),
+        tone=_one_of(CHOICES["tone"], rng),
+        size=_one_of(CHOICES["size"], rng),
         seed=int(rng.integers(2**62)),
     )
 
@@ -114,13 +107,6 @@ CHOICE_TEXTS = {
     "size": "Are the lesions small or large?",
 }
 NEEDS_A_LESION = ("side", "tone", "size")
-CHOICES = {
-    "modality": MODALITIES,
-    "organ": ORGANS,
-    "side": SIDES,
-    "tone": TONES,
-    "size": SIZES,
-}
 
 
 def _choose_kinds(scene: Scene, rng: "np.random.Generator", *, shifted: bool) -> list[str]:

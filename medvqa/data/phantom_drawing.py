@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
     Field = NDArray[np.float64]
 
-Modality = Literal["ct", "mri", "x-ray", "ultrasound", "scintigraphy"]
-Organ = Literal["brain", "chest", "abdomen"]
-Side = Literal["left", "right"]
-Tone = Literal["bright", "dark"]
-Size = Literal["small", "large"]
-MODALITIES = cast(tuple[Modality, ...], get_args(Modality)[:4])
-SHIFTED_MODALITY: Modality = "scintigraphy"
-ORGANS = cast(tuple[Organ, ...], get_args(Organ))
-
+MODALITIES = ("ct", "mri", "x-ray", "ultrasound")
+SHIFTED_MODALITY = "scintigraphy"
+CHOICES = {
+    "modality": MODALITIES,
+    "organ": ("brain", "chest", "abdomen"),
+    "side": ("left", "right"),
+    "tone": ("bright", "dark"),
+    "size": ("small", "large"),
+}
 SIZE_PX = 128
 RADIUS_PX = {"small": 6.0, "large": 9.5}
 
@@ -36,12 +36,12 @@ class Scene:
         seed: Position, scale, gain and noise.
     """
 
-    modality: Modality
-    organ: Organ
+    modality: str
+    organ: str
     num_lesions: int
-    side: Side
-    tone: Tone
-    size: Size
+    side: str
+    tone: str
+    size: str
     seed: int
 
 
@@ -91,7 +91,7 @@ def draw(scene: Scene) -> "Field":
     return image * rng.uniform(0.92, 1.05)
 
 
-def _body(organ: Organ, x: "Field", y: "Field") -> "NDArray[np.bool_]":
+def _body(organ: str, x: "Field", y: "Field") -> "NDArray[np.bool_]":
     if organ == "brain":
         return (x / 0.78) ** 2 + (y / 0.95) ** 2 < 1
     if organ == "chest":
@@ -99,7 +99,7 @@ def _body(organ: Organ, x: "Field", y: "Field") -> "NDArray[np.bool_]":
     return (x / 0.97) ** 2 + (y / 0.72) ** 2 < 1
 
 
-def _organ_marks(organ: Organ, image: "Field", x: "Field", y: "Field") -> "Field":
+def _organ_marks(organ: str, image: "Field", x: "Field", y: "Field") -> "Field":
     import numpy as np
 
     if organ == "brain":  # skull and midline
@@ -139,7 +139,7 @@ def _lesions(
 
 
 def _modality_look(
-    modality: Modality,
+    modality: str,
     image: "Field",
     body: "NDArray[np.bool_]",
     x: "Field",
