@@ -207,8 +207,8 @@ def report(
         runs: Results of `run`, or directories of runs and grids.
         title: Of the page.
         pictures: Whether the page shows the questions' pictures.
-        settings: Fields of `medvqa.report.pairs.Settings`: `within`, `baseline`, `allow_unequal`,
-            `seeds_are_paired`, `num_samples`.
+        settings: Fields of `medvqa.report.matching.Settings`: `within`, `baseline`,
+            `allow_unequal`, `seeds_are_paired`, `num_samples`.
 
     Raises:
         UserError: If there is no run, or a pair may not be compared.

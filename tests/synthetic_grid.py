@@ -7,7 +7,6 @@ consistent, the config is a real one, only nobody was trained.
 import random
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,8 @@ from medvqa.data.example import Example
 from medvqa.data.pool import Pool
 from medvqa.evaluation.evaluate import to_predictions
 from medvqa.evaluation.generate import Answer as Answered
-from medvqa.evaluation.phase_scores import Evaluation
-from medvqa.evaluation.score import score_predictions, write_predictions
+from medvqa.evaluation.phase_scores import write_evaluation
+from medvqa.evaluation.score import score_predictions
 from medvqa.tracking.record import JsonLines, read_json, write_json
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -116,18 +115,7 @@ def _write_phase(
     predictions = to_predictions(examples, answers)
     scored = score_predictions(predictions, config.evaluation, device="cpu")
     place = directory / "evaluation" / phase / name
-    place.mkdir(parents=True)
-    write_predictions(place / "predictions.jsonl", predictions, scored.items)
-    evaluation = Evaluation(
-        phase=phase, set_name=name, step=step, summary=scored.summary, num_cut_answers=0
-    )
-    protocol = {
-        "normalizer": config.evaluation.normalizer.value,
-        "numeric_tolerance": config.evaluation.numeric_tolerance,
-        "max_new_tokens": config.evaluation.max_new_tokens,
-        "bertscore": scored.bertscore,
-    }
-    write_json(place / "metrics.json", {**asdict(evaluation), **protocol})
+    write_evaluation(place, step, predictions, scored, config.evaluation)
 
 
 def guesser(examples: Sequence[Example], *, ability: float, base: str, seed: str) -> Answer:

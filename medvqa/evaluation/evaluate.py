@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,15 +11,13 @@ from medvqa.config.evaluation import EvaluationConfig
 from medvqa.data.example import AnswerType, Example, Prediction
 from medvqa.evaluation import rephrasing
 from medvqa.evaluation.answering import Answerer
-from medvqa.evaluation.confidence_summary import of_predictions
 from medvqa.evaluation.generate import Answer
-from medvqa.evaluation.phase_scores import Evaluation, read_evaluation
+from medvqa.evaluation.phase_scores import Evaluation, read_evaluation, write_evaluation
 from medvqa.evaluation.score import (
     majority_answers,
     score_predictions,
-    write_predictions,
 )
-from medvqa.tracking.record import read_lines, write_json, write_lines
+from medvqa.tracking.record import read_lines, write_lines
 from medvqa.training.ranks import ALONE, Ranks
 
 Result = TypeVar("Result")
@@ -95,35 +93,9 @@ class Evaluator:
     def _score(
         self, place: Path, step: int, answers: Sequence[Answer], *, device: str, images: str
     ) -> Evaluation:
-        phase, name = place.parent.name, place.name
-        predictions = to_predictions(self.sets[name], answers)
+        predictions = to_predictions(self.sets[place.name], answers)
         scored = score_predictions(predictions, self.config, device=device, seed=self.seed)
-        confidence = of_predictions(predictions, [item.exact_match for item in scored.items])
-        result = Evaluation(
-            phase=phase,
-            set_name=name,
-            step=step,
-            summary={
-                group: {**scores, **(confidence[group].measures() if group in confidence else {})}
-                for group, scores in scored.summary.items()
-            },
-            num_cut_answers=sum(own.cut for own in answers),
-            protocols=scored.protocols,
-        )
-        write_predictions(place / "predictions.jsonl", predictions, scored.items)
-        # Written last: its presence says that the evaluation is whole.
-        protocol = {
-            "normalizer": self.config.normalizer.value,
-            "numeric_tolerance": self.config.numeric_tolerance,
-            "numeric_tolerance_kind": self.config.numeric_tolerance_kind.value,
-            "max_new_tokens": self.config.max_new_tokens,
-            "scoring": self.config.scoring.value,
-            "bertscore": scored.bertscore,
-            "images": images,
-            "confidence": {group: own.curves() for group, own in confidence.items()},
-        }
-        write_json(place / "metrics.json", {**asdict(result), **protocol})
-        return result
+        return write_evaluation(place, step, predictions, scored, self.config, images=images)
 
     def join_blind(self) -> None:
         """Write the answer without the picture beside each final one."""

@@ -1,12 +1,16 @@
 """Scores of one phase of a run on one set, as metrics.json keeps them."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from medvqa.config.errors import UserError
-from medvqa.data.example import Score
-from medvqa.evaluation.score import Summary
-from medvqa.tracking.record import read_json
+from medvqa.config.evaluation import EvaluationConfig
+from medvqa.data.example import Prediction, Score
+from medvqa.evaluation.confidence_summary import of_predictions
+from medvqa.evaluation.score import Scored, Summary
+from medvqa.tracking.record import read_json, write_json, write_lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,47 @@ class Evaluation:
             for group, metrics in self.summary.items()
             for metric, score in metrics.items()
         }
+
+
+def write_evaluation(
+    place: Path,
+    step: int,
+    predictions: Sequence[Prediction],
+    scored: Scored,
+    config: EvaluationConfig,
+    **protocol: Any,
+) -> Evaluation:
+    """Write the answers and scores of the phase and set that the directory is named by.
+
+    `protocol` adds to what metrics.json says of how the answers came about, or replaces it.
+    """
+    confidence = of_predictions(predictions, [item.exact_match for item in scored.items])
+    result = Evaluation(
+        phase=place.parent.name,
+        set_name=place.name,
+        step=step,
+        summary={
+            group: {**scores, **(confidence[group].measures() if group in confidence else {})}
+            for group, scores in scored.summary.items()
+        },
+        num_cut_answers=sum(bool(own.cut) for own in predictions),
+        protocols=scored.protocols,
+    )
+    rows = zip(predictions, scored.items, strict=True)
+    write_lines(place / "predictions.jsonl", [{**asdict(p), **asdict(item)} for p, item in rows])
+    values = {
+        "normalizer": config.normalizer.value,
+        "numeric_tolerance": config.numeric_tolerance,
+        "numeric_tolerance_kind": config.numeric_tolerance_kind.value,
+        "max_new_tokens": config.max_new_tokens,
+        "scoring": config.scoring.value,
+        "bertscore": scored.bertscore,
+        **protocol,
+        "confidence": {group: own.curves() for group, own in confidence.items()},
+    }
+    # Written last: its presence says that the evaluation is whole.
+    write_json(place / "metrics.json", {**asdict(result), **values})
+    return result
 
 
 def read_evaluation(path: Path) -> Evaluation:

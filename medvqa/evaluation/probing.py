@@ -12,7 +12,7 @@ from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig, ProbeNam
 from medvqa.data.example import Example, Prediction, Score
 from medvqa.evaluation.answering import Answerer
 from medvqa.evaluation.choice import read_choice
-from medvqa.evaluation.comparison import run_mean
+from medvqa.evaluation.comparison import arm_mean, run_mean
 from medvqa.evaluation.evaluate import Evaluator, stored, to_predictions
 from medvqa.evaluation.generate import Answer
 from medvqa.evaluation.metrics import exact_match, yes_or_no
@@ -99,15 +99,20 @@ def _affirms(falsehood: str, answer: str, item: ItemScores) -> bool:
     return yes_or_no(answer) == {"yes": "yes", "closed": "yes", "no": "no"}[falsehood]
 
 
-def probe_scores(rows: Sequence[Mapping[str, Any]]) -> dict[str, Score]:
-    """Return the mean of each measure that applies, with its interval over pictures."""
+def probe_scores(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Score]:
+    """Return the mean of each measure that applies, over the questions that all runs were asked."""
     scores = {}
+    clusters = {row["id"]: row["cluster"] for row in runs[0]}
     for name in MEASURES:
-        rated = [(value, row["cluster"]) for row in rows
-                 if (value := measured(row, name)) is not None]  # fmt: skip
-        if rated:
-            values, clusters = zip(*rated, strict=True)
-            scores[name] = run_mean(list(map(float, values)), clusters)
+        by_id = [{row["id"]: value for row in rows if (value := measured(row, name)) is not None}
+                 for rows in runs]  # fmt: skip
+        ids = [key for key in by_id[0] if all(key in own for own in by_id)]
+        values = [[float(own[key]) for key in ids] for own in by_id]
+        pictures = [clusters[key] for key in ids]
+        if len(set(pictures)) > 1:
+            scores[name] = arm_mean(values, pictures, bounds=(0, 1)).score
+        elif ids and len(runs) == 1:
+            scores[name] = run_mean(values[0], pictures)
     return scores
 
 
@@ -226,7 +231,7 @@ def _record(
         normal = {row["id"]: row for row in final}
         rows = probe_rows(questions, answers, normal, evaluator.config)
         write_lines(place / "predictions.jsonl", rows)
-        result = replace(result, scores=probe_scores(rows))
+        result = replace(result, scores=probe_scores([rows]))
     write_json(place / "metrics.json", asdict(result))  # last: it says that the probe is whole
     return result
 

@@ -3,8 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from medvqa.config.evaluation import EvaluationConfig
@@ -15,7 +14,6 @@ from medvqa.evaluation.choice import correct_option, read_choice
 from medvqa.evaluation.comparison import run_mean
 from medvqa.evaluation.protocols.table import score_protocols
 from medvqa.evaluation.rephrasing import agreement
-from medvqa.tracking.record import write_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -193,14 +191,6 @@ def majority_answers(
         for kind in set(questions)
     }
     return [by_type[kind] for kind in questions]
-
-
-def write_predictions(
-    path: Path, predictions: Sequence[Prediction], items: Sequence[ItemScores]
-) -> None:
-    """Write one JSON line per prediction, with its scores."""
-    pairs = zip(predictions, items, strict=True)
-    write_lines(path, [{**asdict(prediction), **asdict(item)} for prediction, item in pairs])
 
 
 def summary_table(phases: Sequence[tuple[str, Summary]], *, title: str) -> "Table":

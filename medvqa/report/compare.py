@@ -6,7 +6,7 @@ Each file becomes the record of an untrained run, so that statistics and page ar
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from medvqa.config.command_line import CommandParser
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig, Normalizer
 from medvqa.data.example import Prediction
-from medvqa.evaluation.phase_scores import Evaluation
+from medvqa.evaluation.phase_scores import write_evaluation
 from medvqa.evaluation.predictions import aligned, parse_columns, read_predictions
-from medvqa.evaluation.score import SHOWN, Scored, score_predictions, write_predictions
+from medvqa.evaluation.score import SHOWN, Scored, score_predictions
 from medvqa.report.matching import Settings
 from medvqa.report.page import page
 from medvqa.report.pairs import Comparison
@@ -46,7 +46,12 @@ def main_compare(argv: Sequence[str]) -> int:
     scored = {}
     for label, rows in answers.items():
         scored[label] = score_predictions(rows, config, device="cpu")
-        _write_record(options.out / "records" / label, rows, scored[label], config)
+        directory = options.out / "records" / label
+        # File names are no difference.
+        of_set = [replace(row, source=SET, split="") for row in rows]
+        place = directory / "evaluation" / "final" / SET
+        write_evaluation(place, 0, of_set, scored[label], config, max_new_tokens=None)
+        write_json(directory / "run.json", _record(label))
     # Records of earlier calls, with other labels, do not join.
     places = [options.out / "records" / label for label in answers]
     study = read_study(places, Settings(num_samples=options.samples))
@@ -119,29 +124,6 @@ def _answers_of(place: Path) -> Path:
     if len(files) != 1:
         raise UserError(f"{place} holds {len(files)} sets of final answers; name one file")
     return files[0]
-
-
-def _write_record(
-    directory: Path, rows: Sequence[Prediction], scored: Scored, config: EvaluationConfig
-) -> None:
-    place = directory / "evaluation" / "final" / SET
-    of_set = [replace(row, source=SET, split="") for row in rows]  # file names are no difference
-    write_predictions(place / "predictions.jsonl", of_set, scored.items)
-    protocol = {
-        "normalizer": config.normalizer.value,
-        "numeric_tolerance": config.numeric_tolerance,
-        "max_new_tokens": None,
-        "bertscore": None,
-    }
-    evaluation = Evaluation(
-        phase="final",
-        set_name=SET,
-        step=0,
-        summary=scored.summary,
-        num_cut_answers=sum(bool(row.cut) for row in rows),
-    )
-    write_json(place / "metrics.json", {**asdict(evaluation), **protocol})
-    write_json(directory / "run.json", _record(directory.name))
 
 
 def _record(label: str) -> dict[str, Any]:

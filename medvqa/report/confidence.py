@@ -1,13 +1,13 @@
 """Runs of an arm -> how sure they are, and how rightly; their hallucination probes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from medvqa.data.example import Score
 from medvqa.evaluation.comparison import ArmComparison, arm_mean, compare_arms
 from medvqa.evaluation.confidence_summary import Confidence
-from medvqa.evaluation.probing import MEASURES, measured, probe_place, read_probes
+from medvqa.evaluation.probing import probe_place, probe_scores, read_probes
 from medvqa.evaluation.score import GROUPS
 from medvqa.evaluation.statistics import holm
 from medvqa.report.arms import Arm
@@ -168,19 +168,7 @@ def arm_probes(arms: Sequence[Arm]) -> tuple[list[ArmProbe], list[str]]:
                     probe=probe,
                     num_seeds=len(have),
                     reason=results[0][key].reason,
-                    rates=dict(_rates(rows)),
+                    rates=probe_scores(rows),
                 )
             )
     return probes, notes
-
-
-def _rates(runs: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[tuple[str, Score]]:
-    """Yield the measures that apply, over the questions that all runs were asked."""
-    for name in MEASURES:
-        by_id = [{row["id"]: value for row in rows if (value := measured(row, name)) is not None}
-                 for rows in runs]  # fmt: skip
-        ids = [key for key in by_id[0] if all(key in own for own in by_id)]
-        clusters = {row["id"]: row["cluster"] for row in runs[0]}
-        if len({clusters[key] for key in ids}) > 1:
-            values = [[float(own[key]) for key in ids] for own in by_id]
-            yield name, arm_mean(values, [clusters[key] for key in ids], bounds=(0, 1)).score

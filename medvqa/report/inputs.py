@@ -27,17 +27,13 @@ def check_inputs(runs: Sequence[Run], arms: Sequence[Arm], places: Sequence[Path
 
 def _scores(run: Run) -> Iterator[str]:
     """Yield the phases whose predictions do not give the stored metrics."""
+    import numpy as np
+
     for answers in run.answers:
         place = f"{run.directory}, {answers.phase} on {answers.set_name}"
-        for name, stored in answers.means.items():
-            group, metric = name
-            column = answers.scores[metric]
-            values = [
-                float(value)
-                for value, question in zip(column, answers.questions, strict=True)
-                if value == value and group in ("overall", question.answer_type)
-            ]
-            mean = sum(values) / len(values) if values else float("nan")
+        for (group, metric), stored in answers.means.items():
+            is_in_group = [group in ("overall", q.answer_type) for q in answers.questions]
+            mean = float(np.nanmean(answers.scores[metric][is_in_group]))
             if not abs(mean - stored) <= TOLERANCE:
                 yield (
                     f"{place}: the predictions give {metric} {mean:.4f} on {group} questions, "

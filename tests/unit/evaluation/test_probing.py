@@ -38,7 +38,7 @@ def rates(name, examples, answer, normal=None):
     questions = probe_questions([ProbeName(name)], examples, seed=0)[ProbeName(name)]
     answers = said(*(answer(question) for question in questions))
     rows = probe_rows(questions, answers, normal or {}, CONFIG)
-    return {measure: score.mean for measure, score in probe_scores(rows).items()}
+    return {measure: score.mean for measure, score in probe_scores([rows]).items()}
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ import pytest
 
 from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig
 from medvqa.data.example import Prediction
+from medvqa.evaluation.phase_scores import write_evaluation
 from medvqa.evaluation.predictions import read_predictions
 from medvqa.evaluation.score import (
     majority_answers,
     score_predictions,
-    write_predictions,
 )
 
 CONFIG = EvaluationConfig(bootstrap_samples=50, bertscore=BertScoreConfig(enabled=False))
@@ -61,5 +61,6 @@ def test_the_majority_answer_is_taken_by_type_with_alphabetical_ties():
 
 def test_written_predictions_read_back(tmp_path):
     scored = score_predictions(FOUR, CONFIG, device="cpu")
-    write_predictions(tmp_path / "p.jsonl", FOUR, scored.items)
-    assert read_predictions(tmp_path / "p.jsonl").predictions == FOUR
+    place = tmp_path / "final" / "test"
+    write_evaluation(place, 0, FOUR, scored, CONFIG)
+    assert read_predictions(place / "predictions.jsonl").predictions == FOUR
