@@ -8,7 +8,6 @@
 
     training    samples/s of engines and micro-batches, pictures real and square, new and repeated
     curve       the loss of each of 40 steps against the plain engine's
-    gradients   of every adapter tensor, once, against the plain engine's
     answering   seconds per question, and whose answers are equal
     confidence  what recording the confidence costs, by shared-prefix decoding (fused kernels only)
     profile     where a step and an evaluation spend their time, by kind of kernel (a GPU only)
@@ -35,7 +34,7 @@ from medvqa.tracking.record import read_json, write_json
 
 # Parts that share a model, with the module that has a function of the part's name.
 SHARING = {
-    **dict.fromkeys(("training", "curve", "gradients", "cards"), "training"),
+    **dict.fromkeys(("training", "curve", "cards"), "training"),
     **{"answering": "answering", "confidence": "answering", "profile": "profile"},
 }
 ANSWERING = "plain:plain:1:16,fused:shared_prefix:128,fused:shared_prefix:1:64,fused:plain:128:256"
@@ -99,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     add("model", help="`tiny` or a name of benchmarks/shapes.yaml")
     add("--vqa-rad", type=Path, required=True)
     add("--out", type=Path, required=True)
-    add("--parts", type=_words, default=("training", "curve", "gradients", "answering"))
+    add("--parts", type=_words, default=("training", "curve", "answering"))
     add("--tokenizer", type=Path, help="qwen.tiktoken, to make a model on the device")
     add("--shared", type=Path, help="with hubfiles/, to make a model of another family")
     add("--model-path", type=Path, help="saved by benchmarks/random_models.py")
@@ -119,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--pictures", type=_words, default=PICTURES)
     add("--training", type=_words, default=_words("plain:2,plain:8,fused:8"))
     add("--curves", type=_words, default=_words("plain:8,plain:2,plain:4,fused:8"),
-        help="of `curve` and `gradients`; the first is the reference")  # fmt: skip
+        help="the first is the reference")  # fmt: skip
     add("--answering", type=_words, default=_words(ANSWERING),
         help="kernels:decoding:batch[:limit]")  # fmt: skip
     add("--backends", type=_words, default=_words("transformers,unsloth"))

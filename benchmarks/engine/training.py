@@ -1,11 +1,11 @@
-"""Training: rates, loss curves and gradients of the engines."""
+"""Training: rates and loss curves of the engines."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.engine.workload import BATCH_SIZE, Bench, with_pictures
 from benchmarks.runs import Row
@@ -18,12 +18,6 @@ from medvqa.models.adapter import reset_adapter
 from medvqa.models.encode import Encoder
 from medvqa.models.loaded import FEATURE_SHARE, LoadedModel
 from medvqa.training.loop import Trainer
-from medvqa.training.step_log import TrainingResult
-
-if TYPE_CHECKING:
-    import torch
-
-B_NOISE = 0.02  # with B zero, as training begins, A has no gradient to compare
 
 
 @dataclass(frozen=True)
@@ -60,20 +54,6 @@ def cases_of(texts: Sequence[str], engine: Engine) -> list[Case]:
     return [case for case in map(Case.parse, texts) if case.engine is engine]
 
 
-def config_of(case: Case, num_steps: int) -> TrainingConfig:
-    """Return the published batch of 8 with torch's AdamW."""
-    return TrainingConfig(
-        max_steps=num_steps,
-        micro_batch_size=case.micro_batch_size,
-        accumulation_steps=BATCH_SIZE // case.micro_batch_size,
-        optimizer=Optimizer.adamw,
-        warmup_steps=0,
-        checkpoint_every=10**6,
-        engine=case.engine,
-        fit_micro_batch=False,
-    )
-
-
 def train(
     loaded: LoadedModel,
     encoder: Encoder,
@@ -86,36 +66,38 @@ def train(
     """Train from the adapter of seed 0, in a form that `fits`, and return what was seen."""
     reset_adapter(loaded.model, seed=0)
     loaded.reset_peak()
+    stage = StageConfig(name="all", filter=Filter.all, share=1.0)
+    curriculum = CurriculumConfig(name="all", stages=[stage])
+    plan = plan_curriculum(curriculum, examples, max_steps=num_steps, batch_size=BATCH_SIZE, seed=0)
+    by_id = {example.id: example for example in examples}
     rows: list[Any] = []
-    with trainer_of(loaded, encoder, case, num_steps) as trainer:
-        micro_batch_size = run(trainer, examples, num_steps, rows.append).micro_batch_size
+    with trainer_of(loaded, encoder, case, num_steps, fits=fits) as trainer:
+        result = trainer.train(plan, by_id, on_step=rows.append, on_stage_end=lambda *_: None)
     return Trained(
         losses=[row["loss"] for row in rows],
         seconds=[row["seconds"] for row in rows],
         num_tokens=sum(row["num_tokens"] for row in rows),
-        micro_batch_size=micro_batch_size,
+        micro_batch_size=result.micro_batch_size,
     )
 
 
 @contextmanager
 def trainer_of(
-    loaded: LoadedModel, encoder: Encoder, case: Case, num_steps: int
+    loaded: LoadedModel, encoder: Encoder, case: Case, num_steps: int, *, fits: bool = False
 ) -> Iterator[Trainer]:
-    """Yield a trainer of the case whose files vanish in the end."""
+    """Yield a trainer of the published batch of 8 with torch's AdamW; its files vanish."""
+    config = TrainingConfig(
+        max_steps=num_steps,
+        micro_batch_size=case.micro_batch_size,
+        accumulation_steps=BATCH_SIZE // case.micro_batch_size,
+        optimizer=Optimizer.adamw,
+        warmup_steps=0,
+        checkpoint_every=10**6,
+        engine=case.engine,
+        fit_micro_batch=fits,
+    )
     with tempfile.TemporaryDirectory() as directory:
-        config = config_of(case, num_steps)
         yield Trainer(loaded, encoder, config, directory=Path(directory), seed=0)
-
-
-def run(
-    trainer: Trainer, examples: Sequence[Example], num_steps: int, on_step: Callable[..., None]
-) -> TrainingResult:
-    """Train on one shuffled stage over the examples."""
-    stage = StageConfig(name="all", filter=Filter.all, share=1.0)
-    curriculum = CurriculumConfig(name="all", stages=[stage])
-    plan = plan_curriculum(curriculum, examples, max_steps=num_steps, batch_size=BATCH_SIZE, seed=0)
-    by_id = {example.id: example for example in examples}
-    return trainer.train(plan, by_id, on_step=on_step, on_stage_end=lambda *_: None)
 
 
 def training(bench: Bench, engine: Engine) -> Iterator[Row]:
@@ -163,7 +145,8 @@ def cards(bench: Bench, engine: Engine) -> Iterator[Row]:
         torch.cuda.set_per_process_memory_fraction(gigabytes * 1e9 / total)
         loaded.features.limit(int(gigabytes * 1e9) // FEATURE_SHARE)
         try:
-            trained = train(loaded, bench.encoder(), pool, Case(engine, BATCH_SIZE), num_steps)
+            case = Case(engine, BATCH_SIZE)
+            trained = train(loaded, bench.encoder(), pool, case, num_steps, fits=True)
         except UserError as error:
             yield {"card_gb": gigabytes, "error": str(error)}
             continue
@@ -207,62 +190,3 @@ def curve(bench: Bench, engine: Engine) -> Iterator[Row]:
             "mean_difference": sum(differences) / num_steps,
             "losses": losses,
         }
-
-
-def gradients(bench: Bench, engine: Engine) -> Iterator[Row]:
-    """Yield how far each adapter tensor's gradient is from the first case's, on one batch."""
-    for case in cases_of(bench.options.curves, engine):
-        bench.gradients[case.label] = gradient_of(bench, case)
-        label, reference = next(iter(bench.gradients.items()))
-        compared = compare(reference, bench.gradients[case.label])
-        yield {"case": case.label, "reference": label, **compared}
-
-
-def gradient_of(bench: Bench, case: Case) -> "dict[str, torch.Tensor]":
-    """Return what the optimiser would have stepped by, in float32 on the CPU, by name."""
-    import torch
-
-    loaded = bench.loaded
-    reset_adapter(loaded.model, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in loaded.trainable:
-            if "lora_B" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * B_NOISE)
-    gradient_by_name: dict[str, torch.Tensor] = {}
-    with trainer_of(loaded, bench.encoder(), case, 1) as trainer:
-        optimizer = trainer.optimizer
-
-        def keep(*_: object, **__: object) -> torch.Tensor:
-            # Copies: on a CPU both moves would leave the tensor that the next step adds to.
-            tensors = [g.detach().float().cpu().clone() for g in optimizer.gradients()]
-            optimizer.forget_gradients()
-            gradient_by_name.update(zip(optimizer.weights(), tensors, strict=True))
-            return torch.stack([tensor.norm() for tensor in tensors]).norm().to(loaded.device)
-
-        optimizer.step = keep  # type: ignore[method-assign]
-        run(trainer, bench.pool, 1, lambda _: None)
-    return gradient_by_name
-
-
-def compare(reference: "dict[str, torch.Tensor]", other: "dict[str, torch.Tensor]") -> Row:
-    """Return relative errors ||g - g'|| / ||g|| over tensors, and the angle of the whole."""
-    import statistics
-
-    import torch
-
-    errors = [
-        float((g.double() - other[name].double()).norm() / g.double().norm())
-        for name, g in reference.items()
-    ]
-    one, two = (
-        torch.cat([tensors[name].flatten() for name in reference]).double()
-        for tensors in (reference, other)
-    )
-    return {
-        "num_tensors": len(errors),
-        "max_relative_error": max(errors),
-        "median_relative_error": statistics.median_high(errors),
-        "cosine": float(one @ two / (one.norm() * two.norm())),
-        "norm": float(two.norm()),
-    }

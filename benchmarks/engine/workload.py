@@ -33,7 +33,7 @@ class Bench:
 
     Attributes:
         options: The command's, see `__main__`.
-        curves, gradients, answers: Of the rows so far, by the row's label.
+        curves, answers: Of the rows so far, by the row's label.
         adapter: That answers; empty until it has been trained.
     """
 
@@ -42,7 +42,6 @@ class Bench:
     pool: Sequence[Example]
     questions: Sequence[Example]
     curves: dict[str, list[float]] = field(default_factory=dict)
-    gradients: "dict[str, dict[str, torch.Tensor]]" = field(default_factory=dict)
     answers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     adapter: "dict[str, torch.Tensor]" = field(default_factory=dict)
 
