@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.engine.__main__ import Record, main
 
-SHARING = ("training", "curve", "gradients", "answering", "confidence")
+SHARING = ("training", "curve", "answering", "confidence")
 PARTS = (*SHARING, "startup")
 ASKED = "plain:plain:1,plain:plain:8,fused:shared_prefix:8,fused:shared_prefix:1:4"
 
@@ -58,14 +58,6 @@ def test_engines_and_micro_batches_have_the_same_losses(rows):
     assert [row["case"] for row in rows["curve"]] == ["plain 8x1", "plain 2x4", "fused 8x1"]
     assert all(row["max_difference"] < 1e-4 and row["num_steps"] == 2 for row in rows["curve"])
     assert rows["curve"][0]["losses"][0] != rows["curve"][0]["losses"][1]
-
-
-def test_every_adapter_tensor_has_the_same_gradient(rows):
-    for row in rows["gradients"]:
-        assert row["num_tensors"] == 56 and row["norm"] > 0
-        assert row["max_relative_error"] < 1e-4 and row["cosine"] > 1 - 1e-9
-    # Two micro-batches do round differently: the comparison compares two gradients, not one.
-    assert rows["gradients"][1]["max_relative_error"] > 0
 
 
 def test_answers_are_equal_whatever_the_batch_and_the_decoding(rows):
