@@ -6,7 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 # What cannot change a result, so a run is the same run with or without it.
-NOT_RESULTS = ("tracking", "study", "fresh", "training.gpus", "training.rank_timeout_s")
+NOT_RESULTS = (
+    "tracking",
+    "study",
+    "fresh",
+    "training.gpus",
+    "training.rank_timeout_s",
+    "training.sharding",
+)
 
 
 def run_id(config: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from medvqa.config.model import Backend, BasePrecision, ModelConfig
 from medvqa.config.prompt import PromptConfig
 from medvqa.config.study import StudyConfig
 from medvqa.config.tracking import TrackingConfig
-from medvqa.config.training import Engine, TrainerName, TrainingConfig
+from medvqa.config.training import Engine, Sharding, TrainerName, TrainingConfig
 
 
 @dataclass(kw_only=True)
@@ -72,6 +72,18 @@ class Config:
                 },
                 "model.base_precision=fp8 is computed by the fused engine, not by {setting}; use "
                 "model.base_precision=dtype",
+            )
+        if self.training.sharding is not Sharding.none:
+            is_shared = self.evaluation.decoding is Decoding.shared_prefix
+            exclude(
+                {
+                    "model.backend=unsloth": self.model.backend is Backend.unsloth,
+                    "model.load_in_4bit=true": self.model.load_in_4bit,
+                    "model.base_precision=fp8": self.model.base_precision is BasePrecision.fp8,
+                    "evaluation.decoding=shared_prefix": is_shared,
+                },
+                "training.sharding=fsdp2 spreads the weights of transformers' own modules and "
+                "does not go with {setting}",
             )
         if self.model.backend is Backend.unsloth:
             is_shared = self.evaluation.decoding is Decoding.shared_prefix

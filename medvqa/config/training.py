@@ -38,6 +38,13 @@ class LossOn(Enum):
     text = "text"
 
 
+class Sharding(Enum):
+    """Whether each GPU of a run holds the whole base, or its part by PyTorch's FSDP2."""
+
+    none = "none"
+    fsdp2 = "fsdp2"
+
+
 class Schedule(Enum):
     """Shape of the learning rate after the warm-up."""
 
@@ -69,6 +76,8 @@ class TrainingConfig:
         gradient_checkpointing: Recompute activations; slower, for when memory is short.
         fit_micro_batch: On a GPU, compute as much of the effective batch at once as its memory
             holds, whatever micro_batch_size says; the step stays the same.
+        sharding: `fsdp2` spreads the frozen base over the GPUs, for one that no GPU holds.
+            transformers' own modules compute, with micro_batch_size as it is.
         rank_timeout_s: Seconds that a GPU of several waits for another one within a step. Then the
             run fails, instead of waiting for a process that hangs.
     """
@@ -89,6 +98,7 @@ class TrainingConfig:
     loss_on: LossOn = LossOn.answer
     fit_micro_batch: bool = True
     gpus: int = bounded("[1, 1024]", 1)
+    sharding: Sharding = Sharding.none
     rank_timeout_s: int = bounded("[1, 86400]", 600)
 
     @property
@@ -108,6 +118,18 @@ class TrainingConfig:
             f"training.gpus={self.gpus} is above the effective batch of {self.batch_size} examples "
             "(micro_batch_size x accumulation_steps): some would have nothing to do",
         )
+        if self.sharding is not Sharding.none:
+            check(
+                self.gpus > 1 and self.batch_size % self.gpus == 0,
+                f"training.sharding={self.sharding.value} divides a step among several GPUs in "
+                f"equal parts: training.gpus={self.gpus} must be above 1 and divide "
+                f"{self.batch_size} (micro_batch_size x accumulation_steps)",
+            )
+            check(
+                self.engine is not Engine.fused,
+                "training.engine=fused needs whole weights; use training.engine=auto or "
+                "training.sharding=none",
+            )
         through_trl = self.trainer is TrainerName.trl
         check(
             through_trl or self.loss_on is LossOn.answer,

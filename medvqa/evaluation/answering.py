@@ -22,17 +22,21 @@ Answerer = Callable[[Path, Sequence[Example]], list[Answer]]
 def by_model(
     loaded: LoadedModel, encoder: Encoder, config: EvaluationConfig, ranks: Ranks = ALONE
 ) -> Answerer:
-    """Return what answers with the model as it is then; each rank answers its share."""
+    """Return what answers with the model as it is then; each rank answers its share.
+
+    With sharded weights, all ranks answer all questions.
+    """
 
     def answer(place: Path, examples: Sequence[Example]) -> list[Answer]:
         description = f"{place.parent.name}: answering {place.name}"
         size = even_batch_size(len(examples), config.batch_size)
-        shares = shares_of_batches(examples, size, ranks.size)
-        own = [examples[index] for index in shares[ranks.rank]]
+        together = ALONE if loaded.is_sharded else ranks  # a pass takes all ranks' weights
+        shares = shares_of_batches(examples, size, together.size)
+        own = [examples[index] for index in shares[together.rank]]
         even = replace(config, batch_size=size)
         mine = ANSWERERS[config.scoring](loaded, encoder, own, even, description)
         answers: dict[int, Answer] = {}
-        for share, part in zip(shares, ranks.gather(mine), strict=True):
+        for share, part in zip(shares, together.gather(mine), strict=True):
             answers |= zip(share, part, strict=True)
         return [answers[index] for index in range(len(examples))]
 

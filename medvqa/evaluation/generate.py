@@ -68,8 +68,6 @@ def generate(
     up to rounding: docs/engine.md says how often that matters in bfloat16. Where memory runs out,
     batches are halved, with a warning. `samples` are the examples, if they are encoded already.
     """
-    import torch
-
     chosen = choose_path(loaded, Engine.auto, decoding).decoding
     if not examples:  # all were known already
         return []
@@ -81,7 +79,7 @@ def generate(
     on_gpu = loaded.device.type == "cuda"
     encoded = _encoded(encoder, examples, batches, samples, on_gpu=on_gpu)
     every = chain.from_iterable(encoded)
-    with torch.inference_mode(), closing(encoded):
+    with loaded.answering(), closing(encoded):
         for indices in track(batches, description=description):
             answered = within_memory(
                 engine,

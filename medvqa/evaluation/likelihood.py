@@ -122,14 +122,12 @@ def likelihoods(
         batch_size: Texts computed at once; halved where memory runs out.
         decoding: `shared_prefix` computes each picture's part of the prompts of a batch once.
     """
-    import torch
-
     engine = make_engine(choose_path(loaded, Engine.auto, decoding).decoding, loaded, encoder)
     loaded.use_for(training=False)
     order = answering_order(examples)
     candidates = [(i, text) for i in order for text in _texts(examples[i])]
     rows: dict[int, list[list[float]]] = {i: [] for i in order}
-    with torch.inference_mode():
+    with loaded.answering():
         starts = range(0, len(candidates), batch_size)
         for start in track(starts, description="scoring"):
             batch = candidates[start : start + batch_size]

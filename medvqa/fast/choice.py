@@ -22,6 +22,7 @@ ComputeEngine = Union[PlainEngine, "FusedEngine"]  # both have the same methods
 
 log = logging.getLogger(__name__)
 
+SHARDED = " with sharded weights"  # which transformers' own modules gather
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # whose layers the fused engine computes
 # Measured on one H100 with InternVL 3 8B, against Qwen3-VL-8B; docs/models.md has the table.
 COST = "a step takes about 1.4 times as long as a fused one would, an answer about 8 times"
@@ -61,6 +62,8 @@ def choose_path(loaded: LoadedModel, engine: Engine, decoding: Decoding) -> Comp
     layer_types = getattr(loaded.inner.config.get_text_config(), "layer_types", None) or ()
     if "sliding_attention" in layer_types:
         family += " with sliding attention"  # which no fused layer computes
+    if loaded.is_sharded:
+        family += SHARDED
     path = path_of(family, loaded.backend, engine, decoding, on_gpu=on_gpu)
     is_plain = Engine.plain is path.engine or Decoding.plain is path.decoding
     if loaded.base_precision is BasePrecision.fp8 and is_plain:
@@ -135,7 +138,8 @@ def make_engine(choice: Engine | Decoding, loaded: LoadedModel, encoder: Encoder
 
 def _plain(loaded: LoadedModel, encoder: Encoder) -> PlainEngine:
     """Return transformers' own modules; for Qwen the reference, which computes as PEFT does."""
-    if not encoder.encodes_batches or loaded.backend is Backend.unsloth:
+    is_whole = loaded.backend is Backend.transformers and not loaded.is_sharded
+    if not encoder.encodes_batches or not is_whole:
         return PlainEngine(loaded, encoder)
     from medvqa.fast.language_model import LanguageModel
 

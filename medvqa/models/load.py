@@ -14,6 +14,7 @@ from medvqa.config.model import Backend, BasePrecision, Device, Dtype, ModelConf
 from medvqa.models.adapter import reset_adapter, target_pattern
 from medvqa.models.families.processor import tell_model
 from medvqa.models.loaded import LoadedModel
+from medvqa.models.sharding import sharded_base
 from medvqa.models.source import from_pretrained, load_processor, model_source
 from medvqa.models.unsloth import load_unsloth
 
@@ -58,6 +59,7 @@ def load_model(
     gradient_checkpointing: bool,
     seed: int,
     check: CheckProcessor = accept,
+    group: Any = None,
 ) -> LoadedModel:
     """Return the base with a freshly initialised adapter.
 
@@ -68,6 +70,7 @@ def load_model(
         seed: Of the adapter's first weights.
         check: Called with the processor before the weights are read, or even downloaded; after
             it with Unsloth, which chooses both itself.
+        group: Of the ranks over which the base's weights are spread; None keeps them whole.
 
     Raises:
         UserError: If the base cannot be loaded, or a named LoRA module matches no layer.
@@ -75,7 +78,7 @@ def load_model(
     if config.backend is Backend.unsloth:
         loaded = load_unsloth(config, lora, check, gradient_checkpointing=gradient_checkpointing)
     else:
-        loaded = with_adapter(load_base(config, check), lora, gradient_checkpointing)
+        loaded = with_adapter(load_base(config, check, group), lora, gradient_checkpointing)
     reset_adapter(loaded.model, seed=seed)
     return loaded
 
@@ -101,8 +104,10 @@ def with_adapter(
     return replace(loaded, model=peft.get_peft_model(base, adapter), is_adapted=True)
 
 
-def load_base(config: ModelConfig, check: CheckProcessor = accept) -> LoadedModel:
-    """Return the base alone, frozen, by transformers; see `load_model` for `check`."""
+def load_base(
+    config: ModelConfig, check: CheckProcessor = accept, group: Any = None
+) -> LoadedModel:
+    """Return the base alone, frozen, by transformers; see `load_model` for the arguments."""
     import torch
     from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
     from transformers.utils import logging as transformers_logging
@@ -125,8 +130,10 @@ def load_base(config: ModelConfig, check: CheckProcessor = accept) -> LoadedMode
         )
     processor = load_processor(config)
     check(processor)
-    # Safetensors, since a pickle could do anything.
-    base = from_pretrained(AutoModelForImageTextToText, config, use_safetensors=True, **options)
+    if group is None:  # safetensors, since a pickle could do anything
+        base = from_pretrained(AutoModelForImageTextToText, config, use_safetensors=True, **options)
+    else:
+        base = sharded_base(config, dtype, torch.device(device), group)
     base.requires_grad_(False)
     tell_model(base, config)
     quantized = bool(getattr(base, "is_loaded_in_4bit", False))
@@ -140,6 +147,7 @@ def load_base(config: ModelConfig, check: CheckProcessor = accept) -> LoadedMode
         quantized,
         config.base_precision,
         is_adapted=False,
+        is_sharded=group is not None,
     )
 
 

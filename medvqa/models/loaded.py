@@ -36,6 +36,7 @@ class LoadedModel:
         is_quantized: Whether the base's linear layers are stored in 4 bits.
         base_precision: How the fused engine stores the base's linear layers.
         is_adapted: Whether PEFT's wrapper is around it; a merged model has none.
+        is_sharded: Whether the base's weights are spread over the ranks of a run.
         features: Of pictures that the frozen vision tower has seen, one tensor per layer.
         engines: What computes with the model and is built once, by name.
     """
@@ -49,6 +50,7 @@ class LoadedModel:
     is_quantized: bool
     base_precision: BasePrecision = BasePrecision.dtype
     is_adapted: bool = True
+    is_sharded: bool = False
     features: PictureCache = field(
         default_factory=lambda: PictureCache(max_bytes=feature_bytes()), init=False, repr=False
     )
@@ -130,6 +132,13 @@ class LoadedModel:
         if all(parameter.dtype is self.dtype for _, parameter in self.trainable):
             return nullcontext()
         return torch.autocast("cuda", dtype=self.dtype)
+
+    def answering(self) -> AbstractContextManager[None]:
+        """Compute without gradients."""
+        import torch
+
+        # FSDP2 gathers weights into memory that training uses again.
+        return torch.no_grad() if self.is_sharded else torch.inference_mode()
 
     @contextmanager
     def adapter_disabled(self) -> Iterator[None]:

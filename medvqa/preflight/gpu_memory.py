@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from medvqa.config.machine import num_cuda_devices
 from medvqa.config.model import Backend, Device, Dtype
 from medvqa.config.schema import Config
-from medvqa.config.training import Optimizer
-from medvqa.fast.choice import ComputePath, path_of
+from medvqa.config.training import Optimizer, Sharding
+from medvqa.fast.choice import SHARDED, ComputePath, path_of
 from medvqa.models.activations import PLAIN_SCALE_BYTES, kept_bytes
 from medvqa.preflight.model_shapes import Shapes
 
@@ -52,7 +52,8 @@ def estimate_memory(
     training, is_wide = config.training, config.model.dtype is Dtype.float32 or not on_gpu
     engine = compute_path(config, shapes.family, on_gpu=on_gpu).engine.value
     batch_size = training.micro_batch_size
-    if on_gpu and training.fit_micro_batch:
+    is_sharded = training.sharding is not Sharding.none
+    if on_gpu and training.fit_micro_batch and not is_sharded:
         batch_size *= training.accumulation_steps
     tokens = batch_size * longest_tokens
     columns = batch_size * min(longest_tokens, ANSWER_COLUMNS)
@@ -67,9 +68,11 @@ def estimate_memory(
     moments = 2 if training.optimizer is Optimizer.adamw_8bit and on_gpu else 8
     # Weights and gradients in 32 bits; the fused engine computes with a copy in 16 bits of both.
     copies = 8 + (4 if engine == "fused" else 0)
+    num_parts = training.gpus if is_sharded else 1
     bytes_of_4_bits = BYTES_OF_4_BITS + (PLAIN_SCALE_BYTES if engine == "fused" else 0)
     return MemoryEstimate(
-        weights=int((shapes.num_parameters - quantized) * width + quantized * bytes_of_4_bits),
+        weights=int((shapes.num_parameters - quantized) * width / num_parts)
+        + int(quantized * bytes_of_4_bits),
         adapter=shapes.num_adapter * (copies + moments),
         activations=tokens * layers,
         logits=columns * shapes.vocabulary * LOGIT_BYTES if engine == "plain" else 0,
@@ -81,6 +84,8 @@ def estimate_memory(
 
 def compute_path(config: Config, family: str, *, on_gpu: bool) -> ComputePath:
     """Return how the run would compute a model of the family."""
+    if config.training.sharding is not Sharding.none:
+        family += SHARDED
     engine, decoding = config.training.engine, config.evaluation.decoding
     return path_of(family, config.model.backend, engine, decoding, on_gpu=on_gpu)
 

@@ -76,7 +76,7 @@ class Trainer:
         self.optimizer = AdapterOptimizer(loaded, config, in_compute_type=in_compute_type)
         largest_share = math.ceil(config.batch_size / ranks.size)
         self._micro_batch_size = min(config.micro_batch_size, largest_share)
-        self._plans_form = self._on_gpu and config.fit_micro_batch
+        self._plans_form = self._on_gpu and config.fit_micro_batch and not loaded.is_sharded
         if self._plans_form:
             self._micro_batch_size = largest_share
 
@@ -181,7 +181,12 @@ class Trainer:
             for start in range(0, len(samples), self._micro_batch_size):
                 micro_batch = samples[start : start + self._micro_batch_size]
                 loss += self._backward(micro_batch, num_answer_tokens)
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
+            if self.loaded.is_sharded:  # the others wait in a pass that this rank has left
+                raise UserError(
+                    f"{self._micro_batch_size} samples at once do not fit beside this GPU's part "
+                    "of the weights; use a smaller training.micro_batch_size"
+                ) from error
             return None
         return loss
 

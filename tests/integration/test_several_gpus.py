@@ -20,6 +20,7 @@ from medvqa.config.typed import typed
 from medvqa.evaluation.answering import shares_of_batches
 from medvqa.evaluation.generate import answering_order, even_batch_size
 from medvqa.fast.choice import make_engine
+from medvqa.models.adapter import read_adapter
 from medvqa.models.load import load_model
 from medvqa.run import ProcessState, run_rank
 from medvqa.tracking.record import read_lines
@@ -53,7 +54,7 @@ def losses(directory):
 
 def alone(directory, config):
     """Make the run of a stored config in this process."""
-    config = {**config, "training": {**config["training"], "gpus": 1}}
+    config = {**config, "training": {**config["training"], "gpus": 1, "sharding": "none"}}
     settings = {"config": config, "overrides": [], "run_id": "-"}
     run_rank(typed(config), directory, settings, ProcessState())
 
@@ -111,6 +112,28 @@ def test_a_grid_of_runs_on_two_processes_is_that_of_one_process(tmp_path):
     ours = {"console.log", "status.json", ".lock", "checkpoints/.lock"}
     theirs = {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml"}
     assert kept_files(cell) - ours - theirs == kept_files(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_a_run_with_sharded_weights_is_that_of_one_process_and_goes_on_in_it(tmp_path):
+    directory = tmp_path / "run"
+    process = start(
+        tmp_path, *SMOKE, "training.sharding=fsdp2", "training.max_steps=8",
+        "evaluation.zero_shot=true", "tracking=disabled", f"hydra.run.dir={directory}",
+    )  # fmt: skip
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "the fused engine does not support qwen3_vl with sharded weights" in output
+    record = run_json(directory)
+    alone(tmp_path / "alone", record["config"])
+    same_run(tmp_path / "alone", directory)
+    names = ("num_parameters", "num_trainable")
+    whole = run_json(tmp_path / "alone")
+    assert [record["model"][name] for name in names] == [whole["model"][name] for name in names]
+    assert (
+        read_adapter(directory / "adapter").keys()
+        == read_adapter(tmp_path / "alone" / "adapter").keys()
+    )
 
 
 def children(pid):
@@ -202,6 +225,19 @@ def test_a_mistake_that_a_rank_finds_is_one_line_and_exit_code_2(tmp_path):
     [
         ({"training": {"gpus": 0}}, r"training.gpus must be in \[1, 1024\], got 0"),
         ({"training": {"gpus": 9}}, "training.gpus=9 is above the effective batch of 8"),
+        ({"training": {"sharding": "fsdp2"}}, "training.gpus=1 must be above 1 and divide 8"),
+        ({"training": {"gpus": 3, "sharding": "fsdp2"}}, "training.gpus=3 must be above 1 and"),
+        (
+            {"training": {"gpus": 2, "sharding": "fsdp2", "engine": "fused"}},
+            "training.engine=fused needs whole weights",
+        ),
+        (
+            {
+                "training": {"gpus": 2, "sharding": "fsdp2"},
+                "model": {"name": "medvqa/tiny", "load_in_4bit": True},
+            },
+            "training.sharding=fsdp2 spreads .* does not go with model.load_in_4bit=true",
+        ),
         ({"training": {"gpus": 2}}, r"training.gpus=2, but 0 CUDA GPU\(s\) are visible here"),
     ],
 )
@@ -351,6 +387,31 @@ def test_the_gradients_of_two_ranks_sum_to_those_of_one(tiny, encoder, phantoms,
 
     def check(ranks):
         torch.testing.assert_close(gradients(ranks), expected, rtol=1e-4, atol=1e-5)
+
+    in_ranks(2, check)
+
+
+def test_each_of_two_ranks_holds_half_of_a_sharded_base_and_the_whole_adapter(encoder, phantoms):
+    whole = load_model(TINY, LoraConfig(r=4, alpha=8), gradient_checkpointing=False, seed=0)
+    samples = [encoder.encode(example) for example in phantoms[:2]]
+    expected = {name: parameter.shape for name, parameter in whole.trainable}
+    num_weights = sum(p.numel() for p in whole.model.parameters() if not p.requires_grad)
+    loss = make_engine(Engine.plain, whole, encoder).loss(samples, 10).item()
+
+    def check(ranks):
+        ours = load_model(
+            TINY, LoraConfig(r=4, alpha=8), gradient_checkpointing=False, seed=0,
+            group=ranks.tensors,
+        )  # fmt: skip
+        assert {name: parameter.shape for name, parameter in ours.trainable} == expected
+        frozen = [p for p in ours.model.parameters() if not p.requires_grad]
+        own = sum(parameter.to_local().numel() for parameter in frozen)
+        assert 0.45 < own / num_weights < 0.55
+        total = make_engine(Engine.plain, ours, encoder).loss(samples, 10)
+        assert total.item() == pytest.approx(loss, rel=1e-5)
+        total.backward()
+        assert all(parameter.grad is not None for _, parameter in ours.trainable)
+        assert all(parameter.grad is None for parameter in frozen)
 
     in_ranks(2, check)
 
