@@ -12,7 +12,8 @@ from medvqa.evaluation import metrics
 from medvqa.evaluation.bertscore import bert_scores
 from medvqa.evaluation.choice import correct_option, read_choice
 from medvqa.evaluation.comparison import run_mean
-from medvqa.evaluation.protocols.table import score_protocols
+from medvqa.evaluation.protocols.protocol import score_protocol
+from medvqa.evaluation.protocols.table import PROTOCOLS
 from medvqa.evaluation.rephrasing import agreement
 
 if TYPE_CHECKING:
@@ -104,9 +105,12 @@ def score_predictions(
         group: _means([(p.cluster, item) for p, item in scored if group in _groups_of(p)], config)
         for group in _groups(predictions)
     }
-    protocols = score_protocols(
-        config.protocols, predictions, num_samples=config.bootstrap_samples, seed=seed
-    )
+    protocols = {
+        name.value: score_protocol(
+            PROTOCOLS[name], predictions, num_samples=config.bootstrap_samples, seed=seed
+        )
+        for name in config.protocols
+    }
     return Scored(
         items=items,
         summary=summary,

@@ -2,21 +2,27 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig, Normalizer, ProtocolName
-from medvqa.data.example import Prediction, Score
-from medvqa.evaluation.predictions import Answers, aligned, parse_columns, read_predictions
+from medvqa.data.example import Prediction
+from medvqa.evaluation.predictions import (
+    Answers,
+    aligned,
+    parse_columns,
+    read_predictions,
+    yes_no_type,
+)
 from medvqa.evaluation.protocols.judge import parse_judge
-from medvqa.evaluation.protocols.protocol import is_closed
+from medvqa.evaluation.protocols.protocol import score_protocol
 from medvqa.evaluation.protocols.table import (
     PROTOCOLS,
     description,
     overview_table,
     protocol_table,
-    score_protocols,
 )
 from medvqa.evaluation.score import score_predictions, summary_table
 from medvqa.tracking.terminal import html_text, plain_text
@@ -144,21 +150,16 @@ def _own_scores(answers: Answers, options: ScoreOptions) -> FileScores:
             enabled=options.bertscore != "off", model=options.bertscore, num_layers=options.layers
         ),
     )
-    scored = score_predictions(_typed(answers.predictions, options), config, device="cpu")
+    predictions = answers.predictions
+    if options.types == "yes_no":
+        predictions = [replace(p, answer_type=yes_no_type(p.references)) for p in predictions]
+    scored = score_predictions(predictions, config, device="cpu")
     title = f"{options.file} ({options.normalizer})"
     summary = {g: {m: asdict(s) for m, s in ms.items()} for g, ms in scored.summary.items()}
     return FileScores(
         {"summary": summary, "bertscore": scored.bertscore},
         summary_table([("", scored.summary)], title=title),
     )
-
-
-def _typed(predictions: list[Prediction], options: ScoreOptions) -> list[Prediction]:
-    if options.types != "yes_no":
-        return predictions
-    return [
-        replace(p, answer_type="closed" if is_closed(p, "yes_no") else "open") for p in predictions
-    ]
 
 
 def _protocol_scores(
@@ -168,17 +169,11 @@ def _protocol_scores(
     options: ScoreOptions,
 ) -> FileScores:
     predictions = answers.predictions
-
-    def scored(against: list[Prediction] | None) -> dict[str, dict[str, Score]]:
-        return score_protocols(
-            names,
-            predictions,
-            against=against,
-            types=options.types,
-            num_samples=DEFAULTS.bootstrap_samples,
-        )
-
-    scores, gain = scored(None), None if others is None else scored(others)
+    score = partial(score_protocol, types=options.types, num_samples=DEFAULTS.bootstrap_samples)
+    scores = {name.value: score(PROTOCOLS[name], predictions) for name in names}
+    gain = None
+    if others is not None:
+        gain = {n.value: score(PROTOCOLS[n], predictions, against=others) for n in names}
     lines: list[str] = []
     if options.judge and JUDGED in names:
         judge = parse_judge(options.judge, options.file)

@@ -1,10 +1,10 @@
 """The protocols by name, and the tables that `medvqa score --protocol` prints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from medvqa.config.evaluation import ProtocolName
-from medvqa.data.example import Prediction, Score
+from medvqa.data.example import Score
 from medvqa.evaluation.protocols import (
     llava_med,
     lmms_eval,
@@ -17,8 +17,6 @@ from medvqa.evaluation.protocols import (
 )
 from medvqa.evaluation.protocols.protocol import (
     Protocol,
-    Types,
-    score_protocol,
 )
 
 if TYPE_CHECKING:
@@ -36,29 +34,6 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
     ProtocolName.medico: medico.PROTOCOL,
     ProtocolName.medvqa: medvqa.PROTOCOL,
 }
-
-
-def score_protocols(
-    names: Sequence[ProtocolName],
-    predictions: Sequence[Prediction],
-    *,
-    against: Sequence[Prediction] | None = None,
-    types: Types | None = None,
-    num_samples: int,
-    seed: int = 0,
-) -> dict[str, dict[str, Score]]:
-    """Return the scores, or the gains over other answers, by protocol and metric."""
-    return {
-        name.value: score_protocol(
-            PROTOCOLS[name],
-            predictions,
-            against=against,
-            types=types,
-            num_samples=num_samples,
-            seed=seed,
-        )
-        for name in names
-    }
 
 
 def protocol_table(
