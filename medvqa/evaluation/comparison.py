@@ -108,8 +108,7 @@ def compare_arms(
 
     All runs answer the same questions in the same order, about the pictures `clusters`.
     `seeds_are_paired` says whether run i of all arms shares what its seed decides: decide this
-    before looking at the results. `others` are more arms of the study: each run's mean on the same
-    questions. With paired seeds, those with another number of runs are left out.
+    before looking at the results. `others` are more arms: each run's mean on the same questions.
 
     Raises:
         UserError: If scores are missing or not finite, lengths differ, all questions share one

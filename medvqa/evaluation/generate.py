@@ -68,10 +68,9 @@ def generate(
     up to rounding: docs/engine.md says how often that matters in bfloat16. Where memory runs out,
     batches are halved, with a warning. `samples` are the examples, if they are encoded already.
     """
-    chosen = choose_path(loaded, Engine.auto, decoding).decoding
     if not examples:  # all were known already
         return []
-    engine = make_engine(chosen, loaded, encoder)
+    engine = make_engine(choose_path(loaded, Engine.auto, decoding).decoding, loaded, encoder)
     order = answering_order(examples)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     loaded.use_for(training=False)

@@ -35,9 +35,8 @@ def mcnemar_power(
     Seeds add 2 seed_sd^2 / num_seeds, and t quantiles as their number is small (Bloom, Minimum
     detectable effects, 1995). The part of D by which runs of one arm differ among themselves
     averages out over seeds; it is kept here, so that with several seeds the true power is higher.
-    D is `discordant_fraction`, the share of questions that exactly one of two runs has right. For a
-    family of k comparisons give alpha / k, Holm's first step. `seed_sd` is the standard deviation
-    of one arm's accuracy over seeds on the same questions.
+    D is `discordant_fraction`, the share of questions that exactly one of two runs has right.
+    `seed_sd` is the standard deviation of one arm's accuracy over seeds on the same questions.
 
     Raises:
         UserError: If a number is out of its range, or one seed is to show how seeds vary.

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from medvqa.evaluation.calibrate_command import recalibrated
 from medvqa.evaluation.phase_scores import Evaluation
 from medvqa.export.merging import PLACE
 from medvqa.models.trained import Kind, Trained
+from medvqa.tracking.environment import now
 
 SCORED = {"final": "adapter", "merged": "merged"}
 
@@ -22,12 +22,15 @@ def export_record(
     merge: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return the values of export.json; `scores` has adapter and merged side by side."""
-    values = trained.values
+    values, calibration = trained.values, trained.calibration
+    contamination = values.get("contamination")
+    if kind is Kind.merged:
+        calibration = recalibrated(trained.directory / PLACE, calibration, contamination)
     return {
         "kind": kind.value,
         "name": trained.name,
         "medvqa": medvqa.__version__,
-        "exported": datetime.now(UTC).isoformat(timespec="seconds"),
+        "exported": now(),
         "trained": values["ended"],
         "run_id": values["run_id"],
         "base": {
@@ -37,14 +40,10 @@ def export_record(
             **{name: values["model"][name] for name in ("is_quantized", "architecture")},
         },
         "adapter_sha256": trained.adapter_sha256(),
-        "calibration": trained.calibration
-        if kind is Kind.adapter
-        else recalibrated(
-            trained.directory / PLACE, trained.calibration, values.get("contamination")
-        ),
+        "calibration": calibration,
         "scores": _scores(evaluations),
         "merge": merge,
-        "contamination": values.get("contamination"),
+        "contamination": contamination,
         # Without the reasons for skipped rows, which quote files and rows.
         "data": {
             name: {key: value for key, value in pool.items() if key != "skipped"}

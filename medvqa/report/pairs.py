@@ -161,8 +161,7 @@ def _tested(
         return None
     seeds = tuple(tuple(run.seed for run in one) for one in runs)
     pool = pool_of(a, b, seeds[0], arms, settings)
-    every = (run_means(of_arm, set_name, questions, metric) for of_arm in pool)
-    others = [own for own in every if own]
+    others = [m for own in pool if (m := run_means(own, set_name, questions, metric))]
     means = (of_a.mean(axis=0).tolist(), of_b.mean(axis=0).tolist())  # over the runs
     return Comparison(
         a=a,

@@ -133,12 +133,13 @@ def _sections(wr: ModuleType, logged: Logged) -> dict[str, list[Any]]:
         y = [f"train/{name}"]
         return wr.LinePlot(title=title, x=STEP, y=y, title_x="optimiser step", **options)
 
-    smoothed = {"smoothing_type": "average", "smoothing_factor": 0.5}
+    loss = curve("loss", "loss", smoothing_type="average", smoothing_factor=0.5)
     stages = [curve(f"loss in stage {stage}", f"loss_{stage}") for stage in logged.stages]
+    tables = [wr.WeavePanelSummaryTable(table_name=f"predictions/{n}") for n in logged.sets]
     rest = [curve("learning rate", "learning_rate"), curve("gradient norm", "grad_norm")]
     return {
         "Grid": final(METRICS, logged.metrics),
-        "Curves by stage": [curve("loss", "loss", **smoothed), *stages, *rest],
+        "Curves by stage": [loss, *stages, *rest],
         "Metrics by type": [
             bars(
                 f"{name}, {group}: {METRICS[metric]}, from zero-shot to final",
@@ -151,10 +152,9 @@ def _sections(wr: ModuleType, logged: Logged) -> dict[str, list[Any]]:
             bars(place.replace("/probes/", ", ").replace("/", ": "), place, **by_curriculum)
             for place in logged.probes
         ],
-        "Predictions": [*(wr.WeavePanelSummaryTable(table_name=f"predictions/{name}")
-                          for name in logged.sets), _pictures(wr)],
+        "Predictions": [*tables, _pictures(wr)],
         "Settings": [wr.RunComparer(diff_only="split")],
-    }  # fmt: skip
+    }
 
 
 def _pictures(wr: ModuleType) -> Any:
