@@ -42,14 +42,27 @@ def load_in_own_process(config: ModelConfig, lora: LoraConfig, **options: Any) -
     if config.backend is not Backend.unsloth and "transformers" not in sys.modules:
         hidden = [name for name in UNUSED if name not in sys.modules]
         sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None hides a module
-        gc.disable()  # the collector would walk again and again through a million objects that stay
-        import_module("peft")
-        import_module("transformers.models.auto.modeling_auto")
+        _import_libraries()
         gc.freeze()
-        gc.enable()
         for name in hidden:
             sys.modules.pop(name, None)
     return load_model(config, lora, **options)
+
+
+def _import_libraries() -> None:
+    """Import what every model needs.
+
+    It leaves a million objects that stay: the collector would walk through them again and again,
+    for a quarter of the time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        import_module("peft")
+        import_module("transformers.models.auto.modeling_auto")
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def load_model(
@@ -108,6 +121,7 @@ def load_base(
     config: ModelConfig, check: CheckProcessor = accept, group: Any = None
 ) -> LoadedModel:
     """Return the base alone, frozen, by transformers; see `load_model` for the arguments."""
+    _import_libraries()
     import torch
     from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
     from transformers.utils import logging as transformers_logging

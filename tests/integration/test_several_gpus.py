@@ -337,7 +337,7 @@ class LateTrainer(Trainer):
 def test_three_ranks_share_eight_examples_and_one_without_memory_stops_no_other(
     tiny, encoder, phantoms, tmp_path, forgetful, engine
 ):
-    config = dataclasses.replace(BASE, engine=engine, max_steps=3)
+    config = dataclasses.replace(BASE, engine=engine, max_steps=3, micro_batch_size=8)
     examples = phantoms[:48]
     in_ranks(
         1, lambda ranks: train(ranks, tiny, encoder, examples, tmp_path / "one", config=config)

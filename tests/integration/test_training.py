@@ -48,7 +48,7 @@ def test_batches_of_the_same_examples_make_the_same_step(
 ):
     examples = phantoms[:48]
     start = adapter(tiny)
-    config = dataclasses.replace(BASE, max_steps=3)
+    config = dataclasses.replace(BASE, max_steps=3, micro_batch_size=8)
     train(tiny, encoder, examples, tmp_path / "whole", config=config)
     whole = adapter(tiny)
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_batches_of_the_same_examples_make_the_same_step(
 
 
 def test_the_loss_falls_on_repeated_examples(tiny, encoder, phantoms, tmp_path):
-    config = dataclasses.replace(BASE, max_steps=25)
+    config = dataclasses.replace(BASE, max_steps=25, micro_batch_size=8)
     train(tiny, encoder, phantoms[:8], tmp_path, config=config)
     losses = [row["loss"] for row in read_lines(tmp_path / "metrics.jsonl")]
     assert losses[-1] < 0.3 * losses[0]

@@ -89,7 +89,7 @@ def test_shares_become_steps_and_steps_become_batches() -> None:
     assert len(second.example_ids) == 6
     assert {name[0] for name in first.example_ids} == {"o"}
     assert {name[0] for name in second.example_ids} == {"c"}
-    assert (made.num_steps, made.num_examples) == (8, 24)
+    assert (made.num_steps, len(made.order)) == (8, 24)
 
 
 def test_largest_remainder_gives_exactly_the_steps_there_are() -> None:

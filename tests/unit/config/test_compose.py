@@ -143,7 +143,7 @@ def test_our_kernels_on_unsloth_s_layers_are_refused(setting):
 
 
 def test_the_smoke_experiment_asks_few_questions_of_any_data_set():
-    for data in ("phantom", "vqa_rad", "vqa_rad_all", "closed_mix", "phantom_study"):
+    for data in ("phantom", "vqa_rad_all", "closed_mix"):
         config = config_of("experiment=smoke", f"data={data}")
         assert config.data.evaluation_limit == 40
         assert config.data.evaluation == config_of(f"data={data}").data.evaluation

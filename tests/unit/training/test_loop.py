@@ -23,7 +23,7 @@ from tests.conftest import TINY
 
 BASE = TrainingConfig(
     max_steps=6,
-    micro_batch_size=8,
+    micro_batch_size=4,
     accumulation_steps=1,
     learning_rate=5e-3,
     warmup_steps=1,
