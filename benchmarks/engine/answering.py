@@ -15,7 +15,7 @@ from medvqa.data.example import Example
 from medvqa.evaluation.generate import generate
 from medvqa.fast.choice import choose_path
 from medvqa.fast.engine import FusedEngine
-from medvqa.fast.prefix import begin
+from medvqa.fast.prefix import Branches
 from medvqa.models.adapter import reset_adapter
 from medvqa.models.encode import Encoder
 from medvqa.models.sample import Decoded, Sample
@@ -152,8 +152,8 @@ def answer_without_confidence(
     """Return the tokens of `medvqa.fast.prefix.answer`: no softmax, no gathering, no choices."""
     import torch
 
-    branches, rests = begin(engine, samples, num_more=max_new_tokens)
-    logits = branches.extend(rests)
+    branches = Branches(engine, samples, num_more=max_new_tokens)
+    logits = branches.extend()
     columns: list[torch.Tensor] = []
     finished = torch.zeros(len(samples), dtype=torch.bool, device=logits.device)
     while True:

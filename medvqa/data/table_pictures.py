@@ -96,16 +96,18 @@ class TablePictures:
     def _stored_images(self, place: str, number: int) -> list[ImageSource]:
         """Return the pictures inside a row of a data set on disk."""
         images: Any = self._images
-        lists = [name for name in self._stored if _is_list(images.features[name])]
-        if not lists and len(self._stored) == 1:
+        has_list = {
+            column: isinstance(feature, list) or hasattr(feature, "feature")
+            for column, feature in images.features.items()
+        }
+        if not any(has_list.values()) and len(self._stored) == 1:
             return [RowImage(place, images, number, self._stored[0])]
-        row = images[number]
         sources: list[ImageSource] = []
-        for column in self._stored:
-            for index, value in enumerate(row[column] if column in lists else [row[column]]):
+        for column, content in images[number].items():
+            for index, value in enumerate(content if has_list[column] else [content]):
                 if value is not None:
-                    keys = (index,) if column in lists else ()
-                    sources.append(RowImage(f"{place}.{column}", images, number, column, keys))
+                    item = index if has_list[column] else None
+                    sources.append(RowImage(f"{place}.{column}", images, number, column, item))
         return sources
 
     def _named(self, place: str, name: Any) -> ImageSource:
@@ -141,7 +143,3 @@ def _listed(value: Any) -> list[Any]:
     if value is None or value == "":
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _is_list(feature: Any) -> bool:
-    return isinstance(feature, list) or hasattr(feature, "feature")

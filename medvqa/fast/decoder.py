@@ -164,7 +164,9 @@ class Decoder:
             if segments.used is not None:
                 k, v = stored_k, stored_v
             attended = attend(q, k, v, segments, layer.scaling)
-            x = _with_deep(layer.finish(attended, x, rest, training=False)[0], packed, number)
+            x = layer.finish(attended, x, rest, training=False)[0]
+            if packed.picture_rows is not None and number < len(packed.deep):
+                x = x.index_add(0, packed.picture_rows, packed.deep[number].to(x.dtype))
         return x
 
     def last_norm(self, x: torch.Tensor) -> torch.Tensor:
@@ -215,9 +217,3 @@ class Cache:
         keys.index_copy_(0, write.target, k)
         values.index_copy_(0, write.target, v)
         return keys, values
-
-
-def _with_deep(x: torch.Tensor, packed: Packed, number: int) -> torch.Tensor:
-    if number >= len(packed.deep) or packed.picture_rows is None:
-        return x
-    return x.index_add(0, packed.picture_rows, packed.deep[number].to(x.dtype))

@@ -23,8 +23,8 @@ def answer(
     engine: "FusedEngine", samples: Sequence[Sample], max_new_tokens: int, end_token_id: int
 ) -> Decoded:
     """Return up to `max_new_tokens` new tokens per sample, with their log-probabilities."""
-    branches, rests = begin(engine, samples, num_more=max_new_tokens)
-    logits = branches.extend(rests)
+    branches = Branches(engine, samples, num_more=max_new_tokens)
+    logits = branches.extend()
     columns: list[torch.Tensor] = []
     chances: list[torch.Tensor] = []
     logprobs = first = logits.float().log_softmax(dim=-1)
@@ -44,8 +44,8 @@ def answer(
 def log_probabilities(engine: "FusedEngine", samples: Sequence[Sample]) -> list[list[float]]:
     """Return the log-probability of each answer token, the end of the turn included."""
     longest = max(len(sample.answer_ids) for sample in samples)
-    branches, rests = begin(engine, samples, num_more=longest)
-    fed = [rest + s.answer_ids[:-1] for rest, s in zip(rests, samples, strict=True)]
+    branches = Branches(engine, samples, num_more=longest)
+    fed = [rest + s.answer_ids[:-1] for rest, s in zip(branches.rests, samples, strict=True)]
     hidden = branches.feed(fed)
     ends = accumulate(map(len, fed))
     rows = [
@@ -57,28 +57,6 @@ def log_probabilities(engine: "FusedEngine", samples: Sequence[Sample]) -> list[
     chosen = logits.float().log_softmax(-1).gather(1, targets.to(logits.device)[:, None])[:, 0]
     values = iter(chosen.tolist())
     return [[next(values) for _ in sample.answer_ids] for sample in samples]
-
-
-def begin(
-    engine: "FusedEngine", samples: Sequence[Sample], *, num_more: int
-) -> "tuple[Branches, list[tuple[int, ...]]]":
-    """Return rows that hold the beginnings, each computed once, and the rest of each prompt.
-
-    Args:
-        engine: With the model's weights.
-        samples: Neighbours with equal pictures share a beginning.
-        num_more: Tokens per row that may follow the prompt.
-    """
-    splits = [_num_prefix_tokens(sample, engine.image_token_id) for sample in samples]
-    prefixes = [
-        (sample.image_keys, sample.prompt_ids[:split])
-        for sample, split in zip(samples, splits, strict=True)
-    ]
-    groups = [list(rows) for _, rows in groupby(range(len(samples)), prefixes.__getitem__)]
-    room = max(len(sample.prompt_ids) for sample in samples) + num_more
-    branches = Branches(engine, num_rows=len(samples), room=room)
-    branches.begin([samples[group[0]] for group in groups], [splits[g[0]] for g in groups], groups)
-    return branches, [s.prompt_ids[split:] for s, split in zip(samples, splits, strict=True)]
 
 
 def _num_prefix_tokens(sample: Sample, image_token_id: int) -> int:
@@ -93,44 +71,52 @@ class Branches:
 
     Per row, `_used` counts keys and `_position` is that of its next token. Text counts on from
     the picture's largest coordinate, so the two differ.
+
+    Args:
+        engine: With the model's weights.
+        samples: Neighbours with equal pictures share a beginning.
+        num_more: Tokens per row that may follow the prompt.
+
+    Attributes:
+        rests: What follows the beginning of each prompt.
     """
 
-    def __init__(self, engine: "FusedEngine", *, num_rows: int, room: int) -> None:
+    def __init__(self, engine: "FusedEngine", samples: Sequence[Sample], *, num_more: int) -> None:
         self._engine = engine
-        self._num_rows, self._room = num_rows, room
-        self._cache: Cache
-        self._used: torch.Tensor
-        self._position: torch.Tensor
-        self._longest = 0
+        self._room = max(len(sample.prompt_ids) for sample in samples) + num_more
+        self.begin(samples)
 
-    def begin(
-        self,
-        samples: Sequence[Sample],
-        num_tokens: Sequence[int],
-        groups: Sequence[Sequence[int]],
-    ) -> None:
-        """Compute the beginnings, and give each to the rows of its group."""
-        cut = [s.prompt_ids[:number] for s, number in zip(samples, num_tokens, strict=True)]
-        packed = self._engine.pack(samples, cut)
+    def begin(self, samples: Sequence[Sample]) -> None:
+        """Compute each beginning once, and give it to the rows that share it."""
+        splits = [_num_prefix_tokens(sample, self._engine.image_token_id) for sample in samples]
+        both = list(zip(samples, splits, strict=True))
+        self.rests = [sample.prompt_ids[split:] for sample, split in both]
+        prefixes = [sample.prompt_ids[:split] for sample, split in both]
+        keys = [(s.image_keys, prefix) for s, prefix in zip(samples, prefixes, strict=True)]
+        groups = [list(rows) for _, rows in groupby(range(len(samples)), keys.__getitem__)]
+        first_rows = [rows[0] for rows in groups]
+        num_tokens = [splits[row] for row in first_rows]
+        packed = self._engine.pack(
+            [samples[row] for row in first_rows], [prefixes[row] for row in first_rows]
+        )
         device = packed.x.device
-        self._cache = Cache(self._engine.decoder, self._num_rows, self._room, packed.x)
+        self._cache = Cache(self._engine.decoder, len(samples), self._room, packed.x)
         starts = [0, *accumulate(num_tokens)]
-        group_of = {row: group for group, rows in enumerate(groups) for row in rows}
-        order = torch.tensor([group_of[row] for row in range(self._num_rows)])
+        order = torch.tensor([group for group, rows in enumerate(groups) for _ in rows])
         source = [torch.arange(starts[g], starts[g + 1]) for g in order.tolist()]
         target = [torch.arange(len(own)) + row * self._room for row, own in enumerate(source)]
         write = Write(torch.cat(target).to(device), torch.cat(source).to(device))
         self._engine.decoder.answer(packed, self._cache, Segments.of(num_tokens, device), write)
-        own_positions = packed.positions.split_with_sizes(list(num_tokens), dim=1)
+        own_positions = packed.positions.split_with_sizes(num_tokens, dim=1)
         next_position = torch.stack([own.max() + 1 for own in own_positions])
         self._used = torch.tensor(num_tokens)[order].to(device)
         self._position = next_position[order.to(device)]
         self._longest = max(num_tokens)
 
-    def extend(self, rests: Sequence[Sequence[int]]) -> torch.Tensor:
+    def extend(self) -> torch.Tensor:
         """Feed the rest of each prompt; return the logits (B, V) of the first new token."""
-        last = torch.tensor(list(map(len, rests))).cumsum(0) - 1
-        return self._engine.logits(self.feed(rests)[last.to(self._used.device)])
+        last = torch.tensor(list(map(len, self.rests))).cumsum(0) - 1
+        return self._engine.logits(self.feed(self.rests)[last.to(self._used.device)])
 
     def feed(self, rests: Sequence[Sequence[int]]) -> torch.Tensor:
         """Feed more tokens to each row; return the last layer's result (N, H) of all of them."""
@@ -154,7 +140,6 @@ class Branches:
         offset: torch.Tensor,
         lengths: Sequence[int],
     ) -> torch.Tensor:
-
         device = ids.device
         positions = (self._position[row] + offset).expand(3, -1)
         target = row * self._room + self._used[row] + offset

@@ -84,11 +84,12 @@ class Group:
         pieces = self._pieces(out)
         if not parameters:
             return out, LowRank(None, None)
-        firsts, seconds = _in_type(parameters, x.dtype)
-        stacked = _stacked(firsts)
+        matrices = [parameter.to(x.dtype) for parameter in parameters]
+        firsts, seconds = matrices[::2], matrices[1::2]
+        stacked = firsts[0] if len(firsts) == 1 else torch.cat(firsts)
         masks: tuple[torch.Tensor, ...] = ()
         if training and any(self._dropouts):
-            masks = tuple(_mask(x, probability) for probability in self._dropouts)
+            masks = tuple(torch.empty_like(x).bernoulli_(1 - p) / (1 - p) for p in self._dropouts)
             low = torch.cat([x * m @ a.t() for m, a in zip(masks, firsts, strict=True)], dim=1)
         else:
             low = x @ stacked.t()
@@ -224,18 +225,3 @@ def _plain_scales(base: Any) -> Any:
             state.absmax, state.nested = scales.float(), False
         setattr(base, PLAIN_SCALES, state)
     return vars(base)[PLAIN_SCALES]
-
-
-def _in_type(
-    parameters: Parameters, dtype: torch.dtype
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    converted = [parameter.to(dtype) for parameter in parameters]
-    return converted[::2], converted[1::2]
-
-
-def _stacked(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
-    return matrices[0] if len(matrices) == 1 else torch.cat(list(matrices))
-
-
-def _mask(x: torch.Tensor, probability: float) -> torch.Tensor:
-    return torch.empty_like(x).bernoulli_(1 - probability) / (1 - probability)

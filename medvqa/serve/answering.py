@@ -16,7 +16,7 @@ from medvqa.evaluation.calibration import scale
 from medvqa.evaluation.confidence import answer_confidence
 from medvqa.evaluation.generate import Answer, generate
 from medvqa.evaluation.phase_scores import read_evaluations
-from medvqa.models.encode import Encoder
+from medvqa.models.encode import encoder_of
 from medvqa.models.loaded import LoadedModel
 from medvqa.models.patches import Patches
 from medvqa.models.prompt import question_of
@@ -84,13 +84,8 @@ class Answerer:
         self._config = trained.evaluation
         self.max_new_tokens = self._config.max_new_tokens
         self.batch_size = self._config.batch_size
-        self._encoder = Encoder(
-            loaded.processor,
-            max_length_tokens=trained.model.max_length_tokens,
-            patches=Patches(max_images=CACHED_IMAGES),
-            pixel_dtype=loaded.dtype,
-            prompt=trained.prompt,
-        )
+        patches = Patches(max_images=CACHED_IMAGES)
+        self._encoder = encoder_of(loaded, trained.model, patches, trained.prompt)
         # Tokens that only the prompt may hold: a question with one would speak in its place.
         # Gemma's vocabulary also adds runs of spaces and newlines.
         added = loaded.processor.tokenizer.get_added_vocab()

@@ -69,16 +69,27 @@ class OwnEngine:
 
 
 class ProgramEngine:
-    """A program that serves the model on a port of its own; requests are forwarded to it."""
+    """A program that serves the model on a port of its own; requests are forwarded to it.
 
-    def __init__(self, trained: Trained, command: Sequence[str], *, model: str, port: int) -> None:
+    Args:
+        trained: What it serves.
+        command: Starts it, but for `--host` and `--port`.
+        model: What it calls the model.
+    """
+
+    def __init__(self, trained: Trained, command: Sequence[str], *, model: str) -> None:
+        port = _free_port()
         self._trained = trained
         if trained.calibration is not None:
             log.warning("another program's answers have no confidence: it never abstains")
         self._pixel_limit = PixelLimit(PIXELS_AT_ONCE)
         # In a session of its own: an interrupt from the terminal must not end it before the
         # requests in flight are done. Its messages go to stderr: stdout is for our own line.
-        self._process = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True)
+        self._process = subprocess.Popen(
+            [*command, "--host", LOOPBACK, "--port", str(port)],
+            stdout=sys.stderr,
+            start_new_session=True,
+        )
         self._endpoint = Endpoint(
             base_url=f"http://{LOOPBACK}:{port}/v1",
             model=model,
@@ -153,14 +164,8 @@ def start_vllm(trained: Trained, *, base: str | None) -> ProgramEngine:
         UserError: If it is not installed or does not start.
     """
     _require_program("vllm", "pip install vllm, best into an environment of its own")
-    port = free_port()
     command = vllm_command(trained, weights=trained.adapter or trained.directory, base=base)
-    return ProgramEngine(
-        trained,
-        [*command, "--host", LOOPBACK, "--port", str(port)],
-        model=trained.name,
-        port=port,
-    )
+    return ProgramEngine(trained, command, model=trained.name)
 
 
 def start_transformers(trained: Trained) -> ProgramEngine:
@@ -175,10 +180,8 @@ def start_transformers(trained: Trained) -> ProgramEngine:
             "`medvqa serve RUN/export/merged --engine transformers`"
         )
     _require_program("transformers", "pip install 'transformers[serving]'")
-    port = free_port()
     weights = str(trained.directory)
-    command = ["transformers", "serve", weights, "--host", LOOPBACK, "--port", str(port)]
-    return ProgramEngine(trained, command, model=weights, port=port)
+    return ProgramEngine(trained, ["transformers", "serve", weights], model=weights)
 
 
 def _require_program(name: str, hint: str) -> None:
@@ -186,8 +189,7 @@ def _require_program(name: str, hint: str) -> None:
         raise UserError(f"--engine {name}: {name} is not installed; {hint}, or use --engine own")
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on now."""
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])

@@ -24,7 +24,7 @@ from medvqa.data.image import ImageBytes
 from medvqa.models.trained import read_trained
 from medvqa.serve.answering import Answerer, Question
 from medvqa.serve.command import main_serve
-from medvqa.serve.engines import ProgramEngine, free_port
+from medvqa.serve.engines import ProgramEngine
 from medvqa.serve.tool_config import ToolConfig
 from tests.asking import asked, by_tool, equal, in_process, of_endpoint
 from tests.conftest import NUM_QUESTIONS
@@ -284,9 +284,8 @@ def test_a_missing_extra_is_one_clear_line(vqa_rad_run, monkeypatch):
 
 def test_another_program_is_started_forwarded_to_and_ended(merged_model, of_run):
     trained = read_trained(merged_model)
-    port = free_port()
-    command = [sys.executable, "-m", "medvqa.cli", "serve", str(merged_model), "--port", str(port)]
-    engine = ProgramEngine(trained, command, model=trained.name, port=port)
+    command = [sys.executable, "-m", "medvqa.cli", "serve", str(merged_model)]
+    engine = ProgramEngine(trained, command, model=trained.name)
     try:
         assert engine.is_healthy
         example = of_run.examples[0]
@@ -299,7 +298,7 @@ def test_another_program_is_started_forwarded_to_and_ended(merged_model, of_run)
     assert not engine.is_healthy
     with pytest.raises(UserError, match=r"python\S* ended with code 3"):
         exits = [sys.executable, "-c", "raise SystemExit(3)"]
-        ProgramEngine(trained, exits, model="x", port=port)
+        ProgramEngine(trained, exits, model="x")
 
 
 def test_two_pictures_with_one_name_are_not_confused(vqa_rad_run, of_run):

@@ -16,20 +16,20 @@ class RowImage:
     """An image that stays in the data set's file on disk until it is needed.
 
     Attributes:
-        keys: Where the image lies inside the cell: names and indices.
+        item: Place of the image in a cell that is a list.
     """
 
     name: str
     rows: Any = field(repr=False, compare=False)
     index: int = 0
     column: str = "image"
-    keys: tuple[str | int, ...] = ()
+    item: int | None = None
 
     def read(self) -> bytes:
         """Return the encoded image."""
         value = self.rows[self.index][self.column]
-        for key in self.keys:
-            value = value[key]
+        if self.item is not None:
+            value = value[self.item]
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes) or not data:
             raise UserError(f"{self.name} has no image bytes")
