@@ -9,7 +9,8 @@ from benchmarks.serving import CLIENTS, Server, data_url
 from medvqa.config.data import SourceConfig
 from medvqa.data.example import Example
 from medvqa.data.pool import load_examples
-from medvqa.serve.answering import Answerer, Question
+from medvqa.serve.answering import Answerer
+from medvqa.serve.intake import Question
 from medvqa.serve.tool import DISCLAIMER, EMPTY, build
 from medvqa.serve.tool_config import Service, ToolConfig
 from medvqa.tracking.record import read_json, read_lines

@@ -46,7 +46,8 @@ def verify(name: str, overrides: Sequence[str], directory: Path) -> dict[str, An
     from medvqa.data.pool import load_sets
     from medvqa.export.command import ExportOptions, export
     from medvqa.run import ProcessState, run
-    from medvqa.serve.answering import Answerer, Question
+    from medvqa.serve.answering import Answerer
+    from medvqa.serve.intake import Question
     from medvqa.tracking.record import read_json, read_lines
 
     ((_, config),) = compose_cells(overrides, is_sweep=False)

@@ -22,24 +22,11 @@ from medvqa.models.patches import Patches
 from medvqa.models.prompt import question_of
 from medvqa.models.sample import Sample
 from medvqa.models.trained import Trained, load_trained, read_trained
+from medvqa.serve.intake import Question
 from medvqa.serve.pixels import PixelLimit
 
 CACHED_IMAGES = 64  # a client asks several questions about one picture; a server has many clients
 PIXELS_AT_ONCE = 50_000_000  # decoded and resized in float32 they take about 1 GB
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A question about no, one or several images.
-
-    Attributes:
-        images: In the order in which the text speaks of them.
-        max_new_tokens: A limit below the evaluator's; the evaluator's own if None.
-    """
-
-    text: str
-    images: tuple[ImageSource, ...]
-    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

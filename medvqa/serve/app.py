@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from medvqa.config.errors import UserError
 from medvqa.models.encode import encode_alone
 from medvqa.serve.engines import Engine
-from medvqa.serve.errors import ErrorKind, OverloadedError, RequestError, ToolError
+from medvqa.serve.errors import ErrorKind, RequestError, ToolError, overloaded
 from medvqa.serve.hosts import Hosts
 from medvqa.serve.intake import Intake
 from medvqa.serve.protocol import Request, completion, read_request, stream
@@ -156,7 +156,7 @@ class ChatService:
             message = f"the body is above {MAX_BODY_BYTES:,} bytes"
             raise RequestError(message, "too_large", status=413)
         if self._num_body_bytes > MAX_BODIES_BYTES:
-            raise OverloadedError("the bodies of other requests fill the server's memory")
+            raise overloaded("the bodies of other requests fill the server's memory")
 
     def _log_ignored(self, http: "HttpRequest", ignored: Sequence[str]) -> None:
         """Log once per client that parts of its requests have no effect."""
@@ -200,8 +200,6 @@ def _refusal(error: Exception) -> RequestError:
         return error
     if isinstance(error, UserError):
         return RequestError(str(error), "invalid_question", "messages")
-    if isinstance(error, OverloadedError):
-        return RequestError(str(error), "overloaded", status=503)
     if isinstance(error, ToolError):
         if error.kind in ENDPOINT_STATUS:
             status = ENDPOINT_STATUS[error.kind]

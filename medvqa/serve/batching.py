@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from medvqa.serve.answering import Prepared, Reply
-from medvqa.serve.errors import OverloadedError
+from medvqa.serve.errors import overloaded
 
 log = logging.getLogger(__name__)
 
@@ -41,15 +41,15 @@ class Batcher:
         """Return the answer to come.
 
         Raises:
-            OverloadedError: If too many wait, or the server is about to stop.
+            RequestError: If too many wait, or the server is about to stop.
         """
         answer: Future[Reply] = Future()
         if self._is_closing.is_set():
-            raise OverloadedError("the server is stopping")
+            raise overloaded("the server is stopping")
         try:
             self._queue.put_nowait((question, answer))
         except queue.Full:
-            raise OverloadedError(f"{self._queue.maxsize} questions wait already") from None
+            raise overloaded(f"{self._queue.maxsize} questions wait already") from None
         return answer
 
     @property

@@ -16,8 +16,9 @@ from medvqa.data.image import ImageBytes, load_rgb
 from medvqa.models.families.qwen import PROCESSORS
 from medvqa.models.prompt import DEFAULT, chat_request, question_of
 from medvqa.models.source import load_processor
-from medvqa.serve.answering import Question, Reply
+from medvqa.serve.answering import Reply
 from medvqa.serve.errors import ErrorKind, ToolError
+from medvqa.serve.intake import Question
 
 MAX_BODY_BYTES = 4_000_000  # an answer is a short phrase
 MAX_REASON_CHARS = 200

@@ -15,10 +15,11 @@ from medvqa.config.errors import UserError
 from medvqa.data.image import ImageBytes
 from medvqa.export.vllm import vllm_command
 from medvqa.models.trained import Kind, Trained
-from medvqa.serve.answering import PIXELS_AT_ONCE, Answerer, Prepared, Question, Reply
+from medvqa.serve.answering import PIXELS_AT_ONCE, Answerer, Prepared, Reply
 from medvqa.serve.batching import Batcher
 from medvqa.serve.endpoint import Endpoint
 from medvqa.serve.hosts import LOOPBACK
+from medvqa.serve.intake import Question
 from medvqa.serve.pixels import PixelLimit
 
 log = logging.getLogger(__name__)

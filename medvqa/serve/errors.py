@@ -61,8 +61,9 @@ def sendable(text: str) -> str:
     return text[:1000].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-class OverloadedError(Exception):
-    """More questions wait than the server will keep."""
+def overloaded(reason: str) -> RequestError:
+    """Return the error of a request that the server has no room for."""
+    return RequestError(reason, "overloaded", status=503)
 
 
 def require(*packages: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medvqa.config.errors import UserError
+from medvqa.data.example import ImageSource
 from medvqa.data.image import (
     ImageBytes,
     ImageTooLargeError,
@@ -51,17 +52,19 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accepted:
-    """A question that passed.
+class Question:
+    """A question about no, one or several images.
 
     Attributes:
-        images: In the order of the list, not decoded yet.
-        num_ignored: Entries of the list that meant no image.
+        images: In the order in which the text speaks of them.
+        max_new_tokens: A limit below the evaluator's; the evaluator's own if None.
+        num_ignored: References that meant no image.
     """
 
-    query: str
-    images: "tuple[CheckedImage, ...]"
-    num_ignored: int
+    text: str
+    images: tuple[ImageSource, ...]
+    max_new_tokens: int | None = None
+    num_ignored: int = 0
 
 
 class Intake:
@@ -76,7 +79,7 @@ class Intake:
         self._roots = [root.resolve() for root in allowed_roots]
         self._limits = limits
 
-    def accept(self, query: str, images: Images) -> Accepted:
+    def accept(self, query: str, images: Images) -> Question:
         """Return the question with its images read and their headers checked.
 
         Raises:
@@ -89,7 +92,7 @@ class Intake:
         if len(named) > limit:
             message = f"{len(named)} images; the limit is {limit} per question"
             raise ToolError(ErrorKind.too_many_images, message)
-        return Accepted(query=text, images=tuple(map(self._image, named)), num_ignored=num_ignored)
+        return Question(text=text, images=tuple(map(self._image, named)), num_ignored=num_ignored)
 
     def _query(self, query: str) -> str:
         if not isinstance(query, str):

@@ -8,13 +8,13 @@ import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from medvqa.models.prompt import question_of
-from medvqa.serve.answering import Question, Reply
+from medvqa.serve.answering import Reply
 from medvqa.serve.errors import RequestError, sendable
-from medvqa.serve.intake import Intake
+from medvqa.serve.intake import Intake, Question
 
 # The values of a field that change no answer: decoding is greedy, one answer, no tools.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -77,12 +77,10 @@ def read_request(data: bytes, *, model: str, intake: Intake, is_lenient: bool = 
         raise RequestError(message, "model_not_found", "model", status=404)
     content, ignored_messages = _last_question(body.get("messages"), is_lenient)
     text, urls, ignored_parts = _content(content, is_lenient)
-    accepted = intake.accept(question_of(text), urls)
+    question = intake.accept(question_of(text), urls)
     is_stream, has_usage = _stream_settings(body)
     return Request(
-        question=Question(
-            text=accepted.query, images=accepted.images, max_new_tokens=_max_tokens(body)
-        ),
+        question=replace(question, max_new_tokens=_max_tokens(body)),
         is_stream=is_stream,
         has_usage=has_usage,
         ignored=(*ignored, *ignored_messages, *ignored_parts),

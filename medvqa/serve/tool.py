@@ -6,17 +6,16 @@ import os
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medvqa.config.errors import MISTAKES, UserError, explain
-from medvqa.data.example import ImageSource
 from medvqa.models.prompt import DEFAULT
 from medvqa.models.trained import read_trained
-from medvqa.serve.answering import Answerer, Question, Reply
+from medvqa.serve.answering import Answerer, Reply
 from medvqa.serve.endpoint import Endpoint, PixelBudget
 from medvqa.serve.errors import ErrorKind, ToolError
-from medvqa.serve.intake import Accepted, Intake
+from medvqa.serve.intake import Intake, Question
 from medvqa.serve.reference import Images
 from medvqa.serve.tool_config import Resize, Service, ToolConfig, read_tool_config
 
@@ -60,8 +59,11 @@ class Specialist:
             images: Paths below the config's allowed roots, or data: URLs.
         """
         try:
-            accepted = self.intake.accept(query, images)
-            return rendered(accepted, self.answer(self._question(accepted)))
+            question = self.intake.accept(query, images)
+            if self.budget is not None:
+                resized = tuple(map(self.budget.resized, question.images))
+                question = replace(question, images=resized)
+            return rendered(question, self.answer(question))
         except ToolError as error:
             return str(error)
         except UserError as error:  # of the model in this process
@@ -72,28 +74,22 @@ class Specialist:
             log.error("%s in the tool:\n%s", type(error).__name__, where)
             return str(ToolError(ErrorKind.internal_error, f"{type(error).__name__}; see the log"))
 
-    def _question(self, accepted: Accepted) -> Question:
-        images: tuple[ImageSource, ...] = accepted.images
-        if self.budget is not None:
-            images = tuple(map(self.budget.resized, images))
-        return Question(text=accepted.query, images=images)
 
-
-def rendered(accepted: Accepted, answer: Reply) -> str:
+def rendered(question: Question, answer: Reply) -> str:
     """Return the text for the agent: the answer, notes, and always the disclaimer."""
     lines = [answer.text or EMPTY]
     if answer.cut:
         lines.append("Note: the answer was cut at the limit of tokens.")
     if answer.confidence is not None and not answer.has_abstained:
         lines.append(f"Note: calibrated confidence {answer.confidence:.2f}.")
-    if accepted.num_ignored:
+    if question.num_ignored:
         lines.append(
-            f"Note: {accepted.num_ignored} empty image reference(s) (such as 'None') were ignored."
+            f"Note: {question.num_ignored} empty image reference(s) (such as 'None') were ignored."
         )
-    if not accepted.images:
+    if not question.images:
         lines.append("Note: no image was used; the answer rests on the text of the question alone.")
-    elif len(accepted.images) > 1:
-        lines.append(f"Note: {len(accepted.images)} images were used.")
+    elif len(question.images) > 1:
+        lines.append(f"Note: {len(question.images)} images were used.")
     return "\n".join([*lines, DISCLAIMER])
 
 

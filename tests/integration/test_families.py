@@ -12,7 +12,8 @@ from medvqa.export.command import ExportOptions, export
 from medvqa.models.load import load_model
 from medvqa.models.trained import read_trained
 from medvqa.run import ProcessState, run
-from medvqa.serve.answering import Answerer, Question
+from medvqa.serve.answering import Answerer
+from medvqa.serve.intake import Question
 from medvqa.tracking.record import read_lines
 from tests.conftest import SHARED
 from tests.tiny_models import FAMILIES, MADE_HERE, save_tiny

@@ -22,9 +22,10 @@ from benchmarks.serving import ask_all, batch_sizes, data_url, request_body, run
 from medvqa.config.errors import UserError
 from medvqa.data.image import ImageBytes
 from medvqa.models.trained import read_trained
-from medvqa.serve.answering import Answerer, Question
+from medvqa.serve.answering import Answerer
 from medvqa.serve.command import main_serve
 from medvqa.serve.engines import ProgramEngine
+from medvqa.serve.intake import Question
 from medvqa.serve.tool_config import ToolConfig
 from tests.asking import asked, by_tool, equal, in_process, of_endpoint
 from tests.conftest import NUM_QUESTIONS

@@ -9,7 +9,7 @@ from medvqa.config.errors import UserError
 from medvqa.models.sample import Sample
 from medvqa.serve.answering import Prepared, Reply
 from medvqa.serve.batching import Batcher
-from medvqa.serve.errors import OverloadedError
+from medvqa.serve.errors import RequestError
 
 EMPTY = Sample((), (), None, None)
 
@@ -40,7 +40,7 @@ def test_questions_that_come_together_are_one_batch_and_a_bad_one_is_alone():
     assert texts == ["0", "1", "3", "4", "5"]
     assert isinstance(futures[2].exception(), UserError)
     assert sizes == [4, 1, 1, 1, 1, 2]
-    with pytest.raises(OverloadedError, match="stopping"):
+    with pytest.raises(RequestError, match="stopping"):
         batcher.submit(asked(7))
 
 
@@ -56,7 +56,7 @@ def test_a_full_queue_refuses_and_what_waits_is_answered():
     while not first.running():
         time.sleep(0.001)
     waiting = [batcher.submit(asked(number)) for number in (1, 2)]
-    with pytest.raises(OverloadedError, match="2 questions wait already"):
+    with pytest.raises(RequestError, match="2 questions wait already"):
         batcher.submit(asked(3))
     gate.set()
     assert [f.result(10).text for f in (first, *waiting)] == ["0", "1", "2"]

@@ -13,8 +13,8 @@ from medvqa.config.model import ModelConfig
 from medvqa.config.prompt import Images, PromptConfig
 from medvqa.data.image import ImageBytes, load_rgb
 from medvqa.models.prompt import user_message
-from medvqa.serve.answering import Question
 from medvqa.serve.endpoint import Endpoint, PixelBudget
+from medvqa.serve.intake import Question
 from medvqa.serve.tool import DISCLAIMER, build
 from medvqa.serve.tool_config import ToolConfig, read_tool_config
 from tests.conftest import ROOT, SECRET
