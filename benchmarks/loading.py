@@ -8,10 +8,10 @@ the fewest CPU seconds count; wall seconds are recorded beside them. Memory is t
 its own for each size and layout, on copies in the true layout that this file makes.
 """
 
+import itertools
 import json
 import os
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -136,28 +136,23 @@ def same(one: Encoded, other: Encoded) -> bool:
 
 
 def write_pubmed_vision(folder: Path, num_rows: int) -> None:
-    """Write an index and four archives; the pictures are noise of `IMAGE_BYTES` each."""
-    rows = [
-        {
-            "image": [f"images/pmc_{number}_0.jpg"],
-            "id": f"pmc_{number}",
-            "conversations": [
-                {"from": "human", "value": f"What does figure {number} show? " * 3},
-                {"from": "gpt", "value": f"It shows finding {number} of the chest. " * 15},
-            ],
-        }
-        for number in range(num_rows)
-    ]
-    index = ",\n".join(map(json.dumps, rows))
-    (folder / "PubMedVision_InstructionTuning_VQA.json").write_text(f"[{index}]")
-    for part in range(4):
-        with zipfile.ZipFile(folder / f"images_{part}.zip", "w") as archive:
-            for number in range(part, num_rows, 4):
-                archive.writestr(f"pmc_{number}_0.jpg", os.urandom(IMAGE_BYTES))
+    """Write an index and four archives."""
+    archives = [zipfile.ZipFile(folder / f"images_{part}.zip", "w") for part in range(4)]
+    rows = []
+    for number in range(num_rows):
+        question = {"from": "human", "value": f"What does figure {number} show? " * 3}
+        answer = {"from": "gpt", "value": f"It shows finding {number} of the chest. " * 15}
+        about = {"image": [f"images/pmc_{number}_0.jpg"], "id": f"pmc_{number}"}
+        rows.append(json.dumps({**about, "conversations": [question, answer]}))
+        archives[number % 4].writestr(f"pmc_{number}_0.jpg", os.urandom(IMAGE_BYTES))
+    for archive in archives:
+        archive.close()
+    index = folder / "PubMedVision_InstructionTuning_VQA.json"
+    index.write_text("[" + ",\n".join(rows) + "]", encoding="utf-8")
 
 
 def write_path_vqa(folder: Path, num_rows: int) -> None:
-    """Write the hub's parquet, 1,000 rows per file; pictures are noise of `IMAGE_BYTES` each."""
+    """Write the hub's parquet, 1,000 rows per file."""
     import datasets
 
     text = datasets.Value("string")
@@ -175,7 +170,7 @@ def write_path_vqa(folder: Path, num_rows: int) -> None:
 
 
 def write_table(folder: Path, num_rows: int) -> None:
-    """Write a CSV file about one picture file per ten rows, of `IMAGE_BYTES` each."""
+    """Write a CSV file about one picture file per ten rows."""
     for number in range(0, num_rows, 10):
         (folder / f"{number // 10}.jpg").write_bytes(os.urandom(IMAGE_BYTES))
     lines = [f"{n // 10}.jpg,what is seen in picture {n}?,finding {n}" for n in range(num_rows)]
@@ -183,6 +178,7 @@ def write_table(folder: Path, num_rows: int) -> None:
     (folder / "train.csv").write_text(text, encoding="utf-8")
 
 
+# Writers of the true layouts; pictures are noise of `IMAGE_BYTES` each.
 WRITERS = {
     "pubmed_vision": write_pubmed_vision,
     "path_vqa": write_path_vqa,
@@ -196,35 +192,28 @@ def pool_size(config: SourceConfig, home: str) -> Row:
     # What libraries take is no matter of the pool.
     import datasets
     import huggingface_hub  # noqa: F401
+    import psutil
 
     datasets.disable_progress_bars()
-    before, start = status_bytes("RssAnon"), time.perf_counter()
-    pool = load_pool(config, seed=0)
-    return {
-        "num_examples": len(pool.examples),
-        "load_s": round(time.perf_counter() - start, 2),
-        "pool_mb": round((status_bytes("RssAnon") - before) / 1e6, 1),
-    }
-
-
-def status_bytes(name: str) -> int:
-    """Return a size that the system tells about this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+    process = psutil.Process()
+    before = process.memory_info()
+    spent, pool = timed(lambda: load_pool(config, seed=0))
+    after = process.memory_info()
+    num_bytes = (after.rss - after.shared) - (before.rss - before.shared)
+    return {"num_examples": len(pool.examples), "pool_mb": round(num_bytes / 1e6, 1), **spent}
 
 
 def memory(sizes: list[int]) -> Iterator[Row]:
     """Measure each layout and size in a process of its own."""
-    for name, write in WRITERS.items():
+    for name, num_rows in itertools.product(WRITERS, sizes):
         split = "instruction_tuning" if name == "pubmed_vision" else "train"
-        for num_rows in sizes:
-            with tempfile.TemporaryDirectory() as folder:
-                write(Path(folder), num_rows)
-                for limit in [None, 1000] if name == "pubmed_vision" else [None]:
-                    config = SourceConfig(name=name, path=folder, split=split, limit=limit)
-                    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-                        row = process.submit(pool_size, config, f"{folder}/home").result()
-                    yield {"layout": name, "rows": num_rows, "limit": limit, **row}
+        with tempfile.TemporaryDirectory() as folder:
+            WRITERS[name](Path(folder), num_rows)
+            for limit in [None, 1000] if name == "pubmed_vision" else [None]:
+                config = SourceConfig(name=name, path=folder, split=split, limit=limit)
+                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                    row = process.submit(pool_size, config, f"{folder}/home").result()
+                yield {"layout": name, "rows": num_rows, "limit": limit, **row}
 
 
 def main() -> None:
