@@ -3,7 +3,7 @@
     python -m benchmarks.peers RESULTS.json --model DIR --work DIR [--cases NAME ...]
 
 Every case is a process of its own. Ours is the command `train.py`; a peer is the script that its
-user would write (`sft.py`, `answer.py`). All read the same questions about 512 x 512 pictures of
+user would write (`script.py`). All read the same questions about 512 x 512 pictures of
 noise. DIR holds a model in the hub's layout, such as `benchmarks/random_models.py` writes: speed
 and memory are then real, answers are not. Each case is written when it ends.
 """
@@ -29,7 +29,7 @@ from benchmarks.runs import (
 from medvqa.config.prompt import QUESTION, PromptConfig
 from medvqa.tracking.record import read_json
 
-PEERS = ROOT / "benchmarks" / "peers"
+SCRIPT = ROOT / "benchmarks" / "peers" / "script.py"
 QUESTIONS_PER_PICTURE = 7  # as in VQA-RAD; of the questions that are answered
 OURS = {
     "ours": ["model.load_in_4bit=false"],
@@ -38,7 +38,7 @@ OURS = {
     "ours 4 bits, lean": ["model.load_in_4bit=true", "training.gradient_checkpointing=true"],
     "ours through TRL": ["model.load_in_4bit=false", "training.trainer=trl"],
 }
-# Library, micro-batch and accumulation, options of sft.py.
+# Library, micro-batch and accumulation, options of script.py.
 THEIRS = {
     "unsloth 2 x 4, its checkpointing": ("unsloth", 2, 4, "--checkpointing"),
     "unsloth 8 x 1": ("unsloth", 8, 1),
@@ -97,11 +97,11 @@ def answered(run: Run) -> Row:
     }
 
 
-def theirs(options: argparse.Namespace, script: str, *arguments: object) -> Row:
+def theirs(options: argparse.Namespace, what: str, library: str, *arguments: object) -> Row:
     """Run a peer's script and return what it wrote."""
     out = new_directory(options.work, "peer").with_suffix(".json")
-    command = [str(PEERS / script), *map(str, arguments), "--out", str(out)]
-    call(command, out.with_suffix(".log"), limit_s=options.limit_s)
+    command = [str(SCRIPT), what, library, str(options.model), *map(str, arguments)]
+    call([*command, "--out", str(out)], out.with_suffix(".log"), limit_s=options.limit_s)
     return read_json(out)
 
 
@@ -113,15 +113,14 @@ def measure(options: argparse.Namespace, name: str, questions: Path, prompts: Pa
         return answered(ours(options, prompts, options.num_questions, *extra))
     if name in ANSWERING:
         library = name.removeprefix("answers: ")
-        limit = ("--limit", options.num_questions)
-        return theirs(options, "answer.py", library, options.model, prompts, *limit)
+        return theirs(options, "answer", library, prompts, "--limit", options.num_questions)
     if name in OURS:
         steps = f"training.max_steps={options.warm_up + options.steps}"
         run = ours(options, questions, 1, steps, *OURS[name])
         return run.rate(options.warm_up, BATCH_SIZE)
     library, micro_batch, accumulation, *flags = THEIRS[name]
     return theirs(
-        *(options, "sft.py", library, options.model, questions, "--micro-batch", micro_batch),
+        *(options, "train", library, questions, "--micro-batch", micro_batch),
         *("--accumulation", accumulation, "--steps", options.steps, "--warm-up", options.warm_up),
         *("--optimizer", options.peer_optimizer, *flags),
     )

@@ -1,9 +1,10 @@
-"""Fine-tune with TRL's SFTTrainer, as a user of Unsloth or of TRL with PEFT would write it.
+"""Train with TRL's SFTTrainer, or answer, as a user of Unsloth or of transformers would write it.
 
-    python benchmarks/peers/sft.py unsloth MODEL QUESTIONS.jsonl --out FILE [options]
+    python benchmarks/peers/script.py train unsloth MODEL QUESTIONS.jsonl --out FILE [options]
+    python benchmarks/peers/script.py answer transformers MODEL QUESTIONS.jsonl --out FILE [options]
 
 This script imports nothing of medvqa. A line of QUESTIONS.jsonl holds `image` (a path relative to
-the file), `question` and `answer`. FILE receives the rate of the steps after the warm-up.
+the file), `question` and `answer`. FILE receives the rate.
 """
 
 import argparse
@@ -15,7 +16,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def load_unsloth(options):
-    """Return Unsloth's model, processor and collator, as in its vision notebooks."""
+    """Return Unsloth's model to train, processor and collator, as in its vision notebooks."""
     from unsloth import FastVisionModel  # before trl, transformers and peft
     from unsloth.trainer import UnslothVisionDataCollator
 
@@ -160,10 +161,90 @@ def arguments(options, num_steps, *, has_collator):
     )
 
 
-def parse():
-    """Return the options of the command line."""
+def train(options):
+    """Return the rate of the steps after the warm-up."""
+    load = load_unsloth if options.library == "unsloth" else load_trl
+    model, processor, collator, adapter = load(options)
+    from trl import SFTTrainer
+
+    num_steps = options.warm_up + options.steps
+    batch_size = options.micro_batch * options.accumulation
+    clock, token_counts = step_clock(), []
+    trainer = SFTTrainer(
+        model=model,
+        processing_class=processor,
+        data_collator=collator,
+        train_dataset=conversations(options, num_steps * batch_size),
+        peft_config=adapter,
+        callbacks=[clock],
+        args=arguments(options, num_steps, has_collator=collator is not None),
+    )
+    trainer.data_collator = counted(trainer.data_collator, token_counts)
+    trainer.train()
+    seconds = clock.ends[-1] - clock.ends[options.warm_up - 1]
+    tokens = sum(token_counts) / len(token_counts) / options.micro_batch
+    return {
+        "samples_per_second": round(options.steps * batch_size / seconds, 2),
+        "tokens_per_sample": round(tokens, 1),
+        "num_steps": options.steps,
+        "num_trainable": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+    }
+
+
+def decode(model, processor, batch, options):
+    """Return the new tokens of a batch of questions, on the host."""
+    import torch
+    from PIL import Image
+
+    images, texts = [], []
+    for row in batch:
+        images.append([Image.open(options.questions.parent / row["image"]).convert("RGB")])
+        content = [{"type": "image"}, {"type": "text", "text": row["question"]}]
+        message = {"role": "user", "content": content}
+        texts.append(
+            processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+        )
+    inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
+    inputs = inputs.to(model.device)
+    with torch.inference_mode():
+        output = model.generate(
+            **inputs, max_new_tokens=options.new_tokens, do_sample=False, use_cache=True
+        )
+    return output[:, inputs["input_ids"].shape[1] :].cpu()
+
+
+def answer(options):
+    """Return the seconds per question, and the answers."""
+    if options.library == "unsloth":
+        from unsloth import FastVisionModel
+
+        model, processor = FastVisionModel.from_pretrained(str(options.model), load_in_4bit=False)
+        FastVisionModel.for_inference(model)
+    else:
+        model, processor = load_base(options.model)
+    processor.tokenizer.padding_side = "left"
+    lines = options.questions.read_text(encoding="utf-8").splitlines()[: options.limit]
+    rows = [json.loads(line) for line in lines]
+    batches = [rows[i : i + options.batch] for i in range(0, len(rows), options.batch)]
+    answers, seconds = [], []
+    for batch in [batches[0], *batches]:  # the first one warms up
+        started = time.perf_counter()
+        new = decode(model, processor, batch, options)
+        answers += processor.batch_decode(new, skip_special_tokens=True)
+        seconds.append(time.perf_counter() - started)
+    return {
+        "seconds_per_question": round(sum(seconds[1:]) / len(rows), 5),
+        "num_questions": len(rows),
+        "batch_size": options.batch,
+        "answers": answers[len(batches[0]) :],
+    }
+
+
+def main():
+    """Train or answer, and write the rate and the peak of GPU memory."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("library", choices=("unsloth", "trl"))
+    parser.add_argument("what", choices=("train", "answer"))
+    parser.add_argument("library", choices=("unsloth", "trl", "transformers"))
     parser.add_argument("model", type=Path)
     parser.add_argument("questions", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -174,42 +255,17 @@ def parse():
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--four-bit", action="store_true")
     parser.add_argument("--optimizer", default="adamw_8bit")
-    return parser.parse_args()
-
-
-def main():
-    """Train and write the rate."""
-    options = parse()
-    load = load_unsloth if options.library == "unsloth" else load_trl
-    model, processor, collator, adapter = load(options)
-    import torch
-    from trl import SFTTrainer
-
-    num_steps = options.warm_up + options.steps
-    batch_size = options.micro_batch * options.accumulation
-    data = conversations(options, num_steps * batch_size)
-    has_gpu = torch.cuda.is_available()
-    clock, token_counts = step_clock(), []
-    trainer = SFTTrainer(
-        model=model,
-        processing_class=processor,
-        data_collator=collator,
-        train_dataset=data,
-        peft_config=adapter,
-        callbacks=[clock],
-        args=arguments(options, num_steps, has_collator=collator is not None),
+    parser.add_argument(
+        "--batch", type=int, default=128, help="questions that are answered at once"
     )
-    trainer.data_collator = counted(trainer.data_collator, token_counts)
-    trainer.train()
-    seconds = clock.ends[-1] - clock.ends[options.warm_up - 1]
-    tokens = sum(token_counts) / len(token_counts) / options.micro_batch if token_counts else None
-    result = {
-        "samples_per_second": round(options.steps * batch_size / seconds, 2),
-        "tokens_per_sample": tokens and round(tokens, 1),
-        "num_steps": options.steps,
-        "peak_gpu_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1) if has_gpu else None,
-        "num_trainable": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-    }
+    parser.add_argument("--new-tokens", type=int, default=8)
+    parser.add_argument("--limit", type=int, help="of the questions that are answered")
+    options = parser.parse_args()
+    result = train(options) if options.what == "train" else answer(options)
+    import torch
+
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    result["peak_gpu_gb"] = peak and round(peak / 1e9, 1)
     options.out.write_text(json.dumps(result) + "\n", encoding="utf-8")
 
 
