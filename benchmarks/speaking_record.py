@@ -1,5 +1,6 @@
 """One record of the finished cells of the study on the speaking base."""
 
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -70,5 +71,6 @@ def record(directories: list[Path], out: Path) -> None:
     cells = [read_cell(directory, run, sets) for directory, run in finished.items()]
     known = {name: environment.get(name) for name in MACHINE}
     values = {"environment": known, "unfinished": len(unfinished), "sets": sets, "cells": cells}
-    out.write_text(json.dumps(values, separators=(",", ":")) + "\n")
+    data = (json.dumps(values, separators=(",", ":")) + "\n").encode()
+    out.write_bytes(gzip.compress(data, mtime=0) if out.suffix == ".gz" else data)
     sys.stdout.write(f"{len(cells)} cells, {len(unfinished)} unfinished\n")

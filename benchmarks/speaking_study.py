@@ -1,14 +1,16 @@
 r"""The study on the speaking base: one record of all cells, and what its preregistration asks.
 
-    python -m benchmarks.speaking_study record multirun/study --out docs/study/speaking.json
-    python -m benchmarks.speaking_study accept docs/study/speaking_acceptance.json
-    python -m benchmarks.speaking_study analyse docs/study/speaking.json --out ANALYSIS.json
+    python -m benchmarks.speaking_study record multirun/study --out docs/study/speaking.json.gz
+    python -m benchmarks.speaking_study accept docs/study/speaking_acceptance.json.gz
+    python -m benchmarks.speaking_study analyse docs/study/speaking.json.gz --out ANALYSIS.json
+    python -m benchmarks.speaking_study draw VQA_RAD.json PHANTOMS.json --out PICTURE.png
 
 The record holds, per cell, config choices and per question exact match, F1 and the probability of
 yes. The folds (or pools) of an arm, a budget and a seed are joined, so each question stands once in
 each row.
 """
 
+import gzip
 import json
 import sys
 from collections import defaultdict
@@ -27,6 +29,12 @@ from medvqa.tracking.record import read_json, write_json
 MARGIN, LEVEL = 0.03, 0.05
 PRIMARY = (("open_first", "closed_only", "closed"), ("open_first", "mixed", "open"))
 METRIC = {"closed": "exact_match", "open": "f1"}
+ACCEPTANCE = (
+    ("final", "majority"),
+    ("blind", "majority"),  # the trained model without the picture
+    ("zero_shot", "majority"),
+    ("final", "blind"),
+)
 
 
 class Study:
@@ -95,36 +103,40 @@ def area(labels: list[str | None], shares: list[float]) -> float:
 
 def accept(path: Path) -> list[Row]:
     """Return the difference to the majority answer by type, per learning rate and kind."""
-    study = Study(read_json(path), by="learning_rate")
+    study = Study(read_record(path), by="learning_rate")
     return [
         {
             "learning_rate": key[1],
             "questions": kind,
             "phase": phase,
+            "minus": reference,
             **difference(
                 study.scores(key, kind, "exact_match", phase),
-                study.scores(key, kind, "exact_match", "majority"),
+                study.scores(key, kind, "exact_match", reference),
                 study.clusters(kind),
+                seeds_are_paired=reference == "blind",
             ),
         }
         for key in study.rows
-        for phase in ("final", "final_blind", "blind", "zero_shot")
-        for kind in ("closed", "open")
-        if study.rows[key] and phase in next(iter(study.rows[key][0].values()))["phases"]
+        for phase, reference in ACCEPTANCE
+        for kind in METRIC
+        if study.rows[key]
     ]
 
 
 def is_accepted(comparisons: list[Row]) -> bool:
     """Return whether one learning rate beats the majority answer on both kinds of questions."""
-    final = [one for one in comparisons if one["phase"] == "final"]
+    final = [one for one in comparisons if (one["phase"], one["minus"]) == ACCEPTANCE[0]]
     rates = {one["learning_rate"] for one in final}
     beaten = {(one["learning_rate"], one["questions"]) for one in final if one["low"] > 0}
     return any((rate, "closed") in beaten and (rate, "open") in beaten for rate in rates)
 
 
-def difference(a: list[list[float]], b: list[list[float]], clusters: list[str]) -> Row:
-    """Return both means and a minus b with its interval; rows are seeds, not paired."""
-    compared = compare_arms(a, b, clusters, seeds_are_paired=False)
+def difference(
+    a: list[list[float]], b: list[list[float]], clusters: list[str], *, seeds_are_paired: bool
+) -> Row:
+    """Return both means and a minus b with its interval; rows are seeds."""
+    compared = compare_arms(a, b, clusters, seeds_are_paired=seeds_are_paired)
     score = compared.difference
     means = {name: sum(map(sum, x)) / sum(map(len, x)) for name, x in (("a", a), ("b", b))}
     return {
@@ -154,7 +166,7 @@ def contrast(study: Study, a: Any, b: Any, kind: str) -> Row:
     """Return a minus b by the preregistered test."""
     scores = [study.scores(key, kind, METRIC[kind]) for key in (a, b)]
     names = {"a": a[0], "b": b[0], "max_steps": a[1], "questions": kind, "metric": METRIC[kind]}
-    return names | difference(*scores, study.clusters(kind))
+    return names | difference(*scores, study.clusters(kind), seeds_are_paired=False)
 
 
 def analyse(values: Row, num_seeds: int = 8) -> Row:
@@ -203,10 +215,49 @@ def _arm(study: Study, key: Any) -> Row:
     return values
 
 
+def read_record(path: Path) -> Row:
+    """Return a record; one whose name ends in .gz is compressed."""
+    data = path.read_bytes()
+    values: Row = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+    return values
+
+
+def draw(analyses: list[Path], out: Path) -> None:
+    """Draw the primary differences of each analysis with their intervals and the margin."""
+    from medvqa.evaluation.figure import FAINT, INK, SERIES, new_figure
+    from medvqa.evaluation.score import SHOWN
+
+    figure, axes = new_figure(8, 2.6, ncols=len(PRIMARY), sharey=True)
+    named = {"speaking": "VQA-RAD", "phantom": "phantoms"}
+    rows = [
+        (f"{named[path.stem.split('_')[-2]]}, {one['max_steps']} steps", one)
+        for path in analyses
+        for one in read_json(path)["primary"]
+    ]
+    labels = list(dict.fromkeys(label for label, _ in rows))
+    for axis, (a, b, kind) in zip(axes[0], PRIMARY, strict=True):
+        axis.axvspan(-100 * MARGIN, 100 * MARGIN, color=FAINT, alpha=0.25, lw=0)
+        axis.axvline(0, color=INK, lw=0.8)
+        for label, one in rows:
+            if one["questions"] == kind:
+                y = labels.index(label)
+                axis.plot([100 * one["low"], 100 * one["high"]], [y, y], color=SERIES[0], lw=2)
+                axis.plot(100 * one["difference"], y, "s", color=SERIES[0], ms=6)
+        axis.set_title(f"{a} - {b}, {kind} questions", loc="left", fontsize=9)
+        axis.set_xlabel(f"{SHOWN[METRIC[kind]]}, points, 95 % interval", fontsize=9)
+        axis.grid(axis="x")
+    axes[0, 0].set_yticks(range(len(labels)), labels)
+    axes[0, 0].set_ylim(len(labels) - 0.5, -0.5)
+    figure.savefig(out, dpi=150)
+
+
 def main() -> None:
-    """Record, accept or analyse."""
+    """Record, accept, analyse or draw."""
     parser, commands = command_line(__doc__)
     commands.add_parser("accept").add_argument("record", type=Path)
+    drawn = commands.add_parser("draw")
+    drawn.add_argument("analyses", type=Path, nargs="+")
+    drawn.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if options.command == "record":
         record(options.directories, options.out)
@@ -214,8 +265,10 @@ def main() -> None:
         comparisons = accept(options.record)
         sys.stdout.writelines(json.dumps(one) + "\n" for one in comparisons)
         sys.stdout.write("accepted\n" if is_accepted(comparisons) else "not accepted\n")
+    elif options.command == "draw":
+        draw(options.analyses, options.out)
     else:
-        write_json(options.out, analyse(read_json(options.record)))
+        write_json(options.out, analyse(read_record(options.record)))
 
 
 if __name__ == "__main__":
