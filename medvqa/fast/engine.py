@@ -87,6 +87,11 @@ class FusedEngine:
         packed = sum(p.nbytes for p in self._inner.parameters() if p.dtype is torch.uint8)
         return int(TRANSIENT * kept + packed * 2 * PLAIN_SCALE_BYTES)  # two weights in a byte
 
+    @property
+    def captured_bytes(self) -> int:
+        """GPU memory that captured passes keep for later steps, also of the next run."""
+        return self.decoder.graphs.num_bytes
+
     def release_memory(self) -> bool:
         """Give back what only saves time; return whether there was anything."""
         return self.decoder.graphs.forget(for_good=True)

@@ -50,6 +50,12 @@ class Graphs:
     def __len__(self) -> int:
         return len(self._captured)
 
+    @property
+    def num_bytes(self) -> int:
+        """GPU memory of the tensors that captured passes keep."""
+        passes = sum(captured.num_bytes for captured in self._captured.values())
+        return passes + sum(gradient.nbytes for gradient in self._gradients)
+
     def run(self, function: Function, inputs: Sequence[torch.Tensor], key: Hashable) -> Any:
         """Return `function(*inputs)` with gradients for the parameters alone.
 
@@ -61,7 +67,7 @@ class Graphs:
         if not self._is_possible or not torch.is_grad_enabled():
             return function(*inputs)
         addresses = [parameter.data_ptr() for parameter in self._parameters]
-        if addresses != self._addresses:  # another trainer has moved the adapter
+        if addresses != self._addresses:  # the adapter lies elsewhere
             self.forget()
             self._addresses = addresses
         name = (key, tuple((tensor.shape, tensor.dtype) for tensor in inputs))
@@ -124,6 +130,8 @@ class Captured:
             gradients = torch.autograd.grad(result, parameters, self.result_gradient)
             torch._foreach_copy_([gradient for _, gradient in targets], list(gradients))
         self.result = result.detach()
+        kept = (*self._inputs, self.result, self.result_gradient)
+        self.num_bytes = sum(tensor.nbytes for tensor in kept)
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the function's result on these inputs, valid until the next call."""

@@ -128,6 +128,11 @@ class LanguageModel:
             for name, tensor in batch.items()
         }
 
+    @property
+    def captured_bytes(self) -> int:
+        """GPU memory that captured passes keep for later steps, also of the next run."""
+        return self._graphs.num_bytes
+
     def forget(self) -> bool:
         """Give the graphs' memory back; return whether there were any."""
         return self._graphs.forget(for_good=True)

@@ -39,6 +39,8 @@ class LoadedModel:
         is_sharded: Whether the base's weights are spread over the ranks of a run.
         features: Of pictures that the frozen vision tower has seen, one tensor per layer.
         engines: What computes with the model and is built once, by name.
+        adapter_copies: The adapter in the compute type, by name. Each run of a process uses the
+            same memory: captured passes read it.
     """
 
     model: Any
@@ -55,6 +57,7 @@ class LoadedModel:
         default_factory=lambda: PictureCache(max_bytes=feature_bytes()), init=False, repr=False
     )
     engines: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    adapter_copies: "dict[str, torch.Tensor]" = field(default_factory=dict, init=False, repr=False)
 
     @property
     def inner(self) -> Any:

@@ -34,7 +34,7 @@ class WarmModels:
         self._key = ""
         self._data: Any = None
         self._loaded: LoadedModel | None = None
-        self._resting_gpu_bytes = 0
+        self._resting_gpu_bytes: int | None = None
         self._resting_host_bytes: int | None = None
 
     def expect(self, data: Any) -> None:
@@ -75,7 +75,7 @@ class WarmModels:
                 seed=seed,
                 check=check,
             )
-            self._key, self._resting_gpu_bytes = key, _gpu_bytes(self._loaded)
+            self._key, self._resting_gpu_bytes = key, None
         else:
             log.info("the base model is loaded already")
             check(self._loaded.processor)
@@ -92,7 +92,10 @@ class WarmModels:
         for _, parameter in self._loaded.trainable:
             parameter.grad = None
         gc.collect()
-        gpu = _gpu_bytes(self._loaded) - self._resting_gpu_bytes
+        gpu_now = _gpu_bytes(self._loaded)
+        if self._resting_gpu_bytes is None:  # unpacked scales of 4 bits stay, for example
+            self._resting_gpu_bytes = gpu_now
+        gpu = gpu_now - self._resting_gpu_bytes
         host_now = int(psutil.Process().memory_info().rss) - self.patches.num_bytes
         if self._resting_host_bytes is None:
             # What the first job leaves are libraries and pools that every job uses. Half a million
@@ -110,7 +113,9 @@ class WarmModels:
 
 
 def _gpu_bytes(loaded: LoadedModel) -> int:
-    """Return bytes of live tensors on the GPU but for features kept on purpose; 0 on a CPU.
+    """Return bytes of live tensors on the GPU but for those kept on purpose; 0 on a CPU.
+
+    Features of pictures and captured passes are kept for the next job.
 
     What PyTorch keeps of freed ones counts for nothing: the next job of the same shapes takes it
     as it is, without asking the driver for each piece again.
@@ -119,4 +124,5 @@ def _gpu_bytes(loaded: LoadedModel) -> int:
         return 0
     import torch
 
-    return torch.cuda.memory_allocated(loaded.device) - loaded.features.num_bytes
+    kept = sum(int(engine.captured_bytes) for engine in loaded.engines.values())
+    return torch.cuda.memory_allocated(loaded.device) - loaded.features.num_bytes - kept

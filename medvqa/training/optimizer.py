@@ -45,8 +45,10 @@ class AdapterOptimizer:
             self._sums = sums.parts
             for whole, total in zip(self._stepped, sums.wholes, strict=True):
                 whole.grad = total
-            for parameter in self.parameters:
-                parameter.data = parameter.data.to(loaded.dtype)
+            for name, parameter in loaded.trainable:
+                copy = torch.empty_like(parameter, dtype=loaded.dtype)
+                copy = loaded.adapter_copies.setdefault(name, copy)
+                parameter.data = copy.copy_(parameter.detach())
         self._config = config
         self._on_gpu = loaded.device.type == "cuda"
         self.reset()

@@ -1,16 +1,22 @@
 """A warm worker's model: whole runs and leaks, as a fresh process would have them."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from medvqa.config.compose import resolved
 from medvqa.config.lora import LoraConfig
+from medvqa.config.training import Engine, TrainingConfig
 from medvqa.config.typed import typed
+from medvqa.fast.choice import make_engine
 from medvqa.models.load import load_model
 from medvqa.run import ProcessState, run
 from medvqa.sweep import warm
 from medvqa.sweep.warm import WarmModels
 from medvqa.tracking.record import read_lines
+from medvqa.training.optimizer import AdapterOptimizer
 from tests.conftest import TINY
 from tests.unit.config.test_compose import composed
 from tests.unit.sweep.test_warm import load
@@ -23,6 +29,42 @@ def models():
 
 def adapter(loaded):
     return {name: parameter.detach().clone() for name, parameter in loaded.trainable}
+
+
+def test_only_gpu_memory_beyond_that_of_the_first_job_costs_a_new_process(models, monkeypatch):
+    """The first job leaves what every job uses, such as unpacked scales of a base in 4 bits."""
+    held = iter([800, 900, 1100])
+    monkeypatch.setattr(warm, "_gpu_bytes", lambda loaded: next(held) * 2**20)
+    kept = []
+    for seed in (1, 2, 3):
+        load(models, seed=seed)
+        kept.append(models.release())
+    assert kept == [True, True, False]
+
+
+def test_captured_passes_and_features_that_are_kept_are_no_leak(models, encoder, monkeypatch):
+    loaded = load(models, seed=1)
+    engine = make_engine(Engine.fused, loaded, encoder)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1000)
+    loaded = dataclasses.replace(loaded, device=torch.device("cuda"))
+    loaded.engines["fused"] = engine
+    loaded.features.keep("a picture", torch.zeros(25))
+    engine.decoder.graphs._captured["a pass"] = SimpleNamespace(num_bytes=300)  # as on a GPU
+    assert warm._gpu_bytes(loaded) == 1000 - 100 - 300
+
+
+def test_the_adapter_of_the_next_job_lies_where_captured_passes_read_it(models):
+    """A replay reads fixed addresses; without this, each job would capture its passes anew."""
+    low = dataclasses.replace(load(models, seed=1), dtype=torch.bfloat16)
+    places = []
+    for seed in (1, 2):
+        first = adapter(load(models, seed=seed))
+        AdapterOptimizer(low, TrainingConfig(), in_compute_type=True)
+        places.append([parameter.data_ptr() for _, parameter in low.trainable])
+        for name, parameter in low.trainable:
+            assert torch.equal(parameter, first[name].bfloat16())
+        assert models.release()
+    assert places[0] == places[1]
 
 
 def test_the_adapter_is_that_of_a_fresh_process_whatever_ran_before(models):
