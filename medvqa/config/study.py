@@ -18,7 +18,7 @@ class Questions(Enum):
 
 @dataclass(kw_only=True)
 class PlannedComparison:
-    """One comparison that was fixed before the runs: arm `a` is said to be better than arm `b`.
+    """One comparison that was fixed before the runs: arm `a` is claimed to beat arm `b`.
 
     Attributes:
         a: Curriculum of the claim.

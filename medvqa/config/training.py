@@ -58,8 +58,8 @@ class TrainingConfig:
     """Optimisation. Effective batch = micro_batch_size x accumulation_steps, on all GPUs together.
 
     Attributes:
-        gpus: Processes that share each effective batch, a GPU each; see docs/several_gpus.md.
-            With model.device=cpu they share the processor.
+        gpus: Processes that share each effective batch, one GPU each; see
+            docs/several_gpus.md. With model.device=cpu they share the processor.
         max_steps: Optimiser steps that the stages' shares divide.
         micro_batch_size: Examples per forward and backward pass.
         accumulation_steps: Passes per optimiser step.

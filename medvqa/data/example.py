@@ -39,7 +39,7 @@ class Example:
         type_origin: Whether the data set states `answer_type`, or a rule of ours derived it.
         source: Name of the data set.
         split: Split of the data set that the row belongs to, also where a set joins several.
-        image_ids: One an image; equal ids mean the same picture (clusters in statistics).
+        image_ids: One per image; equal ids mean the same picture (clusters in statistics).
         options: The choices that a multiple-choice question offers, in order and without letters;
             every answer is one of them. Empty for all other questions.
         difficulty: A number that the data set states, larger is harder; None if it states none.

@@ -4,8 +4,7 @@
 
 Also `answers`, `images`, `options` (lists), and `id`, `answer_type`, `split`, `image_id`,
 `difficulty`. With options, an answer is an option's text or letter, and the question is closed. A
-file whose rows name no split holds the one that is asked for; either all rows name one or none
-does.
+file whose rows name no split holds the requested one. Either all rows name a split or none does.
 """
 
 import difflib

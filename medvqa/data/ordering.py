@@ -23,7 +23,7 @@ def in_dataset_order(pool: Sequence[Example], size: int, generator: random.Rando
 def graded(
     pool: Sequence[Example], size: int, generator: random.Random, *, hardest_first: bool = False
 ) -> list[Example]:
-    """Draw as `shuffled` does and sort each pass, easiest first unless told otherwise.
+    """Draw as `shuffled` does and sort each pass, easiest or hardest first.
 
     The last, partial pass is cut before it is sorted: this order then consumes the same mix of
     easy and hard examples as a shuffled stage.
@@ -116,7 +116,7 @@ def interleaved(stages: Sequence[list[Example]], generator: random.Random) -> li
 def merged_graded(
     stages: Sequence[list[Example]], generator: random.Random, *, hardest_first: bool = False
 ) -> list[Example]:
-    """Join the stages, shuffle, and sort each pass, easiest first unless told otherwise."""
+    """Join the stages, shuffle, and sort each pass, easiest or hardest first."""
     return _sort_passes(merged_shuffled(stages, generator), hardest_first=hardest_first)
 
 

@@ -1,4 +1,4 @@
-"""Work that is done by threads before it is asked for."""
+"""Results that threads compute in advance."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -20,12 +20,11 @@ def ahead(
     """Yield the function's results in order; threads compute the next ones meanwhile.
 
     Args:
-        function: What is computed.
-        items: Of these.
-        num_threads: Without threads each is computed when it is asked for.
-        num_waiting: How many results are computed before they are asked for; one a thread, unless
-            told.
-        initializer: What each thread does first.
+        function: Computes a result.
+        items: Its arguments, in order.
+        num_threads: Without threads, each result is computed when the caller takes it.
+        num_waiting: Results that may be ready before the caller takes them; one per thread if None.
+        initializer: Called first in each thread.
     """
     if num_threads == 0:
         yield from map(function, items)

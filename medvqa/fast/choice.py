@@ -101,7 +101,7 @@ def path_of(
         on_gpu: Whether the model is on a GPU.
 
     Raises:
-        UserError: If the fused engine is asked for and does not support the model.
+        UserError: If the fused engine is chosen and does not support the model.
     """
     backend = Backend.transformers if backend is Backend.auto else backend
     is_supported = backend is Backend.transformers and family in FAMILIES

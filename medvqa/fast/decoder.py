@@ -170,7 +170,7 @@ class Decoder:
         return x
 
     def last_norm(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the last norm of the rows that are asked for."""
+        """Return the last norm of these rows."""
         result: torch.Tensor = self._text.norm(x)
         return result
 

@@ -1,7 +1,7 @@
 """What the decoder layer computes between its matrix products: a fused kernel each on a GPU.
 
-Shapes: N tokens of all sequences of a batch, H their width, D a head's. The same functions in
-PyTorch's own operations serve a CPU and are the reference in the tests. Weights of norms take no
+Shapes: N tokens of all sequences of a batch, H their width, D the width of a head. The same
+functions in PyTorch's own operations serve a CPU and are the reference in the tests. Weights of norms take no
 gradient.
 """
 
@@ -40,7 +40,7 @@ def norm_rope(
     sin: torch.Tensor,
     num_q: int,
 ) -> torch.Tensor:
-    """Return queries and keys, (N, heads, D), normed a head and rotated by their positions.
+    """Return queries and keys, (N, heads, D), normed per head and rotated by their positions.
 
     Args:
         qk: (N, heads, D): the first `num_q` heads are queries, the others keys.

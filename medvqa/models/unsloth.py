@@ -36,7 +36,7 @@ def _unsloth() -> Any:
     Raises:
         UserError: If it cannot be imported.
     """
-    # Unsloth writes its compiled code to the working directory unless told where.
+    # Unsloth writes its compiled code to the working directory by default.
     os.environ.setdefault(
         "UNSLOTH_COMPILE_LOCATION", str(Path.home() / ".cache" / "medvqa" / "unsloth")
     )

@@ -31,7 +31,7 @@ PIXELS_AT_ONCE = 50_000_000  # decoded and resized in float32 they take about 1 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply(Answer):
-    """The model's answer, with what a client is told besides; 0 tokens if an endpoint did not say.
+    """The model's answer with its confidence; 0 tokens if an endpoint does not count them.
 
     Attributes:
         num_prompt_tokens: Tokens of the prompt, those of images included.

@@ -39,7 +39,7 @@ def main_serve(argv: Sequence[str]) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
     trained = read_trained(options.run)
-    # Before the model: a port that is taken is said at once.
+    # Before the model is loaded: a port that is taken is an error at once.
     with listening(options.host, options.port) as listener:
         if options.host not in LOCAL_HOSTS:
             log.warning("%s: whoever reaches this address may ask; there is no key", options.host)

@@ -33,7 +33,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
 }
 TAKEN = ("model", "messages", "max_tokens", "max_completion_tokens", "stream", "stream_options")
-# Greedy answers need no seed, and nobody is told who asks.
+# Greedy answers need no seed, and no record names the client.
 WITHOUT_EFFECT = ("seed", "user", "metadata")
 # Another value asks for another form of response, which no server may ignore.
 NEVER_IGNORED = ("n", "logprobs", "tool_choice", "response_format", "modalities")

@@ -24,7 +24,7 @@ class Scheduler:
 
     Attributes:
         slots: GPU indices, or "" for a slot on the CPU; a job takes `training.gpus` of them.
-        warm: Whether a worker runs several jobs that one loaded model can serve, of one GPU each.
+        warm: Whether a worker runs several jobs that one loaded model can serve, each on one GPU.
         timeout_s: Wall time after which a job is ended; None for no limit.
         fail_fast: Whether the first failure ends the other jobs, which can be gone on with.
         show_change: Called in the slots' threads whenever a job's status changes.

@@ -19,7 +19,7 @@ class FlatTensors:
     same.
 
     Attributes:
-        parts: One a shape, in order.
+        parts: One per shape, in order.
         wholes: What an optimiser is given.
     """
 

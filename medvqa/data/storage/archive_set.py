@@ -23,7 +23,7 @@ from medvqa.data.storage.cache import remembered
 
 log = logging.getLogger(__name__)
 
-FETCHING_THREADS = 8  # one an archive
+FETCHING_THREADS = 8  # one per archive
 
 
 class Member(NamedTuple):
@@ -40,7 +40,7 @@ class Archive:
     Attributes:
         label: Its path, or its name on the hub.
         num_bytes: Its size.
-        fingerprint: Changes when its content does; None if that cannot be told.
+        fingerprint: Changes when its content does; None if unknown.
     """
 
     label: str

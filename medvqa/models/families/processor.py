@@ -144,7 +144,7 @@ class Pictures:
             if tuple(label[start:end].tolist()) != sample.answer_ids:
                 raise UserError(
                     f"the model's processor tokenises {sample.turn.answer!r} differently behind "
-                    "pictures: its answers cannot be told from its prompts"
+                    "pictures: its answers cannot be separated from its prompts"
                 )
         return {**batch, "labels": labels}
 
