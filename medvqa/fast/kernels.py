@@ -1,8 +1,8 @@
 """What the decoder layer computes between its matrix products: a fused kernel each on a GPU.
 
 Shapes: N tokens of all sequences of a batch, H their width, D the width of a head. The same
-functions in PyTorch's own operations serve a CPU and are the reference in the tests. Weights of norms take no
-gradient.
+functions in PyTorch's own operations serve a CPU and are the reference in the tests. Weights of
+norms take no gradient.
 """
 
 from importlib import import_module
