@@ -23,6 +23,7 @@ build_fold() { build "fold$1" --vqa-rad "$vqa_rad" --split "train_fold$1"; }
 sweep() { # directory, overrides
   (cd "$work" && python3 "$here/train.py" -m "hydra.sweep.dir=multirun/$1" \
     "hydra.launcher.slots=$SLOTS" "${@:2}" ${EXTRA:-} >>"$out/${1//\//-}.log" 2>&1)
+  rm -rf "$work/multirun/$1"/*/checkpoints # a finished cell needs none; all cells fill 60 GB
 }
 export -f sweep
 sweeps() { xargs -P "$at_once" -L 1 bash -c 'sweep "$@"' _; } # one line of arguments per sweep
