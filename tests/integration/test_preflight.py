@@ -229,6 +229,17 @@ def test_the_estimate_is_near_the_measured_peaks(overrides, tokens, measured_gb)
     assert memory.total / 1e9 == pytest.approx(measured_gb, rel=0.08)
 
 
+def test_four_gpus_hold_a_quarter_of_sharded_weights_each_and_the_whole_adapter():
+    def estimate(*overrides):
+        config = config_of("model=qwen3_vl_8b", "training.engine=plain", *overrides)
+        return estimate_memory(model_shapes(config), config, longest_tokens=300)
+
+    whole, part = estimate(), estimate("training.gpus=4", "training.sharding=fsdp2")
+    assert part.weights == pytest.approx(whole.weights / 4, rel=1e-6)
+    assert part.adapter == whole.adapter
+    assert (whole.micro_batch_size, part.micro_batch_size) == (8, 2)
+
+
 def test_one_cell_is_reported_whole_without_a_weight_being_read(shared, tmp_path):
     no_weights = "import safetensors, torch\nsafetensors.safe_open = torch.load = None\n" + SPY
     answer = preflight(
