@@ -1,18 +1,16 @@
 """Runs of an arm -> how sure they are, and how rightly; their hallucination probes."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from medvqa.data.example import Score
-from medvqa.evaluation.comparison import ArmComparison, arm_mean, compare_arms
+from medvqa.evaluation.comparison import arm_mean
 from medvqa.evaluation.confidence_summary import Confidence
 from medvqa.evaluation.probing import probe_place, probe_scores, read_probes
 from medvqa.evaluation.score import GROUPS
-from medvqa.evaluation.statistics import holm
 from medvqa.report.arms import Arm
-from medvqa.report.matching import aligned, compared_runs
-from medvqa.report.pairs import Comparison
+from medvqa.report.matching import aligned
 from medvqa.report.runs import AGREEMENT, CONFIDENCE, Answers
 from medvqa.tracking.record import read_lines
 
@@ -39,16 +37,6 @@ class ArmConfidence:
     num_seeds: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class OverconfidenceDifference:
-    """Overconfidence of arm `a` minus that of `b`, as `Comparison` is for scores."""
-
-    pair: Comparison
-    crossed: ArmComparison
-    family_size: int
-    p_holm: float
-
-
 def confidences(arms: Sequence[Arm]) -> Iterator[ArmConfidence]:
     """Yield each arm's confidence by set, phase and group; arms without any are left out."""
     for arm in arms:
@@ -57,16 +45,15 @@ def confidences(arms: Sequence[Arm]) -> Iterator[ArmConfidence]:
             for phase in PHASES:
                 answers = [a for run in arm.runs if (a := run.answered(phase, set_name))]
                 for group in GROUPS if answers else ():
-                    own, num_asked = _aligned([answers], group)
-                    measures = own[0].measures() if own else {}
-                    if measures:
+                    own, num_asked = _confidence(answers, group)
+                    if own and (measures := own.measures()):
                         yield ArmConfidence(
                             arm=arm,
                             set_name=set_name,
                             phase=phase,
                             group=group,
                             measures={**measures, **_agreement(answers, group)},
-                            curves=own[0].curves(),
+                            curves=own.curves(),
                             num_asked=num_asked,
                             num_seeds=len(answers),
                         )
@@ -81,49 +68,17 @@ def _agreement(answers: Sequence[Answers], group: str) -> dict[str, Score]:
     return {AGREEMENT: arm_mean(scores, clusters, bounds=(0, 1)).score}
 
 
-def overconfidence_differences(
-    comparisons: Sequence[Comparison],
-) -> list[OverconfidenceDifference]:
-    """Return the tests of the pairs whose exact match is compared, one family per set."""
-    pairs = [c for c in comparisons if (c.group, c.metric) == ("overall", "exact_match")]
-    families: dict[str, list[OverconfidenceDifference]] = {}
-    for pair in pairs:
-        runs = compared_runs(pair.a, pair.b, paired=pair.crossed.is_paired)
-        answers = [[a for run in one if (a := run.answered("final", pair.set_name))]
-                   for one in runs]  # fmt: skip
-        own, _ = _aligned(answers, "overall")
-        if own and len(set(own[0].clusters)) > 1:
-            of_a, of_b = (one.confidence - one.is_right for one in own)
-            crossed = compare_arms(
-                of_a, of_b, own[0].clusters, seeds_are_paired=pair.crossed.is_paired
-            )
-            difference = OverconfidenceDifference(
-                pair=pair, crossed=crossed, family_size=0, p_holm=1.0
-            )
-            families.setdefault(pair.set_name, []).append(difference)
-    return [
-        replace(difference, p_holm=p, family_size=len(family))
-        for family in families.values()
-        for difference, p in zip(family, holm([d.crossed.p_value for d in family]), strict=True)
-    ]
-
-
-def _aligned(arms: Sequence[Sequence[Answers]], group: str) -> tuple[list[Confidence], int]:
-    """Return the arms' confidence on questions that all runs answered, and how many these are.
-
-    Empty where no question has a confidence in every run.
-    """
-    confidence, questions = aligned(arms, group=group, metric=CONFIDENCE)
-    is_right, answered = aligned(arms, group=group, metric="exact_match")
-    places = {question.id: place for place, question in enumerate(answered)}
-    columns = [places[question.id] for question in questions if question.id in places]
-    if not columns or len(columns) != len(questions):
-        return [], len(answered)
+def _confidence(answers: Sequence[Answers], group: str) -> tuple[Confidence | None, int]:
+    """Return the runs' confidence in questions where all have one, and how many all answered."""
+    (confidence,), questions = aligned([answers], group=group, metric=CONFIDENCE)
+    (is_right,), answered = aligned([answers], group=group, metric="exact_match")
+    known = set(questions)
+    places = [place for place, question in enumerate(answered) if question in known]
+    if not places:
+        return None, len(answered)
     clusters = [question.cluster for question in questions]
-    return [
-        Confidence(confidence=own, is_right=scores[:, columns], clusters=clusters)
-        for own, scores in zip(confidence, is_right, strict=True)
-    ], len(answered)
+    own = Confidence(confidence=confidence, is_right=is_right[:, places], clusters=clusters)
+    return own, len(answered)
 
 
 @dataclass(frozen=True, kw_only=True)

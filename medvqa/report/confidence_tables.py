@@ -53,17 +53,17 @@ def overconfidence_table(study: Study, set_name: str) -> Table:
     """Return the differences of arms in overconfidence."""
     rows = [
         (
-            d.pair.common_row or d.pair.a.model,
-            d.pair.label,
-            interval(d.crossed.difference, sign="+"),
-            probability(d.crossed.p_value),
-            probability(d.p_holm),
-            str(d.family_size),
+            c.common_row or c.a.model,
+            c.label,
+            interval(c.crossed.difference, sign="+"),
+            probability(c.crossed.p_value),
+            probability(c.p_holm),
+            str(c.family_size),
         )
-        for d in study.overconfidence
-        if d.pair.set_name == set_name
+        for c in study.overconfidence
+        if c.set_name == set_name
     ]
-    tests = dict.fromkeys(d.crossed.test for d in study.overconfidence)
+    tests = dict.fromkeys(c.crossed.test for c in study.overconfidence)
     return Table(
         f"{set_name}: differences of arms in overconfidence",
         ("model", "difference", "mean [95 % interval]", "p", "Holm", "family"),

@@ -26,6 +26,7 @@ from medvqa.report.matching import (
     run_means,
 )
 from medvqa.report.protocol import unequal
+from medvqa.report.runs import OVERCONFIDENCE
 from medvqa.tracking.progress import track
 
 BINARY = ("exact_match", "numeric_exact_match", "closed_accuracy")
@@ -107,6 +108,17 @@ def compare_on(
     for place in track(places, description=f"comparing arms on {set_name}"):
         tested = (_tested(pair, answering, place, settings) for pair in fair)
         yield from corrected([comparison for comparison in tested if comparison])
+
+
+def overconfidence(comparisons: Sequence[Comparison], settings: Settings) -> list[Comparison]:
+    """Return the compared pairs' differences in overconfidence, one family per set."""
+    families: dict[str, list[Comparison]] = {}
+    for c in comparisons:
+        if (c.group, c.metric) == ("overall", "exact_match"):
+            place = (c.set_name, "overall", OVERCONFIDENCE)
+            if tested := _tested((c.a, c.b, c.unequal), (), place, settings):
+                families.setdefault(c.set_name, []).append(tested)
+    return [c for family in families.values() for c in corrected(family)]
 
 
 def _reasons(a: Arm, b: Arm, set_name: str, settings: Settings) -> tuple[str, ...]:

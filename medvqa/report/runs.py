@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from medvqa.tracking.files import is_locked
 from medvqa.tracking.progress import track
 
 DAMAGED, OUTDATED = "damaged", "outdated"
-CONFIDENCE, AGREEMENT = "confidence", "agreement"  # columns beside the metrics
+# Columns beside the metrics.
+CONFIDENCE, OVERCONFIDENCE, AGREEMENT = "confidence", "overconfidence", "agreement"
+required_of = itemgetter("question", "references", "prediction", "cluster", "exact_match")
 MAX_DEPTH = 4  # of run directories below a given one
 Entry = Mapping[str, Any]  # a job of sweep.json; empty for a run that no grid lists
 
@@ -214,7 +217,7 @@ def read_answers(place: Path, interned: dict[Question, Question]) -> Answers:
         # None becomes NaN.
         scores={
             metric: np.array([row.get(metric) for row in rows], dtype=float)
-            for metric in (*SHOWN, CONFIDENCE, AGREEMENT)
+            for metric in (*SHOWN, CONFIDENCE, OVERCONFIDENCE, AGREEMENT)
         },
         means={
             (group, metric): float(score["mean"])
@@ -240,9 +243,11 @@ def _prediction_rows(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         try:
             row = json.loads(line)
-            row["references"], row["prediction"], row["cluster"], row["question"]
+            required_of(row)
             logprob = row.get("logprob_mean")
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}, line {number} is damaged ({error})") from error
-        row[CONFIDENCE] = None if logprob is None else answer_confidence(logprob)
+        if logprob is not None:
+            row[CONFIDENCE] = answer_confidence(logprob)
+            row[OVERCONFIDENCE] = row[CONFIDENCE] - row["exact_match"]
         yield row

@@ -16,14 +16,12 @@ from medvqa.report.arms import Arm, read_arms
 from medvqa.report.confidence import (
     ArmConfidence,
     ArmProbe,
-    OverconfidenceDifference,
     arm_probes,
     confidences,
-    overconfidence_differences,
 )
 from medvqa.report.inputs import check_inputs
 from medvqa.report.matching import Settings, aligned, arm_pairs
-from medvqa.report.pairs import Comparison, compare_on
+from medvqa.report.pairs import Comparison, compare_on, overconfidence
 from medvqa.report.runs import Run, read_runs
 from medvqa.report.verdicts import NOT_LEARNED, Verdict, planned_pairing, verdicts
 from medvqa.tracking.progress import track
@@ -74,7 +72,7 @@ class Study:
     within: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
     confidence: tuple[ArmConfidence, ...] = ()
-    overconfidence: tuple[OverconfidenceDifference, ...] = ()
+    overconfidence: tuple[Comparison, ...] = ()
     probes: tuple[ArmProbe, ...] = ()
 
     def majority(self) -> dict[tuple[str, str, str], float]:
@@ -137,7 +135,7 @@ def read_study(places: Sequence[Path], settings: Settings | None = None) -> Stud
         within=settings.within,
         verdicts=(),
         confidence=tuple(confidences(arms)),
-        overconfidence=tuple(overconfidence_differences(comparisons)),
+        overconfidence=tuple(overconfidence(comparisons, settings)),
         probes=tuple(probes),
     )
     return replace(study, verdicts=tuple(verdicts(arms, study.comparisons, study.majority())))

@@ -102,10 +102,10 @@ def test_the_overconfident_arm_is_named_by_a_test(study):
     (difference,) = study.overconfidence
     measures = final(study)
     gap = [measures[arm.ordering].measures["overconfidence"].mean
-           for arm in (difference.pair.a, difference.pair.b)]  # fmt: skip
+           for arm in (difference.a, difference.b)]  # fmt: skip
     assert difference.crossed.difference.mean == pytest.approx(gap[0] - gap[1])
     assert difference.p_holm < 0.05
-    assert (gap[0] > gap[1]) == (difference.pair.a.ordering == "mixed")
+    assert (gap[0] > gap[1]) == (difference.a.ordering == "mixed")
 
 
 def test_the_agreement_of_rephrasings_stands_beside_the_confidence(study):
