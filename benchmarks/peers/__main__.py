@@ -36,6 +36,7 @@ OURS = {
     "ours fp8": ["model.load_in_4bit=false", "model.base_precision=fp8"],
     "ours 4 bits": ["model.load_in_4bit=true"],
     "ours 4 bits, lean": ["model.load_in_4bit=true", "training.gradient_checkpointing=true"],
+    "ours, backend=unsloth": ["model.load_in_4bit=false", "model.backend=unsloth"],
     "ours through TRL": ["model.load_in_4bit=false", "training.trainer=trl"],
 }
 # Library, micro-batch and accumulation, options of script.py.
