@@ -58,7 +58,7 @@ def attend(
             otherwise each query sees its whole sequence.
     """
     if not q.is_cuda or q.dtype not in (torch.bfloat16, torch.float16):
-        return _attend_one_by_one(q, k, v, segments, scaling, causal)
+        return _attend_one_by_one(q, k, v, segments, scaling, causal=causal)
     starts = keys = segments.starts
     if segments.room:
         keys = torch.arange(len(starts), device=q.device, dtype=torch.int32) * segments.room
@@ -76,6 +76,7 @@ def _attend_one_by_one(
     v: torch.Tensor,
     segments: Segments,
     scaling: float,
+    *,
     causal: bool,
 ) -> torch.Tensor:
     used = segments.lengths if segments.used is None else segments.used.tolist()

@@ -6,7 +6,7 @@ norms take no gradient.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,28 +31,35 @@ def rms_norm_backward(
     return residual + rstd * (scaled - normal * (scaled * normal).mean(-1, keepdim=True))
 
 
-def norm_rope(
-    qk: torch.Tensor,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    eps: float,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    num_q: int,
-) -> torch.Tensor:
-    """Return queries and keys, (N, heads, D), normed per head and rotated by their positions.
+class NormRope(NamedTuple):
+    """How the heads of queries and keys are normed and rotated by their positions.
 
-    Args:
-        qk: (N, heads, D): the first `num_q` heads are queries, the others keys.
+    Attributes:
         q_weight: (D,) of the queries' norm; None where the architecture has none.
         k_weight: Of the keys' norm.
         eps: Of both norms.
         cos: (N, D / 2); one half, the other is the same.
         sin: As `cos`.
+    """
+
+    q_weight: torch.Tensor | None
+    k_weight: torch.Tensor | None
+    eps: float
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+
+def norm_rope(qk: torch.Tensor, turn: NormRope, num_q: int) -> torch.Tensor:
+    """Return queries and keys, (N, heads, D), normed per head and rotated by their positions.
+
+    Args:
+        qk: (N, heads, D): the first `num_q` heads are queries, the others keys.
+        turn: Norms and positions.
         num_q: Heads of queries.
     """
     if qk.is_cuda and not qk.requires_grad:
-        return _fused().norm_rope(qk, q_weight, k_weight, eps, cos, sin, num_q)  # type: ignore[no-any-return]
+        return _fused().norm_rope(qk, turn, num_q)  # type: ignore[no-any-return]
+    q_weight, k_weight, eps, cos, sin = turn
     if q_weight is not None and k_weight is not None:
         qk = torch.cat(
             [rms_norm(qk[:, :num_q], q_weight, eps), rms_norm(qk[:, num_q:], k_weight, eps)], dim=1
@@ -61,22 +68,13 @@ def norm_rope(
 
 
 def norm_rope_backward(
-    qk: torch.Tensor,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    eps: float,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    q_grad: torch.Tensor,
-    k_grad: torch.Tensor,
-    out: torch.Tensor,
+    qk: torch.Tensor, turn: NormRope, q_grad: torch.Tensor, k_grad: torch.Tensor, out: torch.Tensor
 ) -> None:
     """Write the gradient of `norm_rope`'s qk into `out`, of the same shape."""
     if qk.is_cuda:
-        _fused().norm_rope_backward(
-            qk, q_weight, k_weight, eps, cos, sin, q_grad.contiguous(), k_grad.contiguous(), out
-        )
+        _fused().norm_rope_backward(qk, turn, q_grad.contiguous(), k_grad.contiguous(), out)
         return
+    q_weight, k_weight, eps, cos, sin = turn
     num_q = q_grad.shape[1]
     grad = _rotated(torch.cat([q_grad, k_grad], dim=1), cos, -sin)
     if q_weight is not None and k_weight is not None:

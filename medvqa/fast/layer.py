@@ -56,20 +56,16 @@ class Layer:
         """Whether the adapter drops inputs in training."""
         return any(g.has_dropout for g in (self.qkv, self.out, self.gate_up, self.down))
 
-    @property
-    def head_norms(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Weights of the queries' and the keys' norm, which Qwen2-VL has not."""
-        if self.q_norm is None or self.k_norm is None:
-            return None, None
-        return self.q_norm.weight, self.k_norm.weight
+    def norm_rope(self, rope: Rope) -> kernels.NormRope:
+        """Return the norms of queries and keys, which Qwen2-VL has not, and their rotation."""
+        q, k = (None if norm is None else norm.weight for norm in (self.q_norm, self.k_norm))
+        return kernels.NormRope(q, k, self.eps, rope.cos, rope.sin)
 
     def turned(self, qkv: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, ...]:
         """Return q, k and v, (N, heads, D), ready for attention."""
         heads = qkv.view(len(qkv), -1, self.head_width)
         num_qk = self.num_q + self.num_k
-        qk = kernels.norm_rope(
-            heads[:, :num_qk], *self.head_norms, self.eps, rope.cos, rope.sin, self.num_q
-        )
+        qk = kernels.norm_rope(heads[:, :num_qk], self.norm_rope(rope), self.num_q)
         return qk[:, : self.num_q], qk[:, self.num_q :], heads[:, num_qk:]
 
     def project(
@@ -153,10 +149,8 @@ class _Attend(torch.autograd.Function):
         heads = qkv.view(len(qkv), -1, layer.head_width)
         num_qk = layer.num_q + layer.num_k
         heads_grad = torch.empty_like(heads)
-        kernels.norm_rope_backward(
-            heads[:, :num_qk], *layer.head_norms, layer.eps, ctx.rope.cos, ctx.rope.sin,
-            q_grad, k_grad, heads_grad[:, :num_qk],
-        )  # fmt: skip
+        turn = layer.norm_rope(ctx.rope)
+        kernels.norm_rope_backward(heads[:, :num_qk], turn, q_grad, k_grad, heads_grad[:, :num_qk])
         heads_grad[:, num_qk:] = v_grad
         grad = heads_grad.flatten(1)
         normal_grad, low_grad = layer.qkv.pull_back(

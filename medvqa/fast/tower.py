@@ -168,7 +168,8 @@ class Block:
         attention = self._module.attn
         qkv = attention.qkv(self._norms[0](x)).view(len(x), 3 * attention.num_heads, -1)
         qk, v = qkv.split([2 * attention.num_heads, attention.num_heads], dim=1)
-        turned = kernels.norm_rope(qk, None, None, 0.0, cos, sin, attention.num_heads)
+        turn = kernels.NormRope(None, None, 0.0, cos, sin)
+        turned = kernels.norm_rope(qk, turn, attention.num_heads)
         q, k = turned.chunk(2, dim=1)
         attended = attend(q, k, v, segments, attention.scaling, causal=False)
         x = x + attention.proj(attended)

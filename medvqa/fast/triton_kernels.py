@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from medvqa.fast.kernels import NormRope
+
 HEADS_PER_PROGRAM = 8
 COLUMNS_PER_PROGRAM = 1024
 
@@ -75,16 +77,9 @@ def _norm_rope(
     tl.store(target + half, (two * c + one * s).to(out.dtype.element_ty), mask=inside)
 
 
-def norm_rope(
-    qk: torch.Tensor,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    eps: float,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    num_q: int,
-) -> torch.Tensor:
+def norm_rope(qk: torch.Tensor, turn: NormRope, num_q: int) -> torch.Tensor:
     """See `medvqa.fast.kernels.norm_rope`."""
+    q_weight, k_weight, eps, cos, sin = turn
     tokens, num_heads, width = qk.shape
     out = torch.empty((tokens, num_heads, width), dtype=qk.dtype, device=qk.device)
     has_norm = q_weight is not None
@@ -140,17 +135,10 @@ def _norm_rope_backward(
 
 
 def norm_rope_backward(
-    qk: torch.Tensor,
-    q_weight: torch.Tensor | None,
-    k_weight: torch.Tensor | None,
-    eps: float,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    q_grad: torch.Tensor,
-    k_grad: torch.Tensor,
-    out: torch.Tensor,
+    qk: torch.Tensor, turn: NormRope, q_grad: torch.Tensor, k_grad: torch.Tensor, out: torch.Tensor
 ) -> None:
     """See `medvqa.fast.kernels.norm_rope_backward`."""
+    q_weight, k_weight, eps, cos, sin = turn
     tokens, num_heads, width = qk.shape
     has_norm = q_weight is not None
     grid = (tokens, triton.cdiv(num_heads, HEADS_PER_PROGRAM))

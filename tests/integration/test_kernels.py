@@ -32,14 +32,13 @@ row = make(5, (num_q + 2 * num_k) * width)
 qk = row.view(5, -1, width)[:, : num_q + num_k]
 cos, sin = make(5, width // 2), make(5, width // 2)
 for norms in ((make(width), make(width)), (None, None)):
-    on_cpu = [None if n is None else n.cpu() for n in norms]
-    equal(fused.norm_rope(qk, *norms, 1e-6, cos, sin, num_q),
-          kernels.norm_rope(qk.cpu(), *on_cpu, 1e-6, cos.cpu(), sin.cpu(), num_q))
+    turn = kernels.NormRope(*norms, 1e-6, cos, sin)
+    on_cpu = kernels.NormRope(*(n.cpu() if hasattr(n, "cpu") else n for n in turn))
+    equal(fused.norm_rope(qk, turn, num_q), kernels.norm_rope(qk.cpu(), on_cpu, num_q))
     q_grad, k_grad = make(5, num_q, width), make(5, num_k, width)
     outs = []
-    for on, arguments in ((device, (qk, *norms, 1e-6, cos, sin, q_grad, k_grad)),
-                          ("cpu", (qk.cpu(), *on_cpu, 1e-6, cos.cpu(), sin.cpu(), q_grad.cpu(),
-                                   k_grad.cpu()))):
+    for on, arguments in ((device, (qk, turn, q_grad, k_grad)),
+                          ("cpu", (qk.cpu(), on_cpu, q_grad.cpu(), k_grad.cpu()))):
         whole = torch.zeros(5, num_q + 2 * num_k, width, device=on)
         (fused if on == device and len(outs) == 0 else kernels).norm_rope_backward(
             *arguments, whole[:, : num_q + num_k])
@@ -49,9 +48,9 @@ for norms in ((make(width), make(width)), (None, None)):
 odd = make(5, 3 * 4 * 12).view(5, 12, 12)[:, :8]  # half a head of 12 is no power of two
 cos, sin = make(5, 6), make(5, 6)
 for norms in ((make(12), make(12)), (None, None)):
-    on_cpu = [None if n is None else n.cpu() for n in norms]
-    equal(fused.norm_rope(odd, *norms, 1e-6, cos, sin, 4),
-          kernels.norm_rope(odd.cpu(), *on_cpu, 1e-6, cos.cpu(), sin.cpu(), 4))
+    turn = kernels.NormRope(*norms, 1e-6, cos, sin)
+    on_cpu = kernels.NormRope(*(n.cpu() if hasattr(n, "cpu") else n for n in turn))
+    equal(fused.norm_rope(odd, turn, 4), kernels.norm_rope(odd.cpu(), on_cpu, 4))
 
 wide = torch.cat([make(5, 300), 1e3 * make(1, 300), torch.zeros(1, 300, device=device)])
 values, scales = fused.quantize_rows(wide)

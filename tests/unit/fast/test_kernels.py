@@ -32,10 +32,9 @@ def test_backward_formulas_are_the_derivatives():
     turned = torch.randn(3, 5, 8, **double)
     for pair in (norms, (None, None)):
         found = torch.empty_like(qk)
-        kernels.norm_rope_backward(qk, *pair, 1e-6, cos, sin, turned[:, :4], turned[:, 4:], found)
-        expected = gradient(
-            lambda qk, pair=pair: kernels.norm_rope(qk, *pair, 1e-6, cos, sin, 4), qk, of=turned
-        )
+        turn = kernels.NormRope(*pair, 1e-6, cos, sin)
+        kernels.norm_rope_backward(qk, turn, turned[:, :4], turned[:, 4:], found)
+        expected = gradient(lambda qk, turn=turn: kernels.norm_rope(qk, turn, 4), qk, of=turned)
         assert torch.allclose(found, expected)
 
     gate_up, active = torch.randn(3, 12, **double), torch.randn(3, 6, **double)
