@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from medvqa.api import compose, run
 from medvqa.data.plan import order_sha256
 from medvqa.models.source import EMBEDDED
 from medvqa.tracking.record import read_lines
@@ -168,8 +169,7 @@ def test_a_run_killed_in_a_stage_goes_on_with_the_same_ids(finished, tmp_path):
 
 @pytest.mark.slow
 def test_vqa_rad_trains_and_evaluates_on_real_images(shared, tmp_path):
-    answer = call(
-        tmp_path / "run",
+    overrides = [
         "experiment=smoke",
         "data=vqa_rad",
         "data.allow_training_rows=true",
@@ -178,8 +178,8 @@ def test_vqa_rad_trains_and_evaluates_on_real_images(shared, tmp_path):
         "data.evaluation_limit=60",
         "evaluation.zero_shot=false",
         "evaluation.after_each_stage=false",
-    )
-    assert answer.returncode == 0, answer.stderr
+    ]
+    run(compose(overrides), directory=tmp_path / "run", verbose=False)
     record = run_json(tmp_path / "run")
     assert record["data"]["training"]["num_examples"] == 1797
     assert record["data"]["training"]["type_origins"] == {"official": 1797}

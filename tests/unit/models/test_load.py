@@ -1,5 +1,6 @@
 """The adapter: where it sits, how it starts, that it alone trains, that PEFT loads it back."""
 
+import gc
 import hashlib
 
 import peft
@@ -11,7 +12,7 @@ from medvqa.config.errors import UserError
 from medvqa.config.lora import LoraConfig
 from medvqa.config.model import ModelConfig
 from medvqa.models.adapter import reset_adapter, save_adapter
-from medvqa.models.load import load_model
+from medvqa.models.load import load_base, load_model
 from medvqa.models.source import check_base, hub_answers, model_source
 from tests.conftest import TINY
 
@@ -124,3 +125,13 @@ def test_every_module_is_switched_however_the_model_was_left():
     loaded.model.eval()
     loaded.use_for(training=True)
     assert all(module.training for module in loaded.model.modules())
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_the_collector_is_left_as_it_was(is_enabled):
+    try:
+        (gc.enable if is_enabled else gc.disable)()
+        load_base(TINY)
+        assert gc.isenabled() is is_enabled
+    finally:
+        gc.enable()
