@@ -222,6 +222,7 @@ def vqa_rad_run(shared, tmp_path_factory) -> Path:
         *("experiment=smoke", "data=vqa_rad", f"data.path={shared / 'data' / 'vqa_rad'}"),
         *(f"data.evaluation.test.limit={NUM_QUESTIONS}", f"data.evaluation_limit={NUM_QUESTIONS}"),
         *("evaluation.after_each_stage=false", "evaluation.bertscore.enabled=false"),
+        "tracking.pictures=false",
     ]
 
     def make(place: Path) -> None:

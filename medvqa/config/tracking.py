@@ -1,4 +1,4 @@
-"""The config group `tracking`: Weights & Biases."""
+"""The config group `tracking`: Weights & Biases and the pictures of a run."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -19,7 +19,7 @@ class TrackingMode(Enum):
 
 @dataclass(kw_only=True)
 class TrackingConfig:
-    """Weights & Biases; it mirrors the run's files.
+    """Pictures of a run, and Weights & Biases, which mirrors the run's files.
 
     Attributes:
         project: W&B project.
@@ -27,6 +27,7 @@ class TrackingConfig:
         tags: W&B tags of the run.
         group: Joins the runs of one study; a sweep's directory name if null.
         table_rows: Predictions with images in the table, so that a log stays small.
+        pictures: Draw loss.png, metrics.png and their like at the end, which takes a second.
     """
 
     mode: TrackingMode = TrackingMode.auto
@@ -35,6 +36,7 @@ class TrackingConfig:
     group: str | None = None
     tags: list[str] = field(default_factory=list)
     table_rows: int = bounded("[0, 1000000]", 64)
+    pictures: bool = True
 
     def __post_init__(self) -> None:
         """Check W&B's own limits."""

@@ -102,10 +102,11 @@ def record_results(
         tracker.log_predictions(name, path, examples)
     evaluations = read_evaluations(directory)
     write_results(directory, evaluations, keeper.values)
-    with keeper.phase("pictures"):
-        seed = keeper.values["config"]["seed"]
-        pictures = draw_pictures(directory, evaluations, sets, seed=seed)
-    tracker.log_pictures(pictures, step=training["num_steps"])
+    config = keeper.values["config"]
+    if config["tracking"].get("pictures", True):  # a record of earlier versions lacks the key
+        with keeper.phase("pictures"):
+            pictures = draw_pictures(directory, evaluations, sets, seed=config["seed"])
+        tracker.log_pictures(pictures, step=training["num_steps"])
 
 
 def write_results(

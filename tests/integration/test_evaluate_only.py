@@ -44,11 +44,12 @@ def server():
 
 
 def test_a_base_is_evaluated_with_the_records_of_a_run_and_shown_by_a_report(tmp_path):
-    rows = evaluate(tmp_path / "base")
+    rows = evaluate(tmp_path / "base", "tracking.pictures=true")
     assert len(rows) == 6
     record = read_json(tmp_path / "base" / "run.json")
     assert (record["state"], record["plan"]["num_steps"]) == ("finished", 0)
     assert read_json(tmp_path / "base" / "results.json")["scores"]
+    assert (tmp_path / "base" / "metrics.png").is_file()
     assert not (tmp_path / "base" / "loss.png").exists()
     study = read_study([tmp_path / "base"])
     assert [arm.ordering for arm in study.arms] == ["untrained"]

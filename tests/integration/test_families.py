@@ -39,7 +39,7 @@ def family_run(request, tmp_path_factory):
         *("model=hub", f"model.name={place / 'base'}", "training=default", "tracking=disabled"),
         *(f"training.max_steps={STEPS}", "training.checkpoint_every=2", "training.warmup_steps=1"),
         *("training.learning_rate=0.01", "lora.dropout=0.1", "evaluation.max_new_tokens=6"),
-        "training.accumulation_steps=1",
+        *("training.accumulation_steps=1", "tracking.pictures=false"),
         *("data.limit=40", "data.evaluation.test.limit=10", "evaluation.zero_shot=false"),
         *("evaluation.bertscore.enabled=false", "evaluation.after_each_stage=false"),
     )

@@ -54,6 +54,7 @@ def small(leak):
     return (
         *("experiment=smoke", "data=jsonl", f"data.path={leak}", "data.evaluation.test.limit=2"),
         *("training.max_steps=2", "evaluation.bertscore.enabled=false"),
+        "tracking.pictures=false",
     )
 
 
@@ -180,4 +181,5 @@ def test_dropped_rows_are_never_trained_on_and_are_counted(leak, tmp_path):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["data"]["training"]["num_examples"] == 5
     assert record["contamination"]["num_dropped"] == 2
+    assert not list((tmp_path / "run").glob("*.png"))  # tracking.pictures=false
     assert record["contamination"]["sets"]["test"]["image_overlap"] == 1.0

@@ -19,6 +19,7 @@ NUM_ROWS = 12
 SHORT = (
     *("data=kvasir_vqa_x1", "curriculum=by_complexity", "contamination=report"),
     *("tracking=disabled", "training.max_steps=3", "training.micro_batch_size=2"),
+    "tracking.pictures=false",
     *("evaluation.zero_shot=false", "evaluation.bertscore.enabled=false"),
     *("evaluation.max_new_tokens=2", "evaluation.after_each_stage=false"),
 )

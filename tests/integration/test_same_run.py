@@ -15,6 +15,7 @@ OVERRIDES = (
     *("experiment=smoke", "data=jsonl", "contamination=report", "curriculum=whole_pool"),
     *("training.max_steps=60", "training.checkpoint_every=2", "training.micro_batch_size=2"),
     *("training.accumulation_steps=1", "evaluation.bertscore.enabled=false"),
+    "tracking.pictures=false",
     *("evaluation.zero_shot=false", "evaluation.max_new_tokens=4"),
 )
 

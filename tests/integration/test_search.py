@@ -21,6 +21,7 @@ SEARCH = (
     *("training.checkpoint_every=1", "data.evaluation.validation.limit=8"),
     *("evaluation.max_new_tokens=4", "evaluation.batch_size=8", "evaluation.bootstrap_samples=50"),
     *("evaluation.bertscore.enabled=false", "evaluation.zero_shot=false", "tracking=disabled"),
+    "tracking.pictures=false",
 )
 TWO = (*SEARCH, "hydra.sweeper.num_trials=2")
 

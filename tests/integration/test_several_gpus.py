@@ -36,6 +36,7 @@ SMOKE = (
     "training.gpus=2",
     "data.evaluation.test.limit=16",
     "evaluation.bertscore.enabled=false",
+    "tracking.pictures=false",
     "evaluation.zero_shot=false",
 )
 # float32 sums in another order. Losses differed by 1.8e-6 over 24 steps, log-probabilities of

@@ -21,7 +21,10 @@ from tests import conftest
 from tests.conftest import ROOT, environment, wait_for
 from tests.integration.test_wandb import of_type, read_log, rows
 
-SMOKE = ("experiment=smoke", "data.evaluation.test.limit=16", "evaluation.bertscore.enabled=false")
+SMOKE = (
+    *("experiment=smoke", "data.evaluation.test.limit=16", "evaluation.bertscore.enabled=false"),
+    "tracking.pictures=false",
+)
 GRID = (*SMOKE, "curriculum=open_first,mixed", "seed=1")
 
 pytestmark = pytest.mark.slow

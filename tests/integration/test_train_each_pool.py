@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 pytest.importorskip("datasets")
 SHORT = (
     *("contamination=report", "tracking=disabled", "training.max_steps=2"),
+    "tracking.pictures=false",
     *("training.micro_batch_size=4", "training.warmup_steps=0", "evaluation.zero_shot=false"),
     *("evaluation.bertscore.enabled=false", "evaluation.max_new_tokens=2"),
 )

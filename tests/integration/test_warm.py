@@ -110,6 +110,7 @@ def test_a_fused_engine_changes_nothing_for_the_next_job_of_that_engine(models, 
             "experiment=smoke",
             "training.engine=fused",
             "evaluation.bertscore.enabled=false",
+            "tracking.pictures=false",
         )
         values = resolved(composed(*overrides, "data.evaluation.test.limit=16", f"seed={seed}"))
         settings = {"config": values, "overrides": [], "run_id": name}

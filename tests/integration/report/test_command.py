@@ -26,7 +26,8 @@ def real(tmp_path_factory):
     place = tmp_path_factory.mktemp("real")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_"))}
     overrides = ["experiment=smoke", "data.evaluation.test.limit=24", "evaluation.blind=true",
-                 "evaluation.bertscore.enabled=false", "training.warmup_steps=1"]  # fmt: skip
+                 "evaluation.bertscore.enabled=false", "training.warmup_steps=1",
+                 "tracking.pictures=false"]  # fmt: skip
     answer = subprocess.run(
         [
             *(sys.executable, str(ROOT / "train.py"), "-m", *overrides),

@@ -11,7 +11,8 @@ from medvqa.tracking.record import read_lines
 from tests.unit.config.test_compose import composed
 
 SHORT = (
-    *("only_evaluate=true", "tracking=disabled", "data.evaluation_limit=6"),
+    *("only_evaluate=true", "tracking=disabled", "tracking.pictures=false"),
+    "data.evaluation_limit=6",
     *("evaluation.bertscore.enabled=false", "evaluation.max_new_tokens=2"),
     *("model.max_pixels=16384", "evaluation.bootstrap_samples=20"),
 )
