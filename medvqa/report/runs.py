@@ -1,6 +1,5 @@
 """Run directories -> runs with their answers: read from files alone, damage named."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -153,7 +152,10 @@ def _read(directory: Path, entry: Entry, interned: dict[Question, Question]) -> 
         values = record.read_run(directory)
         state, error = _state(directory, entry, values)
         if state == record.FINISHED:
-            answers = _read_answers(directory, interned)
+            places = directory.glob("evaluation/*/*/metrics.json")
+            answers = [_answers(path.parent, interned) for path in places]
+            if not answers:
+                raise UserError(f"{directory} is finished but holds no evaluation")
     except UserError as damage:
         state, error = DAMAGED, str(damage)
     return Run(
@@ -162,7 +164,7 @@ def _read(directory: Path, entry: Entry, interned: dict[Question, Question]) -> 
         state=state,
         overrides=tuple((entry or values).get("overrides", ())),
         error=error,
-        answers=tuple(answers),
+        answers=tuple(sorted(answers, key=lambda a: (a.set_name, phase_place(a.phase, a.step)))),
     )
 
 
@@ -183,15 +185,7 @@ def _state(directory: Path, entry: Entry, values: Mapping[str, Any]) -> tuple[st
     return (record.INTERRUPTED if state == record.RUNNING else state), error
 
 
-def _read_answers(directory: Path, interned: dict[Question, Question]) -> list[Answers]:
-    places = directory.glob("evaluation/*/*/metrics.json")
-    answers = [read_answers(path.parent, interned) for path in places]
-    if not answers:
-        raise UserError(f"{directory} is finished but holds no evaluation")
-    return sorted(answers, key=lambda a: (a.set_name, phase_place(a.phase, a.step)))
-
-
-def read_answers(place: Path, interned: dict[Question, Question]) -> Answers:
+def _answers(place: Path, interned: dict[Question, Question]) -> Answers:
     """Return one phase on one set; all runs share one copy of each question.
 
     Raises:
@@ -235,19 +229,12 @@ def _question(row: Mapping[str, Any]) -> Question:
 
 
 def _prediction_rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    # Not splitlines(), which also splits at U+2028 and the like inside an answer.
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
+    for number, row in enumerate(record.read_lines(path), start=1):
         try:
-            row = json.loads(line)
             required_of(row)
-            logprob = row.get("logprob_mean")
-        except (ValueError, KeyError, TypeError) as error:
+        except KeyError as error:
             raise UserError(f"{path}, line {number} is damaged ({error})") from error
-        if logprob is not None:
+        if (logprob := row.get("logprob_mean")) is not None:
             row[CONFIDENCE] = answer_confidence(logprob)
             row[OVERCONFIDENCE] = row[CONFIDENCE] - row["exact_match"]
         yield row

@@ -122,7 +122,8 @@ def test_what_is_unfinished_or_damaged_is_shown_with_the_reason_and_not_compared
     }
     assert runs["failed"].error == error
     assert runs["killed"].error == "killed by signal 9"
-    assert f"{predictions}, line " in runs["cut"].error
+    assert f"{predictions} is damaged: " in runs["cut"].error
+    assert "predictions, metrics.json has 60" in runs["cut"].error
     assert "torn/run.json is damaged" in runs["torn"].error
     last = tables(read_study([tmp_path]))[-1]
     assert [row[1] for row in last.rows] == ["failed", "killed", "damaged", "damaged", "waiting"]
