@@ -6,7 +6,6 @@ of Kvasir-VQA-x1's test split after `shuffle(seed=42)`; subtask 2 does so among 
 complexity 1. The official tool runs the template itself; this file is what it would write.
 """
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 from medvqa.config.errors import UserError
 from medvqa.export.atomic import check_target, new_directory
 from medvqa.models.trained import EXPORT_FILE, Kind, Trained, read_trained
-from medvqa.tracking.record import read_lines, write_json, write_text
+from medvqa.tracking.record import read_lines, write_json, write_lines
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +57,7 @@ def write_medico(run: Path, target: Path) -> Path:
         answers = {"submission_info": info, "predictions": tasks["task_1"]}
         write_json(directory / TASK_1, answers)
         if "task_2" in tasks:
-            lines = (json.dumps(row, ensure_ascii=False) for row in tasks["task_2"])
-            write_text(directory / TASK_2, "".join(f"{line}\n" for line in lines))
+            write_lines(directory / TASK_2, tasks["task_2"])
         counts = {name: len(answers) for name, answers in tasks.items()}
         write_json(directory / EXPORT_FILE, {"kind": "medico", "run": trained.name, **counts})
     return target

@@ -5,10 +5,10 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from medvqa.config.data import SourceConfig
 from medvqa.config.errors import UserError
+from medvqa.config.typed import typed_group
 from medvqa.data.example import Example, ImageSource
 from medvqa.data.image import load_rgb
 from medvqa.data.pool import at_most, load_pool
@@ -65,21 +65,8 @@ def _sources(arms: Sequence[Arm]) -> list[tuple[str, SourceConfig, int | None, i
         for name, values in data["evaluation"].items():
             limit, seed = data.get("evaluation_limit"), int(data["seed"])
             key = json.dumps([values, limit, seed], sort_keys=True)
-            sources.setdefault(key, (name, source_config(values), limit, seed))
+            sources.setdefault(key, (name, typed_group(SourceConfig, values), limit, seed))
     return list(sources.values())
-
-
-def source_config(values: Mapping[str, Any]) -> SourceConfig:
-    """Return the typed source of a run's resolved config.
-
-    Only this part is made typed: the whole config may ask for a GPU that is not here.
-    """
-    from omegaconf import OmegaConf
-
-    merged = OmegaConf.merge(OmegaConf.structured(SourceConfig), dict(values))
-    config = OmegaConf.to_object(merged)
-    assert isinstance(config, SourceConfig)
-    return config
 
 
 def _add_thumbnails(urls: dict[str, str], examples: Sequence[Example]) -> list[str]:
