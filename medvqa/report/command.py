@@ -2,15 +2,20 @@
 
 import os
 import sys
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from medvqa.config.command_line import CommandParser
-from medvqa.report.example import TITLE, unpack_example
+from medvqa.config.machine import make_directory
 from medvqa.report.matching import Settings
 from medvqa.report.report import Report, read_report
 from medvqa.report.table import rich_table
 from medvqa.tracking.terminal import console
+
+# The record of a small finished grid, to see a report before any run; made by tools.pack_example.
+ARCHIVE = Path(__file__).with_name("example.tar.xz")
+TITLE = "Example: six small runs on drawn pictures"
 
 
 def main_report(argv: Sequence[str]) -> None:
@@ -71,6 +76,19 @@ def _parser() -> CommandParser:
     add("--no-pictures", action="store_true", help="leave the pictures out")
     add("--no-plots", action="store_true", help="write no PNG and SVG files")
     return parser
+
+
+def unpack_example(directory: Path) -> Path:
+    """Write the record below the directory and return the grid's directory.
+
+    Raises:
+        UserError: If the directory cannot be written.
+    """
+    grid = directory / "grid"
+    make_directory(grid, "another directory")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(grid, filter="data")
+    return grid
 
 
 def show(report: Report, page: Path) -> None:

@@ -1,15 +1,7 @@
-"""Confidence and probes of a study -> tables, CSV rows, and a part of the page without a script."""
-
-from collections.abc import Sequence
-from html import escape
-from typing import Any
+"""Confidence and probes of a study -> tables."""
 
 from medvqa.evaluation.confidence_summary import MEASURES
-from medvqa.evaluation.figure import page_svg
 from medvqa.evaluation.probing import MEASURES as RATES
-from medvqa.report import plots
-from medvqa.report.confidence import ArmConfidence, ArmProbe
-from medvqa.report.rows import Row
 from medvqa.report.runs import AGREEMENT
 from medvqa.report.study import Study
 from medvqa.report.table import Table, interval, probability
@@ -96,70 +88,4 @@ def probes_table(study: Study, set_name: str) -> Table:
             "lead, an invented finding or a wrong option",
             *silent,
         ),
-    )
-
-
-def confidence_rows(confidence: Sequence[ArmConfidence]) -> list[Row]:
-    """Return all lines of confidence.csv."""
-    return [
-        {**_place(own), "phase": own.phase, "group": own.group, **_score(name, score)}
-        for own in confidence
-        for name, score in own.measures.items()
-    ]
-
-
-def probe_rows(probes: Sequence[ArmProbe]) -> list[Row]:
-    """Return all lines of probes.csv."""
-    return [
-        {**_place(own), "probe": own.probe, **_score(name, score)}
-        for own in probes
-        for name, score in own.rates.items()
-    ]
-
-
-def _place(own: ArmConfidence | ArmProbe) -> Row:
-    return {"set": own.set_name, "arm": own.arm.name, "num_seeds": own.num_seeds}
-
-
-def _score(name: str, score: Any) -> Row:
-    return {"measure": name, "mean": score.mean, "low": score.low, "high": score.high,
-            "num_questions": score.num_examples}  # fmt: skip
-
-
-def confidence_html(study: Study) -> str:
-    """Return the page's section: per set the diagrams and tables, all texts escaped."""
-    parts = []
-    for name in study.set_names:
-        figure = plots.confidence(study, name)
-        if figure:
-            label = f"Reliability diagram and risk-coverage curve of each arm on {name}"
-            parts.append(
-                f'<figure class="plot" role="img" aria-label="{escape(label)}">'
-                f"{page_svg(figure)}</figure>"
-            )
-        tables = (make(study, name) for make in (measures_table, overconfidence_table))
-        parts += [html_table(table) for table in tables if table.rows]
-    return "".join(parts) or '<p class="note">No run recorded log-probabilities.</p>'
-
-
-def probes_html(study: Study) -> str:
-    """Return the page's section on probes."""
-    tables = [probes_table(study, name) for name in study.set_names]
-    html = "".join(html_table(table) for table in tables if table.rows)
-    return html or (
-        '<p class="note">No run was asked any: <code>evaluation.probes=[blank,...]</code>.</p>'
-    )
-
-
-def html_table(table: Table) -> str:
-    """Return the table as HTML with its notes below."""
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows
-    )
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.title)}">'
-        f"<table><caption>{escape(table.title)}</caption><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>{notes}"
     )

@@ -12,10 +12,11 @@ from medvqa.evaluation.figure import page_svg
 from medvqa.evaluation.score import SHOWN
 from medvqa.report import plots
 from medvqa.report.arms import Arm
-from medvqa.report.confidence_tables import confidence_html, probes_html
+from medvqa.report.confidence_tables import measures_table, overconfidence_table, probes_table
 from medvqa.report.rows import comparison_row, result_rows, run_rows, unequal_arms, verdict_row
 from medvqa.report.runs import Answers, Question, Run
 from medvqa.report.study import Study, phases_in_order
+from medvqa.report.table import html_table
 from medvqa.report.tables import main_comparisons
 from medvqa.report.thumbnails import Pictures
 from medvqa.report.verdicts import few_seeds, final_words
@@ -49,6 +50,31 @@ def page(study: Study, pictures: Pictures, *, title: str) -> str:
             name, _, rest = rest.partition("}}")
             pieces.append(parts[name])
     return "".join(pieces)
+
+
+def confidence_html(study: Study) -> str:
+    """Return the page's section: per set the diagrams and tables, all texts escaped."""
+    parts = []
+    for name in study.set_names:
+        figure = plots.confidence(study, name)
+        if figure:
+            label = f"Reliability diagram and risk-coverage curve of each arm on {name}"
+            parts.append(
+                f'<figure class="plot" role="img" aria-label="{escape(label)}">'
+                f"{page_svg(figure)}</figure>"
+            )
+        tables = (make(study, name) for make in (measures_table, overconfidence_table))
+        parts += [html_table(table) for table in tables if table.rows]
+    return "".join(parts) or '<p class="note">No run recorded log-probabilities.</p>'
+
+
+def probes_html(study: Study) -> str:
+    """Return the page's section on probes."""
+    tables = [probes_table(study, name) for name in study.set_names]
+    html = "".join(html_table(table) for table in tables if table.rows)
+    return html or (
+        '<p class="note">No run was asked any: <code>evaluation.probes=[blank,...]</code>.</p>'
+    )
 
 
 def _asset(name: str) -> str:

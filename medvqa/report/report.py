@@ -7,11 +7,11 @@ from functools import cached_property
 from html import escape
 from pathlib import Path
 
-from medvqa.report.confidence_tables import confidence_rows, confidence_tables, probe_rows
+from medvqa.report.confidence_tables import confidence_tables
 from medvqa.report.matching import Settings
 from medvqa.report.page import page
 from medvqa.report.plots import write_figures
-from medvqa.report.rows import write_rows
+from medvqa.report.rows import confidence_rows, probe_rows, write_rows
 from medvqa.report.study import Study, read_study
 from medvqa.report.table import Table, latex, markdown, rich_table
 from medvqa.report.tables import tables

@@ -1,9 +1,11 @@
 """Study -> flat rows, one per number, for the CSV files, comparisons.json and the page."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from medvqa.report.confidence import ArmConfidence, ArmProbe
 from medvqa.report.pairs import Comparison
 from medvqa.report.study import Study
 from medvqa.report.verdicts import Verdict
@@ -123,6 +125,33 @@ def run_rows(study: Study) -> list[Row]:
             }
         )
     return rows
+
+
+def confidence_rows(confidence: Sequence[ArmConfidence]) -> list[Row]:
+    """Return all lines of confidence.csv."""
+    return [
+        {**_place(own), "phase": own.phase, "group": own.group, **_score(name, score)}
+        for own in confidence
+        for name, score in own.measures.items()
+    ]
+
+
+def probe_rows(probes: Sequence[ArmProbe]) -> list[Row]:
+    """Return all lines of probes.csv."""
+    return [
+        {**_place(own), "probe": own.probe, **_score(name, score)}
+        for own in probes
+        for name, score in own.rates.items()
+    ]
+
+
+def _place(own: ArmConfidence | ArmProbe) -> Row:
+    return {"set": own.set_name, "arm": own.arm.name, "num_seeds": own.num_seeds}
+
+
+def _score(name: str, score: Any) -> Row:
+    return {"measure": name, "mean": score.mean, "low": score.low, "high": score.high,
+            "num_questions": score.num_examples}  # fmt: skip
 
 
 def unequal_arms(study: Study) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""A table of texts, and how it is written: Markdown, LaTeX (booktabs) or on the terminal."""
+"""A table of texts, and how it is written: Markdown, LaTeX (booktabs), HTML or on the terminal."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 from medvqa.data.example import Score
@@ -78,6 +79,20 @@ def latex(table: Table) -> str:
 \\end{{tabular}}{notes}
 \\end{{table}}
 """
+
+
+def html_table(table: Table) -> str:
+    """Return the table as HTML, all texts escaped, with its notes below."""
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows
+    )
+    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in table.notes)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.title)}">'
+        f"<table><caption>{escape(table.title)}</caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>{notes}"
+    )
 
 
 def rich_table(table: Table) -> "RichTable":

@@ -8,8 +8,7 @@ import tarfile
 import pytest
 
 from medvqa.config.errors import UserError
-from medvqa.report.command import main_report
-from medvqa.report.example import ARCHIVE
+from medvqa.report.command import ARCHIVE, main_report
 from medvqa.report.matching import Settings
 from medvqa.report.report import read_report
 from medvqa.report.runs import read_runs
