@@ -36,16 +36,14 @@ def references(images: Images) -> tuple[list[str], int]:
     Raises:
         ToolError: If it is no list of strings.
     """
-    entries = [images] if isinstance(images, str) else images
+    entries = listed(images)
     if entries is None:
         return [], 0
-    if not isinstance(entries, list | tuple) or not all(
-        entry is None or isinstance(entry, str) for entry in entries
-    ):
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         raise ToolError(ErrorKind.image_not_allowed, "images must be a list of strings")
     if len(entries) > MAX_ENTRIES:
         raise ToolError(ErrorKind.too_many_images, f"the list has {len(entries)} entries")
-    stripped = [(entry or "").strip() for entry in entries]
+    stripped = [entry.strip() for entry in entries]
     named = [entry for entry in stripped if entry.lower() not in EMPTY_REFERENCES]
     return named, len(stripped) - len(named)
 
