@@ -28,11 +28,10 @@ def new_directory(target: Path) -> Iterator[Path]:
         try:
             yield partial
         except BaseException:
-            _clear(partial)
-            (partial / ".lock").unlink()
-            partial.rmdir()
+            shutil.rmtree(partial)
             raise
-        _to_disk(partial)
+        for path in (*partial.rglob("*"), partial):
+            _sync(path)
         (partial / ".lock").unlink()  # stays held: the lock is the open file's, not the name's
         _put_in_place(partial, target)
 
@@ -61,12 +60,6 @@ def _put_in_place(partial: Path, target: Path) -> None:
     partial.rename(target)
     _sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _to_disk(directory: Path) -> None:
-    for path in directory.rglob("*"):
-        _sync(path)
-    _sync(directory)
 
 
 def _sync(path: Path) -> None:

@@ -14,7 +14,7 @@ from medvqa.config.schema import Config
 from medvqa.data.example import Example
 from medvqa.evaluation.answering import by_model
 from medvqa.evaluation.evaluate import Evaluator
-from medvqa.models.encode import Encoder
+from medvqa.models.encode import Encoder, encoder_of
 from medvqa.models.load import load_base
 from medvqa.models.loaded import LoadedModel
 from medvqa.models.source import is_stored_in_4bit
@@ -99,8 +99,7 @@ def merge(
     import torch
 
     loaded = load_with_adapter(trained, config)
-    limit = config.max_length_tokens
-    encoder = Encoder(loaded.processor, max_length_tokens=limit, prompt=trained.prompt)
+    encoder = encoder_of(loaded, config, None, trained.prompt)
     prompts = prompts[:NUM_PROMPTS]
     adapter = _logits(loaded, encoder, prompts)
     with loaded.adapter_disabled():
@@ -110,7 +109,8 @@ def merge(
     merged.save_pretrained(str(directory), safe_serialization=True)
     loaded.processor.save_pretrained(str(directory))
     del loaded, merged
-    _free()
+    gc.collect()
+    torch.cuda.empty_cache()
     # Read back from the disk: what counts is what others will load.
     saved = _logits(load_saved(config, directory), encoder, prompts)
     check = MergeCheck(
@@ -145,14 +145,6 @@ def _rms(difference: "torch.Tensor") -> float:
     return float(difference.square().mean().sqrt())
 
 
-def _free() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def reevaluate(
     trained: Trained,
     config: Config,
@@ -167,25 +159,16 @@ def reevaluate(
     place = trained.directory / PLACE
     shutil.rmtree(place, ignore_errors=True)
     evaluator = Evaluator(sets, config.evaluation, directory=place, seed=config.seed)
-    limit = config.model.max_length_tokens
-    encoder = Encoder(loaded.processor, max_length_tokens=limit, prompt=config.prompt)
+    encoder = encoder_of(loaded, config.model, None, config.prompt)
     steps = int(trained.values["training"]["num_steps"])
     answer = by_model(loaded, encoder, config.evaluation)
     evaluator.phase(MERGED, steps, answer, device=loaded.device.type)
-    before = trained.directory / "evaluation" / "final"
-    equal = {
-        name: _equal_answers(
-            before / name / "predictions.jsonl", evaluator.place(MERGED, name) / "predictions.jsonl"
-        )
-        for name in sets
-    }
-    for name, counts in equal.items():
-        log.info("%s: %d of %d answers equal the run's", name, counts["equal"], counts["of"])
+    equal = {}
+    for name in sets:
+        final = trained.directory / "evaluation" / "final" / name / "predictions.jsonl"
+        before = {row["id"]: row["prediction"] for row in read_lines(final)}
+        rows = read_lines(evaluator.place(MERGED, name) / "predictions.jsonl")
+        num_equal = sum(before.get(row["id"]) == row["prediction"] for row in rows)
+        equal[name] = {"equal": num_equal, "of": len(rows)}
+        log.info("%s: %d of %d answers equal the run's", name, num_equal, len(rows))
     return equal
-
-
-def _equal_answers(one: Path, other: Path) -> dict[str, int]:
-    answers = {row["id"]: row["prediction"] for row in read_lines(one)}
-    rows = read_lines(other)
-    equal = sum(answers.get(row["id"]) == row["prediction"] for row in rows)
-    return {"equal": equal, "of": len(rows)}
