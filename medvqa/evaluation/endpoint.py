@@ -5,11 +5,11 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from medvqa.config.errors import UserError
-from medvqa.config.evaluation import EvaluationConfig
 from medvqa.config.prompt import PromptConfig
 from medvqa.data.example import Example, ImageSource
 from medvqa.data.image import load_rgb
@@ -23,21 +23,20 @@ NUM_REQUESTS = 8  # at once
 TIMEOUT_S = 300.0
 
 
+@dataclass(frozen=True)
 class Endpoint:
     """A model behind a server.
 
-    Args:
+    Attributes:
         url: Of the server, with or without `/chat/completions`.
         model: Name by which the server knows the model.
         prompt: What stands around each question.
-        config: Its `max_new_tokens` bounds each answer.
     """
 
-    def __init__(
-        self, url: str, model: str, prompt: PromptConfig, config: EvaluationConfig
-    ) -> None:
-        self.url, self.model = url, model
-        self._prompt, self._max_new_tokens = prompt, config.max_new_tokens
+    url: str
+    model: str
+    prompt: PromptConfig
+    max_new_tokens: int
 
     def answer(self, examples: Sequence[Example], cache: Path) -> list[Answer]:
         """Return the answers; those in the cache are not asked for again.
@@ -58,8 +57,8 @@ class Endpoint:
             question_text(example),
             [_png(image) for image in example.images],
             model=self.model,
-            max_new_tokens=self._max_new_tokens,
-            prompt=self._prompt,
+            max_new_tokens=self.max_new_tokens,
+            prompt=self.prompt,
         )
         choice, usage = complete(self.url, body)
         return {

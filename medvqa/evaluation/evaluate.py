@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,23 +24,16 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class Evaluator:
     """Evaluates phases of one run; what is already on the disk is not done again."""
 
-    def __init__(
-        self,
-        sets: Mapping[str, Sequence[Example]],
-        config: EvaluationConfig,
-        *,
-        directory: Path,
-        seed: int,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        self.sets = sets
-        self.config = config
-        self.directory = directory
-        self.seed = seed
-        self.ranks = ranks
+    sets: Mapping[str, Sequence[Example]]
+    config: EvaluationConfig
+    _: KW_ONLY
+    directory: Path
+    seed: int
+    ranks: Ranks = ALONE
 
     def phase(
         self,

@@ -79,7 +79,7 @@ def _phases(config: Config, evaluator: Evaluator, records: Records) -> Phases:
     if config.endpoint:
         assert config.model_name
         keeper.update(model={"source": config.endpoint, "served_as": config.model_name})
-        endpoint = Endpoint(config.endpoint, config.model_name, config.prompt, own)
+        endpoint = Endpoint(config.endpoint, config.model_name, config.prompt, own.max_new_tokens)
         return Phases(evaluator, by_server(endpoint), records)
     with keeper.phase("load"):
         loaded = load_base(replace(config.model, backend=Backend.transformers))
