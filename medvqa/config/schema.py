@@ -63,6 +63,11 @@ class Config:
             "adapter=DIR is put on a base that is loaded here; with endpoint=URL the server has it",
         )
         evaluation_is_not_training(self.data)
+        self._check_computation()
+
+    def _check_computation(self) -> None:
+        """Check that one library or engine can compute everything that is configured."""
+        is_shared = self.evaluation.decoding is Decoding.shared_prefix
         if self.model.base_precision is BasePrecision.fp8:
             exclude(
                 {
@@ -74,7 +79,6 @@ class Config:
                 "model.base_precision=dtype",
             )
         if self.training.sharding is not Sharding.none:
-            is_shared = self.evaluation.decoding is Decoding.shared_prefix
             exclude(
                 {
                     "model.backend=unsloth": self.model.backend is Backend.unsloth,
@@ -86,7 +90,6 @@ class Config:
                 "does not go with {setting}",
             )
         if self.model.backend is Backend.unsloth:
-            is_shared = self.evaluation.decoding is Decoding.shared_prefix
             exclude(
                 {
                     "training.engine=fused": self.training.engine is Engine.fused,

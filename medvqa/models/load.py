@@ -123,7 +123,7 @@ def load_base(
     """Return the base alone, frozen, by transformers; see `load_model` for the arguments."""
     _import_libraries()
     import torch
-    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+    from transformers import AutoModelForImageTextToText
     from transformers.utils import logging as transformers_logging
 
     if not sys.stderr.isatty():
@@ -136,12 +136,7 @@ def load_base(
         _check_fp8(device)
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
     if config.load_in_4bit:
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
+        options["quantization_config"] = _nf4(dtype)
     processor = load_processor(config)
     check(processor)
     if group is None:  # safetensors, since a pickle could do anything
@@ -150,7 +145,6 @@ def load_base(
         base = sharded_base(config, dtype, torch.device(device), group)
     base.requires_grad_(False)
     tell_model(base, config)
-    quantized = bool(getattr(base, "is_loaded_in_4bit", False))
     return LoadedModel(
         base,
         processor,
@@ -158,10 +152,21 @@ def load_base(
         dtype,
         Backend.transformers,
         model_source(config),
-        quantized,
+        bool(getattr(base, "is_loaded_in_4bit", False)),
         config.base_precision,
         is_adapted=False,
         is_sharded=group is not None,
+    )
+
+
+def _nf4(dtype: Any) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
     )
 
 

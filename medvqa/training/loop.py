@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,37 +49,31 @@ log = logging.getLogger(__name__)
 ENCODING_THREADS = 4
 
 
+@dataclass
 class Trainer:
     """One run's optimisation; `train` may be called on a half-done run directory."""
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        encoder: Encoder,
-        config: TrainingConfig,
-        *,
-        directory: Path,
-        seed: int,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        self.loaded = loaded
-        self.encoder = encoder
-        self.config = config
-        self.directory = directory
-        self.seed = seed
-        self.ranks = ranks
-        self.checkpoints = CheckpointWriter(directory / "checkpoints")
+    loaded: LoadedModel
+    encoder: Encoder
+    config: TrainingConfig
+    _: KW_ONLY
+    directory: Path
+    seed: int
+    ranks: Ranks = ALONE
+
+    def __post_init__(self) -> None:
+        """Choose the engine, and how many samples it computes at once."""
+        loaded, config = self.loaded, self.config
+        self.checkpoints = CheckpointWriter(self.directory / "checkpoints")
         self.engine = choose_path(loaded, config.engine, Decoding.auto).engine
         self.engine_name = self.engine.value  # as run.json records it
         self._on_gpu = loaded.device.type == "cuda"
-        self._engine = make_engine(self.engine, loaded, encoder)
+        self._engine = make_engine(self.engine, loaded, self.encoder)
         in_compute_type = self._on_gpu and self._engine.adapts_in_compute_type
         self.optimizer = AdapterOptimizer(loaded, config, in_compute_type=in_compute_type)
-        largest_share = math.ceil(config.batch_size / ranks.size)
-        self._micro_batch_size = min(config.micro_batch_size, largest_share)
+        share = math.ceil(config.batch_size / self.ranks.size)
         self._plans_form = self._on_gpu and config.fit_micro_batch and not loaded.is_sharded
-        if self._plans_form:
-            self._micro_batch_size = largest_share
+        self._micro_batch_size = share if self._plans_form else min(config.micro_batch_size, share)
 
     def train(
         self,
