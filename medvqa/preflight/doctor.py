@@ -9,12 +9,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
+from packaging.requirements import Requirement
+
 import medvqa
 from medvqa.config.command_line import CommandParser
 from medvqa.config.machine import cache_directory, num_cuda_devices
 from medvqa.models.source import hub_answers
 from medvqa.preflight.downloads import free_bytes
-from medvqa.tracking.environment import environment
+from medvqa.tracking.environment import environment, version
 from medvqa.tracking.terminal import console, table
 from medvqa.tracking.wandb_mirror import has_key
 
@@ -109,12 +111,10 @@ def _models() -> Iterator[Line]:
 
 def _packages() -> Iterator[Line]:
     """Compare the installed packages with the bounds that this one declares."""
-    from packaging.requirements import Requirement
-
     ours = _distribution()
     required = [Requirement(text) for text in metadata.requires(ours) or []]
     base = [need for need in required if need.marker is None or need.marker.evaluate({"extra": ""})]
-    wrong = [need for need in base if not _is_met(need.name, need.specifier)]
+    wrong = [need for need in base if not _is_met(need)]
     yield Line(
         "packages",
         f"medvqa {medvqa.__version__}, {len(base) - len(wrong)} of {len(base)} as required",
@@ -125,7 +125,7 @@ def _packages() -> Iterator[Line]:
     yield Line("versions", ", ".join(f"{name} {versions[name] or 'absent'}" for name in names))
     for extra in metadata.metadata(ours).get_all("Provides-Extra") or []:
         parts = [n for n in required if n.marker and n.marker.evaluate({"extra": extra})]
-        absent = [n.name for n in parts if n not in base and not _is_met(n.name, n.specifier)]
+        absent = [n.name for n in parts if n not in base and not _is_met(n)]
         state = f"without {', '.join(absent)}" if absent else "installed"
         yield Line(f"extra {extra}", state, f'pip install -e ".[{extra}]"' if absent else "")
 
@@ -138,13 +138,9 @@ def _distribution() -> str:
     return DISTRIBUTION
 
 
-def _is_met(name: str, specifier: "object") -> bool:
-    from packaging.specifiers import SpecifierSet
-
-    try:
-        return SpecifierSet(str(specifier)).contains(metadata.version(name), prereleases=True)
-    except metadata.PackageNotFoundError:
-        return False
+def _is_met(need: Requirement) -> bool:
+    installed = version(need.name)
+    return installed is not None and need.specifier.contains(installed, prereleases=True)
 
 
 def _accounts() -> Iterator[Line]:

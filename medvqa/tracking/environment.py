@@ -23,20 +23,22 @@ PACKAGES = (
 
 def environment() -> dict[str, Any]:
     """Return machine and versions; packages are not imported for it."""
-    versions: dict[str, str | None] = {"medvqa": medvqa.__version__}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "num_cpus": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": list(_gpus()),
-        "packages": versions,
+        "packages": {"medvqa": medvqa.__version__, **{name: version(name) for name in PACKAGES}},
     }
+
+
+def version(package: str) -> str | None:
+    """Return the installed version; None where there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 @functools.cache  # a process serves many runs, and the driver's answer takes a second

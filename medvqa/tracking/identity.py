@@ -7,7 +7,6 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from medvqa.config.identity import flat, results_only
 from medvqa.config.secrets import masked_values
 from medvqa.config.typed import with_defaults
 from medvqa.data.storage.cache import remembered
+from medvqa.tracking.environment import version
 from medvqa.tracking.files import has_results
 from medvqa.tracking.record import DIVERGED, FINISHED, read_run
 
@@ -43,7 +43,7 @@ Rows = Callable[[], Mapping[str, str]]
 
 def code(engine: str | None = None) -> dict[str, str | None]:
     """Return the hash of the code that computes, its libraries' versions, the resolved engine."""
-    versions = {name: _version(name) for name in LIBRARIES}
+    versions = {name: version(name) for name in LIBRARIES}
     return {"sha256": _code_sha256(), **versions, "engine": engine}
 
 
@@ -83,13 +83,6 @@ MEANINGS: dict[str, Callable[[str], str]] = {
     ".py": lambda text: ast.unparse(without_docstrings(ast.parse(text))),
     ".yaml": lambda text: json.dumps(yaml.safe_load(text), default=str),
 }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def is_finished(
