@@ -94,7 +94,11 @@ class FusedEngine:
 
     def release_memory(self) -> bool:
         """Give back what only saves time; return whether there was anything."""
-        return self.decoder.graphs.forget(for_good=True)
+        return self.decoder.graphs.forget()
+
+    def stop_capturing(self) -> bool:
+        """Capture no pass from now on; return whether that is new."""
+        return self.decoder.graphs.stop()
 
     def recompute_layers(self) -> bool:
         """Keep only the layers' inputs for the backward pass; return whether that is new."""

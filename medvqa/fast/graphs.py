@@ -79,14 +79,19 @@ class Graphs:
             return function(*inputs)
         return self._captured[name](inputs)
 
-    def forget(self, *, for_good: bool = False) -> bool:
-        """Give the graphs' memory back, or end them `for_good`; return whether there were any."""
+    def forget(self) -> bool:
+        """Give the graphs' memory back; return whether there were any."""
         had_some = bool(self._captured)
-        self._is_possible &= not for_good
         self._captured.clear()
         self._num_passes.clear()
         self._gradients, self._pool = [], None
         return had_some
+
+    def stop(self) -> bool:
+        """Capture no pass from now on; return whether that is new."""
+        was_possible, self._is_possible = self._is_possible, False
+        self.forget()
+        return was_possible
 
     def _capture(self, name: Hashable, function: Function, inputs: Sequence[torch.Tensor]) -> bool:
         if self._pool is None:
@@ -97,9 +102,12 @@ class Graphs:
         try:
             with torch.cuda.stream(torch.cuda.current_stream()):  # a failure would leave another
                 captured = Captured(function, inputs, targets, self._pool, self._stream)
-        except RuntimeError as error:  # out of memory, or an operation that cannot be captured
+        except torch.OutOfMemoryError:  # fewer samples may fit: the trainer decides
+            self.forget()
+            raise
+        except RuntimeError as error:  # an operation that cannot be captured
             log.warning("without CUDA graphs from now on: %s", str(error).splitlines()[0])
-            self.forget(for_good=True)
+            self.stop()
             torch.cuda.empty_cache()
             return False
         self._captured[name] = captured

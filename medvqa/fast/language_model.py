@@ -46,7 +46,7 @@ class LanguageModel:
             and not checkpoints
             and len(parameters) == len(loaded.trainable)
         )
-        self._graphs = Graphs(parameters)
+        self.graphs = Graphs(parameters)
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -88,7 +88,7 @@ class LanguageModel:
             return result
 
         key = (str(tree), tuple(constants))
-        result = self._graphs.run(hidden, [leaves[place] for place in places], key)
+        result = self.graphs.run(hidden, [leaves[place] for place in places], key)
         return BaseModelOutputWithPast(last_hidden_state=result)
 
     def _is_usual(self, embeddings: torch.Tensor | None) -> bool:
@@ -131,8 +131,4 @@ class LanguageModel:
     @property
     def captured_bytes(self) -> int:
         """GPU memory that captured passes keep for later steps, also of the next run."""
-        return self._graphs.num_bytes
-
-    def forget(self) -> bool:
-        """Give the graphs' memory back; return whether there were any."""
-        return self._graphs.forget(for_good=True)
+        return self.graphs.num_bytes

@@ -102,7 +102,11 @@ class PlainEngine:
 
     def release_memory(self) -> bool:
         """Give back what only saves time; return whether there was anything."""
-        return self._language_model is not None and bool(self._language_model.forget())
+        return self._language_model is not None and bool(self._language_model.graphs.forget())
+
+    def stop_capturing(self) -> bool:
+        """Capture no pass from now on; return whether that is new."""
+        return self._language_model is not None and bool(self._language_model.graphs.stop())
 
     def recompute_layers(self) -> bool:
         """Keep only the layers' inputs for the backward pass; return whether that is new."""

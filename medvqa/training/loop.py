@@ -186,9 +186,10 @@ class Trainer:
         return loss
 
     def _shrink(self) -> None:
-        """Need less memory after running out of it: halve the micro-batch, then recompute layers.
+        """Need less memory after running out of it; each call takes the next slower form.
 
-        Halves come first, since they cost less time. Before all, what only saves time is freed.
+        Small captured passes are faster than large ones that the host launches kernel by kernel,
+        so captures end last.
 
         Raises:
             UserError: If not even one sample fits.
@@ -196,15 +197,15 @@ class Trainer:
         import torch
 
         self.optimizer.forget_gradients()
-        is_enough = self._engine.release_memory()
+        self._engine.release_memory()
         torch.cuda.empty_cache()
-        if is_enough:
-            return
         if self._micro_batch_size > 1:
             self._micro_batch_size = (self._micro_batch_size + 1) // 2
             log.warning("out of memory: micro-batches of %d from now on", self._micro_batch_size)
         elif self._engine.recompute_layers():
             log.warning("out of memory: layers are computed again in the backward pass from now on")
+        elif self._engine.stop_capturing():
+            log.warning("out of memory: without CUDA graphs from now on")
         else:
             raise UserError(
                 "one sample does not fit into the GPU's memory; use model.load_in_4bit=true or a "

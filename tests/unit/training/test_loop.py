@@ -1,6 +1,7 @@
 """The loop: equal batches give equal steps, the base stays, what was begun is finished exactly."""
 
 import dataclasses
+import logging
 import math
 import time
 
@@ -77,6 +78,21 @@ def test_a_sample_that_never_fits_is_an_error(tiny, encoder, phantoms, tmp_path,
     monkeypatch.setattr("tests.unit.training.test_loop.Trainer", ScarceTrainer)
     with pytest.raises(UserError, match="one sample does not fit"):
         train(tiny, encoder, phantoms[:48], tmp_path)
+
+
+def test_out_of_memory_captured_passes_end_after_every_smaller_form(
+    tiny, encoder, phantoms, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(ScarceTrainer, "is_scarce", lambda *_: True, raising=False)
+    config = dataclasses.replace(BASE, engine=Engine.fused, micro_batch_size=4)
+    trainer = ScarceTrainer(tiny, encoder, config, directory=tmp_path, seed=0)
+    trainer._engine.decoder.graphs._is_possible = True  # as on a GPU
+    caplog.set_level(logging.WARNING)
+    for form in ("micro-batches of 2", "micro-batches of 1", "computed again", "without CUDA"):
+        trainer._shrink()
+        assert form in caplog.messages[-1]
+    with pytest.raises(UserError, match="one sample does not fit"):
+        trainer._shrink()
 
 
 def test_training_moves_the_adapter_and_nothing_else(tiny, encoder, phantoms, tmp_path):
