@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.runs import Row, parser_of
 from medvqa.config.data import SourceConfig
 from medvqa.data.pool import load_examples
-from medvqa.report.command import main_report
+from medvqa.report.report import main_report
 from tests.synthetic_grid import guesser, write_cell
 
 ABILITY = {"qwen3_vl_8b": 0.4, "qwen3_vl_2b": 0.0, "qwen2_vl_7b": 0.2, "qwen2_vl_2b_4bit": -0.5}

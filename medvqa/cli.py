@@ -65,7 +65,7 @@ HANDLERS = {
     "doctor": "medvqa.preflight.doctor:main_doctor",
     "status": "medvqa.sweep.commands:main_status",
     "resume": "medvqa.sweep.commands:main_resume",
-    "report": "medvqa.report.command:main_report",
+    "report": "medvqa.report.report:main_report",
     "score": "medvqa.evaluation.score_file:main_score",
     "compare": "medvqa.report.compare:main_compare",
     "calibrate": "medvqa.evaluation.calibrate_command:main_calibrate",

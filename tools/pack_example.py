@@ -12,7 +12,7 @@ import tarfile
 from pathlib import Path
 
 import medvqa
-from medvqa.report.command import ARCHIVE
+from medvqa.report.report import ARCHIVE
 
 RECORDS = ("sweep.json", "*/run.json", "*/status.json", "*/metrics.jsonl", "*/contamination.json",
            "*/evaluation/*/*/*")  # fmt: skip

@@ -1,19 +1,19 @@
 """Batched greedy decoding; questions about one picture share its part of the prompt."""
 
+import logging
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, groupby, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from medvqa.config.evaluation import Decoding
 from medvqa.config.training import Engine
 from medvqa.data.example import Example
 from medvqa.data.prefetch import ahead
-from medvqa.evaluation.memory import within_memory
 from medvqa.evaluation.metrics import is_yes_or_no
-from medvqa.fast.choice import choose_path, make_engine
+from medvqa.fast.choice import ComputeEngine, choose_path, make_engine
 from medvqa.models.encode import Encoder, encode_alone
 from medvqa.models.loaded import LoadedModel
 from medvqa.models.sample import Decoded, Sample
@@ -21,6 +21,9 @@ from medvqa.tracking.progress import track
 
 if TYPE_CHECKING:
     import torch
+
+Result = TypeVar("Result")
+log = logging.getLogger(__name__)
 
 ChoiceProbs = dict[str, float]
 YES_NO = ("yes", "no")
@@ -203,3 +206,27 @@ def _ended(new: "torch.Tensor", end_token_id: int) -> "list[torch.Tensor]":
     return [
         row[: int(end.argmax())] if end.any() else row for row, end in zip(new, ends, strict=True)
     ]
+
+
+def within_memory(
+    engine: ComputeEngine,
+    samples: Sequence[Sample],
+    compute: Callable[[Sequence[Sample]], Result],
+    join: Callable[[Result, Result], Result],
+) -> Result:
+    """Return the result of the samples; where memory runs out, the joined results of the halves."""
+    import torch
+
+    try:
+        return compute(samples)
+    except torch.OutOfMemoryError:
+        has_released = engine.release_memory()
+        if len(samples) == 1 and not has_released:
+            raise
+    torch.cuda.empty_cache()
+    if has_released:  # training's captured passes
+        return within_memory(engine, samples, compute, join)
+    log.warning("out of memory with %d questions at once: half of them", len(samples))
+    middle = len(samples) // 2
+    halves = (samples[:middle], samples[middle:])
+    return join(*(within_memory(engine, half, compute, join) for half in halves))

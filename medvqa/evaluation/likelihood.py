@@ -15,8 +15,7 @@ from medvqa.config.evaluation import Decoding, EvaluationConfig, Scoring
 from medvqa.config.training import Engine
 from medvqa.data.example import Example
 from medvqa.evaluation.choice import LETTERS
-from medvqa.evaluation.generate import YES_NO, Answer, answering_order, generate
-from medvqa.evaluation.memory import within_memory
+from medvqa.evaluation.generate import YES_NO, Answer, answering_order, generate, within_memory
 from medvqa.evaluation.metrics import is_yes_or_no
 from medvqa.fast.choice import choose_path, make_engine
 from medvqa.models.encode import Encoder

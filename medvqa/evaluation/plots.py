@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medvqa.data.example import Example, Score
-from medvqa.evaluation.confidence_plot import draw_confidence
 from medvqa.evaluation.contact_sheet import DPI, draw_samples
-from medvqa.evaluation.figure import SERIES, new_figure
+from medvqa.evaluation.figure import SERIES, draw_confidence, new_figure
 from medvqa.evaluation.phase_scores import Evaluation
 from medvqa.evaluation.score import GROUPS, SHOWN
 from medvqa.tracking.record import read_json, read_lines

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medvqa.evaluation.comparison import LEVEL
-from medvqa.evaluation.confidence_plot import draw_diagrams
-from medvqa.evaluation.figure import FAINT, INK, SERIES, new_figure
+from medvqa.evaluation.figure import FAINT, INK, SERIES, draw_diagrams, new_figure
 from medvqa.evaluation.score import SHOWN
 from medvqa.report.arms import Arm
 from medvqa.report.runs import Run

@@ -19,7 +19,7 @@ from medvqa.config.curriculum import CurriculumConfig
 from medvqa.config.errors import UserError
 from medvqa.config.schema import Config
 from medvqa.config.typed import typed_group
-from medvqa.report.command import unpack_example
+from medvqa.report.report import unpack_example
 from tests.conftest import ROOT
 from tools.reference_pages import keys, on_page_markdown, sections
 

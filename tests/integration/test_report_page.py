@@ -10,7 +10,7 @@ import pytest
 from benchmarks.report_page import CHROMIUM
 from medvqa.config.data import SourceConfig
 from medvqa.data.pool import load_examples
-from medvqa.report.command import main_report
+from medvqa.report.report import main_report
 from medvqa.tracking.record import read_lines, write_json
 from tests.synthetic_grid import guesser, write_cell
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medvqa.cli import guarded
-from medvqa.report.command import main_report
+from medvqa.report.report import main_report
 from medvqa.tracking.record import read_lines
 from tests.conftest import ROOT
 

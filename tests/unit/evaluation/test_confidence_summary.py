@@ -6,8 +6,8 @@ from scipy.stats import norm
 
 from medvqa.data.example import Prediction
 from medvqa.evaluation.confidence import calibration_error, ranking
-from medvqa.evaluation.confidence_plot import draw_confidence
 from medvqa.evaluation.confidence_summary import MEASURES, Confidence, of_predictions
+from medvqa.evaluation.figure import draw_confidence
 
 PER_PICTURE = 4
 

@@ -16,9 +16,9 @@ from medvqa.evaluation.evaluate import Evaluator
 from medvqa.evaluation.generate import Answer
 from medvqa.evaluation.probing import ask_probes
 from medvqa.report.arms import read_arms
-from medvqa.report.command import main_report
 from medvqa.report.confidence import arm_probes
 from medvqa.report.matching import Settings
+from medvqa.report.report import main_report
 from medvqa.report.runs import read_runs
 from medvqa.report.study import read_study
 from medvqa.tracking.record import read_lines, write_text

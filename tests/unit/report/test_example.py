@@ -8,9 +8,8 @@ import tarfile
 import pytest
 
 from medvqa.config.errors import UserError
-from medvqa.report.command import ARCHIVE, main_report
 from medvqa.report.matching import Settings
-from medvqa.report.report import read_report
+from medvqa.report.report import ARCHIVE, main_report, read_report
 from medvqa.report.runs import read_runs
 from tools.pack_example import pack
 
