@@ -71,9 +71,7 @@ def test_a_replayed_pass_gives_the_eager_pass_s_loss_and_gradients(
 ):
     loaded, encoder = family_on_gpu(engine_name)
     engine = make_engine(engine_name, loaded, encoder)
-    graphs = (
-        engine.decoder.graphs if engine_name is Engine.fused else engine._language_model.graphs
-    )
+    graphs = engine.decoder.graphs if engine_name is Engine.fused else engine._language_model.graphs
     batches = [[encoder.encode(e) for e in phantoms[n : n + 4]] for n in (0, 4, 8, 12)]
     eager = [loss_and_gradients(engine, loaded, batch) for batch in batches]
     graphs.forget()
