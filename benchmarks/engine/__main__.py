@@ -6,8 +6,8 @@
 
 `--parts` chooses what is measured:
 
-    training    samples/s of engines and micro-batches, pictures real and square, new and repeated
-    curve       the loss of each of 40 steps against the plain engine's
+    training    samples/s of engines and micro-batches, pictures real and square, new and repeated,
+                and the loss of each step against the first case's
     answering   seconds per question, and whose answers are equal
     confidence  what recording the confidence costs, by shared-prefix decoding (fused kernels only)
     profile     where a step and an evaluation spend their time, by kind of kernel (a GPU only)
@@ -26,7 +26,7 @@ from importlib import import_module
 from pathlib import Path
 
 from benchmarks.engine.startup import startup
-from benchmarks.engine.workload import PICTURES, TINY, prepare, record_name, variant_of
+from benchmarks.engine.workload import PICTURES, TINY, prepare, record_name
 from benchmarks.runs import Row, parser_of, provenance
 from medvqa.config.model import Backend, BasePrecision
 from medvqa.config.training import Engine
@@ -34,27 +34,27 @@ from medvqa.tracking.record import read_json, write_json
 
 # Parts that share a model, with the module that has a function of the part's name.
 SHARING = {
-    **dict.fromkeys(("training", "curve", "cards"), "training"),
+    **dict.fromkeys(("training", "cards"), "training"),
     **{"answering": "answering", "confidence": "answering", "profile": "profile"},
 }
 ANSWERING = "plain:plain:1:16,fused:shared_prefix:128,fused:shared_prefix:1:64,fused:plain:128:256"
 
 
 class Record:
-    """The results file: rows by part and variant, and a part measured again replaces its rows."""
+    """The results file: rows by part and model, and a part measured again replaces its rows."""
 
-    def __init__(self, out: Path, variant: Row) -> None:
-        self._out, self._variant, self._values = out, variant, read_json(out)
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options, self._values = options, read_json(options.out)
         self._new: dict[str, Row] = {}
         self._origin = provenance()
 
     def add(self, part: str, row: Row) -> None:
         """Append a row and write the file, so that a cut-off visit loses little."""
-        name = record_name(part, self._variant)
-        about = {**self._origin, "part": part, **self._variant}
-        self._values[name] = self._new.setdefault(name, {**about, "rows": []})
-        self._values[name]["rows"].append(row)
-        write_json(self._out, self._values)
+        name = record_name(part, self._options)
+        own = self._new.setdefault(name, {**self._origin, "part": part, "rows": []})
+        self._values[name] = own
+        own["rows"].append(row)
+        write_json(self._options.out, self._values)
         print(part, {k: v for k, v in row.items() if k != "losses"}, flush=True)  # noqa: T201
 
 
@@ -64,14 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     The plain engine's rows come first in all of them: an accelerated model stays accelerated.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = _parser()
+    parser = engine_parser()
     options = parser.parse_args(arguments)
     unknown = {*options.parts} - {*SHARING, "startup"} | {*options.pictures} - {*PICTURES}
     unknown |= {*options.backends} - {backend.name for backend in Backend}
     if unknown:
         parser.error(f"no such part, backend or pictures: {', '.join(sorted(unknown))}")
     options.side = options.side or (128 if options.model == TINY else 512)
-    record = Record(options.out, variant_of(options))
+    record = Record(options)
     if "startup" in options.parts:  # first: this process has not taken the GPU yet
         for row in startup(options):
             record.add("startup", row)
@@ -92,13 +92,14 @@ def _numbers(text: str) -> tuple[float, ...]:
     return tuple(map(float, _words(text)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def engine_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
     parser = parser_of(__doc__)
     add = parser.add_argument
     add("model", help="`tiny` or a name of benchmarks/shapes.yaml")
     add("--vqa-rad", type=Path, required=True)
     add("--out", type=Path, required=True)
-    add("--parts", type=_words, default=("training", "curve", "answering"))
+    add("--parts", type=_words, default=("training", "answering"))
     add("--tokenizer", type=Path, help="qwen.tiktoken, to make a model on the device")
     add("--shared", type=Path, help="with hubfiles/, to make a model of another family")
     add("--model-path", type=Path, help="saved by benchmarks/random_models.py")
@@ -111,14 +112,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--side", type=int, help="of the largest picture in pixels; 512, for tiny 128")
     add("--warm-up", type=int, default=3, help="steps")
     add("--steps", type=int, default=12, help="steps that are timed")
-    add("--curve-steps", type=int, default=40)
+    add("--adapter-steps", type=int, default=40, help="that train the adapter which answers")
     add("--new-tokens", type=int, default=8)
     add("--num-questions", type=int, default=2248)
     add("--attempts", type=int, default=2, help="starts of the command per backend")
     add("--pictures", type=_words, default=PICTURES)
     add("--training", type=_words, default=_words("plain:2,plain:8,fused:8"))
-    add("--curves", type=_words, default=_words("plain:8,plain:2,plain:4,fused:8"),
-        help="the first is the reference")  # fmt: skip
     add("--answering", type=_words, default=_words(ANSWERING),
         help="kernels:decoding:batch[:limit]")  # fmt: skip
     add("--backends", type=_words, default=_words("transformers,unsloth"))

@@ -86,7 +86,7 @@ def put_trained_adapter(bench: Bench) -> None:
 
     if not bench.adapter:
         train(bench.loaded, bench.encoder(), bench.pool, Case(Engine.auto, 8),
-              bench.options.curve_steps)  # fmt: skip
+              bench.options.adapter_steps)  # fmt: skip
         bench.adapter.update({n: p.detach().float().cpu() for n, p in bench.loaded.trainable})
     reset_adapter(bench.loaded.model, seed=0)
     with torch.no_grad():

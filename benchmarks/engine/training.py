@@ -1,4 +1,4 @@
-"""Training: rates and loss curves of the engines."""
+"""Training: rates and losses of the engines."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -32,11 +32,6 @@ class Case:
         """Return the case that the text names."""
         name, _, size = text.partition(":")
         return cls(Engine[name], int(size))
-
-    @property
-    def label(self) -> str:
-        """Engine, micro-batch and accumulation, such as `plain 2x4`."""
-        return f"{self.engine.value} {self.micro_batch_size}x{BATCH_SIZE // self.micro_batch_size}"
 
 
 @dataclass(frozen=True)
@@ -104,7 +99,7 @@ def training(bench: Bench, engine: Engine) -> Iterator[Row]:
     """Yield the steady rate of each case, with pictures that are new and that come again.
 
     Where they come again, all samples have been seen before, as in a later epoch. An engine
-    that keeps nothing is measured once.
+    that keeps nothing is measured once. Losses are compared with those of the first case.
     """
     options, features = bench.options, bench.loaded.features
     num_steps = options.warm_up + options.steps
@@ -117,6 +112,7 @@ def training(bench: Bench, engine: Engine) -> Iterator[Row]:
             for is_repeated in (False,) if engine is Engine.plain else (False, True):
                 before = features.num_added
                 trained = train(bench.loaded, encoder, pool, case, num_steps)
+                reference = bench.losses.setdefault(kind, trained.losses)
                 yield {
                     "engine": case.engine.value,
                     "micro_batch_size": trained.micro_batch_size,
@@ -125,6 +121,10 @@ def training(bench: Bench, engine: Engine) -> Iterator[Row]:
                     "num_pictures_computed": features.num_added - before,
                     **rate(trained, options.warm_up),
                     "peak_gpu_gb": bench.peak_gb(),
+                    "max_difference": max(
+                        abs(a - b) for a, b in zip(trained.losses, reference, strict=True)
+                    ),
+                    "losses": trained.losses,
                 }
 
 
@@ -172,21 +172,3 @@ def rate(trained: Trained, warm_up: int) -> Row:
         "first_loss": trained.losses[0],
         "last_loss": trained.losses[-1],
     }
-
-
-def curve(bench: Bench, engine: Engine) -> Iterator[Row]:
-    """Yield the loss of each step, and how far it is from the first curve measured."""
-    num_steps = bench.options.curve_steps
-    for case in cases_of(bench.options.curves, engine):
-        losses = train(bench.loaded, bench.encoder(), bench.pool, case, num_steps).losses
-        bench.curves[case.label] = losses
-        label, reference = next(iter(bench.curves.items()))
-        differences = [abs(a - b) for a, b in zip(losses, reference, strict=True)]
-        yield {
-            "case": case.label,
-            "reference": label,
-            "num_steps": num_steps,
-            "max_difference": max(differences),
-            "mean_difference": sum(differences) / num_steps,
-            "losses": losses,
-        }

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.runs import Row
 from medvqa.config.data import SourceConfig
 from medvqa.config.lora import LoraConfig
 from medvqa.config.model import Backend, BasePrecision, ModelConfig
@@ -33,7 +32,8 @@ class Bench:
 
     Attributes:
         options: The command's, see `__main__`.
-        curves, answers: Of the rows so far, by the row's label.
+        losses: Of the first case, by the kind of pictures.
+        answers: Of the rows so far, by the row's label.
         adapter: That answers; empty until it has been trained.
     """
 
@@ -41,7 +41,7 @@ class Bench:
     loaded: LoadedModel
     pool: Sequence[Example]
     questions: Sequence[Example]
-    curves: dict[str, list[float]] = field(default_factory=dict)
+    losses: dict[str, list[float]] = field(default_factory=dict)
     answers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     adapter: "dict[str, torch.Tensor]" = field(default_factory=dict)
 
@@ -55,25 +55,16 @@ class Bench:
         return None if peak is None else round(peak / 1e9, 1)
 
 
-def variant_of(options: argparse.Namespace) -> Row:
-    """Return what the model was, beside its name; each variant has a record of its own."""
-    return {
-        "model": options.model,
-        "backend": options.backend,
+def record_name(part: str, options: argparse.Namespace) -> str:
+    """Return the record's name in the file, such as `training qwen3_vl_8b four_bit`."""
+    words = {
+        options.backend: options.backend != "transformers",
         "four_bit": options.four_bit,
         "fp8": options.base_precision == "fp8",
         "checkpointing": options.checkpointing,
-        "rank": options.rank,
+        f"rank={options.rank}": options.rank != 16,
     }
-
-
-def record_name(part: str, variant: Row) -> str:
-    """Return the record's name in the file, such as `training qwen3_vl_8b unsloth`."""
-    words = [part, variant["model"]]
-    words += [variant["backend"]] if variant["backend"] != "transformers" else []
-    words += [word for word in ("four_bit", "fp8", "checkpointing") if variant.get(word)]
-    words += [f"rank={variant['rank']}"] if variant["rank"] != 16 else []
-    return " ".join(words)
+    return " ".join([part, options.model, *(word for word, holds in words.items() if holds)])
 
 
 def prepare(options: argparse.Namespace) -> Bench:
