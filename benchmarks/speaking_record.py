@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study import MACHINE, finished_runs
+from benchmarks.scores import MACHINE, finished_runs
 from medvqa.config.evaluation import Normalizer
 from medvqa.evaluation.normalize import normalize
 from medvqa.tracking.record import read_lines

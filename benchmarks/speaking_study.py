@@ -21,7 +21,7 @@ from typing import Any
 from scipy import stats
 
 from benchmarks.speaking_record import Row, record
-from benchmarks.study import command_line
+from benchmarks.scores import command_line
 from medvqa.evaluation.comparison import arm_mean, compare_arms
 from medvqa.evaluation.statistics import holm
 from medvqa.tracking.record import read_json, write_json

@@ -1,7 +1,7 @@
 r"""Keep a study's runs as one small file, and answer what its preregistration asks.
 
-    python benchmarks/study.py record multirun/phantom_study --out docs/study/phantom.json
-    python benchmarks/study.py analyse docs/study/phantom.json \
+    python -m benchmarks.study record multirun/phantom_study --out docs/study/phantom.json
+    python -m benchmarks.study analyse docs/study/phantom.json \
         --baselines docs/study/phantom_baselines.json --out docs/study/phantom_analysis.json
 
 The record holds, for each run, what a reader needs to check a figure: config choices, run id,
@@ -10,17 +10,16 @@ was right, as bits, and how many answers were yes or no. No picture and no text 
 in it.
 """
 
-import argparse
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from scipy import stats
 
+from benchmarks.runs import Row
+from benchmarks.scores import MACHINE, Scores, command_line, compared, finished_runs
 from medvqa.config.evaluation import Normalizer
-from medvqa.evaluation.comparison import arm_mean, compare_arms
+from medvqa.evaluation.comparison import arm_mean
 from medvqa.evaluation.components import Method
 from medvqa.evaluation.normalize import normalize
 from medvqa.evaluation.power import minimal_detectable_effect
@@ -31,8 +30,6 @@ REFERENCE = "mixed"
 CONTROL = "closed_only"
 CLAIMED = "open_first"
 KINDS = {"o": "open", "c": "closed"}  # by the letter that a record holds per question
-Row = dict[str, Any]
-MACHINE = ("python", "platform", "num_cpus", "gpus")
 LEVEL = 0.05
 PREREGISTERED: Method = "satterthwaite"  # the test that docs/study/preregistration.md fixed
 # What docs/study/preregistration.md planned with, for one comparison of a family.
@@ -107,22 +104,11 @@ def read_run(directory: Path, run: Row, sets: Row) -> Row:
     }
 
 
-def finished_runs(directories: list[Path]) -> tuple[dict[Path, Any], list[str], Row]:
-    """Return the finished runs' run.json, the other runs' names, and the last one's environment."""
-    paths = sorted(path for directory in directories for path in directory.rglob("run.json"))
-    runs = {path.parent: read_json(path) for path in paths}
-    finished = {place: run for place, run in runs.items() if run.get("state") == "finished"}
-    environment = list(finished.values())[-1]["environment"] if finished else {}
-    return finished, [place.name for place in runs if place not in finished], environment
-
-
 def record(directories: list[Path], out: Path) -> None:
     """Write the record of all finished runs below the directories."""
     sets: Row = {}
     finished, unfinished, environment = finished_runs(directories)
     runs = [read_run(directory, run, sets) for directory, run in finished.items()]
-    if not runs:
-        raise SystemExit(f"no finished run in {', '.join(map(str, directories))}")
     for questions in sets.values():  # pictures as numbers: their names say nothing here
         names = sorted(set(questions["clusters"]))
         questions["clusters"] = [names.index(name) for name in questions["clusters"]]
@@ -145,58 +131,39 @@ class Study:
         self.runs = sorted(self.values["runs"], key=lambda run: int(run["seed"]))
         self.budgets = sorted({run["max_steps"] for run in self.runs})
         self.arms = sorted({run["arm"] for run in self.runs})
-        self.sets = sorted(self.values["sets"], key=lambda name: (name == "shifted", name))
+        sets = self.values["sets"]
+        self.sets = sorted(sets, key=lambda name: (name == "shifted", name))
+        self.scores = Scores(
+            {name: [KINDS[letter] for letter in about["types"]] for name, about in sets.items()},
+            {name: about["clusters"] for name, about in sets.items()},
+        )
+        for run in self.runs:
+            for phase, by_set in run["exact_match"].items():
+                key = (run["arm"], run["max_steps"], phase, "exact_match")
+                for name, digits in by_set.items():
+                    self.scores.add(key, int(run["seed"]), name, from_hex(digits))
 
     def runs_of(self, arm: str, budget: int) -> list[Row]:
         """Return the arm's runs, by seed."""
         return [run for run in self.runs if (run["arm"], run["max_steps"]) == (arm, budget)]
 
-    def of_kind(self, name: str, kind: str, values: Iterable[Any]) -> list[Any]:
-        """Return the values of a set's questions of the type."""
-        types = self.values["sets"][name]["types"]
-        return [v for v, t in zip(values, types, strict=True) if kind in ("overall", KINDS[t])]
-
-    def scores(
-        self, arm: str, budget: int, name: str, kind: str, phase: str = "final"
-    ) -> list[list[int]]:
-        """Return (seeds, questions) of 0 and 1."""
-        runs = self.runs_of(arm, budget)
-        digits = [run["exact_match"][phase][name] for run in runs]
-        return [self.of_kind(name, kind, from_hex(text)) for text in digits]
-
-    def clusters(self, name: str, kind: str) -> list[str]:
-        """Return the picture of each question of the type."""
-        return self.of_kind(name, kind, map(str, self.values["sets"][name]["clusters"]))
-
     def contrast(
         self, a: str, b: str, budget: int, name: str, kind: str, phase_of_b: str = "final"
     ) -> Row:
         """Return a minus b with paired seeds; a is always the finished run."""
-        seeds, other = ([int(run["seed"]) for run in self.runs_of(arm, budget)] for arm in (a, b))
-        if seeds != other or len(set(seeds)) != len(seeds):
-            raise SystemExit(f"{budget} steps: {a} has the seeds {seeds}, {b} has {other}")
-        clusters = self.clusters(name, kind)
-        scores_a = self.scores(a, budget, name, kind)
-        scores_b = self.scores(b, budget, name, kind, phase_of_b)
-        comparison = compare_arms(
-            scores_a, scores_b, clusters, seeds_are_paired=True, method=PREREGISTERED
-        )
+        one = self.scores.of(a, budget, kind, sets=[name])
+        two = self.scores.of(b, budget, kind, sets=[name], phase=phase_of_b)
+        if one.seeds != two.seeds:
+            raise SystemExit(f"{budget} steps: {a} has the seeds {one.seeds}, {b} has {two.seeds}")
         return {
             "a": a,
             "b": b if phase_of_b == "final" else f"{b} {phase_of_b}",
             "max_steps": budget,
             "set": name,
             "questions": kind,
-            "num_questions": len(clusters),
-            "num_pictures": comparison.num_clusters,
-            "seeds": seeds,
-            "difference": comparison.difference.mean,
-            "low": comparison.difference.low,
-            "high": comparison.difference.high,
-            "by_seed": [fmean(x) - fmean(y) for x, y in zip(scores_a, scores_b, strict=True)],
-            "standard_error": comparison.standard_error,
-            "degrees_of_freedom": comparison.components[0].degrees_of_freedom,
-            "p_value": comparison.p_value,
+            "seeds": one.seeds,
+            **compared(one, two, paired=True, method=PREREGISTERED),
+            "by_seed": [fmean(x) - fmean(y) for x, y in zip(one.scores, two.scores, strict=True)],
         }
 
     def means(self, without: str = "") -> list[Row]:
@@ -212,19 +179,20 @@ class Study:
         ]
 
     def _mean(self, arm: str, budget: int, phase: str, name: str, kind: str) -> Row:
-        scores = self.scores(arm, budget, name, kind, phase)
-        mean = arm_mean(scores, self.clusters(name, kind), bounds=(0, 1), method=PREREGISTERED)
+        own = self.scores.of(arm, budget, kind, phase=phase, sets=[name])
+        mean = arm_mean(own.scores, own.clusters, bounds=(0, 1), method=PREREGISTERED)
         kinds = KINDS.values() if kind == "overall" else (kind,)
         counts = [run["yes_or_no"][phase][name] for run in self.runs_of(arm, budget)]
+        num_answers = sum(map(len, own.scores))
         return {
             **{"arm": arm, "max_steps": budget, "phase": phase, "set": name, "questions": kind},
-            "num_questions": len(scores[0]),
+            "num_questions": len(own.clusters),
             "num_seeds": mean.num_seeds,
             "exact_match": mean.score.mean,
             "low": mean.score.low,
             "high": mean.score.high,
-            "by_seed": list(map(fmean, scores)),
-            "yes_or_no": sum(count[k] for count in counts for k in kinds) / sum(map(len, scores)),
+            "by_seed": list(map(fmean, own.scores)),
+            "yes_or_no": sum(count[k] for count in counts for k in kinds) / num_answers,
         }
 
 
@@ -308,17 +276,6 @@ def analyse(path: Path, baselines: Path, primary: str, out: Path) -> None:
         "post_hoc_equal_closed_budget": equal_closed_budget(study, primary),
     }
     write_json(out, values)
-
-
-def command_line(description: str | None) -> tuple[argparse.ArgumentParser, Any]:
-    """Return a study's command line and its commands `record` and `analyse`."""
-    parser = argparse.ArgumentParser(description=description)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, source in (("record", "directories"), ("analyse", "record")):
-        command = commands.add_parser(name)
-        command.add_argument(source, type=Path, nargs="+" if name == "record" else None)
-        command.add_argument("--out", type=Path, required=True)
-    return parser, commands
 
 
 def main() -> None:

@@ -121,7 +121,7 @@ def test_a_difference_is_a_minus_b_by_seed_and_its_test_knows_the_pairs(kept):
         by_hand.append(rates[0] - rates[1])
     assert row["by_seed"] == pytest.approx(by_hand)
     assert row["difference"] == pytest.approx(sum(by_hand) / len(by_hand))
-    clusters = study.clusters(row["set"], "closed")
+    clusters = study.scores.of(row["a"], 40, "closed", sets=[row["set"]]).clusters
     found = compare_arms(
         *closed_by_arm.values(), clusters, seeds_are_paired=True, method="satterthwaite"
     )
