@@ -7,7 +7,6 @@ with their products, and gives one of the training answers of the question's typ
 image-disjoint, over all VQA-RAD questions; compared with each fold's majority answer by type.
 """
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.speaking_study import difference
+from benchmarks.runs import Row, parser_of
+from benchmarks.scores import Selected, compared
 from medvqa.config.data import SourceConfig
 from medvqa.config.evaluation import Normalizer
 from medvqa.data.example import Example
@@ -100,7 +100,7 @@ def probe(features: torch.Tensor, labels: list[str], training: torch.Tensor) -> 
         return [names[place] for place in (scaled @ weight + bias).argmax(1).tolist()]
 
 
-def run(parts: Path, vqa_rad: Path) -> list[dict[str, Any]]:
+def run(parts: Path, vqa_rad: Path) -> list[Row]:
     """Return each probe's exact match beside the majority answer's, by type of question."""
     examples = load_examples(SourceConfig(name="vqa_rad", path=str(vqa_rad), split="all"), seed=0)
     with tempfile.TemporaryDirectory() as work:
@@ -136,15 +136,16 @@ def run(parts: Path, vqa_rad: Path) -> list[dict[str, Any]]:
             for name, texts in answers.items()
         }
         clusters = [example.image_ids[0] for example in own]
+        scores = {name: Selected([values], clusters, [0]) for name, values in right.items()}
         for name in ("question", "picture", "both"):
-            compared = difference([right[name]], [right["majority"]], clusters)
-            rows.append({"questions": kind, "probe": name, **compared})
+            result = compared(scores[name], scores["majority"], paired=False)
+            rows.append({"questions": kind, "probe": name, **result})
     return rows
 
 
 def main() -> None:
     """Run the probes and write their scores."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--parts", type=Path, required=True)
     parser.add_argument("--vqa-rad", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)

@@ -11,20 +11,21 @@ each row.
 """
 
 import gzip
+import itertools
 import json
 import sys
-from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 from scipy import stats
 
-from benchmarks.speaking_record import Row, record
-from benchmarks.scores import command_line
-from medvqa.evaluation.comparison import arm_mean, compare_arms
+from benchmarks.runs import Row
+from benchmarks.scores import MACHINE, Scores, command_line, compared, finished_runs
+from medvqa.config.evaluation import Normalizer
+from medvqa.evaluation.comparison import arm_mean
+from medvqa.evaluation.normalize import normalize
 from medvqa.evaluation.statistics import holm
-from medvqa.tracking.record import read_json, write_json
+from medvqa.tracking.record import read_json, read_lines, write_json
 
 MARGIN, LEVEL = 0.03, 0.05
 PRIMARY = (("open_first", "closed_only", "closed"), ("open_first", "mixed", "open"))
@@ -35,93 +36,110 @@ ACCEPTANCE = (
     ("zero_shot", "majority"),
     ("final", "blind"),
 )
+Arm = tuple[str, int]  # with its budget
 
 
-class Study:
-    """A record, asked by arm, budget and kind of question.
+# --- Record --------------------------------------------------------------------------------------
 
-    Attributes:
-        rows: (arm, budget) -> phase -> one joined row of cells per seed that has all folds.
-    """
 
-    def __init__(self, values: Row, by: str = "max_steps") -> None:
-        self._sets = dict(sorted(values["sets"].items()))
-        grouped: dict[Any, dict[int, dict[str, Row]]] = defaultdict(lambda: defaultdict(dict))
-        for cell in values["cells"]:
-            grouped[cell["arm"], cell[by]][cell["seed"]][cell["fold"]] = cell
-        self.rows = {
-            key: [folds for _, folds in sorted(seeds.items()) if len(folds) == len(self._sets)]
-            for key, seeds in grouped.items()
+def share_of_yes(row: Row) -> float | None:
+    """Return P(yes) / (P(yes) + P(no)) of a question that is answered with one of both."""
+    if label(row) is None or not row["choice_probs"]:
+        return None
+    yes, no = (float(row["choice_probs"][name]) for name in ("yes", "no"))
+    return round(yes / (yes + no), 4) if yes + no else 0.5
+
+
+def label(row: Row) -> str | None:
+    """Return yes or no where that is the reference of a closed question."""
+    text = normalize(row["references"][0], Normalizer["squad"])
+    return text if row["answer_type"] == "closed" and text in ("yes", "no") else None
+
+
+def read_cell(directory: Path, run: Row, sets: Row) -> Row:
+    """Return a finished cell; what its questions are goes into `sets` once per fold or pool."""
+    config = run["config"]
+    fold = config["data"]["split"].removeprefix("train_")
+    if config["data"]["name"] == "phantom":
+        fold = f"pool{config['data']['seed']}"
+    phases = {}
+    for path in sorted(directory.glob("evaluation/*/test/predictions.jsonl")):
+        rows = sorted(read_lines(path), key=lambda row: str(row["id"]))
+        about = {
+            "ids": [row["id"] for row in rows],
+            "kinds": [row["answer_type"] for row in rows],
+            "clusters": [f"{fold} {row['cluster']}" for row in rows],  # pools repeat names
+            "labels": [label(row) for row in rows],
         }
-
-    def about(self, name: str) -> list[Any]:
-        """Return one value per question over all folds: `kinds`, `clusters` or `labels`."""
-        return [value for about in self._sets.values() for value in about[name]]
-
-    def scores(self, key: Any, kind: str, metric: str, phase: str = "final") -> list[list[float]]:
-        """Return (seeds, questions of the kind)."""
-        is_kind = [own == kind for own in self.about("kinds")]
-        return [
-            [
-                float(value)
-                for value, own in zip(self._joined(folds, phase, metric), is_kind, strict=True)
-                if own
-            ]
-            for folds in self.rows[key]
-        ]
-
-    def clusters(self, kind: str) -> list[str]:
-        """Return the picture of each question of the kind."""
-        pairs = zip(self.about("clusters"), self.about("kinds"), strict=True)
-        return [str(cluster) for cluster, own in pairs if own == kind]
-
-    def areas(self, key: Any) -> list[float]:
-        """Return each seed's area under the ROC curve of yes against no, the mean over folds."""
-        return [
-            sum(
-                area(self._sets[fold]["labels"], cell["phases"]["final"]["yes"])
-                for fold, cell in folds.items()
-            )
-            / len(folds)
-            for folds in self.rows[key]
-        ]
-
-    def _joined(self, folds: dict[str, Row], phase: str, metric: str) -> Iterator[Any]:
-        for fold in self._sets:
-            yield from folds[fold]["phases"][phase][metric]
-
-
-def area(labels: list[str | None], shares: list[float]) -> float:
-    """Return the probability that a question with the answer yes has the higher share of yes."""
-    answers = [text for text in labels if text]
-    sides = [
-        [share for share, text in zip(shares, answers, strict=True) if text == name]
-        for name in ("yes", "no")
-    ]
-    return float(stats.mannwhitneyu(*sides).statistic) / (len(sides[0]) * len(sides[1]))
-
-
-def accept(path: Path) -> list[Row]:
-    """Return the difference to the majority answer by type, per learning rate and kind."""
-    study = Study(read_record(path), by="learning_rate")
-    return [
-        {
-            "learning_rate": key[1],
-            "questions": kind,
-            "phase": phase,
-            "minus": reference,
-            **difference(
-                study.scores(key, kind, "exact_match", phase),
-                study.scores(key, kind, "exact_match", reference),
-                study.clusters(kind),
-                seeds_are_paired=reference == "blind",
-            ),
+        if sets.setdefault(fold, about) != about:
+            raise SystemExit(f"{directory}: {fold} has other questions than the first cell's")
+        phases[path.parent.parent.name] = {
+            "exact_match": "".join("1" if row["exact_match"] else "0" for row in rows),
+            "f1": [round(row["f1"], 3) for row in rows],
+            "yes": [share_of_yes(row) for row in rows if label(row)],
         }
-        for key in study.rows
-        for phase, reference in ACCEPTANCE
-        for kind in METRIC
-        if study.rows[key]
-    ]
+    return {
+        "arm": config["curriculum"]["name"],
+        "fold": fold,
+        "seed": config["seed"],
+        "max_steps": config["training"]["max_steps"],
+        "learning_rate": config["training"]["learning_rate"],
+        "final_loss": run["training"]["final_loss"],
+        "order_sha256": run["plan"]["order_sha256"],
+        "engine": run["compute_path"]["engine"],
+        "seconds": run["seconds"],
+        "phases": phases,
+    }
+
+
+def record(directories: list[Path], out: Path) -> None:
+    """Write the record of all finished cells below the directories."""
+    sets: Row = {}
+    finished, unfinished, environment = finished_runs(directories)
+    cells = [read_cell(directory, run, sets) for directory, run in finished.items()]
+    known = {name: environment.get(name) for name in MACHINE}
+    values = {"environment": known, "unfinished": len(unfinished), "sets": sets, "cells": cells}
+    data = (json.dumps(values, separators=(",", ":")) + "\n").encode()
+    out.write_bytes(gzip.compress(data, mtime=0) if out.suffix == ".gz" else data)
+    sys.stdout.write(f"{len(cells)} cells, {len(unfinished)} unfinished\n")
+
+
+def read_record(path: Path) -> Row:
+    """Return a record; one whose name ends in .gz is compressed."""
+    data = path.read_bytes()
+    values: Row = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
+    return values
+
+
+# --- Analysis ------------------------------------------------------------------------------------
+
+
+def scores_of(values: Row, by: str = "max_steps") -> Scores:
+    """Return what the record holds; sets are the folds, or the pools of phantoms."""
+    kinds, clusters = ({f: about[name] for f, about in values["sets"].items()}
+                       for name in ("kinds", "clusters"))  # fmt: skip
+    scores = Scores(kinds, clusters)
+    for cell in values["cells"]:
+        for phase, own in cell["phases"].items():
+            for metric in ("exact_match", "f1"):
+                key = (cell["arm"], cell[by], phase, metric)
+                scores.add(key, cell["seed"], cell["fold"], own[metric])
+    return scores
+
+
+def accept(values: Row) -> list[Row]:
+    """Return the difference to the majority answer by type, per learning rate and phase."""
+    scores = scores_of(values, by="learning_rate")
+    rates = dict.fromkeys((cell["arm"], cell["learning_rate"]) for cell in values["cells"])
+    comparisons = []
+    for arm, rate in rates:
+        if not scores.seeds((arm, rate, "final", "exact_match"), scores.kinds):
+            continue
+        for (phase, reference), kind in itertools.product(ACCEPTANCE, METRIC):
+            one, two = (scores.of(arm, rate, kind, phase=p) for p in (phase, reference))
+            about = {"learning_rate": rate, "questions": kind, "phase": phase, "minus": reference}
+            comparisons.append({**about, **compared(one, two, paired=reference == "blind")})
+    return comparisons
 
 
 def is_accepted(comparisons: list[Row]) -> bool:
@@ -130,26 +148,6 @@ def is_accepted(comparisons: list[Row]) -> bool:
     rates = {one["learning_rate"] for one in final}
     beaten = {(one["learning_rate"], one["questions"]) for one in final if one["low"] > 0}
     return any((rate, "closed") in beaten and (rate, "open") in beaten for rate in rates)
-
-
-def difference(
-    a: list[list[float]], b: list[list[float]], clusters: list[str], *, seeds_are_paired: bool
-) -> Row:
-    """Return both means and a minus b with its interval; rows are seeds."""
-    compared = compare_arms(a, b, clusters, seeds_are_paired=seeds_are_paired)
-    score = compared.difference
-    means = {name: sum(map(sum, x)) / sum(map(len, x)) for name, x in (("a", a), ("b", b))}
-    return {
-        "mean_a": means["a"],
-        "mean_b": means["b"],
-        "difference": score.mean,
-        "low": score.low,
-        "high": score.high,
-        "p_value": compared.p_value,
-        "num_questions": len(clusters),
-        "num_pictures": compared.num_clusters,
-        "num_seeds": list(compared.num_seeds),
-    }
 
 
 def reading(one: Row) -> str:
@@ -162,64 +160,78 @@ def reading(one: Row) -> str:
     return " and ".join(words) or "undecided"
 
 
-def contrast(study: Study, a: Any, b: Any, kind: str) -> Row:
+def contrast(scores: Scores, a: Arm, b: Arm, kind: str) -> Row:
     """Return a minus b by the preregistered test."""
-    scores = [study.scores(key, kind, METRIC[kind]) for key in (a, b)]
+    one, two = (scores.of(*arm, kind, metric=METRIC[kind]) for arm in (a, b))
     names = {"a": a[0], "b": b[0], "max_steps": a[1], "questions": kind, "metric": METRIC[kind]}
-    return names | difference(*scores, study.clusters(kind), seeds_are_paired=False)
+    return {**names, **compared(one, two, paired=False)}
 
 
 def analyse(values: Row, num_seeds: int = 8) -> Row:
     """Return means, areas, the primary family and the secondary comparisons."""
-    study = Study(values)
-    whole = [key for key, seeds in study.rows.items() if len(seeds) == num_seeds]
-    budgets = sorted({budget for _, budget in whole}, reverse=True)
+    scores = scores_of(values)
+    arms = dict.fromkeys((cell["arm"], cell["max_steps"]) for cell in values["cells"])
+    whole = [
+        arm for arm in arms
+        if len(scores.seeds((*arm, "final", "exact_match"), scores.kinds)) == num_seeds
+    ]  # fmt: skip
     primary = [
-        contrast(study, (a, budget), (b, budget), kind)
-        for budget in budgets
+        contrast(scores, (a, budget), (b, budget), kind)
+        for budget in sorted({budget for _, budget in whole}, reverse=True)
         for a, b, kind in PRIMARY
         if (a, budget) in whole and (b, budget) in whole
     ]
     for one, p in zip(primary, holm([one["p_value"] for one in primary]), strict=True):
         one["holm_p"] = p
+    pairs = [(arm, ("mixed", arm[1])) for arm in whole if arm[0] != "mixed"]
+    pairs += [
+        (("open_first", 2 * steps), (arm, steps)) for arm, steps in whole if arm == "closed_half"
+    ]
     secondary = [
-        contrast(study, key, ("mixed", key[1]), kind)
-        for key in whole
+        contrast(scores, a, b, kind)
+        for a, b in pairs
+        if a in whole and b in whole
         for kind in METRIC
-        if key[0] != "mixed" and ("mixed", key[1]) in whole
     ]
-    halves = [
-        contrast(study, ("open_first", 2 * steps), ("closed_half", steps), kind)
-        for arm, steps in whole
-        for kind in METRIC
-        if arm == "closed_half" and ("open_first", 2 * steps) in whole
-    ]
-    groups = {"primary": primary, "secondary": [*secondary, *halves]}
-    for one in [*primary, *secondary, *halves]:
+    for one in [*primary, *secondary]:
         one["reading"] = reading(one)
-    return groups | {
-        "arms": [_arm(study, key) for key in whole],
+    return {
+        "primary": primary,
+        "secondary": secondary,
+        "arms": [arm_summary(values, scores, arm) for arm in whole],
         "unfinished": values["unfinished"],
     }
 
 
-def _arm(study: Study, key: Any) -> Row:
-    areas = study.areas(key)
-    values: Row = {"arm": key[0], "max_steps": key[1], "auc": sum(areas) / len(areas)}
-    values["auc_by_seed"] = areas
+def arm_summary(values: Row, scores: Scores, arm: Arm) -> Row:
+    """Return an arm's means with intervals and its areas under the ROC curve, means over folds."""
+    areas = []
+    for seed in scores.seeds((*arm, "final", "exact_match"), scores.kinds):
+        cells = [
+            cell for cell in values["cells"]
+            if (cell["arm"], cell["max_steps"], cell["seed"]) == (*arm, seed)
+        ]  # fmt: skip
+        areas.append(fmean(
+            area(values["sets"][cell["fold"]]["labels"], cell["phases"]["final"]["yes"])
+            for cell in cells
+        ))  # fmt: skip
+    summary = {"arm": arm[0], "max_steps": arm[1], "auc": fmean(areas), "auc_by_seed": areas}
     for kind in METRIC:
         for metric in ("exact_match", "f1"):
-            scores = study.scores(key, kind, metric)
-            mean = arm_mean(scores, study.clusters(kind), bounds=(0, 1)).score
-            values[f"{kind}_{metric}"] = [mean.mean, mean.low, mean.high]
-    return values
+            own = scores.of(*arm, kind, metric=metric)
+            mean = arm_mean(own.scores, own.clusters, bounds=(0, 1)).score
+            summary[f"{kind}_{metric}"] = [mean.mean, mean.low, mean.high]
+    return summary
 
 
-def read_record(path: Path) -> Row:
-    """Return a record; one whose name ends in .gz is compressed."""
-    data = path.read_bytes()
-    values: Row = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
-    return values
+def area(labels: list[str | None], shares: list[float]) -> float:
+    """Return the probability that a question with the answer yes has the higher share of yes."""
+    answers = [text for text in labels if text]
+    yes, no = (
+        [share for share, text in zip(shares, answers, strict=True) if text == name]
+        for name in ("yes", "no")
+    )
+    return float(stats.mannwhitneyu(yes, no).statistic) / (len(yes) * len(no))
 
 
 def draw(analyses: list[Path], out: Path) -> None:
@@ -262,7 +274,7 @@ def main() -> None:
     if options.command == "record":
         record(options.directories, options.out)
     elif options.command == "accept":
-        comparisons = accept(options.record)
+        comparisons = accept(read_record(options.record))
         sys.stdout.writelines(json.dumps(one) + "\n" for one in comparisons)
         sys.stdout.write("accepted\n" if is_accepted(comparisons) else "not accepted\n")
     elif options.command == "draw":
