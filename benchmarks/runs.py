@@ -33,6 +33,7 @@ class Run:
 
     directory: Path
     wall_s: float
+    started: float = 0.0  # seconds since the epoch
 
     @property
     def record(self) -> Row:
@@ -43,6 +44,11 @@ class Run:
     def steps(self) -> list[Row]:
         """The run's metrics.jsonl, one row per step."""
         return read_lines(self.directory / "metrics.jsonl")
+
+    @property
+    def first_step_s(self) -> float:
+        """Seconds from the command's start until its only step was logged."""
+        return (self.directory / "metrics.jsonl").stat().st_mtime - self.started
 
     def predictions(self, phase: str) -> list[Row]:
         """Return the rows of an evaluation of the test set."""
@@ -66,7 +72,9 @@ class Run:
 def train(directory: Path, *overrides: str, limit_s: float | None = None) -> Run:
     """Run `train.py` with the overrides into the directory; the log lies beside it."""
     command = [str(ROOT / "train.py"), *overrides, f"hydra.run.dir='{directory}'"]
-    return Run(directory, call(command, directory.with_suffix(".log"), limit_s=limit_s))
+    started = time.time()
+    wall_s = call(command, directory.with_suffix(".log"), limit_s=limit_s)
+    return Run(directory, wall_s, started)
 
 
 def call(arguments: Sequence[str], log: Path, *, limit_s: float | None = None) -> float:

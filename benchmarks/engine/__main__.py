@@ -10,13 +10,12 @@
                 and the loss of each step against the first case's
     answering   seconds per question, and whose answers are equal
     confidence  what recording the confidence costs, by shared-prefix decoding (fused kernels only)
-    profile     where a step and an evaluation spend their time, by kind of kernel (a GPU only)
+    profile     where a step spends its time, by kind of kernel (a GPU only)
     cards       training within the memory of smaller cards (a GPU only)
-    startup     from a command's start to the end of its first step (`--model-path`)
 
-All but `startup` share one model, made on the device; `--four-bit` and `--checkpointing` change
-that model. Answers of random weights are noise and are compared with each other only. How other
-libraries compare is measured by `benchmarks.peers`.
+All share one model, made on the device; `--four-bit` and `--checkpointing` change that model.
+Answers of random weights are noise and are compared with each other only. How other libraries
+compare, and how long a start takes, is measured by `benchmarks.peers`.
 """
 
 import argparse
@@ -25,15 +24,14 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.engine.startup import startup
 from benchmarks.engine.workload import PICTURES, TINY, prepare, record_name
 from benchmarks.runs import Row, parser_of, provenance
 from medvqa.config.model import Backend, BasePrecision
 from medvqa.config.training import Engine
 from medvqa.tracking.record import read_json, write_json
 
-# Parts that share a model, with the module that has a function of the part's name.
-SHARING = {
+# Each with the module that has a function of the part's name.
+PARTS = {
     **dict.fromkeys(("training", "cards"), "training"),
     **{"answering": "answering", "confidence": "answering", "profile": "profile"},
 }
@@ -66,20 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = engine_parser()
     options = parser.parse_args(arguments)
-    unknown = {*options.parts} - {*SHARING, "startup"} | {*options.pictures} - {*PICTURES}
-    unknown |= {*options.backends} - {backend.name for backend in Backend}
+    unknown = {*options.parts} - {*PARTS} | {*options.pictures} - {*PICTURES}
     if unknown:
-        parser.error(f"no such part, backend or pictures: {', '.join(sorted(unknown))}")
+        parser.error(f"no such part or pictures: {', '.join(sorted(unknown))}")
     options.side = options.side or (128 if options.model == TINY else 512)
     record = Record(options)
-    if "startup" in options.parts:  # first: this process has not taken the GPU yet
-        for row in startup(options):
-            record.add("startup", row)
-    parts = [part for part in options.parts if part in SHARING]
-    bench = prepare(options) if parts else None
+    bench = prepare(options)
     for engine in (Engine.plain, Engine.fused):
-        for part in parts:
-            module = import_module(f"benchmarks.engine.{SHARING[part]}")
+        for part in options.parts:
+            module = import_module(f"benchmarks.engine.{PARTS[part]}")
             for row in getattr(module, part)(bench, engine):
                 record.add(part, row)
 
@@ -115,12 +108,10 @@ def engine_parser() -> argparse.ArgumentParser:
     add("--adapter-steps", type=int, default=40, help="that train the adapter which answers")
     add("--new-tokens", type=int, default=8)
     add("--num-questions", type=int, default=2248)
-    add("--attempts", type=int, default=2, help="starts of the command per backend")
     add("--pictures", type=_words, default=PICTURES)
     add("--training", type=_words, default=_words("plain:2,plain:8,fused:8"))
     add("--answering", type=_words, default=_words(ANSWERING),
         help="kernels:decoding:batch[:limit]")  # fmt: skip
-    add("--backends", type=_words, default=_words("transformers,unsloth"))
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Where a training step and an evaluation spend their time: GPU milliseconds by kind of kernel.
+"""Where a training step spends its time: GPU milliseconds by kind of kernel.
 
 What products of matrices alone take is the floor of a step.
 """
@@ -7,20 +7,14 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from typing import Any
-from unittest import mock
 
 import torch
 
 from benchmarks.engine.workload import BATCH_SIZE, Bench
 from benchmarks.runs import Row
-from medvqa.config.evaluation import Decoding
 from medvqa.config.training import Engine, Optimizer, TrainingConfig
-from medvqa.evaluation.generate import generate
 from medvqa.fast.engine import FusedEngine
 from medvqa.fast.pictures import Pictures
-from medvqa.fast.prefix import Branches
 from medvqa.models.sample import Sample
 from medvqa.training.optimizer import AdapterOptimizer
 
@@ -36,11 +30,10 @@ KINDS = (
 )
 NUM_TOKENS = 322  # of the sample that the design's table was measured on
 NUM_TOP = 25
-PHASES = ("begin", "extend", "step")
 
 
 def profile(bench: Bench, engine: Engine) -> Iterator[Row]:
-    """Yield a step whose pictures are known, new pictures alone, and two answerings by phase."""
+    """Yield a step whose pictures are known, and new pictures alone."""
     if engine is not Engine.fused or bench.loaded.device.type != "cuda":
         return
     encoder = bench.encoder()
@@ -48,8 +41,6 @@ def profile(bench: Bench, engine: Engine) -> Iterator[Row]:
     samples.sort(key=lambda sample: abs(sample.num_tokens - NUM_TOKENS))
     yield {"of": "training", **training_step(bench, samples[:BATCH_SIZE])}
     yield {"of": "vision tower", **tower_pass(bench, samples[:BATCH_SIZE])}
-    for batch_size in (128, 256):
-        yield from answering_phases(bench, batch_size)
 
 
 def kind_of(kernel: str) -> str:
@@ -137,46 +128,3 @@ def tower_pass(bench: Bench, samples: Sequence[Sample]) -> Row:
 
     num_pictures = len({key for sample in samples for key in sample.image_keys})
     return {"num_pictures": num_pictures, **measured(compute, bench.options.steps)}
-
-
-def answering_phases(bench: Bench, batch_size: int) -> Iterator[Row]:
-    """Yield seconds by phase, each ended by waiting for the GPU."""
-    spent: dict[str, float] = defaultdict(float)
-
-    def timed(name: str) -> Any:
-        original = getattr(Branches, name)
-
-        def call(*arguments: Any) -> Any:
-            torch.cuda.synchronize()
-            started = time.perf_counter()
-            result = original(*arguments)
-            torch.cuda.synchronize()
-            spent[name] += time.perf_counter() - started
-            return result
-
-        return call
-
-    questions = bench.questions[: bench.options.num_questions]
-    encoder = bench.encoder()
-    bench.loaded.features.clear()
-    with ExitStack() as patches:
-        for name in PHASES:
-            patches.enter_context(mock.patch.object(Branches, name, timed(name)))
-        for is_repeated in (False, True):
-            spent.clear()
-            started = time.perf_counter()
-            generate(
-                *(bench.loaded, encoder, questions),
-                max_new_tokens=bench.options.new_tokens,
-                batch_size=batch_size,
-                decoding=Decoding.shared_prefix,
-            )
-            total = time.perf_counter() - started
-            yield {
-                "of": "answering",
-                "batch_size": batch_size,
-                "pictures_seen_before": is_repeated,
-                "seconds_per_question": round(total / len(questions), 5),
-                "seconds": {name: round(value, 2) for name, value in spent.items()},
-                "other_seconds": round(total - sum(spent.values()), 2),
-            }

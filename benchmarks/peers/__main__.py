@@ -47,6 +47,7 @@ THEIRS = {
     "trl 8 x 1": ("trl", 8, 1),
     "trl 8 x 1, 4 bits": ("trl", 8, 1, "--four-bit"),
 }
+STARTS = {"start: transformers": "transformers", "start: unsloth": "unsloth"}  # our backends
 ANSWERING = ("answers: ours", "answers: transformers", "answers: unsloth")
 
 
@@ -98,6 +99,19 @@ def answered(run: Run) -> Row:
     }
 
 
+def start(run: Run) -> Row:
+    """Return when the only step had ended, and what came before."""
+    phases, (step,) = run.record["seconds"], run.steps
+    counted = phases["data"] + phases["contamination"] + phases["load"] + step["seconds"]
+    return {
+        "first_step_ended_s": round(run.first_step_s, 2),
+        "whole_command_s": round(run.wall_s, 2),
+        "step_s": round(step["seconds"], 2),
+        "outside_s": round(run.first_step_s - counted, 2),  # the interpreter, imports, Hydra
+        "phases": {name: round(value, 2) for name, value in phases.items()},
+    }
+
+
 def theirs(options: argparse.Namespace, what: str, library: str, *arguments: object) -> Row:
     """Run a peer's script and return what it wrote."""
     out = new_directory(options.work, "peer").with_suffix(".json")
@@ -108,9 +122,11 @@ def theirs(options: argparse.Namespace, what: str, library: str, *arguments: obj
 
 def measure(options: argparse.Namespace, name: str, questions: Path, prompts: Path) -> Row:
     """Measure one case."""
+    once = ["training.max_steps=1", "training.warmup_steps=0", "model.load_in_4bit=false"]
+    if name in STARTS:
+        return start(ours(options, questions, 1, *once, f"model.backend={STARTS[name]}"))
     if name == "answers: ours":
-        extra = ["training.max_steps=1", "training.warmup_steps=0", "evaluation.zero_shot=true"]
-        extra += ["evaluation.batch_size=128", "model.load_in_4bit=false"]
+        extra = [*once, "evaluation.zero_shot=true", "evaluation.batch_size=128"]
         return answered(ours(options, prompts, options.num_questions, *extra))
     if name in ANSWERING:
         library = name.removeprefix("answers: ")
@@ -129,7 +145,7 @@ def measure(options: argparse.Namespace, name: str, questions: Path, prompts: Pa
 
 def main() -> None:
     """Measure the cases and write each when it ends."""
-    cases = (*OURS, *THEIRS, *ANSWERING)
+    cases = (*OURS, *THEIRS, *STARTS, *ANSWERING)
     parser = parser_of(__doc__)
     add = parser.add_argument
     add("results", type=Path)

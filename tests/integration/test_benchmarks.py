@@ -7,8 +7,7 @@ import pytest
 
 from benchmarks.engine.__main__ import Record, engine_parser, main
 
-SHARING = ("training", "answering", "confidence")
-PARTS = (*SHARING, "startup")
+PARTS = ("training", "answering", "confidence")
 ASKED = "plain:plain:1,plain:plain:8,fused:shared_prefix:8,fused:shared_prefix:1:4"
 
 
@@ -27,8 +26,6 @@ def results(shared, tmp_path_factory) -> Path:
         "--answering": ASKED,
         "--num-questions": 8,
         "--new-tokens": 4,
-        "--backends": "transformers",
-        "--attempts": 1,
     }
     main(["tiny", *(str(word) for pair in options.items() for word in pair)])
     return out
@@ -41,7 +38,7 @@ def rows(results) -> dict[str, list[dict]]:
 
 def test_every_part_leaves_rows_that_say_when_on_what_and_with_which_code(results):
     records = json.loads(results.read_text())
-    assert list(records) == [f"{part} tiny" for part in ("startup", *SHARING)]
+    assert list(records) == [f"{part} tiny" for part in PARTS]
     for record in records.values():
         assert record["rows"]
         assert record["date"] and record["command"] and "commit" in record["git"]
@@ -63,13 +60,6 @@ def test_answers_are_equal_whatever_the_batch_and_the_decoding(rows):
     for row in rows["answering"][1:]:
         assert row["equal_answers"]
         assert all(equal["share"] == 1.0 for equal in row["equal_answers"].values())
-
-
-def test_the_start_is_measured_up_to_the_first_steps_line(rows):
-    (row,) = rows["startup"]
-    assert "failed" not in row
-    assert row["phases"]["load"] + row["step_s"] < row["first_step_ended_s"]
-    assert row["first_step_ended_s"] < row["whole_command_s"]
 
 
 def test_a_part_measured_again_replaces_its_record_and_no_other(tmp_path):
