@@ -18,7 +18,6 @@ import pytest
 from langchain_openai import ChatOpenAI
 from PIL import Image
 
-from benchmarks.serving import ask_all, batch_sizes, data_url, request_body, running_server
 from medvqa.config.errors import UserError
 from medvqa.data.image import ImageBytes
 from medvqa.models.trained import read_trained
@@ -27,7 +26,18 @@ from medvqa.serve.command import main_serve
 from medvqa.serve.engines import ProgramEngine
 from medvqa.serve.intake import Question
 from medvqa.serve.tool_config import ToolConfig
-from tests.asking import asked, by_tool, equal, in_process, of_endpoint
+from tests.asking import (
+    ask_all,
+    asked,
+    batch_sizes,
+    by_tool,
+    data_url,
+    equal,
+    in_process,
+    of_endpoint,
+    request_body,
+    running_server,
+)
 from tests.conftest import NUM_QUESTIONS
 
 
