@@ -14,6 +14,7 @@ from medvqa.data.prefetch import ahead
 from medvqa.models.encode import Encoder
 from medvqa.models.sample import Sample
 from medvqa.tracking.progress import track
+from tools.speaking_training import learning_rate_factor
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NUM_PROCESSES = min(12, os.cpu_count() or 1)
-WARM_UP = 0.05
 MAX_SKIPPED_FRACTION = 0.01
 
 
@@ -61,7 +61,7 @@ def pretrain(
             log.warning("%.0f s are over after %d of %d steps", max_seconds, step, num_steps)
             break
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * _factor(max(step / num_steps, spent))
+            group["lr"] = learning_rate * learning_rate_factor(max(step / num_steps, spent))
         batch = encoder.training_batch([sample_of(index) for index in draws[step]])
         inputs = {name: tensor.to(device) for name, tensor in batch.items()}
         losses.append(_step(model, optimizer, inputs))
@@ -115,13 +115,6 @@ def _step(model: Any, optimizer: Any, inputs: "dict[str, torch.Tensor]") -> floa
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return float(loss.detach()) if is_finite else None
-
-
-def _factor(progress: float) -> float:
-    """Return the learning rate's share at a place in [0, 1) of the training."""
-    if progress < WARM_UP:
-        return (progress + WARM_UP / 50) / WARM_UP
-    return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
 
 
 def encoded_at_once(

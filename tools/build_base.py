@@ -19,12 +19,7 @@ from medvqa.data.pool import load_examples
 from medvqa.models.encode import Encoder
 from medvqa.models.patches import Patches
 from medvqa.models.source import EMBEDDED
-from tools.base_model import CHAT_TEMPLATE as CHAT_TEMPLATE
-from tools.base_model import END as END
-from tools.base_model import PAD as PAD
 from tools.base_model import SHAPES, build_model, build_processor, build_tokenizer
-from tools.base_model import VISION as VISION
-from tools.base_training import attend_to_all_pictures_at_once as attend_to_all_pictures_at_once
 from tools.base_training import pretrain
 from tools.pretraining_texts import pretraining_examples, vocabulary_texts
 

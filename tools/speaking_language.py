@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medvqa.config.errors import UserError
-from tools.build_base import CHAT_TEMPLATE, END, PAD, VISION
+from tools.base_model import CHAT_TEMPLATE, END, PAD, VISION
 
 PATCH_PX, MERGE = 16, 2  # 32 pixels per token: the stride of EfficientNet's last features
 MIN_PIXELS, MAX_PIXELS = 64 * 64, 224 * 224

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.build_base import attend_to_all_pictures_at_once
+from tools.base_training import attend_to_all_pictures_at_once
 from tools.speaking_language import MERGE, PATCH_PX, wheel
 from tools.speaking_pictures import patches, views
 
