@@ -6,6 +6,7 @@ greedy decoding; the answer is stripped as the evaluator strips it.
 
 import io
 import json
+from dataclasses import dataclass, field
 from typing import Any
 
 from medvqa.config.model import ModelConfig
@@ -14,7 +15,7 @@ from medvqa.config.secrets import masked
 from medvqa.data.example import ImageSource
 from medvqa.data.image import ImageBytes, load_rgb
 from medvqa.models.families.qwen import PROCESSORS
-from medvqa.models.prompt import DEFAULT, chat_request, question_of
+from medvqa.models.prompt import chat_request, question_of
 from medvqa.models.source import load_processor
 from medvqa.serve.answering import Reply
 from medvqa.serve.errors import ErrorKind, ToolError
@@ -24,10 +25,11 @@ MAX_BODY_BYTES = 4_000_000  # an answer is a short phrase
 MAX_REASON_CHARS = 200
 
 
+@dataclass(kw_only=True)
 class Endpoint:
     """A client of one model of one endpoint.
 
-    Args:
+    Attributes:
         base_url: Up to and with /v1.
         model: What the endpoint calls it.
         api_key: Sent as a bearer token.
@@ -36,28 +38,22 @@ class Endpoint:
         prompt: What stands around each question.
     """
 
-    def __init__(
-        self,
-        *,
-        base_url: str,
-        model: str,
-        api_key: str | None,
-        max_new_tokens: int,
-        timeout_s: float,
-        prompt: PromptConfig = DEFAULT,
-    ) -> None:
+    base_url: str
+    model: str
+    api_key: str | None = field(repr=False)
+    max_new_tokens: int
+    timeout_s: float
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+
+    def __post_init__(self) -> None:
+        """Open the client; nothing is sent yet."""
         import httpx
 
-        self._url = f"{base_url.rstrip('/')}/chat/completions"
-        self._model = model
-        self._api_key = api_key
-        self._max_new_tokens = max_new_tokens
-        self._timeout_s = timeout_s
-        self._prompt = prompt
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._url = f"{self.base_url.rstrip('/')}/chat/completions"
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         # Neither a redirect nor a proxy of the environment: pictures go to the named service only.
         self._client = httpx.Client(
-            headers=headers, timeout=timeout_s, follow_redirects=False, trust_env=False
+            headers=headers, timeout=self.timeout_s, follow_redirects=False, trust_env=False
         )
 
     def answer(self, question: Question) -> Reply:
@@ -68,20 +64,20 @@ class Endpoint:
         """
         import httpx
 
-        limit = self._max_new_tokens
+        limit = self.max_new_tokens
         try:
             status, body = self._post(
                 chat_request(
-                    question_of(question.text, self._prompt),
+                    question_of(question.text, self.prompt),
                     [image.read() for image in question.images],
-                    model=self._model,
+                    model=self.model,
                     max_new_tokens=min(question.max_new_tokens or limit, limit),
-                    prompt=self._prompt,
+                    prompt=self.prompt,
                 )
             )
         except httpx.TimeoutException:
             raise ToolError(
-                ErrorKind.timeout, f"{self._url} did not answer in {self._timeout_s:g} s"
+                ErrorKind.timeout, f"{self._url} did not answer in {self.timeout_s:g} s"
             ) from None
         except httpx.HTTPError as error:
             raise ToolError(
@@ -130,8 +126,8 @@ class Endpoint:
 
     def _clean(self, reason: str) -> str:
         """Return one short line without a secret, which some services repeat."""
-        if self._api_key:
-            reason = reason.replace(self._api_key, "***")
+        if self.api_key:
+            reason = reason.replace(self.api_key, "***")
         line = " ".join("".join(c if c.isprintable() else " " for c in reason).split())
         return masked([line])[0][:MAX_REASON_CHARS]
 
