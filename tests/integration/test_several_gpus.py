@@ -107,7 +107,8 @@ def test_a_grid_of_runs_on_two_processes_is_that_of_one_process(tmp_path):
     # The first rank alone speaks.
     assert (cell / "console.log").read_text().count("first sample") == 1
     assert len(list(cell.glob("wandb/offline-run-*"))) == 1
-    config = record["config"] | {"tracking": {"mode": "disabled"}}
+    tracking = record["config"]["tracking"] | {"mode": "disabled"}
+    config = record["config"] | {"tracking": tracking}
     alone(tmp_path / "alone", config)
     same_run(tmp_path / "alone", cell)
     ours = {"console.log", "status.json", ".lock", "checkpoints/.lock"}
