@@ -118,10 +118,7 @@ class Trainer:
     def _encoded(
         self, steps: Sequence[Sequence[str]], examples: Mapping[str, Example]
     ) -> Generator[list[Sample]]:
-        """Return this rank's samples of each step.
-
-        On a GPU threads make the next ones ready while a step computes.
-        """
+        """Return this rank's samples of each step; on a GPU, threads prepare the next ones."""
 
         def encode(ids: Sequence[str]) -> list[Sample]:
             own = [examples[name] for name in self.ranks.share(ids)]
