@@ -26,7 +26,6 @@ ROW_ID = re.compile(r"test-(\d+)")
 TASK_1, TASK_2 = "predictions_1.json", "submission_task2.jsonl"
 TASK_1_FIELDS = ("index", "img_id", "question", "answer")
 TASK_2_FIELDS = ("val_id", "img_id", "question", "answer", "textual_explanation")
-OPTIONAL_FIELDS = ("visual_explanation", "confidence_score")
 # Keys of the template, which the team fills in.
 SUBMISSION_INFO = (
     *("Participant_Names", "Affiliations", "Contact_emails", "Team_Name", "Country"),

@@ -41,13 +41,9 @@ class MemoryEstimate:
 def estimate_memory(
     shapes: Shapes, config: Config, *, longest_tokens: int, on_gpu: bool = True
 ) -> MemoryEstimate:
-    """Return what a training step needs.
+    """Return what a training step needs on a GPU, or on a CPU.
 
-    Args:
-        shapes: Of the model.
-        config: Of the run.
-        longest_tokens: Of the longest sample that is trained on.
-        on_gpu: As the run would be there; else as on a CPU.
+    `longest_tokens` are those of the longest sample that is trained on.
     """
     training, is_wide = config.training, config.model.dtype is Dtype.float32 or not on_gpu
     engine = compute_path(config, shapes.family, on_gpu=on_gpu).engine.value

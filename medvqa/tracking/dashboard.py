@@ -24,6 +24,7 @@ CONFIDENCE = {
     "confidence_auroc": "AUROC of confidence",
 }
 GROUPS = ("overall", "open", "closed")
+MEANS = {"groupby_aggfunc": "mean", "groupby_rangefunc": "stderr"}
 PICTURES = ("loss", "metrics", "confidence", "samples")
 
 
@@ -115,8 +116,7 @@ def workspace(project: str, entity: str, logged: Logged) -> Any:
 
 
 def _sections(wr: ModuleType, logged: Logged) -> dict[str, list[Any]]:
-    by_curriculum = {"groupby": wr.Config(CURRICULUM), "groupby_aggfunc": "mean",
-                     "groupby_rangefunc": "stderr"}  # fmt: skip
+    by_curriculum = {"groupby": wr.Config(CURRICULUM), **MEANS}
 
     def bars(title: str, *places: str, **options: Any) -> Any:
         metrics = [f"eval/{place}" for place in places]
