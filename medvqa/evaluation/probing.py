@@ -25,6 +25,7 @@ from medvqa.tracking.terminal import table
 if TYPE_CHECKING:
     from rich.table import Table
 
+log = logging.getLogger(__name__)
 
 MEASURES = {
     "normal_exact_match": "EM, normal",
@@ -120,9 +121,6 @@ def measured(row: Mapping[str, Any], name: str) -> bool | None:
     """Return what a row says on a measure; None if it does not apply to the question."""
     value: bool | None = row["affirms"] if name.startswith("affirms") else row[name]
     return value if name in row or name == f"affirms_{row['falsehood']}" else None
-
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)

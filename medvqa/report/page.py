@@ -22,6 +22,9 @@ from medvqa.report.thumbnails import Pictures
 from medvqa.report.verdicts import few_seeds, final_words
 
 ASSETS = Path(__file__).parent
+# The baselines that every run of a model repeats are one column.
+SHARED_PHASES = ("majority", "zero_shot")
+DIGITS = 4  # of a score
 
 
 def page(study: Study, pictures: Pictures, *, title: str) -> str:
@@ -128,11 +131,6 @@ def _study(study: Study, pictures: Pictures, title: str) -> dict[str, Any]:
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
     """Return the row for JSON, which has no infinity: an odds ratio can be infinite."""
     return {k: "infinite" if v in (float("inf"), float("-inf")) else v for k, v in row.items()}
-
-
-# The baselines that every run of a model repeats are one column.
-SHARED_PHASES = ("majority", "zero_shot")
-DIGITS = 4
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ from medvqa.tracking.record import write_csv, write_text
 from medvqa.tracking.terminal import console, plain_text
 
 PAGE_HEIGHT_PX = 800  # in a notebook
+# The record of a small finished grid, to see a report before any run; made by tools.pack_example.
+ARCHIVE = Path(__file__).with_name("example.tar.xz")
+TITLE = "Example: six small runs on drawn pictures"
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,6 @@ def read_report(
     study = read_study(places, settings)
     pictures = read_pictures(study.arms) if with_pictures else NONE
     return Report(study, pictures, title or ", ".join(place.name for place in places))
-
-
-# The record of a small finished grid, to see a report before any run; made by tools.pack_example.
-ARCHIVE = Path(__file__).with_name("example.tar.xz")
-TITLE = "Example: six small runs on drawn pictures"
 
 
 def main_report(argv: Sequence[str]) -> None:
