@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medvqa.config.schema import Config
+from medvqa.config.training import Sharding
 from medvqa.contamination import gate
 from medvqa.contamination.overlap import Overlap
 from medvqa.contamination.picture_hash import contents_sha256
@@ -21,6 +22,7 @@ from medvqa.evaluation.probing import more_questions
 from medvqa.models.encode import Encoder
 from medvqa.models.source import base_folder, check_base, files_sha256
 from medvqa.tracking.wandb_mirror import check_key
+from medvqa.training.ranks import Ranks
 from medvqa.training.schedule import warmup_steps
 
 log = logging.getLogger(__name__)
@@ -162,12 +164,15 @@ class Inputs:
         planned = [by_id[name] for name in dict.fromkeys(plan.order)]
         return [*planned, *(e for examples in self.questions.values() for e in examples)]
 
-    def load_options(self) -> dict[str, Any]:
+    def load_options(self, ranks: Ranks) -> dict[str, Any]:
         """Return the options of `medvqa.models.load.load_model`."""
+        training = self.config.training
+        is_sharded = training.sharding is not Sharding.none
         return {
-            "gradient_checkpointing": self.config.training.gradient_checkpointing,
+            "gradient_checkpointing": training.gradient_checkpointing,
             "seed": self.config.seed,
             "check": self.check_lengths,
+            **({"group": ranks.tensors} if is_sharded else {}),
         }
 
     def check_lengths(self, processor: Any) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from medvqa.config.schema import Config
-from medvqa.config.training import Sharding
 from medvqa.contamination import gate
 from medvqa.evaluation.answering import by_model
 from medvqa.evaluation.evaluate import Evaluator
@@ -95,11 +94,8 @@ def train_and_evaluate(
 ) -> list[Evaluation]:
     """Load the model, train and evaluate it; return the final evaluations."""
     config, plan, (keeper, mirror) = inputs.config, inputs.plan, records
-    options = inputs.load_options()
-    if config.training.sharding is not Sharding.none:
-        options["group"] = ranks.tensors
     with keeper.phase("load"):
-        loaded = process.load(config.model, config.lora, **options)
+        loaded = process.load(config.model, config.lora, **inputs.load_options(ranks))
     encoder = encoder_of(loaded, config.model, process.patches, config.prompt)
     write_preview(encoder, inputs.by_id[plan.order[0]], directory)
     places: dict[str, Any] = {"directory": directory, "seed": config.seed, "ranks": ranks}
