@@ -19,11 +19,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medvqa.api import compose
 from medvqa.config.data import SourceConfig
 from medvqa.config.lora import LoraConfig
 from medvqa.config.model import ModelConfig
 from medvqa.data.pool import load_examples
 from medvqa.export.command import ExportOptions, export
+from medvqa.inputs import Inputs
 from medvqa.models.encode import Encoder
 from medvqa.models.load import load_model
 from medvqa.models.loaded import LoadedModel
@@ -171,6 +173,16 @@ def call(directory: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+# The command, which says at its end what it has imported.
+NAMING = """
+import atexit, sys
+from medvqa.cli import main
+atexit.register(lambda: print(*sorted({name.partition(".")[0] for name in sys.modules})))
+sys.argv[0] = "train.py"
+main()
+"""
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """Return a directory that the workers share; the first one that asks has it filled."""
     place = factory.getbasetemp() / name
@@ -187,10 +199,19 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A run as a process, tracked offline: its directory and what the command said."""
+    """A run as a process, tracked offline: its directory and what the command said.
+
+    The last line of its output names the packages that it imported.
+    """
 
     def make(place: Path) -> None:
-        answer = call(place / "run", *SMOKE, "tracking.mode=offline")
+        assert Inputs(compose(SMOKE).typed, {}).overlap  # hashes the pictures: that takes SciPy
+        answer = subprocess.run(
+            [sys.executable, "-c", NAMING, f"hydra.run.dir={place / 'run'}", *SMOKE,
+             "tracking.mode=offline"],
+            cwd=place, env=environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
         assert answer.returncode == 0, answer.stderr
         (place / "answer.json").write_text(json.dumps(vars(answer)))
 

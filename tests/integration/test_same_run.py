@@ -9,7 +9,7 @@ import pytest
 
 from medvqa.tracking.record import read_lines
 from tests import copies
-from tests.conftest import call, command, environment
+from tests.conftest import call, command, ended, environment, start, wait_for
 
 OVERRIDES = (
     *("experiment=smoke", "data=jsonl", "contamination=report", "curriculum=whole_pool"),
@@ -100,14 +100,11 @@ def test_a_finished_run_is_shown_for_its_own_rows_only_and_sigterm_marks_it(tmp_
     data, run = write_rows(tmp_path / "data"), tmp_path / "run"
     short = ("training.max_steps=16", "training.checkpoint_every=8")
     arguments = (*OVERRIDES, *short, f"data.path={data}")
-    process = subprocess.Popen(
-        command(run, *arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env=environment(),
-    )  # fmt: skip
-    while not (run / "metrics.jsonl").exists():
-        time.sleep(0.01)
+    process = start(tmp_path, f"hydra.run.dir={run}", *arguments)
+    wait_for((run / "metrics.jsonl").exists)
     process.terminate()
-    process.wait()
+    code, output = ended(process)
+    assert (code, "interrupted; the same command goes on" in output) == (130, True)
     assert json.loads((run / "run.json").read_text())["state"] == "interrupted"
     (run / f".results.json.{process.pid}").write_text("{")  # of a kill in the middle of writing
 

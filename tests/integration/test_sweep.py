@@ -301,16 +301,6 @@ def test_a_launcher_that_is_told_to_leave_ends_in_order(tmp_path):
     assert json.loads((run / "run.json").read_text())["state"] == "interrupted"
 
 
-def test_a_single_run_that_is_told_to_leave_records_it(tmp_path):
-    place = tmp_path / "run"
-    run = conftest.start(tmp_path, *SMOKE, "training.max_steps=2000", f"hydra.run.dir={place}")
-    wait_for(lambda: (place / "metrics.jsonl").is_file())
-    run.send_signal(signal.SIGTERM)
-    output, _ = run.communicate(timeout=60)
-    assert (run.returncode, "interrupted; the same command goes on" in output) == (130, True)
-    assert json.loads((place / "run.json").read_text())["state"] == "interrupted"
-
-
 def test_mistakes_of_any_cell_come_before_the_first_job(tmp_path):
     code, output = call(tmp_path, *SMOKE, "data.limit=8,5000")
     assert code == 2, output
