@@ -39,7 +39,7 @@ def test_a_finished_run_is_read_with_its_scores_and_answers(result, finished):
 
 def test_a_run_from_python_answers_as_the_command_does(result, tmp_path, capsys):
     before = [*logging.getLogger().handlers]
-    again = run(compose(OVERRIDES), directory=tmp_path / "run")
+    again = run(compose(SMOKE), directory=tmp_path / "run")
     assert again.predictions() == result.predictions()
     assert again.record["order_sha256"] == result.record["order_sha256"]
     assert "12 steps" in capsys.readouterr().out
