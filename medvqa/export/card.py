@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medvqa.evaluation.phase_scores import Evaluation
-from medvqa.evaluation.score import SHOWN, cell
+from medvqa.evaluation.score import GROUPS, SHOWN, cell
 from medvqa.export.merging import MERGED
 from medvqa.export.vllm import vllm_command
 from medvqa.models.source import EMBEDDED
@@ -29,7 +29,6 @@ PHASES = {
     MERGED: "merged",
 }
 UNKNOWN = "see its own card"
-GROUPS = ("overall", "open", "closed")
 DATA_LICENCES = {
     "phantom": "drawn by medvqa itself, Apache-2.0",
     "vqa_rad": "CC0 1.0",
