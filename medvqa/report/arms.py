@@ -130,30 +130,29 @@ def ordering_label(config: Mapping[str, Any]) -> str:
 
 def _rests(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what tells each config from the others that share its model and ordering labels."""
-    leaves = [_told(config) for config in configs]
-    models = [model_label(config) for config in configs]
-    orderings = [ordering_label(config) for config in configs]
-    rests = []
-    for own, model, ordering in zip(leaves, models, orderings, strict=True):
-        # All orderings of a model are looked at, so that the rows of a grid are named one way;
-        # orderings differ in their stages anyway, and only namesakes need telling apart.
-        kin = [o for o, m in zip(leaves, models, strict=True) if m == model]
-        namesakes = [
-            o
-            for o, m, name in zip(leaves, models, orderings, strict=True)
-            if (m, name) == (model, ordering)
-        ]
-        differing = [
-            key
-            for key, value in own.items()
-            if any(
-                other.get(key, value) != value
-                for other in (namesakes if key.startswith(BY_NAMESAKES) else kin)
-            )
-        ]
-        differing.sort(key=lambda key: key.startswith(BY_NAMESAKES))
-        rests.append(_written(_telling(differing), own))
-    return rests
+    labels = [(model_label(config), ordering_label(config)) for config in configs]
+    told = list(zip(labels, map(_told, configs), strict=True))
+    return [_written(_telling(_differing(label, own, told)), own) for label, own in told]
+
+
+def _differing(
+    label: tuple[str, str],
+    own: Mapping[str, str],
+    told: Sequence[tuple[tuple[str, str], Mapping[str, str]]],
+) -> list[str]:
+    """Return the keys in which a config differs from others of its model; curricula and adapters last.
+
+    All orderings of a model are looked at, so that the rows of a grid are named one way; orderings
+    differ in their stages anyway, and only namesakes need telling apart.
+    """
+    kin = [other for name, other in told if name[0] == label[0]]
+    namesakes = [other for name, other in told if name == label]
+
+    def differs(key: str) -> bool:
+        others = namesakes if key.startswith(BY_NAMESAKES) else kin
+        return any(other.get(key, own[key]) != own[key] for other in others)
+
+    return sorted(filter(differs, own), key=lambda key: key.startswith(BY_NAMESAKES))
 
 
 def _written(keys: Sequence[str], values: Mapping[str, str]) -> str:

@@ -121,16 +121,13 @@ def _of_claim(
     prepared: list[Verdict] = []
     for plan in study["comparisons"]:
         place = (plan["set"], plan["questions"], plan["metric"], {plan["a"], plan["b"]})
-        matching = [
+        matching: list[Comparison | None] = [
             c
             for c in comparisons
             if (c.set_name, c.group, c.metric, {c.a.ordering, c.b.ordering}) == place
         ]
-        obstacles = [_obstacle(plan, c, arms, majority) for c in matching]
-        prepared += [
-            _prepared(study, plan, c, obstacle)
-            for c, obstacle in zip(matching, obstacles, strict=True)
-        ] or [_prepared(study, plan, None, _obstacle(plan, None, arms, majority))]
+        for c in matching or [None]:
+            prepared.append(_prepared(study, plan, c, _obstacle(plan, c, arms, majority)))
     judged = [v for v in prepared if not v.reason]
     p_values = [v.comparison.crossed.p_value for v in judged if v.comparison]
     refuting = [v.p_refuted for v in judged if v.p_refuted is not None]
