@@ -140,10 +140,11 @@ def _differing(
     own: Mapping[str, str],
     told: Sequence[tuple[tuple[str, str], Mapping[str, str]]],
 ) -> list[str]:
-    """Return the keys in which a config differs from others of its model; curricula and adapters last.
+    """Return the keys in which a config differs from others of its model.
 
-    All orderings of a model are looked at, so that the rows of a grid are named one way; orderings
-    differ in their stages anyway, and only namesakes need telling apart.
+    Curriculum and adapter come last. All orderings of a model are looked at, so that the
+    rows of a grid are named one way. Orderings differ in their stages anyway, and only namesakes
+    need telling apart.
     """
     kin = [other for name, other in told if name[0] == label[0]]
     namesakes = [other for name, other in told if name == label]
