@@ -7,7 +7,7 @@ read in the copy blackkiring/MedEvalKit (commits f60b5be and 5d94614).
 import re
 
 from medvqa.data.example import Prediction
-from medvqa.evaluation.protocols.overlap import sentence_bleu
+from medvqa.evaluation.protocols.overlap import f1_precision_recall, sentence_bleu
 from medvqa.evaluation.protocols.protocol import Protocol, PublishedScore, best
 
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -63,13 +63,12 @@ def _is_right(response: str, reference: str) -> bool:
 
 
 def _open(response: str, reference: str) -> dict[str, float]:
-    words, expected = set(response.split()), set(reference.split())
-    shared = len(words & expected)
-    precision, recall = (shared / len(words), shared / len(expected)) if shared else (0.0, 0.0)
+    words = (list(set(text.split())) for text in (response, reference))
+    f1, precision, recall = f1_precision_recall(*words)
     tokens, expected_tokens = (text.replace(".", " .").split(" ") for text in (response, reference))
     return {
         "em": response == reference,
-        "f1": 2 * precision * recall / (precision + recall) if shared else 0.0,
+        "f1": f1,
         "precision": precision,
         "recall": recall,
         **{f"bleu{n}": sentence_bleu(tokens, expected_tokens, [1 / n] * n) for n in range(1, 5)},
