@@ -54,11 +54,11 @@ def run(
     with files.directory_lock(directory, patience_s=files.PATIENCE_S):
         if config.fresh:
             files.set_aside(directory)
-        rows = Inputs(config, process.cache).row_hashes
-        if identity.is_finished(directory, settings["config"], rows):
+        inputs = Inputs(config, process.cache)
+        if identity.is_finished(directory, settings["config"], inputs.row_hashes):
             log.info("this run is finished already; fresh=true starts it over")
         elif config.only_evaluate:
-            evaluate_only(config, directory, settings, rows)
+            evaluate_only(config, directory, settings, inputs.row_hashes, lambda: inputs.sets)
         elif config.training.gpus > 1:
             run_ranks(config.training.gpus, directory=directory, settings=settings)
         else:

@@ -12,7 +12,7 @@ from typing import Any
 from medvqa.config.errors import UserError
 from medvqa.config.model import Backend
 from medvqa.config.schema import Config
-from medvqa.data.pool import load_sets
+from medvqa.data.pool import Pool
 from medvqa.data.verification import check_images
 from medvqa.evaluation.answering import by_model, by_server
 from medvqa.evaluation.bertscore import check_encoder
@@ -37,6 +37,7 @@ def evaluate_only(
     directory: Path,
     settings: Mapping[str, Any],
     rows: Callable[[], Mapping[str, str]],
+    sets: Callable[[], Mapping[str, Pool]],
 ) -> None:
     """Answer every evaluation set and write the records.
 
@@ -45,6 +46,7 @@ def evaluate_only(
         directory: Every file of the run is below it.
         settings: See `medvqa.run.run`.
         rows: Gives the hash of each set's rows.
+        sets: Gives the evaluation sets.
 
     Raises:
         UserError: If there is nothing to ask, or the model, adapter or server cannot be used.
@@ -56,7 +58,7 @@ def evaluate_only(
             check_encoder(config.evaluation.bertscore)
             if not config.endpoint:
                 check_base(config.model)
-            pools = load_sets(config.data)
+            pools = sets()
             if not pools:
                 raise UserError("data names no evaluation set, so there is nothing to evaluate")
             questions = {name: list(pool.examples) for name, pool in pools.items()}
