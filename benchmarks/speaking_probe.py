@@ -9,11 +9,17 @@ image-disjoint, over all VQA-RAD questions; compared with each fold's majority a
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.decomposition import PCA
+from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from benchmarks.runs import Row, parser_of
 from benchmarks.scores import Selected, compared
@@ -29,117 +35,88 @@ from tools.speaking_language import load_smollm2
 from tools.speaking_pictures import canvases
 from tools.speaking_vision import Teacher
 
-PENALTY = 1e-2
-PRODUCT_RANK = 24
+C = 50.0  # for features whose squares add up to 1
 NUM_ITERATIONS = 60
+PRODUCT_RANK = 24
 BATCH_SIZE = 32
 
 
-def text_states(language: Any, tokenizer: Any, questions: list[str]) -> dict[str, torch.Tensor]:
+@torch.no_grad()
+def text_states(language: Any, tokenizer: Any, questions: Sequence[str]) -> dict[str, np.ndarray]:
     """Return the mean and the last of the last layer's states of each question."""
-    by_length = sorted(set(questions), key=lambda question: (len(question), question))
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "right"  # seen by no state
     states = {}
-    for start in range(0, len(by_length), BATCH_SIZE):
-        batch = by_length[start : start + BATCH_SIZE]
-        rows = [tokenizer(f"{question}\nAnswer:").input_ids for question in batch]
-        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-        for place, row in enumerate(rows):  # what stands behind a row is not seen by it
-            ids[place, : len(row)] = torch.tensor(row)
-        with torch.no_grad():
-            hidden = language.model(ids).last_hidden_state
-        for question, row, own in zip(batch, rows, hidden, strict=True):
-            states[question] = torch.cat([own[: len(row)].mean(0), own[len(row) - 1]])
+    unique = sorted(set(questions), key=len)
+    for start in range(0, len(unique), BATCH_SIZE):
+        batch = unique[start : start + BATCH_SIZE]
+        texts = [f"{question}\nAnswer:" for question in batch]
+        encoded = tokenizer(texts, padding=True, return_tensors="pt")
+        hidden = language.model(encoded.input_ids).last_hidden_state
+        for question, own, mask in zip(batch, hidden, encoded.attention_mask, strict=True):
+            seen = own[: mask.sum()]
+            states[question] = torch.cat([seen.mean(0), seen[-1]]).numpy()
     return states
 
 
-def picture_features(parts: Path, examples: list[Example]) -> dict[str, torch.Tensor]:
+def picture_features(parts: Path, examples: Sequence[Example]) -> dict[str, np.ndarray]:
     """Return the mean and the maximum of EfficientNet's features of each picture."""
     teacher = Teacher(parts, "cpu")
-    pictures = {example.image_ids[0]: example.images[0] for example in examples}
     features = {}
-    for name, image in pictures.items():
+    for name, image in {e.image_ids[0]: e.images[0] for e in examples}.items():
         pixels = canvases([load_rgb(image)], "cpu").float() / 255
         small = torch.nn.functional.interpolate(pixels, (224, 224), mode="area")
         cells = teacher.features(small)
-        features[name] = torch.cat([cells.mean(0), cells.max(0).values])
+        features[name] = torch.cat([cells.mean(0), cells.max(0).values]).numpy()
     return features
 
 
-def joined(text: torch.Tensor, picture: torch.Tensor, training: torch.Tensor) -> torch.Tensor:
+def with_products(text: np.ndarray, picture: np.ndarray, training: np.ndarray) -> np.ndarray:
     """Return both and the products of their main directions, which training rows give."""
-    parts = []
-    for values in (text, picture):
-        centre = values[training].mean(0)
-        _, _, directions = torch.pca_lowrank(values[training] - centre, q=PRODUCT_RANK, niter=4)
-        parts.append((values - centre) @ directions)
-    products = torch.einsum("na,nb->nab", *parts).flatten(1)
-    return torch.cat([text, picture, products], dim=1)
+    parts = [
+        PCA(PRODUCT_RANK, random_state=0).fit(values[training]).transform(values)
+        for values in (text, picture)
+    ]
+    return np.hstack([text, picture, np.einsum("na,nb->nab", *parts).reshape(len(text), -1)])
 
 
-def probe(features: torch.Tensor, labels: list[str], training: torch.Tensor) -> list[str]:
-    """Return each row's most probable training answer; a ridge-penalised multinomial logit."""
-    mean, spread = features[training].mean(0), features[training].std(0).clamp(min=1e-6)
-    scaled = (features - mean) / spread / features.shape[1] ** 0.5
-    names = sorted({label for label, own in zip(labels, training, strict=True) if own})
-    number = {name: place for place, name in enumerate(names)}
-    numbers = [number[label] for label, own in zip(labels, training, strict=True) if own]
-    target, seen = torch.tensor(numbers), scaled[training]
-    weight = torch.zeros(scaled.shape[1], len(names), requires_grad=True)
-    bias = torch.zeros(len(names), requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=NUM_ITERATIONS, history_size=5)
-
-    def loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        error = torch.nn.functional.cross_entropy(seen @ weight + bias, target)
-        total: torch.Tensor = error + PENALTY / len(seen) * weight.square().sum()
-        total.backward()
-        return total
-
-    optimizer.step(loss)
-    with torch.no_grad():
-        return [names[place] for place in (scaled @ weight + bias).argmax(1).tolist()]
+def compare(states: Any, pictures: Any, examples: Sequence[Example], tested: list[set[str]]) -> Any:
+    """Yield each probe's exact match beside the majority answer's, for questions of one type."""
+    text = np.stack([states[example.question] for example in examples])
+    picture = np.stack([pictures[example.image_ids[0]] for example in examples])
+    labels = np.array([normalize(e.answers[0], Normalizer["squad"]) for e in examples])
+    right = {name: np.zeros(len(labels)) for name in ("majority", "question", "picture", "both")}
+    for names in tested:
+        training = np.array([example.id not in names for example in examples])
+        both = with_products(text, picture, training)
+        inputs = {"majority": text, "question": text, "picture": picture, "both": both}
+        for name, values in inputs.items():
+            logit = LogisticRegression(C=C / values.shape[1], max_iter=NUM_ITERATIONS)
+            model = DummyClassifier() if name == "majority" else logit
+            probe = make_pipeline(StandardScaler(), model).fit(values[training], labels[training])
+            right[name][~training] = probe.predict(values[~training]) == labels[~training]
+    clusters = [example.image_ids[0] for example in examples]
+    for name in ("question", "picture", "both"):
+        own, majority = (Selected([right[n].tolist()], clusters, [0]) for n in (name, "majority"))
+        about = {"questions": examples[0].answer_type, "probe": name}
+        yield {**about, **compared(own, majority, paired=False)}
 
 
 def run(parts: Path, vqa_rad: Path) -> list[Row]:
-    """Return each probe's exact match beside the majority answer's, by type of question."""
-    examples = load_examples(SourceConfig(name="vqa_rad", path=str(vqa_rad), split="all"), seed=0)
+    """Return the comparisons of both types."""
+
+    def load(split: str) -> list[Example]:
+        return load_examples(SourceConfig(name="vqa_rad", path=str(vqa_rad), split=split), seed=0)
+
+    examples = load("all")
+    tested = [{example.id for example in load(f"test_{fold}")} for fold in FOLDS]
     with tempfile.TemporaryDirectory() as work:
         language, tokenizer = load_smollm2(parts, Path(work))
     states = text_states(language, tokenizer, [example.question for example in examples])
     pictures = picture_features(parts, examples)
-    rows = []
+    rows: list[Row] = []
     for kind in ("closed", "open"):
         own = [example for example in examples if example.answer_type == kind]
-        text = torch.stack([states[example.question] for example in own])
-        picture = torch.stack([pictures[example.image_ids[0]] for example in own])
-        labels = [normalize(example.answers[0], Normalizer["squad"]) for example in own]
-        answers: dict[str, list[str]] = {
-            name: [""] * len(own) for name in ("majority", "question", "picture", "both")
-        }
-        for fold in FOLDS:
-            source = SourceConfig(name="vqa_rad", path=str(vqa_rad), split=f"test_{fold}")
-            tested = {example.id for example in load_examples(source, seed=0)}
-            training = torch.tensor([example.id not in tested for example in own])
-            given = {
-                "question": probe(text, labels, training),
-                "picture": probe(picture, labels, training),
-                "both": probe(joined(text, picture, training), labels, training),
-            }
-            known = [label for label, is_own in zip(labels, training, strict=True) if is_own]
-            values, counts = np.unique(known, return_counts=True)
-            given["majority"] = [str(values[counts.argmax()])] * len(own)
-            for name, texts in given.items():
-                for place in (~training).nonzero()[:, 0].tolist():
-                    answers[name][place] = texts[place]
-        right = {
-            name: [float(a == b) for a, b in zip(texts, labels, strict=True)]
-            for name, texts in answers.items()
-        }
-        clusters = [example.image_ids[0] for example in own]
-        scores = {name: Selected([values], clusters, [0]) for name, values in right.items()}
-        for name in ("question", "picture", "both"):
-            result = compared(scores[name], scores["majority"], paired=False)
-            rows.append({"questions": kind, "probe": name, **result})
+        rows += compare(states, pictures, own, tested)
     return rows
 
 
