@@ -56,17 +56,27 @@ class Run:
 
     def rate(self, warm_up: int, batch_size: int) -> Row:
         """Return rates over the steps after the warm-up, peak memory and engine."""
-        steps, record = self.steps[warm_up:], self.record
-        seconds, num_samples = sum(row["seconds"] for row in steps), batch_size * len(steps)
+        record = self.record
         peak = record["peak_gpu_bytes"]
         return {
-            "samples_per_second": round(num_samples / seconds, 2),
-            "ms_per_step": round(1000 * seconds / len(steps), 1),
-            "tokens_per_sample": round(sum(row["num_tokens"] for row in steps) / num_samples, 1),
-            "num_steps": len(steps),
+            **rate(self.steps, warm_up, batch_size),
             "peak_gpu_gb": peak and round(peak / 1e9, 1),
             "engine": record["training"]["engine"],
         }
+
+
+def rate(steps: Sequence[Row], warm_up: int, batch_size: int) -> Row:
+    """Return samples per second and tokens per sample of the steps after the warm-up."""
+    timed_steps = steps[warm_up:]
+    seconds = sum(row["seconds"] for row in timed_steps)
+    num_steps, num_samples = len(timed_steps), batch_size * len(timed_steps)
+    num_tokens = sum(row["num_tokens"] for row in timed_steps)
+    return {
+        "samples_per_second": round(num_samples / seconds, 2),
+        "ms_per_step": round(1000 * seconds / num_steps, 1),
+        "tokens_per_sample": round(num_tokens / num_samples, 1),
+        "num_steps": num_steps,
+    }
 
 
 def train(directory: Path, *overrides: str, limit_s: float | None = None) -> Run:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engine.workload import BATCH_SIZE, Bench, with_pictures
-from benchmarks.runs import Row
+from benchmarks.runs import Row, rate
 from medvqa.config.curriculum import CurriculumConfig, Filter, StageConfig
 from medvqa.config.errors import UserError
 from medvqa.config.training import Engine, Optimizer, TrainingConfig
@@ -34,16 +34,6 @@ class Case:
         return cls(Engine[name], int(size))
 
 
-@dataclass(frozen=True)
-class Trained:
-    """One call of the trainer; `seconds` of each step are the device's, gaps included."""
-
-    losses: list[float]
-    seconds: list[float]
-    num_tokens: int
-    micro_batch_size: int
-
-
 def cases_of(texts: Sequence[str], engine: Engine) -> list[Case]:
     """Return the cases of this engine."""
     return [case for case in map(Case.parse, texts) if case.engine is engine]
@@ -57,8 +47,8 @@ def train(
     num_steps: int,
     *,
     fits: bool = False,
-) -> Trained:
-    """Train from the adapter of seed 0, in a form that `fits`, and return what was seen."""
+) -> tuple[list[Row], int]:
+    """Train from the adapter of seed 0, in a form that `fits`; return steps and micro-batch."""
     reset_adapter(loaded.model, seed=0)
     loaded.reset_peak()
     stage = StageConfig(name="all", filter=Filter.all, share=1.0)
@@ -68,12 +58,7 @@ def train(
     rows: list[Any] = []
     with trainer_of(loaded, encoder, case, num_steps, fits=fits) as trainer:
         result = trainer.train(plan, by_id, on_step=rows.append, on_stage_end=lambda *_: None)
-    return Trained(
-        losses=[row["loss"] for row in rows],
-        seconds=[row["seconds"] for row in rows],
-        num_tokens=sum(row["num_tokens"] for row in rows),
-        micro_batch_size=result.micro_batch_size,
-    )
+    return rows, result.micro_batch_size
 
 
 @contextmanager
@@ -111,20 +96,21 @@ def training(bench: Bench, engine: Engine) -> Iterator[Row]:
             features.clear()
             for is_repeated in (False,) if engine is Engine.plain else (False, True):
                 before = features.num_added
-                trained = train(bench.loaded, encoder, pool, case, num_steps)
-                reference = bench.losses.setdefault(kind, trained.losses)
+                steps, micro_batch_size = train(bench.loaded, encoder, pool, case, num_steps)
+                losses = [row["loss"] for row in steps]
+                reference = bench.losses.setdefault(kind, losses)
                 yield {
                     "engine": case.engine.value,
-                    "micro_batch_size": trained.micro_batch_size,
+                    "micro_batch_size": micro_batch_size,
                     "pictures": kind,
                     "pictures_seen_before": is_repeated,
                     "num_pictures_computed": features.num_added - before,
-                    **rate(trained, options.warm_up),
+                    **rate(steps, options.warm_up, BATCH_SIZE),
                     "peak_gpu_gb": bench.peak_gb(),
                     "max_difference": max(
-                        abs(a - b) for a, b in zip(trained.losses, reference, strict=True)
+                        abs(a - b) for a, b in zip(losses, reference, strict=True)
                     ),
-                    "losses": trained.losses,
+                    "losses": losses,
                 }
 
 
@@ -146,29 +132,17 @@ def cards(bench: Bench, engine: Engine) -> Iterator[Row]:
         loaded.features.limit(int(gigabytes * 1e9) // FEATURE_SHARE)
         try:
             case = Case(engine, BATCH_SIZE)
-            trained = train(loaded, bench.encoder(), pool, case, num_steps, fits=True)
+            encoder = bench.encoder()
+            steps, micro_batch_size = train(loaded, encoder, pool, case, num_steps, fits=True)
         except UserError as error:
             yield {"card_gb": gigabytes, "error": str(error)}
             continue
         decoder = loaded.engines["fused"].decoder
         yield {
             "card_gb": gigabytes,
-            "micro_batch_size": trained.micro_batch_size,
+            "micro_batch_size": micro_batch_size,
             "layers_recomputed": decoder.recomputes,
             "num_graphs": len(decoder.graphs),
-            **rate(trained, options.warm_up),
+            **rate(steps, options.warm_up, BATCH_SIZE),
             "peak_gpu_gb": bench.peak_gb(),
         }
-
-
-def rate(trained: Trained, warm_up: int) -> Row:
-    """Return samples per second after the warm-up, with the losses at both ends."""
-    num_steps, seconds = len(trained.losses) - warm_up, sum(trained.seconds[warm_up:])
-    return {
-        "samples_per_second": round(BATCH_SIZE * num_steps / seconds, 2),
-        "ms_per_step": round(1000 * seconds / num_steps, 1),
-        "num_steps": num_steps,
-        "tokens_per_sample": round(trained.num_tokens / len(trained.losses) / BATCH_SIZE, 1),
-        "first_loss": trained.losses[0],
-        "last_loss": trained.losses[-1],
-    }
