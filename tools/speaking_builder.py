@@ -29,6 +29,7 @@ from tools.speaking_pictures import canvases, fingerprint, packaged_pictures, ph
 
 if TYPE_CHECKING:
     from tools.speaking_vision import Distiller, Teacher
+    from tools.speaking_words import Rows
 
 log = logging.getLogger(__name__)
 
@@ -121,8 +122,8 @@ class Builder:
         processor.save_pretrained(written)
         model.to(torch.bfloat16).save_pretrained(written)
         sentences = plain_sentences(NUM_SENTENCES)
-        before, after = (
-            perplexity(speaker.to(self._device), tokenizer, sentences)
+        before, after = (  # some CPUs compute bfloat16 so roughly that SmolLM2 itself loses 9 %
+            perplexity(speaker.to(self._device, torch.float32), tokenizer, sentences)
             for speaker in (language, model)
         )
         if after > MAX_PERPLEXITY * before:
@@ -187,38 +188,48 @@ class Builder:
         unfinished: Sequence[Path],
     ) -> None:
         """Train the tower on the split's pictures, then on its words; the language half rests."""
-        import torch
+        from tools.speaking_words import Rows
 
-        from tools.speaking_training import Training
-        from tools.speaking_words import Rows, language_loss
-
-        recipe, tower = self.recipe, model.model.visual
+        recipe = self.recipe
         drawn = islice(pretraining_examples(2 * recipe.align_steps, seed=recipe.seed), 6000)
         phantoms = [text for text in drawn if len(text.images) == 1]
-        texts = [*rows, *phantoms] if rows else phantoms
-        pictures = {text.image_ids[0]: text.images[0] for text in texts}
+        pictures = {text.image_ids[0]: text.images[0] for text in (*rows, *phantoms)}
         places = {name: place for place, name in enumerate(pictures)}
         stored = canvases([load_rgb(image) for image in pictures.values()], self._device)
         if rows:
             real = stored[: len({row.image_ids[0] for row in rows})]
             distiller.canvases = [*distiller.canvases, real, real]  # half of the views
+        self._adapt(model.model.visual, distiller, unfinished[0])
+        encoder = Encoder(processor, max_length_tokens=1024)
+        groups = [
+            Rows(encoder, examples, places, stored, distiller.generator)
+            for examples in (rows, phantoms)
+            if examples
+        ]
+        self._align(model, distiller, groups, unfinished[1])
+
+    def _adapt(self, tower: Any, distiller: "Distiller", unfinished: Path) -> None:
+        from tools.speaking_training import Training
+
+        recipe = self.recipe
         tower.requires_grad_(True)
-        parameters = list(tower.parameters())
         Training(
-            parameters,
+            list(tower.parameters()),
             distiller.generator,
-            unfinished[0],
+            unfinished,
             num_steps=recipe.adapt_steps,
             learning_rate=recipe.adapt_rate,
         ).run(lambda: distiller.loss(recipe.distill_batch))
-        encoder = Encoder(processor, max_length_tokens=1024)
 
-        def rows_of(examples: Sequence[Example]) -> Rows:
-            samples = [encoder.encode(example) for example in examples]
-            where = [places[example.image_ids[0]] for example in examples]
-            return Rows(encoder, samples, where, stored, distiller.generator)
+    def _align(
+        self, model: Any, distiller: "Distiller", groups: Sequence["Rows"], unfinished: Path
+    ) -> None:
+        import torch
 
-        groups = [rows_of(examples) for examples in (rows, phantoms) if examples]
+        from tools.speaking_training import Training
+        from tools.speaking_words import language_loss
+
+        recipe, tower = self.recipe, model.model.visual
         model.model.language_model.to(torch.bfloat16)  # frozen, and kept in this type
         distiller.head = distiller.head.clone().requires_grad_(True)
 
@@ -229,9 +240,9 @@ class Builder:
             return words + recipe.distill_weight * distiller.loss(recipe.align_batch)
 
         Training(
-            [*parameters, distiller.head],
+            [*tower.parameters(), distiller.head],
             distiller.generator,
-            unfinished[1],
+            unfinished,
             num_steps=recipe.align_steps,
             learning_rate=recipe.align_rate,
         ).run(loss)

@@ -1,8 +1,9 @@
 """The alignment's batches: texts about pictures, with fresh views of the pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from medvqa.data.example import Example
 from medvqa.fast.engine import rotary_positions
 from medvqa.models.encode import Encoder
 from medvqa.models.sample import Sample
@@ -19,8 +20,8 @@ class Rows:
 
     Args:
         encoder: The base's.
-        samples: One text about one picture each.
-        places: Row of `canvases` of each sample's picture.
+        examples: One text about one picture each.
+        places: Row of `canvases` by name of a picture.
         canvases: (N, 3, 512, 512) bytes.
         generator: On the CPU.
     """
@@ -28,14 +29,15 @@ class Rows:
     def __init__(
         self,
         encoder: Encoder,
-        samples: Sequence[Sample],
-        places: Sequence[int],
+        examples: Sequence[Example],
+        places: Mapping[str, int],
         canvases: "torch.Tensor",
         generator: "torch.Generator",
     ) -> None:
         self._encoder, self._canvases, self._generator = encoder, canvases, generator
         self._by_size: dict[tuple[int, int], list[tuple[Sample, int]]] = {}
-        for sample, place in zip(samples, places, strict=True):
+        for example in examples:
+            sample, place = encoder.encode(example), places[example.image_ids[0]]
             assert sample.image_grid_thw is not None
             _, rows, columns = sample.image_grid_thw[0].tolist()
             size = rows * PATCH_PX, columns * PATCH_PX

@@ -156,10 +156,9 @@ def test_alignment_teaches_the_tower_and_leaves_the_language_half_alone(parts):
         e.image_ids[0]: Image.open(__import__("io").BytesIO(e.images[0].read())) for e in texts
     }
     stored = canvases([pictures[name] for name in names], "cpu")
-    samples = [encoder.encode(text) for text in texts]
-    places = [names.index(text.image_ids[0]) for text in texts]
+    places = {name: place for place, name in enumerate(names)}
     generator = torch.Generator().manual_seed(0)
-    batch = Rows(encoder, samples, places, stored, generator).batch(4)
+    batch = Rows(encoder, texts, places, stored, generator).batch(4)
     derived, _ = model.model.get_rope_index(
         batch["input_ids"],
         mm_token_type_ids=batch["mm_token_type_ids"],
