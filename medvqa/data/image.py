@@ -125,7 +125,7 @@ def file_fingerprint(path: Path) -> str | None:
     if time.time() - state.st_ctime < SETTLED_S:
         return None
     times = f"{state.st_mtime_ns}:{state.st_ctime_ns}"
-    return f"{path.absolute()}:{state.st_dev}:{state.st_ino}:{state.st_size}:{times}"
+    return f"{printable(path.absolute())}:{state.st_dev}:{state.st_ino}:{state.st_size}:{times}"
 
 
 def load_rgb(

@@ -42,10 +42,11 @@ def sharded_base(
         base = AutoModelForImageTextToText.from_config(shapes, dtype=dtype)
     base.requires_grad_(False)
     _divide(base, device, group)
-    _fill(base, whole, device, group)
+    # In the default group: reading the files may take longer than a step, the limit of `group`.
     settings = [None if whole is None else whole.generation_config]
     dist.broadcast_object_list(settings, src=0)
     base.generation_config = settings[0]
+    _fill(base, whole, device, group)
     return base
 
 

@@ -6,11 +6,14 @@ import multiprocessing
 import os
 import signal
 import socket
+import time
 import traceback
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from medvqa.config.errors import UserError
 from medvqa.config.lora import LoraConfig
@@ -20,6 +23,7 @@ from medvqa.config.typed import typed
 from medvqa.evaluation.answering import shares_of_batches
 from medvqa.evaluation.generate import answering_order, even_batch_size
 from medvqa.fast.choice import make_engine
+from medvqa.models import sharding
 from medvqa.models.adapter import read_adapter
 from medvqa.models.load import load_model
 from medvqa.run import ProcessState, run_rank
@@ -414,6 +418,22 @@ def test_each_of_two_ranks_holds_half_of_a_sharded_base_and_the_whole_adapter(en
         total.backward()
         assert all(parameter.grad is not None for _, parameter in ours.trainable)
         assert all(parameter.grad is None for parameter in frozen)
+
+    in_ranks(2, check)
+
+
+def test_ranks_wait_longer_than_within_a_step_while_the_first_one_reads_the_weights(monkeypatch):
+    read = sharding.from_pretrained
+
+    def slow(library, config, **options):
+        time.sleep(3 * bool(options))  # the weights alone, which the first rank reads
+        return read(library, config, **options)
+
+    monkeypatch.setattr(sharding, "from_pretrained", slow)
+
+    def check(ranks):
+        impatient = dist.new_group(timeout=timedelta(seconds=1))
+        sharding.sharded_base(TINY, torch.float32, torch.device("cpu"), impatient)
 
     in_ranks(2, check)
 

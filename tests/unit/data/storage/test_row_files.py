@@ -1,12 +1,14 @@
 """Tables with cells or keys that would be lost or misread in silence are refused."""
 
 import json
+import os
 
 import pytest
 
 from medvqa.config.data import SourceConfig
 from medvqa.config.errors import UserError
 from medvqa.data.pool import load_pool
+from medvqa.data.storage.json_list import JsonList
 from tests import copies
 
 
@@ -41,3 +43,11 @@ def test_what_would_be_lost_or_misread_is_an_error(load, name, text, message):
     with pytest.raises(UserError, match=message):
         load(name, text)
     assert [e.answers for e in load("good.jsonl", ROW % "true")] == [("yes",)]
+
+
+def test_a_list_whose_name_is_no_utf8_is_read_and_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDVQA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("medvqa.data.image.SETTLED_S", 0.0)
+    path = tmp_path / os.fsdecode(b"caf\xe9.json")
+    path.write_text(f"[{ROW % '1'}]")
+    assert [len(JsonList(path)) for _ in range(2)] == [1, 1]
