@@ -84,14 +84,16 @@ def _content(source: ImageSource, cache: Cache) -> tuple[bytes, bytes | None]:
 
 
 def _hashed(source: ImageSource, cache: Cache, *, mirrored: bool) -> HashedPicture:
+    prefix = f"{VERSION} {mirrored} "
     try:
         sha256, data = _content(source, cache)
-        key = f"{VERSION} {mirrored} {sha256.hex()}"
-        hashes = cache.get(key)
+        hashes = cache.get(prefix + sha256.hex())
         if hashes is None:
-            data = source.read() if data is None else data
+            if data is None:  # it may have changed since its fingerprint was taken
+                data = source.read()
+                sha256 = hashlib.sha256(data).digest()
             hashes = perceptual_hashes(source.name, data, mirrored=mirrored)
-            cache.keep(key, hashes)
+            cache.keep(prefix + sha256.hex(), hashes)
     except UserError as error:
         return HashedPicture(source.name, b"", b"", str(error))
     return HashedPicture(source.name, sha256, hashes)

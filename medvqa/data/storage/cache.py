@@ -61,7 +61,8 @@ class Cache:
         return None if row is None else bytes(row[0])
 
     def _give_up(self, error: Exception) -> None:
-        log.warning("no cache of hashes and indexes: %s: %s", self._path, error)
+        advice = "; delete this file" if type(error) is sqlite3.DatabaseError else ""  # damaged
+        log.warning("no cache of hashes and indexes: %s: %s%s", self._path, error, advice)
         self.__exit__()
 
     def __enter__(self) -> Self:

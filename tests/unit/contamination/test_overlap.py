@@ -13,6 +13,7 @@ from medvqa.config.errors import UserError
 from medvqa.contamination.gate import allowed_rows, measure, refusal
 from medvqa.contamination.near import MAX_DISTANCE, NearIndex
 from medvqa.contamination.overlap import find_overlap
+from medvqa.contamination.picture_hash import contents_sha256
 from medvqa.data.example import Example
 from medvqa.data.image import ImageBytes, ImageFile
 from medvqa.data.pool import load_examples
@@ -131,6 +132,20 @@ def test_a_file_that_was_replaced_is_hashed_again_though_size_and_date_stay(tmp_
     assert overlap([row("a", source)], evaluation, cache=tmp_path).sets[0].num_shared == 0
 
 
+def test_a_file_that_changes_while_it_is_hashed_does_not_lend_its_hashes_to_another(tmp_path):
+    first, second = encoded(picture(1)), encoded(picture(2))
+
+    class Changing(ImageBytes):
+        def fingerprint(self):
+            return "taken before the change"
+
+    with Cache(tmp_path) as cache:
+        contents_sha256([Changing("a", first)], cache)
+    overlap([row("a", Changing("a", second))], [], cache=tmp_path)
+    evaluation = [row("test", second)]
+    assert overlap([row("b", first)], evaluation, cache=tmp_path).sets[0].num_shared == 0
+
+
 def test_a_known_file_is_not_read_again_and_a_new_one_is_not_trusted_yet(tmp_path, monkeypatch):
     source = old_file(tmp_path / "a.png", encoded(picture(1)))
     assert source.fingerprint() is None  # its change time cannot be set back
@@ -142,11 +157,10 @@ def test_a_known_file_is_not_read_again_and_a_new_one_is_not_trusted_yet(tmp_pat
 
 
 def test_a_damaged_cache_costs_a_warning_and_nothing_else(tmp_path, caplog):
-    (path,) = [tmp_path / name for name in (Cache(tmp_path)._path.name,)]
-    path.write_bytes(b"no database at all" * 100)
+    (tmp_path / "cache.sqlite").write_bytes(b"no database at all" * 100)
     same = encoded(picture(1))
     assert overlap([row("a", same)], [row("b", same)], cache=tmp_path).sets[0].num_shared == 1
-    assert "no cache of hashes" in caplog.text
+    assert "cache.sqlite: file is not a database; delete this file" in caplog.text
 
 
 def test_an_unreadable_picture_is_refused_by_name_and_counted_in_a_report(tmp_path):
