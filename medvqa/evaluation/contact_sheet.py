@@ -81,7 +81,7 @@ def draw_samples(
         colour = RIGHT if row["exact_match"] else WRONG
         axes = figure.add_axes(box, xticks=[], yticks=[])
         axes.imshow(collage(images[:MAX_IMAGES]))
-        axes.spines[:].set(color=colour, linewidth=1.5)
+        axes.spines[:].set(color=colour, linewidth=1.5, visible=True)
         write(left, bottom - MARGIN_IN, lines[:1], color=colour, fontweight="bold")
         write(left, bottom - MARGIN_IN - LINE_IN, lines[1:])
     return figure

@@ -49,6 +49,8 @@ def draw_pictures(
         sets: Evaluation examples by set; samples are of the first.
         seed: Chooses the samples.
     """
+    from matplotlib import rc_context
+
     plans: dict[str, Callable[[], Figure]] = {}
     if (directory / "metrics.jsonl").is_file():  # a run that only evaluates has no loss
         plans["loss"] = lambda: draw_loss(read_lines(directory / "metrics.jsonl"))
@@ -63,7 +65,8 @@ def draw_pictures(
     for picture, draw in plans.items():
         path = directory / f"{picture}.png"
         try:
-            save(draw(), path)
+            with rc_context():  # neither another picture nor the caller's own takes our style
+                save(draw(), path)
         except Exception:
             log.exception("%s could not be drawn; the run's numbers are not concerned", path.name)
         else:
@@ -192,7 +195,7 @@ def _draw_group(axes: "Axes", group: str, members: Sequence[Evaluation]) -> None
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(len(members) - 0.5, -0.5)
     axes.set_yticks([])
-    axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+    axes.grid(axis="x", color="#DDDDDD", linewidth=0.6, alpha=1)
     counts = {s.num_examples for e in members for m, s in e.summary.get(group, {}).items()
               if m == "exact_match"}  # fmt: skip
     if not counts:

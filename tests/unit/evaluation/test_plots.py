@@ -5,6 +5,7 @@ import math
 import sys
 from dataclasses import replace
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from PIL import Image
@@ -183,6 +184,20 @@ def test_every_picture_is_a_png_of_a_readable_size_without_touching_pyplot(tmp_p
             assert min(picture.size) > 250
             assert np.asarray(picture.convert("L")).std() > 10
     assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+def test_pictures_leave_the_style_of_the_callers_own_figures(tmp_path, phantoms):
+    write_run(tmp_path, phantoms[:4])
+    before = dict(dict.items(mpl.rcParams))  # plain, so that no backend is chosen here
+    draw_pictures(tmp_path, [evaluation("final", 0.5)], {"test": phantoms}, seed=0)
+    assert dict(dict.items(mpl.rcParams)) == before
+
+
+def test_a_sample_has_its_whole_frame_whatever_the_style(phantoms):
+    rows = [prediction(example, is_right=True) for example in phantoms[:4]]
+    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+        sheet = draw_samples(rows, phantoms, set_name="test", seed=0)
+    assert all(side.get_visible() for axes in sheet.axes for side in axes.spines.values())
 
 
 def test_a_picture_that_cannot_be_drawn_is_an_error_in_the_log_and_the_others_are_there(
