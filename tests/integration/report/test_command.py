@@ -25,7 +25,7 @@ def real(tmp_path_factory):
     """Two curricula x two seeds through the command line, and the report of it."""
     place = tmp_path_factory.mktemp("real")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_"))}
-    overrides = ["experiment=smoke", "data.evaluation.test.limit=24", "evaluation.blind=true",
+    overrides = ["experiment=smoke", "data.evaluation.test.limit=16", "evaluation.blind=true",
                  "evaluation.bertscore.enabled=false", "training.warmup_steps=1",
                  "tracking.pictures=false"]  # fmt: skip
     answer = subprocess.run(
