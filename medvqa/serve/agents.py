@@ -51,7 +51,9 @@ def _arguments() -> "type[BaseModel]":
 
 def _refusal(error: Any) -> str:
     """Return which arguments are wrong, without their values: secrets, or megabytes."""
-    names = {ascii(problem["loc"][0])[1:-1][:40] for problem in error.errors()}
+    # pydantic leaves out a name that is no valid text.
+    places = [problem["loc"] or ("arguments",) for problem in error.errors()]
+    names = {ascii(place[0])[1:-1][:40] for place in places}
     message = f"check {', '.join(sorted(names))}: query is a string, images a list of strings"
     return str(ToolError(ErrorKind.invalid_arguments, message))
 

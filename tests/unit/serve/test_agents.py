@@ -1,10 +1,12 @@
-"""What reaches the tool over MCP's standard input."""
+"""Odd arguments of agents, and odd lines on MCP's standard input."""
 
 import json
 
 import pytest
 
-from medvqa.serve.agents import without_half_surrogates
+from medvqa.serve.agents import langchain_tool, without_half_surrogates
+from medvqa.serve.intake import Intake, Limits
+from medvqa.serve.tool import Specialist
 
 
 def test_halves_of_surrogate_pairs_become_null_characters_and_pairs_stay():
@@ -16,3 +18,12 @@ def test_halves_of_surrogate_pairs_become_null_characters_and_pairs_stay():
 @pytest.mark.parametrize("line", [b"", b"{\n", rb'{"a": "\ud800"' + b"\n", rb'{"a": "\u00e4"}'])
 def test_other_lines_pass_unchanged(line):
     assert without_half_surrogates(line) is line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [({"query": 5, "images": 5}, "images, query"), ({"query": "q", "\ud800": 1}, "arguments")],
+)
+def test_wrong_arguments_whatever_their_names_come_back_as_a_text(arguments, names):
+    tool = langchain_tool(Specialist(Intake([], Limits()), pytest.fail))
+    assert tool.invoke(arguments).startswith(f"[invalid_arguments] check {names}: query is")
