@@ -195,7 +195,7 @@ def evaluate(
 
 
 def report(
-    runs: Sequence[RunResult | str | Path],
+    runs: RunResult | str | Path | Sequence[RunResult | str | Path],
     *,
     title: str | None = None,
     pictures: bool = True,
@@ -204,7 +204,7 @@ def report(
     """Compare runs and grids, as `medvqa report` does; a notebook shows the page.
 
     Args:
-        runs: Results of `run`, or directories of runs and grids.
+        runs: One or several results of `run`, or directories of runs and grids.
         title: Of the page.
         pictures: Whether the page shows the questions' pictures.
         settings: Fields of `medvqa.report.matching.Settings`: `within`, `baseline`,
@@ -217,7 +217,8 @@ def report(
     from medvqa.report.report import read_report
 
     _check_names("report has no setting", settings, Settings)
-    places = [one.directory if isinstance(one, RunResult) else Path(one) for one in runs]
+    several = [runs] if isinstance(runs, RunResult | str | Path) else runs
+    places = [one.directory if isinstance(one, RunResult) else Path(one) for one in several]
     return read_report(places, Settings(**settings), title=title, with_pictures=pictures)
 
 

@@ -29,6 +29,7 @@ MISTAKES = {
         r"cannot read no\.jsonl",
     ),
     "runs": (lambda at: report([at / "no"]), "is no directory"),
+    "one directory": (lambda at: report(at / "no"), "is no directory"),
     "a setting": (lambda at: report([at], baselin="x"), "it has within, baseline"),
     "answers": (lambda at: score(at / "no.jsonl"), "cannot read"),
     "an option": (lambda at: score(at, tolerence=1), "it has file, protocol"),
