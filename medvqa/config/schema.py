@@ -87,7 +87,7 @@ class Config:
                     "evaluation.decoding=shared_prefix": is_shared,
                 },
                 "training.sharding=fsdp2 spreads the weights of transformers' own modules and "
-                "does not go with {setting}",
+                "does not go with {setting}; leave out one of the two",
             )
         if self.model.backend is Backend.unsloth:
             exclude(

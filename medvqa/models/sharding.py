@@ -76,7 +76,7 @@ def _fill(base: Any, whole: Any, device: "torch.device", group: Any) -> None:
     with torch.no_grad():
         for name, target in (*base.named_parameters(), *base.named_buffers()):
             full = torch.empty(target.shape, dtype=target.dtype, device=device)
-            if name in sources:
+            if whole is not None:
                 full.copy_(sources[name])
             dist.broadcast(full, src=0, group=group)
             if isinstance(target, DTensor):

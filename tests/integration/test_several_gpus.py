@@ -242,7 +242,7 @@ def test_a_mistake_that_a_rank_finds_is_one_line_and_exit_code_2(tmp_path):
                 "training": {"gpus": 2, "sharding": "fsdp2"},
                 "model": {"name": "medvqa/tiny", "load_in_4bit": True},
             },
-            "training.sharding=fsdp2 spreads .* does not go with model.load_in_4bit=true",
+            "training.sharding=fsdp2 spreads .* with model.load_in_4bit=true; leave out one of",
         ),
         ({"training": {"gpus": 2}}, r"training.gpus=2, but 0 CUDA GPU\(s\) are visible here"),
     ],
