@@ -1,7 +1,7 @@
 """Write a model with random weights at its real shapes, in the hub's layout.
 
-    python benchmarks/random_models.py qwen3_vl_8b DIRECTORY --tokenizer PATH/qwen.tiktoken
-    python benchmarks/random_models.py gemma3_4b DIRECTORY --shared ../shared
+    python -m benchmarks.random_models qwen3_vl_8b DIRECTORY --tokenizer PATH/qwen.tiktoken
+    python -m benchmarks.random_models gemma3_4b DIRECTORY --shared ../shared
 
 `shapes.yaml` has the shapes. Speed and memory are then real; answers are noise. The vocabulary
 gives realistic token counts: that of the first four models ships in the PyPI package dashscope

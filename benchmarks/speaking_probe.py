@@ -1,6 +1,7 @@
 r"""What the parts of the speaking base know, before any training of either: linear probes.
 
-    python -m benchmarks.speaking_probe --parts WHEELS --vqa-rad VQA_RAD --out docs/study/probe.json
+    python -m benchmarks.speaking_probe --parts WHEELS --vqa-rad VQA_RAD \
+        --out docs/study/speaking_probe.json
 
 A probe reads SmolLM2's states of the question, EfficientNet's features of the picture, or both
 with their products, and gives one of the training answers of the question's type. Five folds,
