@@ -53,7 +53,10 @@ class Report:
     @cached_property
     def html(self) -> str:
         """The page: one file with data, pictures, style and script."""
-        return page(self.study, self.pictures, title=self.title)
+        from matplotlib import rc_context
+
+        with rc_context():  # the caller's own figures keep their style
+            return page(self.study, self.pictures, title=self.title)
 
     @property
     def closing_lines(self) -> list[str]:
@@ -71,13 +74,16 @@ class Report:
 
     def write(self, directory: Path, *, figures: bool = True) -> Path:
         """Write the page, the tables, the numbers and the figures; return the page's path."""
+        from matplotlib import rc_context
+
         write_rows(self.study, directory)
         write_csv(directory / "confidence.csv", confidence_rows(self.study.confidence))
         write_csv(directory / "probes.csv", probe_rows(self.study.probes))
         write_text(directory / "tables.md", "\n".join(map(markdown, self.tables)))
         write_text(directory / "tables.tex", "\n".join(map(latex, self.tables)))
         if figures:
-            write_figures(self.study, directory)
+            with rc_context():
+                write_figures(self.study, directory)
         write_text(directory / "report.html", self.html)
         return directory / "report.html"
 

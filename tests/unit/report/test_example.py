@@ -5,6 +5,7 @@ import json
 import re
 import tarfile
 
+import matplotlib as mpl
 import pytest
 
 from medvqa.config.errors import UserError
@@ -47,6 +48,12 @@ def test_the_record_is_small_and_names_no_place_of_a_machine(example):
     assert ARCHIVE.stat().st_size < 200_000
     for path in (example / "grid").rglob("*.json*"):
         assert not re.search(r'"/\w+|/(home|root|tmp)/', path.read_text(encoding="utf-8"))
+
+
+def test_a_report_leaves_the_style_of_the_callers_own_figures(example, tmp_path):
+    with mpl.rc_context({"font.size": 17.0, "axes.spines.top": True}):
+        read_report([example / "grid"], Settings(num_samples=50)).write(tmp_path / "report")
+        assert (mpl.rcParams["font.size"], mpl.rcParams["axes.spines.top"]) == (17.0, True)
 
 
 def test_packing_the_record_again_gives_the_same_files(example, tmp_path):
