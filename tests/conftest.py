@@ -83,6 +83,15 @@ def own_environment() -> Iterator[None]:
     os.environ.update(ENVIRONMENT)
 
 
+@pytest.fixture
+def no_wandb_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key, no server, no home: the machine's own account must not be seen or written to."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+
+
 @pytest.fixture(autouse=True)
 def own_log_handlers() -> Iterator[None]:
     """Take away what a command in this process adds: its stream is closed when the test ends."""

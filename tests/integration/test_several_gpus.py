@@ -146,6 +146,11 @@ def children(pid):
     return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def torchrun_and_ranks(process):
+    (torchrun,) = children(process.pid)
+    return torchrun, children(torchrun)
+
+
 def checkpoints(directory):
     return sorted(path.name for path in directory.glob("checkpoints/step-*"))
 
@@ -159,8 +164,7 @@ def test_no_process_outlives_a_killed_rank_or_a_killed_command_and_the_run_goes_
 
     process = start(tmp_path, *command)
     wait_for(lambda: checkpoints(directory))
-    (torchrun,) = children(process.pid)
-    ranks = children(torchrun)
+    torchrun, ranks = torchrun_and_ranks(process)
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)
     # Whoever is left would hold the other end of the pipe, and this would not return.
@@ -176,8 +180,8 @@ def test_no_process_outlives_a_killed_rank_or_a_killed_command_and_the_run_goes_
     first = checkpoints(directory)
     process = start(tmp_path, *command)
     wait_for(lambda: checkpoints(directory) > first)
-    (torchrun,) = children(process.pid)
-    left = [torchrun, *children(torchrun)]
+    torchrun, ranks = torchrun_and_ranks(process)
+    left = [torchrun, *ranks]
     process.kill()
     output, _ = process.communicate(timeout=PATIENCE_S)
     assert "continuing from step" in output
@@ -200,8 +204,7 @@ def test_a_rank_that_hangs_ends_the_run_in_one_line_and_the_run_goes_on(tmp_path
     )  # fmt: skip
     process = start(tmp_path, *command)
     wait_for(lambda: checkpoints(directory))
-    (torchrun,) = children(process.pid)
-    ranks = children(torchrun)
+    _, ranks = torchrun_and_ranks(process)
     os.kill(ranks[1], signal.SIGSTOP)
     wait_for(lambda: not Path(f"/proc/{ranks[0]}").exists())
     os.kill(ranks[1], signal.SIGCONT)  # torchrun would kill it after half a minute

@@ -6,7 +6,6 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,7 @@ OFFLINE = TrackingConfig(mode=TrackingMode.offline, tags=["smoke"], table_rows=2
 Record = dict[str, Any]
 
 
-@pytest.fixture(autouse=True)
-def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No key, no server, no home: the machine's own account must not be seen or written to."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
-    yield
+pytestmark = pytest.mark.usefixtures("no_wandb_account")
 
 
 def read_log(directory: Path) -> list[Record]:

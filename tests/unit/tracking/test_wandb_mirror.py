@@ -1,7 +1,5 @@
 """The mode of tracking, and what W&B refuses."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,17 +9,7 @@ from medvqa.config.errors import UserError
 from medvqa.config.tracking import TrackingMode
 from medvqa.tracking.wandb_mirror import Tracker, resolve_mode
 
-
-@pytest.fixture(autouse=True)
-def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No key, no server, no home: the machine's own account must not be seen or written to."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
-    yield
-
-
+pytestmark = pytest.mark.usefixtures("no_wandb_account")
 KEY = {"WANDB_API_KEY": "0" * 40}
 
 
