@@ -3,6 +3,7 @@ r"""The study on the speaking base: one record of all cells, and what its prereg
     python -m benchmarks.speaking_study record multirun/study --out docs/study/speaking.json.gz
     python -m benchmarks.speaking_study accept docs/study/speaking_acceptance.json.gz
     python -m benchmarks.speaking_study analyse docs/study/speaking.json.gz --out ANALYSIS.json
+    python -m benchmarks.speaking_study draw VQA_RAD.json PHANTOMS.json --out PICTURE.png
 
 The record holds, per cell, config choices and per question exact match, F1 and the probability of
 yes. The folds (or pools) of an arm, a budget and a seed are joined, so each question stands once in
@@ -24,7 +25,7 @@ from medvqa.config.evaluation import Normalizer
 from medvqa.evaluation.comparison import arm_mean
 from medvqa.evaluation.normalize import normalize
 from medvqa.evaluation.statistics import holm
-from medvqa.tracking.record import read_lines, write_json
+from medvqa.tracking.record import read_json, read_lines, write_json
 
 MARGIN, LEVEL = 0.03, 0.05
 PRIMARY = (("open_first", "closed_only", "closed"), ("open_first", "mixed", "open"))
@@ -233,10 +234,42 @@ def area(labels: list[str | None], shares: list[float]) -> float:
     return float(stats.mannwhitneyu(yes, no).statistic) / (len(yes) * len(no))
 
 
+def draw(analyses: list[Path], out: Path) -> None:
+    """Draw the primary differences of each analysis with their intervals and the margin."""
+    from medvqa.evaluation.figure import FAINT, INK, SERIES, new_figure
+    from medvqa.evaluation.score import SHOWN
+
+    figure, axes = new_figure(8, 2.6, ncols=len(PRIMARY), sharey=True)
+    named = {"speaking": "VQA-RAD", "phantom": "phantoms"}
+    rows = [
+        (f"{named[path.stem.split('_')[-2]]}, {one['max_steps']} steps", one)
+        for path in analyses
+        for one in read_json(path)["primary"]
+    ]
+    labels = list(dict.fromkeys(label for label, _ in rows))
+    for axis, (a, b, kind) in zip(axes[0], PRIMARY, strict=True):
+        axis.axvspan(-100 * MARGIN, 100 * MARGIN, color=FAINT, alpha=0.25, lw=0)
+        axis.axvline(0, color=INK, lw=0.8)
+        for label, one in rows:
+            if one["questions"] == kind:
+                y = labels.index(label)
+                axis.plot([100 * one["low"], 100 * one["high"]], [y, y], color=SERIES[0], lw=2)
+                axis.plot(100 * one["difference"], y, "s", color=SERIES[0], ms=6)
+        axis.set_title(f"{a} - {b}, {kind} questions", loc="left", fontsize=9)
+        axis.set_xlabel(f"{SHOWN[METRIC[kind]]}, points, 95 % interval", fontsize=9)
+        axis.grid(axis="x")
+    axes[0, 0].set_yticks(range(len(labels)), labels)
+    axes[0, 0].set_ylim(len(labels) - 0.5, -0.5)
+    figure.savefig(out, dpi=150)
+
+
 def main() -> None:
-    """Record, accept or analyse."""
+    """Record, accept, analyse or draw."""
     parser, commands = command_line(__doc__)
     commands.add_parser("accept").add_argument("record", type=Path)
+    drawn = commands.add_parser("draw")
+    drawn.add_argument("analyses", type=Path, nargs="+")
+    drawn.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if options.command == "record":
         record(options.directories, options.out)
@@ -244,6 +277,8 @@ def main() -> None:
         comparisons = accept(read_record(options.record))
         sys.stdout.writelines(json.dumps(one) + "\n" for one in comparisons)
         sys.stdout.write("accepted\n" if is_accepted(comparisons) else "not accepted\n")
+    elif options.command == "draw":
+        draw(options.analyses, options.out)
     else:
         write_json(options.out, analyse(read_record(options.record)))
 
