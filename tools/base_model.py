@@ -102,47 +102,51 @@ def build_model(tokenizer: Any, shape: Shape, *, seed: int) -> Any:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (*VISION, PAD, END)}
-    width, mlp, layers, heads, kv_heads = shape.text
-    vision_width, vision_mlp, blocks, vision_heads = shape.vision
+    special = {"eos_token_id": ids[END], "pad_token_id": ids[PAD]}
     config = Qwen3VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": width,
-            "intermediate_size": mlp,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            "head_dim": 2 * sum(shape.mrope_section),
-            "max_position_embeddings": 4096,
-            "pad_token_id": ids[PAD],
-            "eos_token_id": ids[END],
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": list(shape.mrope_section),
-                "mrope_interleaved": True,
-            },
-        },
-        vision_config={
-            "depth": blocks,
-            "hidden_size": vision_width,
-            "intermediate_size": vision_mlp,
-            "num_heads": vision_heads,
-            "patch_size": 16,
-            "out_hidden_size": width,
-            "num_position_embeddings": (shape.side_px // 16) ** 2,
-            "deepstack_visual_indexes": [shape.deepstack],
-        },
+        text_config={"vocab_size": len(tokenizer), **special, **_text_config(shape)},
+        vision_config=_vision_config(shape),
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
-        eos_token_id=ids[END],
-        pad_token_id=ids[PAD],
+        **special,
     )
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(config)
-    model.generation_config.eos_token_id = ids[END]
-    model.generation_config.pad_token_id = ids[PAD]
+    model.generation_config.update(**special)
     return model
+
+
+def _text_config(shape: Shape) -> dict[str, Any]:
+    width, mlp, layers, heads, kv_heads = shape.text
+    return {
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": 2 * sum(shape.mrope_section),
+        "max_position_embeddings": 4096,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": list(shape.mrope_section),
+            "mrope_interleaved": True,
+        },
+    }
+
+
+def _vision_config(shape: Shape) -> dict[str, Any]:
+    width, mlp, blocks, heads = shape.vision
+    return {
+        "depth": blocks,
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_heads": heads,
+        "patch_size": 16,
+        "out_hidden_size": shape.text[0],
+        "num_position_embeddings": (shape.side_px // 16) ** 2,
+        "deepstack_visual_indexes": [shape.deepstack],
+    }

@@ -45,11 +45,7 @@ def pretrain(
     import torch
 
     model.to(device).train()
-    sample_of: Callable[[int], Sample] = lambda index: encoder.encode(texts[index])  # noqa: E731
-    if device == "cuda":
-        sample_of = encoded_at_once(encoder, texts, device)
-        # Image by image, most of a step would be waiting for launches.
-        attend_to_all_pictures_at_once(model.model.visual)
+    sample_of = _samples(model, encoder, texts, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
     generator = torch.Generator().manual_seed(seed)
     losses: list[float | None] = []
@@ -65,16 +61,30 @@ def pretrain(
         batch = encoder.training_batch([sample_of(index) for index in draws[step]])
         inputs = {name: tensor.to(device) for name, tensor in batch.items()}
         losses.append(_step(model, optimizer, inputs))
-        if losses.count(None) > MAX_SKIPPED_FRACTION * num_steps:
-            raise UserError(
-                f"{losses.count(None)} steps had gradients that are not finite; lower "
-                "--learning-rate"
-            )
-        if len(losses) % 100 == 0:
-            log.info("step %d: loss %.3f", len(losses), _mean_of_last(losses))
+        _check(losses, num_steps)
     if None in losses:
         log.warning("%d steps were skipped: gradients not finite", losses.count(None))
     return _mean_of_last(losses)
+
+
+def _samples(
+    model: Any, encoder: Encoder, texts: Sequence[Example], device: str
+) -> Callable[[int], Sample]:
+    if device != "cuda":
+        return lambda index: encoder.encode(texts[index])
+    # Image by image, most of a step would be waiting for launches.
+    attend_to_all_pictures_at_once(model.model.visual)
+    return encoded_at_once(encoder, texts, device)
+
+
+def _check(losses: Sequence[float | None], num_steps: int) -> None:
+    """Log the loss of each hundredth step; raise UserError where too many steps were skipped."""
+    if losses.count(None) > MAX_SKIPPED_FRACTION * num_steps:
+        raise UserError(
+            f"{losses.count(None)} steps had gradients that are not finite; lower --learning-rate"
+        )
+    if len(losses) % 100 == 0:
+        log.info("step %d: loss %.3f", len(losses), _mean_of_last(losses))
 
 
 def attend_to_all_pictures_at_once(tower: Any) -> None:

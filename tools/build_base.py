@@ -44,8 +44,7 @@ def spoken_rows(examples: Sequence[Example]) -> Iterator[Example]:
             yield replace(example, id=f"{example.id}-{part}", question=prompt, answers=(text,))
 
 
-def main_build(argv: Sequence[str]) -> int:
-    """Build a small base: tokenizer, architecture, pre-training, weights in bfloat16."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m tools.build_base", description=main_build.__doc__)
     parser.add_argument("--size", choices=SHAPES, default="tiny")
     parser.add_argument("--output", type=Path, help="the embedded place for tiny")
@@ -60,18 +59,28 @@ def main_build(argv: Sequence[str]) -> int:
         "--max-seconds", type=float, default=math.inf, help="of training, where time is lent"
     )
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main_build(argv: Sequence[str]) -> int:
+    """Build a small base: tokenizer, architecture, pre-training, weights in bfloat16."""
+    options = _parser().parse_args(argv)
     output = options.output or EMBEDDED.get(f"medvqa/{options.size}")
     if output is None:
         raise UserError(f"--size {options.size} is not embedded: say where with --output")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    build(options, output)
+    return 0
+
+
+def build(options: argparse.Namespace, output: Path) -> None:
+    """Build the base and write it into the directory."""
+    import torch
+
     real: list[Example] = []
     if options.vqa_rad:
         source = SourceConfig(name="vqa_rad", path=str(options.vqa_rad), split="train_disjoint")
         real = list(spoken_rows(load_examples(source, seed=0)))
-
-    import torch
-
     shape = SHAPES[options.size]
     texts = [*pretraining_examples(options.scenes, seed=options.seed), *real]
     words = [*vocabulary_texts(), *(f"{e.question}\n{e.answers[0]}" for e in real)]
@@ -94,7 +103,6 @@ def main_build(argv: Sequence[str]) -> int:
     processor.save_pretrained(output)
     model.to(torch.bfloat16).save_pretrained(output)
     log.info("loss of the last steps %.3f; wrote %s", loss, output)
-    return 0
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from medvqa.config.machine import cache_directory
 from medvqa.data.example import Example
 from medvqa.data.pool import load_examples
 from medvqa.models.source import SPEAKING_FOLDER
-from tools.speaking_builder import Builder, Recipe
+from tools.speaking_builder import Builder
+from tools.speaking_recipe import Recipe
 
 
 def main(argv: Sequence[str]) -> int:

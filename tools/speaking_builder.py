@@ -1,11 +1,9 @@
 """Builds a speaking base: parts, distillation, adaptation, alignment, and what is kept of each."""
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +24,7 @@ from tools.speaking_language import (
     wheel,
 )
 from tools.speaking_pictures import canvases, fingerprint, packaged_pictures, phantom_pictures
+from tools.speaking_recipe import Recipe, recipe_hash
 
 if TYPE_CHECKING:
     from tools.speaking_vision import Distiller, Teacher
@@ -35,41 +34,6 @@ log = logging.getLogger(__name__)
 
 NUM_SENTENCES, MAX_PERPLEXITY = 200, 1.05  # the language half must stay what it was
 PHANTOM_SHARE = 1 / 3  # of the alignment's batches
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """All that decides the weights, but the parts and the rows.
-
-    Attributes:
-        version: Of this code; raised when a change of code changes the weights.
-        embed_dim: Width of the vision tower.
-        distill_steps: On phantoms and photographs, once for all splits.
-        adapt_steps: Distillation that also sees the split's training pictures.
-        align_steps: With the frozen language model.
-        distill_weight: Of the distillation's loss during the alignment.
-    """
-
-    version: int = 1
-    embed_dim: int = 384
-    depth: int = 8
-    num_heads: int = 6
-    phantoms: int = 1500
-    distill_steps: int = 1500
-    distill_batch: int = 192
-    distill_rate: float = 1e-3
-    adapt_steps: int = 100
-    adapt_rate: float = 5e-4
-    align_steps: int = 300
-    align_batch: int = 32
-    align_rate: float = 3e-4
-    distill_weight: float = 1.0
-    seed: int = 0
-
-
-def recipe_hash(*parts: Any) -> str:
-    """Return a short hash of a recipe's JSON."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class Builder:

@@ -119,28 +119,16 @@ def build_model(language: Any, tokenizer: Any, vision: dict[str, int], *, seed: 
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (*VISION, PAD, END)}
-    source = language.config
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    special = {"eos_token_id": ids[END], "pad_token_id": ids[PAD]}
     config = Qwen2VLConfig(
         text_config={
-            **{name: getattr(source, name) for name in names},
-            "num_key_value_heads": source.num_key_value_heads,
-            "rms_norm_eps": source.rms_norm_eps,
-            "max_position_embeddings": source.max_position_embeddings,
+            **_text_config(language.config),
+            **special,
             "vocab_size": len(tokenizer),
-            "bos_token_id": None,
-            "eos_token_id": ids[END],
-            "pad_token_id": ids[PAD],
-            "tie_word_embeddings": True,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": source.rope_parameters["rope_theta"],
-                "mrope_section": MROPE_SECTION,
-            },
         },
         vision_config={
             **vision,
-            "hidden_size": source.hidden_size,
+            "hidden_size": language.config.hidden_size,
             "patch_size": PATCH_PX,
             "spatial_merge_size": MERGE,
         },
@@ -154,9 +142,21 @@ def build_model(language: Any, tokenizer: Any, vision: dict[str, int], *, seed: 
     model = Qwen2VLForConditionalGeneration(config)
     _copy_language(language, model.model.language_model, tokenizer)
     model.tie_weights()
-    model.generation_config.eos_token_id = ids[END]
-    model.generation_config.pad_token_id = ids[PAD]
+    model.generation_config.update(**special)
     return model.eval()
+
+
+def _text_config(source: Any) -> dict[str, Any]:
+    """Return SmolLM2's configuration as Qwen2's."""
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+             "num_key_value_heads", "rms_norm_eps", "max_position_embeddings")  # fmt: skip
+    rope = {"rope_type": "default", "mrope_section": MROPE_SECTION}
+    return {
+        **{name: getattr(source, name) for name in names},
+        "bos_token_id": None,
+        "tie_word_embeddings": True,
+        "rope_parameters": {**rope, "rope_theta": source.rope_parameters["rope_theta"]},
+    }
 
 
 def _copy_language(source: Any, target: Any, tokenizer: Any) -> None:

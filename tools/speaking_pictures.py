@@ -6,7 +6,7 @@ None is of VQA-RAD: photographs and scans that packages of PyPI ship, and phanto
 import hashlib
 import io
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ from tools.speaking_language import wheel
 if TYPE_CHECKING:
     import torch
     from PIL import Image
+
+    Uniform = Callable[[float, float], torch.Tensor]  # one number per canvas, from a range
 
 PHOTOGRAPHS = {
     "scikit_image": "skimage/data/",
@@ -100,28 +102,42 @@ def views(
     """
     import torch
 
-    num, device = len(stored), stored.device
-
     def uniform(low: float, high: float) -> torch.Tensor:
-        return torch.rand(num, generator=generator) * (high - low) + low
+        return torch.rand(len(stored), generator=generator) * (high - low) + low
+
+    turned = _turned(stored, size, uniform, strength)
+    return _toned(turned, uniform, strength)
+
+
+def _turned(
+    stored: "torch.Tensor", size: tuple[int, int], uniform: "Uniform", strength: float
+) -> "torch.Tensor":
+    """Return windows of the canvases: scaled, turned, stretched and flipped."""
+    import torch
 
     scale = torch.exp(uniform(-1.6 * strength, 0.12))
     angle = uniform(-0.6, 0.6) * strength
     stretch = torch.exp(uniform(-0.3, 0.3) * strength)
     flip = torch.where((uniform(0, 1) < 0.5) & (strength > 0.5), -1.0, 1.0)
     free = (1 - scale).clamp(min=0.1)
-    theta = torch.zeros(num, 2, 3)
+    theta = torch.zeros(len(stored), 2, 3)
     theta[:, 0, 0] = flip * scale * stretch * angle.cos()
     theta[:, 0, 1] = -scale * angle.sin()
     theta[:, 1, 0] = flip * scale * angle.sin()
     theta[:, 1, 1] = scale / stretch * angle.cos()
     theta[:, 0, 2] = uniform(-1, 1) * free
     theta[:, 1, 2] = uniform(-1, 1) * free
-    grid = torch.nn.functional.affine_grid(theta.to(device), [num, 3, *size], align_corners=False)
-    view = torch.nn.functional.grid_sample(stored.float() / 255, grid, align_corners=False)
+    shape = [len(stored), 3, *size]
+    grid = torch.nn.functional.affine_grid(theta.to(stored.device), shape, align_corners=False)
+    return torch.nn.functional.grid_sample(stored.float() / 255, grid, align_corners=False)
+
+
+def _toned(view: "torch.Tensor", uniform: "Uniform", strength: float) -> "torch.Tensor":
+    """Return the views with other colours, contrast and brightness."""
+    import torch
 
     def column(values: torch.Tensor) -> torch.Tensor:
-        return values.view(-1, 1, 1, 1).to(device)
+        return values.view(-1, 1, 1, 1).to(view.device)
 
     grey = column((uniform(0, 1) < 0.5) & (strength > 0.5))
     view = torch.where(grey, view.mean(1, keepdim=True), view)

@@ -14,7 +14,10 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medvqa.data.example import Example
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "results" / "models.json"
@@ -42,13 +45,10 @@ def verify(name: str, overrides: Sequence[str], directory: Path) -> dict[str, An
     """Return the record of a run with these overrides; each column says what was done."""
     from medvqa.config.compose import compose_cells, resolved
     from medvqa.config.typed import typed
-    from medvqa.data.image import ImageBytes
     from medvqa.data.pool import load_sets
     from medvqa.export.command import ExportOptions, export
     from medvqa.run import ProcessState, run
-    from medvqa.serve.answering import Answerer
-    from medvqa.serve.intake import Question
-    from medvqa.tracking.record import read_json, read_lines
+    from medvqa.tracking.record import read_json
 
     ((_, config),) = compose_cells(overrides, is_sweep=False)
     values = resolved(config)
@@ -57,28 +57,37 @@ def verify(name: str, overrides: Sequence[str], directory: Path) -> dict[str, An
     run(typed(values), place, settings, ProcessState())
     record = read_json(place / "run.json")
     export(ExportOptions(run=place, target=directory / "adapter"))
-    examples = load_sets(typed(values).data)["test"].examples
-    questions = [
-        Question(text=e.question, images=tuple(ImageBytes(i.name, i.read()) for i in e.images))
-        for e in examples
-    ]
-    served = [answer.text for answer in Answerer.of_run(place).answer(questions)]
-    path = place / "evaluation" / "final" / "test" / "predictions.jsonl"
-    evaluated = {row["id"]: row["prediction"] for row in read_lines(path)}
-    equal = sum(evaluated[e.id] == text for e, text in zip(examples, served, strict=True))
+    are_equal = served_as_evaluated(place, load_sets(typed(values).data)["test"].examples)
     model, training = record["model"], record["training"]
     return {
         "trained": f"{training['num_steps']} steps",
-        "answered": f"{len(evaluated)} questions",
+        "answered": f"{len(are_equal)} questions",
         "4 bits": "yes" if model["is_quantized"] else "no",
         "fused": "yes" if training["engine"] == "fused" else "no",
         "exported": "adapter",
-        "served": f"{equal} of {len(served)} equal",
+        "served": f"{sum(are_equal)} of {len(are_equal)} equal",
         "architecture": model["architecture"],
         "device": model["device"],
         "peak_gpu_bytes": record.get("peak_gpu_bytes"),
         "code": record.get("code"),
     }
+
+
+def served_as_evaluated(run: Path, examples: Sequence["Example"]) -> list[bool]:
+    """Return for each question whether the served model answers as the evaluator did."""
+    from medvqa.data.image import ImageBytes
+    from medvqa.serve.answering import Answerer
+    from medvqa.serve.intake import Question
+    from medvqa.tracking.record import read_lines
+
+    questions = [
+        Question(text=e.question, images=tuple(ImageBytes(i.name, i.read()) for i in e.images))
+        for e in examples
+    ]
+    served = Answerer.of_run(run).answer(questions)
+    path = run / "evaluation" / "final" / "test" / "predictions.jsonl"
+    evaluated = {row["id"]: row["prediction"] for row in read_lines(path)}
+    return [evaluated[e.id] == answer.text for e, answer in zip(examples, served, strict=True)]
 
 
 def overrides_of(name: str, base: Path | None, *, is_tiny: bool) -> list[str]:

@@ -87,7 +87,7 @@ def draw(scene: Scene) -> "Field":
     image = np.where(body, tissue, 0.02)
     image = _organ_marks(scene.organ, image, x, y)
     image = _lesions(scene, image, x, y, rng)
-    image = _modality_look(scene.modality, image, body, x, y, rng)
+    image = _modality_look(scene.modality, image, body, (x, y), rng)
     return image * rng.uniform(0.92, 1.05)
 
 
@@ -142,12 +142,12 @@ def _modality_look(
     modality: str,
     image: "Field",
     body: "NDArray[np.bool_]",
-    x: "Field",
-    y: "Field",
+    coordinates: tuple["Field", "Field"],
     rng: "np.random.Generator",
 ) -> "Field":
     import numpy as np
 
+    x, y = coordinates
     noise = rng.standard_normal(image.shape)
     if modality == "ct":  # flat and clean, on the scanner's table
         table = (abs(y - 0.99) < 0.02) & (abs(x) < 0.8)

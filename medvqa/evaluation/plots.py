@@ -51,6 +51,26 @@ def draw_pictures(
     """
     from matplotlib import rc_context
 
+    drawn = {}
+    for picture, draw in _plans(directory, evaluations, sets, seed).items():
+        path = directory / f"{picture}.png"
+        try:
+            with rc_context():  # neither another picture nor the caller's own takes our style
+                save(draw(), path)
+        except Exception:
+            log.exception("%s could not be drawn; the run's numbers are not concerned", path.name)
+        else:
+            drawn[picture] = path
+    return drawn
+
+
+def _plans(
+    directory: Path,
+    evaluations: Sequence[Evaluation],
+    sets: Mapping[str, Sequence[Example]],
+    seed: int,
+) -> "dict[str, Callable[[], Figure]]":
+    """Return what draws each picture for which the run has files."""
     plans: dict[str, Callable[[], Figure]] = {}
     if (directory / "metrics.jsonl").is_file():  # a run that only evaluates has no loss
         plans["loss"] = lambda: draw_loss(read_lines(directory / "metrics.jsonl"))
@@ -61,17 +81,7 @@ def draw_pictures(
         if curves := confidence_curves(directory, name):
             plans["confidence"] = lambda: draw_confidence(curves)
         plans["samples"] = lambda: draw_samples(rows, examples, set_name=name, seed=seed)
-    drawn = {}
-    for picture, draw in plans.items():
-        path = directory / f"{picture}.png"
-        try:
-            with rc_context():  # neither another picture nor the caller's own takes our style
-                save(draw(), path)
-        except Exception:
-            log.exception("%s could not be drawn; the run's numbers are not concerned", path.name)
-        else:
-            drawn[picture] = path
-    return drawn
+    return plans
 
 
 def confidence_curves(directory: Path, set_name: str) -> dict[str, Any]:

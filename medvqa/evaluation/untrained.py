@@ -54,10 +54,7 @@ def evaluate_only(
     keeper = RunRecord(directory / "run.json", settings)
     with keeper.recording():
         with keeper.phase("data"):
-            check_key(config.tracking)
-            check_encoder(config.evaluation.bertscore)
-            if not config.endpoint:
-                check_base(config.model)
+            _check(config)
             pools = sets()
             if not pools:
                 raise UserError("data names no evaluation set, so there is nothing to evaluate")
@@ -74,6 +71,13 @@ def evaluate_only(
             final = _phases(config, evaluator, records).after_training(0)
             record_results(directory, records, final, questions)
         keeper.finish()
+
+
+def _check(config: Config) -> None:
+    check_key(config.tracking)
+    check_encoder(config.evaluation.bertscore)
+    if not config.endpoint:
+        check_base(config.model)
 
 
 def _phases(config: Config, evaluator: Evaluator, records: Records) -> Phases:
