@@ -30,7 +30,7 @@ from medvqa.training.clock import Arriving, GpuTimestamp
 from medvqa.training.optimizer import AdapterOptimizer
 from medvqa.training.ranks import ALONE, Ranks
 from medvqa.training.schedule import learning_rate_of
-from medvqa.training.step_form import free_bytes, planned_micro_batch
+from medvqa.training.step_form import free_bytes, planned_micro_batch, smaller_micro_batch
 from medvqa.training.step_log import (
     StageCallback,
     Step,
@@ -73,7 +73,8 @@ class Trainer:
         self.optimizer = AdapterOptimizer(loaded, config, in_compute_type=in_compute_type)
         share = math.ceil(config.batch_size / self.ranks.size)
         self._plans_form = self._on_gpu and config.fit_micro_batch and not loaded.is_sharded
-        self._micro_batch_size = share if self._plans_form else min(config.micro_batch_size, share)
+        self._largest_size = share if self._plans_form else min(config.micro_batch_size, share)
+        self._micro_batch_size = self._largest_size
 
     def train(
         self,
@@ -183,10 +184,7 @@ class Trainer:
         return loss
 
     def _shrink(self) -> None:
-        """Need less memory after running out of it; each call takes the next slower form.
-
-        Small captured passes are faster than large ones that the host launches kernel by kernel,
-        so captures end last.
+        """Need less memory after running out of it.
 
         Raises:
             UserError: If not even one sample fits.
@@ -196,18 +194,9 @@ class Trainer:
         self.optimizer.forget_gradients()
         self._engine.release_memory()
         torch.cuda.empty_cache()
-        if self._micro_batch_size > 1:
-            self._micro_batch_size = (self._micro_batch_size + 1) // 2
-            log.warning("out of memory: micro-batches of %d from now on", self._micro_batch_size)
-        elif self._engine.recompute_layers():
-            log.warning("out of memory: layers are computed again in the backward pass from now on")
-        elif self._engine.stop_capturing():
-            log.warning("out of memory: without CUDA graphs from now on")
-        else:
-            raise UserError(
-                "one sample does not fit into the GPU's memory; use model.load_in_4bit=true or a "
-                "smaller model.max_pixels"
-            )
+        self._micro_batch_size = smaller_micro_batch(
+            self._engine, self._micro_batch_size, self._largest_size
+        )
 
     def _backward(
         self, samples: Sequence[Sample], num_answer_tokens: "int | torch.Tensor"
