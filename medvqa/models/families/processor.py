@@ -70,7 +70,7 @@ class Pictures:
         self.image_token_ids = {int(token) for token in token_ids if token is not None}
         self.image_token_id = min(self.image_token_ids, default=-1)
         # A processor's own defaults would win over these settings of its image processor.
-        defaults = processor.valid_processor_kwargs._defaults.get("images_kwargs", {})
+        defaults = processor._merge_kwargs(processor.valid_processor_kwargs)["images_kwargs"]
         settings = {name: getattr(processor.image_processor, name, None) for name in SIZE_OPTIONS}
         self._settings = {
             name: value

@@ -279,11 +279,11 @@ def assert_same_features(loaded, samples):
     pixels = torch.cat([sample.pixel_values for sample in samples])
     assert len(grid.unique(dim=0)) > 1, "pictures of one size would hide a mistake"
     with torch.no_grad():
-        own = loaded.inner.model.get_image_features(pixels, grid, return_dict=True)
+        own = loaded.inner.model.visual(pixels, grid_thw=grid, return_dict=True)
         features = pictures.Pictures(loaded)
         for _ in range(2):  # the second time, grids are known
             last, *middle = features.features(samples)
-            assert_close(last, torch.cat(own.pooler_output))
+            assert_close(last, own.pooler_output)
             for layer, expected in zip(middle, getattr(own, "deepstack_features", ()), strict=True):
                 assert_close(layer, expected)
 
