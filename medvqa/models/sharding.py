@@ -54,13 +54,15 @@ def _divide(base: Any, device: "torch.device", group: Any) -> None:
     """Divide each layer's weights, and the others together; give the parts memory."""
     import torch
     from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = DeviceMesh.from_group(group, device.type)
     for layers in [m for m in base.modules() if isinstance(m, torch.nn.ModuleList)]:
         for layer in layers:
             fully_shard(layer, mesh=mesh)
     fully_shard(base, mesh=mesh)
+    # Newer releases of transformers call the vision tower before the first `forward`.
+    register_fsdp_forward_method(base, "generate")
     base.to_empty(device=device)
     base.tie_weights()
 
