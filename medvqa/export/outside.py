@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from medvqa.config.errors import UserError
+from medvqa.config.errors import UserError, as_user_error
 
 # Of llama.cpp's convert_hf_to_gguf.py, which is not shipped here.
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto")
@@ -32,21 +32,15 @@ def push(directory: Path, repository: str, *, is_public: bool) -> str:
     Raises:
         UserError: If the hub refuses or cannot be reached; the export stays on the disk.
     """
-    import httpx
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     hub = huggingface_hub.HfApi()
-    try:
+    advice = f"; the export itself is whole, in {directory}"
+    with as_user_error(f"cannot push to {repository}", advice):
         hub.create_repo(repository, private=not is_public, exist_ok=True)
         hub.upload_folder(
             repo_id=repository, folder_path=directory, commit_message="Exported by medvqa"
         )
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"cannot push to {repository}: {reason} (the export itself is whole, in {directory})"
-        ) from error
     return f"{hub.endpoint}/{repository}"
 
 

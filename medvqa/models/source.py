@@ -144,12 +144,15 @@ def from_pretrained(kind: Any, config: ModelConfig, **options: Any) -> Any:
 @contextmanager
 def readable_load_errors(source: str) -> Iterator[None]:
     """Turn the errors of the hub, the disk and transformers into one clear line."""
+    # The base of all errors of its HTTP library, which is httpx or httpx2.
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
     try:
         yield
     except UserError:
         raise
-    except (OSError, ImportError, ValueError, KeyError) as error:
-        hint = f" {NO_NETWORK}" if isinstance(error, OSError) else ""
+    except (OSError, HTTPError, ImportError, ValueError, KeyError) as error:
+        hint = f" {NO_NETWORK}" if isinstance(error, OSError | HTTPError) else ""
         raise UserError(
             f"cannot load the base model {source}: {first_line(error)}{hint}"
         ) from error

@@ -18,10 +18,11 @@ from medvqa.models.source import model_source, readable_load_errors, set_sizes
 def refused_by_unsloth(source: str) -> Iterator[None]:
     """Turn what Unsloth raises about a model that it does not support into one clear line."""
     import torch
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
         yield
-    except (OSError, UserError, torch.OutOfMemoryError):
+    except (OSError, HTTPError, UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # Unsloth has no type of its own for what it does not support
         reason = first_line(error)

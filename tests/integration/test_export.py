@@ -346,7 +346,7 @@ def test_a_push_that_fails_leaves_the_export_and_tells_no_token(vqa_rad_run, tmp
     monkeypatch.setenv("HF_TOKEN", "hf_not_to_be_shown")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     target = tmp_path / "out"
-    with pytest.raises(UserError, match=r"cannot push to me/model: .*the export itself") as error:
+    with pytest.raises(UserError, match=r"cannot push to me/model \(.*the export itself") as error:
         export(ExportOptions(run=vqa_rad_run, target=target, repository="me/model"))
     assert "hf_not" not in str(error.value)
     assert read_trained(target).kind is Kind.adapter

@@ -3,6 +3,7 @@
 import gc
 import hashlib
 
+import huggingface_hub
 import peft
 import pytest
 import torch
@@ -13,8 +14,9 @@ from medvqa.config.lora import LoraConfig
 from medvqa.config.model import ModelConfig
 from medvqa.models.adapter import reset_adapter, save_adapter
 from medvqa.models.load import load_base, load_model
-from medvqa.models.source import check_base, hub_answers, model_source
+from medvqa.models.source import check_base, hub_answers, load_processor, model_source
 from tests.conftest import TINY
+from tests.loopback import body, served
 
 
 def logits(model, encoder, examples):
@@ -104,6 +106,15 @@ def test_a_hub_model_without_a_network_is_refused_in_seconds_and_in_one_line(mon
     with pytest.raises(UserError, match=r"cannot load the base model a/b: .*\(no network\? give"):
         check_base(ModelConfig(name="a/b"))
     hub_answers.cache_clear()
+
+
+def test_a_proxy_that_refuses_the_connection_is_one_line(monkeypatch):
+    with served(body(b"")) as proxy:  # which knows no CONNECT
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
+        huggingface_hub.close_session()  # the client reads the variable when it is made
+        with pytest.raises(UserError, match=r"cannot load the base model a/b: 501 .*no network"):
+            load_processor(ModelConfig(name="a/b"))
+    huggingface_hub.close_session()
 
 
 def test_a_path_without_a_model_is_refused_before_anything_loads(tmp_path):

@@ -1,6 +1,7 @@
 """What Unsloth refuses names the other backend."""
 
 import pytest
+from huggingface_hub.errors import HTTPError
 
 from medvqa.config.errors import UserError
 from medvqa.models.unsloth import refused_by_unsloth
@@ -13,6 +14,7 @@ def test_a_model_that_unsloth_refuses_names_the_other_backend(error):
         raise error
 
 
-def test_a_missing_file_is_no_refusal_of_unsloth():
-    with pytest.raises(OSError, match="gone"), refused_by_unsloth("a/b"):
-        raise OSError("gone")
+@pytest.mark.parametrize("kind", [OSError, HTTPError])
+def test_a_missing_file_or_connection_is_no_refusal_of_unsloth(kind):
+    with pytest.raises(kind, match="gone"), refused_by_unsloth("a/b"):
+        raise kind("gone")
