@@ -3,10 +3,12 @@
 import functools
 import hashlib
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import util
+from importlib import import_module, util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from medvqa.config.errors import UserError
@@ -169,14 +171,13 @@ def _f1(scorer: Any, pairs: Sequence[tuple[str, str]], device: str) -> list[floa
 @functools.lru_cache(maxsize=2)
 def _scorer(model: str, num_layers: int | None, rescale: bool, device: str) -> Any:
     # Loaded once a process: it serves the evaluation after each stage.
-    from bert_score import BERTScorer
     from transformers.utils import logging as transformers_logging
 
     is_minilm = model == "minilm"
     logging.getLogger("transformers").setLevel(logging.ERROR)  # unused pooler weights
     transformers_logging.disable_progress_bar()
     try:
-        return BERTScorer(
+        return _import_scorer()(
             model_type=str(minilm_directory()) if is_minilm else model,
             num_layers=num_layers or (MINILM_LAYERS if is_minilm else None),
             rescale_with_baseline=rescale,
@@ -187,3 +188,31 @@ def _scorer(model: str, num_layers: int | None, rescale: bool, device: str) -> A
         raise UserError(
             f"evaluation.bertscore.model={model} cannot be loaded: {str(error).splitlines()[0]}"
         ) from error
+
+
+# bert_score draws heat maps with them, which nobody asks for.
+DRAWING = ("matplotlib", "matplotlib.pyplot", "mpl_toolkits", "mpl_toolkits.axes_grid1")
+
+
+class _Pandas(ModuleType):
+    """pandas, once a table of baselines is read."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(import_module("pandas"), name)
+
+
+def _import_scorer() -> Any:
+    """Return `BERTScorer`, without half a second for what it rarely uses."""
+    import_module("transformers.models.auto.modeling_auto")  # looks for pandas
+    modules = {name: ModuleType(name) for name in DRAWING} | {"pandas": _Pandas("pandas")}
+    vars(modules["matplotlib"])["pyplot"] = vars(modules[DRAWING[-1]])["make_axes_locatable"] = None
+    hidden = [name for name in modules if name not in sys.modules]
+    sys.modules.update({name: modules[name] for name in hidden})
+    try:
+        from bert_score import BERTScorer
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+    return BERTScorer

@@ -2,9 +2,11 @@
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from importlib import import_module
+from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +36,48 @@ def accept(processor: Any) -> None:
 def load_in_own_process(config: ModelConfig, lora: LoraConfig, **options: Any) -> LoadedModel:
     """Do as `load_model`, in a process that only trains and answers.
 
-    A quarter of the time that importing transformers and PEFT takes is spent on packages that no
-    run uses: they are hidden meanwhile. transformers then regards them as not installed for the
-    life of the process, so a program that imports transformers itself must not call this.
+    A third of the time that importing transformers and PEFT takes goes to packages that no run
+    uses: they are hidden meanwhile, and the files of all installed packages are not listed.
+    transformers then regards them as not installed for the life of the process, so a program that
+    imports transformers itself must not call this.
     """
     # Unsloth must be imported before transformers.
     if config.backend is not Backend.unsloth and "transformers" not in sys.modules:
         hidden = [name for name in UNUSED if name not in sys.modules]
         sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None hides a module
-        _import_libraries()
+        with _short_listing():
+            _import_libraries()
         gc.freeze()
         for name in hidden:
             sys.modules.pop(name, None)
     return load_model(config, lora, **options)
+
+
+class _Distributions(dict[str, list[str]]):
+    """Which distributions a module comes from, looked up by name first.
+
+    transformers lists the files of all installed packages, to ask for four of them.
+    """
+
+    def get(self, name: str, default: Any = None) -> Any:
+        if find_spec(name) is None:
+            return default
+        with suppress(metadata.PackageNotFoundError):
+            metadata.version(name)
+            return [name]
+        return _list_distributions().get(name, default)
+
+
+_list_distributions = metadata.packages_distributions
+
+
+@contextmanager
+def _short_listing() -> Iterator[None]:
+    metadata.packages_distributions = _Distributions
+    try:
+        yield
+    finally:
+        metadata.packages_distributions = _list_distributions
 
 
 def _import_libraries() -> None:
