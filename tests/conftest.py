@@ -186,7 +186,7 @@ def call(directory: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 NAMING = """
 import atexit, sys
 from medvqa.cli import main
-atexit.register(lambda: print(*sorted({name.partition(".")[0] for name in sys.modules})))
+atexit.register(lambda: print(*sorted(sys.modules)))
 sys.argv[0] = "train.py"
 main()
 """
@@ -210,7 +210,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 def finished(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A run as a process, tracked offline: its directory and what the command said.
 
-    The last line of its output names the packages that it imported.
+    The last line of its output names the modules that it imported.
     """
 
     def make(place: Path) -> None:
