@@ -20,7 +20,7 @@ from medvqa.models.adapter import save_adapter
 from medvqa.models.encode import encoder_of
 from medvqa.models.load import load_model
 from medvqa.models.patches import Patches
-from medvqa.models.sample import write_preview
+from medvqa.models.preview import write_preview
 from medvqa.tracking import files, identity, record
 from medvqa.tracking.wandb_mirror import Records, log_step, tracker
 from medvqa.training.ranks import ALONE, Ranks

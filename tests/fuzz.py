@@ -33,7 +33,8 @@ from medvqa.config.errors import MISTAKES, UserError
 from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig
 from medvqa.config.schema import Config
 from medvqa.config.typed import typed, typed_group
-from medvqa.data.image import ImageBytes, check_decodes, image_file, image_size, load_rgb
+from medvqa.data.image import ImageBytes, check_decodes, image_size, load_rgb
+from medvqa.data.nifti import image_file
 from medvqa.data.pool import load_pool
 from medvqa.data.storage.files import named_images
 from medvqa.evaluation.predictions import read_predictions

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import re
 import stat
 import time
 import warnings
@@ -24,7 +23,6 @@ MAX_PIXELS = 50_000_000  # three times a large mammogram; decoded it takes 150 M
 MAX_BYTES = 256_000_000  # of one encoded picture
 MAX_VOLUME_BYTES = 2_000_000_000  # of one volume of slices
 MAX_ASPECT_RATIO = 200  # Qwen's image processors refuse more
-NIFTI = re.compile(r"\.nii(\.gz)?(#[^/]*)?$", re.IGNORECASE)
 SETTLED_S = 2.0  # a file system's clock may be that coarse
 
 
@@ -67,15 +65,6 @@ class ImageBytes:
     def read(self) -> bytes:
         """Return the encoded image."""
         return self.data
-
-
-def image_file(path: Path) -> ImageSource:
-    """Return the picture in a file; `scan.nii.gz#40` is slice 40 of a volume."""
-    if NIFTI.search(path.name):
-        from medvqa.data.nifti import NiftiSlice
-
-        return NiftiSlice(path)
-    return ImageFile(path)
 
 
 def read_regular(path: Path, max_bytes: int | None = None) -> bytes:

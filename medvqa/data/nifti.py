@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from medvqa.config.errors import UserError, first_line
-from medvqa.data.image import MAX_VOLUME_BYTES, file_fingerprint, read_regular
+from medvqa.data.example import ImageSource
+from medvqa.data.image import MAX_VOLUME_BYTES, ImageFile, file_fingerprint, read_regular
 from medvqa.data.pixels import windowed
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
+NIFTI = re.compile(r"\.nii(\.gz)?(#[^/]*)?$", re.IGNORECASE)
 SLICE = re.compile(r"(?:(sagittal|coronal|axial)=)?(\d+)")
 
 
@@ -82,6 +84,13 @@ class NiftiSlice:
         if index >= shape[axis]:
             raise UserError(f"slice {index} is not there; it has {shape[axis]}")
         return axis, index
+
+
+def image_file(path: Path) -> ImageSource:
+    """Return the picture in a file; `scan.nii.gz#40` is slice 40 of a volume."""
+    if NIFTI.search(path.name):
+        return NiftiSlice(path)
+    return ImageFile(path)
 
 
 @lru_cache(maxsize=2)

@@ -8,7 +8,8 @@ from medvqa.config.data import RowsConfig
 from medvqa.config.errors import UserError
 from medvqa.data.columns import cell, roots
 from medvqa.data.example import ImageSource
-from medvqa.data.image import ImageBytes, image_file, image_id
+from medvqa.data.image import ImageBytes, image_id
+from medvqa.data.nifti import image_file
 from medvqa.data.storage.archive import safe_name
 from medvqa.data.storage.archive_set import ArchiveSet, local_archives
 from medvqa.data.storage.files import named_images

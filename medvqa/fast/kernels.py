@@ -6,9 +6,11 @@ norms take no gradient.
 """
 
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+
+from medvqa.fast.norm_rope import NormRope
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -29,24 +31,6 @@ def rms_norm_backward(
     rstd = (x.square().mean(-1, keepdim=True) + eps).rsqrt()
     normal, scaled = x * rstd, grad * weight
     return residual + rstd * (scaled - normal * (scaled * normal).mean(-1, keepdim=True))
-
-
-class NormRope(NamedTuple):
-    """How the heads of queries and keys are normed and rotated by their positions.
-
-    Attributes:
-        q_weight: (D,) of the queries' norm; None where the architecture has none.
-        k_weight: Of the keys' norm.
-        eps: Of both norms.
-        cos: (N, D / 2); one half, the other is the same.
-        sin: As `cos`.
-    """
-
-    q_weight: torch.Tensor | None
-    k_weight: torch.Tensor | None
-    eps: float
-    cos: torch.Tensor
-    sin: torch.Tensor
 
 
 def norm_rope(qk: torch.Tensor, turn: NormRope, num_q: int) -> torch.Tensor:

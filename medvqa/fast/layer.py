@@ -14,6 +14,7 @@ import torch
 
 from medvqa.fast import kernels
 from medvqa.fast.attention import Segments, attend
+from medvqa.fast.norm_rope import NormRope
 from medvqa.fast.projection import Group, LowRank
 
 
@@ -56,10 +57,10 @@ class Layer:
         """Whether the adapter drops inputs in training."""
         return any(g.has_dropout for g in (self.qkv, self.out, self.gate_up, self.down))
 
-    def norm_rope(self, rope: Rope) -> kernels.NormRope:
+    def norm_rope(self, rope: Rope) -> NormRope:
         """Return the norms of queries and keys, which Qwen2-VL has not, and their rotation."""
         q, k = (None if norm is None else norm.weight for norm in (self.q_norm, self.k_norm))
-        return kernels.NormRope(q, k, self.eps, rope.cos, rope.sin)
+        return NormRope(q, k, self.eps, rope.cos, rope.sin)
 
     def turned(self, qkv: torch.Tensor, rope: Rope) -> tuple[torch.Tensor, ...]:
         """Return q, k and v, (N, heads, D), ready for attention."""

@@ -7,20 +7,17 @@ number of questions, N tokens that are fed at once, V the vocabulary.
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate, groupby
-from typing import TYPE_CHECKING
 
 import torch
 
 from medvqa.fast.attention import Segments
 from medvqa.fast.decoder import Cache, Packed, Write
+from medvqa.fast.packing import PackedModel
 from medvqa.models.sample import Decoded, Sample
-
-if TYPE_CHECKING:
-    from medvqa.fast.engine import FusedEngine
 
 
 def answer(
-    engine: "FusedEngine", samples: Sequence[Sample], max_new_tokens: int, end_token_id: int
+    engine: PackedModel, samples: Sequence[Sample], max_new_tokens: int, end_token_id: int
 ) -> Decoded:
     """Return up to `max_new_tokens` new tokens per sample, with their log-probabilities."""
     branches = Branches(engine, samples, num_more=max_new_tokens)
@@ -41,7 +38,7 @@ def answer(
         logprobs = logits.float().log_softmax(dim=-1)
 
 
-def log_probabilities(engine: "FusedEngine", samples: Sequence[Sample]) -> list[list[float]]:
+def log_probabilities(engine: PackedModel, samples: Sequence[Sample]) -> list[list[float]]:
     """Return the log-probability of each answer token, the end of the turn included."""
     longest = max(len(sample.answer_ids) for sample in samples)
     branches = Branches(engine, samples, num_more=longest)
@@ -81,7 +78,7 @@ class Branches:
         rests: What follows the beginning of each prompt.
     """
 
-    def __init__(self, engine: "FusedEngine", samples: Sequence[Sample], *, num_more: int) -> None:
+    def __init__(self, engine: PackedModel, samples: Sequence[Sample], *, num_more: int) -> None:
         self._engine = engine
         self._room = max(len(sample.prompt_ids) for sample in samples) + num_more
         self.begin(samples)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from medvqa.fast import kernels
 from medvqa.fast.attention import Segments, attend
+from medvqa.fast.norm_rope import NormRope
 from medvqa.fast.transfer import to_device
 
 MAX_GRIDS = 512  # of 512 x 512 pixels, 32 MB in all
@@ -168,7 +169,7 @@ class Block:
         attention = self._module.attn
         qkv = attention.qkv(self._norms[0](x)).view(len(x), 3 * attention.num_heads, -1)
         qk, v = qkv.split([2 * attention.num_heads, attention.num_heads], dim=1)
-        turn = kernels.NormRope(None, None, 0.0, cos, sin)
+        turn = NormRope(None, None, 0.0, cos, sin)
         turned = kernels.norm_rope(qk, turn, attention.num_heads)
         q, k = turned.chunk(2, dim=1)
         attended = attend(q, k, v, segments, attention.scaling, causal=False)

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from medvqa.fast.kernels import NormRope
+from medvqa.fast.norm_rope import NormRope
 
 HEADS_PER_PROGRAM = 8
 COLUMNS_PER_PROGRAM = 1024

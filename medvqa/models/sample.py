@@ -1,20 +1,10 @@
 """One encoded example: token ids and image patches, not yet padded."""
 
-import logging
 from dataclasses import dataclass
-from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-
-from medvqa.data.example import Example
 
 if TYPE_CHECKING:
     import torch
-
-    from medvqa.models.encode import Encoder
-
-log = logging.getLogger(__name__)
-
 
 IGNORED = -100  # PyTorch's cross-entropy skips this label
 
@@ -81,23 +71,3 @@ class TokenCount(NamedTuple):
     def total(self) -> int:
         """What `model.max_length_tokens` limits."""
         return self.text + self.image
-
-
-def preview(encoder: "Encoder", sample: Sample) -> str:
-    """Return one sample as text: image tokens counted, the supervised answer between [[ and ]]."""
-    decode = encoder.processor.tokenizer.decode
-    row = encoder.training_batch([sample])["input_ids"][0].tolist()
-    parts = []
-    for is_image, group in groupby(
-        row[: -len(sample.answer_ids)], encoder.image_token_ids.__contains__
-    ):
-        tokens = list(group)
-        parts.append(f"<{len(tokens)} image tokens>" if is_image else decode(tokens))
-    return f"{''.join(parts)}[[{decode(list(sample.answer_ids))}]]"
-
-
-def write_preview(encoder: "Encoder", example: Example, directory: Path) -> None:
-    """Write preview.txt, the sample exactly as the model receives it, and log it."""
-    text = preview(encoder, encoder.encode(example))
-    (directory / "preview.txt").write_text(text + "\n", encoding="utf-8")
-    log.info("first sample; the loss is on [[...]] only:\n%s\n", text)

@@ -16,8 +16,9 @@ from medvqa.models.adapter import save_adapter
 from medvqa.models.encode import Encoder
 from medvqa.models.load import load_model
 from medvqa.models.plain import PlainEngine
+from medvqa.models.preview import preview
 from medvqa.models.prompt import user_message
-from medvqa.models.sample import IGNORED, preview
+from medvqa.models.sample import IGNORED
 from tests.conftest import SHARED
 from tests.tiny_models import FAMILIES, MADE_HERE, save_tiny
 

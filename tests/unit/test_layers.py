@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,24 @@ def test_a_folder_imports_only_from_folders_below_it(path):
     rank = ORDER.index(place_of(path))
     upward = {place for place in ours if ORDER.index(place) > rank}
     assert not upward
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_modules_of_a_folder_import_one_another_in_no_circle_not_even_in_functions(folder):
+    files = {
+        f"medvqa.{by_file(path).removesuffix('.py').replace('/', '.')}": path
+        for path in (PACKAGE / folder).rglob("*.py")
+    }
+    needs = {}
+    for module, path in files.items():
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        by_name = {  # import_module("medvqa.folder.module")
+            node.args[0].value
+            for node in nodes
+            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)
+        }
+        needs[module] = (imported(nodes) | by_name) & files.keys()
+    TopologicalSorter(needs).prepare()
 
 
 @pytest.mark.parametrize("path", FILES, ids=by_file)

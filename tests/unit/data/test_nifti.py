@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from medvqa.config.errors import UserError
-from medvqa.data.image import image_file, load_rgb
+from medvqa.data.image import load_rgb
+from medvqa.data.nifti import image_file
 
 nibabel = pytest.importorskip("nibabel", reason='needs nibabel: pip install -e ".[nifti]"')
 

@@ -14,7 +14,8 @@ from medvqa.config.lora import LoraConfig
 from medvqa.evaluation.generate import generate
 from medvqa.fast import pictures, projection
 from medvqa.fast.choice import FAMILIES
-from medvqa.fast.engine import FusedEngine, rotary_positions
+from medvqa.fast.engine import FusedEngine
+from medvqa.fast.packing import rotary_positions
 from medvqa.models.adapter import target_pattern
 from medvqa.models.encode import Encoder
 from medvqa.models.load import load_base, load_model

@@ -11,7 +11,8 @@ from medvqa.config.errors import UserError
 from medvqa.data.image import load_rgb
 from medvqa.models.encode import Encoder
 from medvqa.models.patches import Patches
-from medvqa.models.sample import IGNORED, preview
+from medvqa.models.preview import preview
+from medvqa.models.sample import IGNORED
 from tests.conftest import PngImage
 
 
