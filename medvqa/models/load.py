@@ -135,8 +135,7 @@ def with_adapter(
 
     base = loaded.model
     if gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
-        base.enable_input_require_grads()
+        loaded.recompute_layers()
     adapter = peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,

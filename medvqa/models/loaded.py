@@ -126,6 +126,19 @@ class LoadedModel:
         self.model.train(training)
         setattr(self.model, USED_FOR, training)
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether the layers keep only their inputs for the backward pass."""
+        return any(getattr(m, "gradient_checkpointing", False) for m in self.inner.modules())
+
+    def recompute_layers(self) -> None:
+        """Keep only the layers' inputs for the backward pass."""
+        inner = self.inner
+        # transformers 5.17 has only the old name, of which 5.24 warns.
+        name = "activation_checkpointing_enable"
+        getattr(inner, name, inner.gradient_checkpointing_enable)({"use_reentrant": False})
+        inner.enable_input_require_grads()
+
     def autocast(self) -> AbstractContextManager[None]:
         """Compute in `dtype` on a GPU where the adapter itself is in float32."""
         import torch

@@ -113,10 +113,9 @@ class PlainEngine:
         inner = self._loaded.inner
         is_possible = self._loaded.backend is Backend.transformers
         is_possible &= bool(getattr(inner, "supports_gradient_checkpointing", False))
-        if not is_possible or inner.is_gradient_checkpointing:
+        if not is_possible or self._loaded.recomputes:
             return False
-        inner.gradient_checkpointing_enable({"use_reentrant": False})
-        inner.enable_input_require_grads()
+        self._loaded.recompute_layers()
         self._language_model = None
         return True
 

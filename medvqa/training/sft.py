@@ -120,6 +120,9 @@ class SftTrainer:
         from trl import SFTConfig
 
         config = self.config
+        # The old name is all that transformers 5.17 has, and 5.24 warns of it.
+        names = ("activation_checkpointing", "gradient_checkpointing")
+        recomputes = next(name for name in names if hasattr(SFTConfig, name))
         in_8bit = self.loaded.device.type == "cuda" and config.optimizer is Optimizer.adamw_8bit
         return SFTConfig(
             output_dir=str(self.directory / "checkpoints"),
@@ -138,12 +141,12 @@ class SftTrainer:
             logging_nan_inf_filter=False,
             save_steps=config.checkpoint_every,
             save_total_limit=2,
-            gradient_checkpointing=config.gradient_checkpointing,
             max_length=None,  # nothing is cut; too long a sample was refused before
             remove_unused_columns=False,
             dataset_kwargs={"skip_prepare_dataset": True},
             report_to="none",
             disable_tqdm=True,
+            **{recomputes: config.gradient_checkpointing},
         )
 
     def _callback(

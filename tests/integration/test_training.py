@@ -27,7 +27,7 @@ def test_without_memory_for_one_sample_layers_are_computed_again_for_the_same_st
     def recomputes(trainer):
         if engine is Engine.fused:
             return trainer._engine.decoder.recomputes
-        return tiny.inner.is_gradient_checkpointing
+        return tiny.recomputes
 
     monkeypatch.setattr(
         ScarceTrainer, "is_scarce", lambda _, own: not recomputes(own), raising=False
