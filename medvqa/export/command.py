@@ -192,8 +192,8 @@ def main_export(argv: Sequence[str]) -> None:
     """Write a finished run as an adapter (PEFT) or as merged weights, with a model card."""
     options = _parser().parse_args(argv)
     _check(options)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("medvqa").setLevel(logging.INFO)
     if options.medico:
         place = write_medico(options.run, options.medico)
         sys.stdout.write(f"{place} holds the answers; fill in submission_info before you submit\n")

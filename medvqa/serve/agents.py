@@ -106,7 +106,7 @@ def _parser() -> CommandParser:
 def main_mcp(argv: Sequence[str]) -> None:
     """Serve the tool to MCP clients, over stdio unless --http is given."""
     options = _parser().parse_args(argv)
-    require("fastmcp", "httpx")
+    require("fastmcp")
     config = read_tool_config(options.config, options.overrides)
     with stdout_to_stderr():
         server = mcp_server(build(config))

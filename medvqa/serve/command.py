@@ -34,9 +34,9 @@ MAX_HEADER_BYTES = 32 * 2**10
 def main_serve(argv: Sequence[str]) -> None:
     """Answer questions over HTTP as OpenAI's chat completions; for research, not for diagnosis."""
     options = _parser().parse_args(argv)
-    require("starlette", "uvicorn", "httpx")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    require("starlette", "uvicorn")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("medvqa").setLevel(logging.INFO)
 
     trained = read_trained(options.run)
     # Before the model is loaded: a port that is taken is an error at once.
