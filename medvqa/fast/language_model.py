@@ -101,10 +101,10 @@ class LanguageModel:
         from transformers.masking_utils import create_causal_mask
 
         mask: torch.Tensor = create_causal_mask(
-            config=self._config,
-            inputs_embeds=options["inputs_embeds"],
-            attention_mask=options.get("attention_mask"),
-            past_key_values=None,
+            self._config,
+            options["inputs_embeds"],
+            options.get("attention_mask"),
+            None,  # no cache; releases differ in the name
             position_ids=options.get("position_ids"),
             allow_is_causal_skip=False,
         )
