@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from medvqa.data.example import Example
-from medvqa.fast.engine import rotary_positions
+from medvqa.fast.packing import rotary_positions
 from medvqa.models.encode import Encoder
 from medvqa.models.sample import Sample
 from tools.speaking_language import MERGE, PATCH_PX
