@@ -144,7 +144,9 @@ def with_adapter(
         task_type="CAUSAL_LM",
         target_modules=target_pattern(base, lora),
     )
-    return replace(loaded, model=peft.get_peft_model(base, adapter), is_adapted=True)
+    with loaded.device:  # PEFT makes each tensor on the CPU and moves it otherwise
+        model = peft.get_peft_model(base, adapter)
+    return replace(loaded, model=model, is_adapted=True)
 
 
 def load_base(
