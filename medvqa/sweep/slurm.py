@@ -25,7 +25,8 @@ from medvqa.tracking import record
 log = logging.getLogger(__name__)
 
 QUERY_S = 5.0
-LOST_AFTER = 2  # queries in a row that do not list a job
+AGAIN_S = 1.0  # after a query that does not list a job
+LOST_AFTER = 2  # such queries in a row
 
 
 class NodeJob:
@@ -138,11 +139,12 @@ class Queue:
     def loss(self, job: Job) -> str | None:
         """Return None while the job is queued, else the message for a job without a result."""
         if time.monotonic() >= self._next_query:
-            self._next_query = time.monotonic() + QUERY_S
             listed = squeue()
             if listed is not None:
                 for number, name in self._ids.items():
                     self._absences[number] = 0 if name in listed else self._absences[number] + 1
+            is_open = 1 in self._absences.values()
+            self._next_query = time.monotonic() + (AGAIN_S if is_open else QUERY_S)
         if self._absences[job.number] < LOST_AFTER:
             return None
         return f"Slurm ended job {self._ids[job.number]} before it could write a result"
