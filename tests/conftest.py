@@ -29,6 +29,7 @@ from medvqa.inputs import Inputs
 from medvqa.models.encode import Encoder
 from medvqa.models.load import load_model
 from medvqa.models.loaded import LoadedModel
+from tests.forked import LIBRARIES, TRAIN, Forked
 
 # As many processes as cores run tests; more threads than cores only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -171,15 +172,14 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
+def forked(directory: Path, *overrides: str, imports: str = LIBRARIES) -> Forked:
+    """Fork `train.py` in the directory."""
+    return Forked(TRAIN, *overrides, imports=imports, cwd=directory, env=environment())
+
+
 def call(directory: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(directory, *overrides),
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=directory.parent,
-        env=environment(),
-    )
+    """Make the run of this directory."""
+    return forked(directory.parent, f"hydra.run.dir={directory}", *overrides).wait()
 
 
 # The command, which says at its end what it has imported.

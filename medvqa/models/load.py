@@ -43,14 +43,19 @@ def load_in_own_process(config: ModelConfig, lora: LoraConfig, **options: Any) -
     """
     # Unsloth must be imported before transformers.
     if config.backend is not Backend.unsloth and "transformers" not in sys.modules:
-        hidden = [name for name in UNUSED if name not in sys.modules]
-        sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None hides a module
-        with _short_listing():
-            _import_libraries()
-        gc.freeze()
-        for name in hidden:
-            sys.modules.pop(name, None)
+        import_alone()
     return load_model(config, lora, **options)
+
+
+def import_alone() -> None:
+    """Import what every model needs; see `load_in_own_process`."""
+    hidden = [name for name in UNUSED if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None hides a module
+    with _short_listing():
+        _import_libraries()
+    gc.freeze()
+    for name in hidden:
+        sys.modules.pop(name, None)
 
 
 class _Distributions(dict[str, list[str]]):

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from hydra.errors import HydraException
 
 from medvqa.cli import COMMANDS, guarded
 from medvqa.config.errors import UserError, explain
+from tests.forked import CLI, Forked
 
 ROOT = Path(__file__).parents[2]
 HEAVY = "torch transformers datasets wandb unsloth peft trl bert_score numpy"
@@ -28,21 +28,14 @@ CRASH = "import medvqa.run\ndef crash(*_, **__): raise RuntimeError('boom')\nmed
 
 
 def started(directory, *arguments, program=PROGRAM, environment=()):
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        cwd=directory,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "CUDA_VISIBLE_DEVICES": "",
-            "HYDRA_FULL_ERROR": "",
-            **dict(environment),
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    variables = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+        "HYDRA_FULL_ERROR": "",
+        **dict(environment),
+    }
+    return Forked(program, *arguments, imports=CLI, cwd=directory, env=variables).wait()
 
 
 def assert_one_clear_line(answer, *texts):
@@ -92,14 +85,8 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def refusals(tmp_path_factory):
-    # Side by side, because each is a process of its own and most of its time is Hydra's import.
     directories = {name: tmp_path_factory.mktemp("refused") for name in MISTAKES}
-
-    def refusal(name):
-        return started(directories[name], "train.py", MISTAKES[name][0])
-
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        answers = dict(zip(MISTAKES, pool.map(refusal, MISTAKES), strict=True))
+    answers = {name: started(directories[name], "train.py", MISTAKES[name][0]) for name in MISTAKES}
     return {name: (answers[name], directories[name]) for name in MISTAKES}
 
 

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from medvqa.api import UserError, compose, run
 from medvqa.data.plan import order_sha256
 from medvqa.models.source import EMBEDDED
 from medvqa.tracking.record import read_lines
-from tests.conftest import SMOKE, TINY, call, command, environment
+from tests.conftest import SMOKE, TINY, call, forked, wait_for
 
 
 def run_json(directory):
@@ -135,18 +134,11 @@ def test_the_same_command_shows_a_finished_run_and_fresh_keeps_the_old_one(finis
 def test_a_run_killed_in_a_stage_goes_on_with_the_same_ids(finished, tmp_path):
     whole, _ = finished
     directory = tmp_path / "run"
-    process = subprocess.Popen(
-        command(directory, *SMOKE),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment(),
-    )
+    process = forked(tmp_path, f"hydra.run.dir={directory}", *SMOKE)
     # Stage two begins with step 7; the checkpoint of step 8 is behind and step 12 is ahead.
-    deadline = time.monotonic() + 120
-    while len(read_lines(directory / "order.jsonl")) < 9 and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_for(lambda: len(read_lines(directory / "order.jsonl")) >= 9)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    assert process.wait().returncode == -signal.SIGKILL
     before = read_lines(directory / "order.jsonl")
     assert run_json(directory)["state"] == "running"
 

@@ -2,14 +2,12 @@
 
 import json
 import signal
-import subprocess
-import time
 
 import pytest
 
 from medvqa.tracking.record import read_lines
 from tests import copies
-from tests.conftest import call, command, ended, environment, start, wait_for
+from tests.conftest import call, forked, wait_for
 
 OVERRIDES = (
     *("experiment=smoke", "data=jsonl", "contamination=report", "curriculum=whole_pool"),
@@ -59,15 +57,10 @@ def killed(tmp_path_factory):
     """Return the data and the directory of a run that was killed behind a checkpoint."""
     place = tmp_path_factory.mktemp("killed")
     data, run = write_rows(place / "data"), place / "run"
-    process = subprocess.Popen(
-        command(run, *OVERRIDES, f"data.path={data}"),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(),
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list(run.glob("checkpoints/step-*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    process = forked(place, f"hydra.run.dir={run}", *OVERRIDES, f"data.path={data}")
+    wait_for(lambda: list(run.glob("checkpoints/step-*")))
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait().returncode == -signal.SIGKILL
     assert len(read_lines(run / "metrics.jsonl")) < 60
     return data, run
 
@@ -100,11 +93,12 @@ def test_a_finished_run_is_shown_for_its_own_rows_only_and_sigterm_marks_it(tmp_
     data, run = write_rows(tmp_path / "data"), tmp_path / "run"
     short = ("training.max_steps=16", "training.checkpoint_every=8")
     arguments = (*OVERRIDES, *short, f"data.path={data}")
-    process = start(tmp_path, f"hydra.run.dir={run}", *arguments)
+    process = forked(tmp_path, f"hydra.run.dir={run}", *arguments)
     wait_for((run / "metrics.jsonl").exists)
-    process.terminate()
-    code, output = ended(process)
-    assert (code, "interrupted; the same command goes on" in output) == (130, True)
+    process.send_signal(signal.SIGTERM)
+    answer = process.wait()
+    assert answer.returncode == 130
+    assert "interrupted; the same command goes on" in answer.stderr
     assert json.loads((run / "run.json").read_text())["state"] == "interrupted"
     (run / f".results.json.{process.pid}").write_text("{")  # of a kill in the middle of writing
 

@@ -11,7 +11,8 @@ from medvqa.config.errors import UserError
 from medvqa.sweep.space import read_space
 from medvqa.sweep.trials import ended, open_study, tell
 from tests import conftest
-from tests.conftest import ROOT, wait_for
+from tests.conftest import ROOT, forked, wait_for
+from tests.forked import CLI
 from tests.integration.test_sweep import runs, sweep_of
 
 SPACE = read_space({"a": {"choices": [8, 16]}, "b": {"low": 1e-5, "high": 1e-3, "log": True}})
@@ -31,7 +32,8 @@ def start(directory, *overrides):
 
 
 def call(directory, *overrides):
-    return conftest.ended(start(directory, *overrides))
+    answer = forked(directory, *overrides, imports=CLI).wait()
+    return answer.returncode, answer.stderr + answer.stdout
 
 
 def trials_of(sweep):

@@ -18,7 +18,8 @@ import pytest
 
 from medvqa.tracking.record import read_lines
 from tests import conftest
-from tests.conftest import ROOT, environment, wait_for
+from tests.conftest import ROOT, environment, forked, wait_for
+from tests.forked import CLI, Forked
 from tests.integration.test_wandb import of_type, read_log, rows
 
 SMOKE = (
@@ -34,19 +35,18 @@ def start(directory, *overrides, **variables):
     return conftest.start(directory, "-m", *overrides, env=environment(**variables))
 
 
-def call(directory, *overrides, **variables):
-    return conftest.ended(start(directory, *overrides, **variables))
+def call(directory, *overrides):
+    answer = forked(directory, "-m", *overrides, imports=CLI).wait()
+    return answer.returncode, answer.stdout + answer.stderr
 
 
 def medvqa(*arguments):
     """Run a command and return what it prints."""
-    return subprocess.run(
-        [sys.executable, "-m", "medvqa.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environment(PYTHONPATH=str(ROOT)),
-    ).stdout
+    program = "import sys; sys.argv[0] = 'medvqa'; import medvqa.cli; medvqa.cli.main()"
+    words = map(str, arguments)
+    answer = Forked(program, *words, imports=CLI, cwd=ROOT, env=environment()).wait()
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout
 
 
 def only(paths):
@@ -224,7 +224,7 @@ def test_a_killed_job_and_a_killed_launcher_go_on_from_their_checkpoints(tmp_pat
     launcher.communicate()
     damage(first)
     (tmp_path / "sitecustomize.py").write_text(BACKWARDS)
-    code, output = call(tmp_path, *long, PYTHONPATH=str(tmp_path))
+    code, output = conftest.ended(start(tmp_path, *long, PYTHONPATH=str(tmp_path)))
     assert code == 0, output
     log = (first / "console.log").read_text()
     assert "majority/test is evaluated again: predictions.jsonl holds 15 of 16 answers" in log
