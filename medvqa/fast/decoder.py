@@ -68,6 +68,7 @@ class Decoder:
         self._is_fixed = loaded.has_frozen_vision and not self.has_dropout
         self.graphs = Graphs(parameters)
         self._lengths: set[int] = set()
+        self._keeps_one_length = False
         self.pads = loaded.device.type == "cuda"  # a CPU gains nothing by equal shapes
 
     def recompute(self) -> bool:
@@ -77,11 +78,29 @@ class Decoder:
         self.graphs.forget()
         return is_new
 
+    def keep_one_length(self) -> bool:
+        """Capture passes of one length, the longest so far; return whether that is new.
+
+        Captured passes hold their memory, so a pass of another length takes as much again.
+        """
+        is_new = self.pads and self._is_fixed and not self._keeps_one_length
+        self._keeps_one_length |= is_new
+        return is_new
+
+    def forget_passes(self) -> bool:
+        """Give the captured passes' memory back; return whether there were any."""
+        self._lengths.clear()
+        return self.graphs.forget()
+
     def num_added_tokens(self, num_tokens: int) -> int:
         """Return how many tokens a training pass should have more, to become a CUDA graph."""
         if not self.pads or not self._is_fixed or num_tokens > MAX_TOKENS:
             return 0
         length = padded_length(num_tokens, self._lengths)
+        if self._keeps_one_length:
+            length = max(length, *self._lengths, 0)
+            if self._lengths != {length}:
+                self.forget_passes()
         self._lengths.add(length)
         return length - num_tokens
 
@@ -115,7 +134,7 @@ class Decoder:
         if not x.is_cuda or len(x) not in self._lengths:
             return self._trained(packed.lengths, training, *inputs)
         # A kernel's grid depends on the longest sequence; a bound of few values makes few graphs.
-        longest = 1 << max(packed.lengths).bit_length()
+        longest = 1 << (len(x) if self._keeps_one_length else max(packed.lengths)).bit_length()
         inputs = tuple(tensor.detach() for tensor in inputs)
         function = partial(self._trained, [longest], training)
         result: torch.Tensor = self.graphs.run(function, inputs, (longest, training))

@@ -86,11 +86,19 @@ class FusedEngine(PackedModel):
 
     def release_memory(self) -> bool:
         """Give back what only saves time; return whether there was anything."""
-        return self.decoder.graphs.forget()
+        return self.decoder.forget_passes()
 
     def stop_capturing(self) -> bool:
         """Capture no pass from now on; return whether that is new."""
         return self.decoder.graphs.stop()
+
+    def keep_one_length(self) -> bool:
+        """Capture passes of one length only, to which shorter ones are filled up.
+
+        Returns:
+            Whether that is new.
+        """
+        return self.decoder.keep_one_length()
 
     def recompute_layers(self) -> bool:
         """Keep only the layers' inputs for the backward pass; return whether that is new."""

@@ -104,6 +104,10 @@ class PlainEngine:
         """Give back what only saves time; return whether there was anything."""
         return self._language_model is not None and bool(self._language_model.graphs.forget())
 
+    def keep_one_length(self) -> bool:
+        """Return False: batches of few lengths occur here anyway."""
+        return False
+
     def stop_capturing(self) -> bool:
         """Capture no pass from now on; return whether that is new."""
         return self._language_model is not None and bool(self._language_model.graphs.stop())

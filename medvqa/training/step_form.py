@@ -26,6 +26,12 @@ class Engine(Protocol):
     def pass_bytes(self, num_tokens: int, *, recomputes: bool) -> int | None:
         """Return the bytes that a training pass of so many tokens takes, None if unknown."""
 
+    def release_memory(self) -> bool:
+        """Give back what only saves time; return whether there was anything."""
+
+    def keep_one_length(self) -> bool:
+        """Capture passes of one length only; return whether that is new."""
+
     def recompute_layers(self) -> bool:
         """Compute layers again in the backward pass; return whether that is new."""
 
@@ -69,10 +75,14 @@ def planned_micro_batch(engine: Engine, num_tokens: Sequence[int], room: int) ->
         needed = engine.pass_bytes(tokens, recomputes=form.recomputes)
         if needed is None:
             return share
+        is_scarce = 2 * needed > room  # a captured pass stays; one of a new length runs beside it
         if needed <= room:
             break
     if form.recomputes:
         engine.recompute_layers()
+    if is_scarce:
+        engine.release_memory()
+        engine.keep_one_length()
     if form != Form(share, recomputes=False):
         log.info(
             "%.1f GB of GPU memory are free: micro-batches of %d%s",
@@ -96,6 +106,9 @@ def smaller_micro_batch(engine: Engine, size: int, share: int) -> int:
     Raises:
         UserError: If not even one sample fits.
     """
+    if engine.keep_one_length():
+        log.warning("out of memory: passes of one length are captured from now on")
+        return size
     is_halved = size <= _halvings(share)[: NUM_HALVINGS + 1][-1]
     if is_halved and engine.recompute_layers():
         form = f"layers are computed again in the backward pass, in micro-batches of {share},"
@@ -117,7 +130,8 @@ def smaller_micro_batch(engine: Engine, size: int, share: int) -> int:
 def free_bytes(loaded: LoadedModel) -> int:
     """Return the GPU memory that training passes may take.
 
-    What the features of pictures may still take is left out, and so is a margin.
+    What the features of pictures may still take is left out, and so are a margin and free pieces
+    between tensors: quantising leaves many, and a pass needs larger ones.
     """
     import torch
 
@@ -125,4 +139,5 @@ def free_bytes(loaded: LoadedModel) -> int:
     own = torch.cuda.memory_allocated(loaded.device)
     limit = int(total * torch.cuda.get_per_process_memory_fraction(loaded.device))
     room = min(limit - own, free + torch.cuda.memory_reserved(loaded.device) - own)
-    return room - loaded.features.num_free_bytes - int(MARGIN * limit)
+    pieces = int(torch.cuda.memory_stats(loaded.device)["inactive_split_bytes.all.current"])
+    return room - pieces - loaded.features.num_free_bytes - int(MARGIN * limit)

@@ -64,6 +64,42 @@ def test_a_pass_takes_a_length_that_occurred_before_if_it_is_little_longer():
     assert padded_length(2000, {2304}) == 2048
 
 
+def test_with_little_memory_shorter_passes_are_filled_up_to_the_one_length(encoder, phantoms):
+    loaded = with_adapter(TINY)
+    batches = [[encoder.encode(e) for e in phantoms[:size]] for size in (3, 8, 5, 2)]
+    engine = make_engine(Engine.fused, loaded, encoder)
+    expected = [loss_and_gradients(engine, loaded, batch) for batch in batches]
+    decoder = engine.decoder
+    decoder.pads = True  # as on a GPU
+    assert decoder.keep_one_length()
+    assert not decoder.keep_one_length()
+    for batch, (loss, gradients) in zip(batches, expected, strict=True):
+        padded_loss, padded_gradients = loss_and_gradients(engine, loaded, batch)
+        assert padded_loss == pytest.approx(loss, rel=1e-6)
+        torch.testing.assert_close(padded_gradients, gradients, rtol=1e-4, atol=1e-6)
+    num_tokens = [sum(sample.num_tokens for sample in batch) for batch in batches]
+    lengths = [number + decoder.num_added_tokens(number) for number in num_tokens]
+    assert lengths == [padded_length(max(num_tokens))] * 4
+    engine.release_memory()  # as before smaller micro-batches
+    assert decoder.num_added_tokens(100) == padded_length(100) - 100
+
+
+@needs_gpu
+def test_two_lengths_share_one_graph_where_memory_is_scarce(phantoms, family_on_gpu):
+    loaded, encoder = family_on_gpu(Engine.fused)
+    engine = make_engine(Engine.fused, loaded, encoder)
+    batches = [[encoder.encode(e) for e in phantoms[:size]] for size in (8, 3)]
+    eager = [loss_and_gradients(engine, loaded, batch) for batch in batches]
+    engine.decoder.keep_one_length()
+    engine.release_memory()
+    for _ in range(3):
+        replayed = [loss_and_gradients(engine, loaded, batch) for batch in batches]
+    assert len(engine.decoder.graphs) == 1
+    for (loss, gradients), (other_loss, other_gradients) in zip(eager, replayed, strict=True):
+        assert other_loss == pytest.approx(loss, rel=1e-3)
+        torch.testing.assert_close(other_gradients, gradients, rtol=0.02, atol=1e-3)
+
+
 @needs_gpu
 @pytest.mark.parametrize("engine_name", [Engine.fused, Engine.plain])
 def test_a_replayed_pass_gives_the_eager_pass_s_loss_and_gradients(

@@ -19,12 +19,19 @@ class CountingEngine:
     """A pass of a token takes ten bytes, a quarter of it where layers are computed again."""
 
     recomputes = False
+    keeps_one_length = False
 
     def pass_bytes(self, num_tokens, *, recomputes):
         return num_tokens * 10 // (4 if recomputes else 1)
 
     def recompute_layers(self):
         self.recomputes = True
+
+    def release_memory(self):
+        pass
+
+    def keep_one_length(self):
+        self.keeps_one_length = True
 
 
 @pytest.mark.parametrize(
@@ -42,6 +49,13 @@ def test_the_fastest_form_that_fits_is_planned(room, micro_batch_size, recompute
     engine = CountingEngine()
     assert planned_micro_batch(engine, [100] * 8, room) == micro_batch_size
     assert engine.recomputes is recomputes
+
+
+def test_passes_of_several_lengths_are_captured_where_two_of_them_fit():
+    for room, keeps_one_length in ((16_000, False), (15_999, True)):
+        engine = CountingEngine()
+        assert planned_micro_batch(engine, [100] * 8, room) == 8
+        assert engine.keeps_one_length is keeps_one_length
 
 
 def test_the_longest_samples_decide():
