@@ -4,6 +4,7 @@ import difflib
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -20,7 +21,15 @@ from omegaconf import DictConfig
 
 from medvqa.config.command_line import COLUMNS, example_lines
 from medvqa.config.compose import checked, config_directory, register, run_settings, with_roles
-from medvqa.config.errors import MISTAKES, RankError, Refused, explain, printable, raised_in
+from medvqa.config.errors import (
+    MISTAKES,
+    RankError,
+    Refused,
+    explain,
+    machine_mistake,
+    printable,
+    raised_in,
+)
 from medvqa.config.machine import leave_at_once
 from medvqa.config.secrets import masked_text
 from medvqa.sweep.launcher import SweepError
@@ -88,6 +97,9 @@ def train(cfg: DictConfig) -> float | None:
             raise
         raise Refused from error
     except Exception as error:
+        mistake = machine_mistake(error)
+        if mistake and not is_sweep:
+            raise Refused from mistake
         text = "the run failed; the same command goes on from its last checkpoint"
         if isinstance(error, RankError):  # whose message says all
             log.error("%s: %s", text, error)
@@ -177,8 +189,8 @@ def guarded(action: Callable[[], Any]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         action()
-    except (Refused, SweepError, KeyboardInterrupt, ValueError, OverflowError, *MISTAKES) as error:
-        mistake = error.__cause__ if isinstance(error, Refused) else error
+    except (Refused, KeyboardInterrupt, Exception) as error:
+        mistake = error.__cause__ if isinstance(error, Refused) else machine_mistake(error) or error
         assert mistake is not None
         text, code = _ending(mistake)
         if code == MISTAKE and before not in (None, "", "0"):
@@ -202,6 +214,8 @@ def _ending(error: BaseException) -> tuple[str, int]:
         return "--cfg and --info show one run: leave -m out, and give one value per key", MISTAKE
     if isinstance(error, OverflowError) and raised_in(error, "omegaconf"):
         return "the command line holds a number of too many digits", MISTAKE
+    if isinstance(error, AttributeError) and (key := re.search(r"full_key: (\S+)", str(error))):
+        return f"{key[1]} cannot take this value; give its parts one by one", MISTAKE
     if raised_in(error, "hydra"):  # about its other flags
         return str(error).partition("\n")[0], MISTAKE
     raise error

@@ -7,6 +7,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
+from medvqa.config.errors import UserError
+
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
@@ -21,7 +23,11 @@ def swept_keys(config: DictConfig) -> set[str]:
 
 
 def cells(config: DictConfig) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield the swept part and all overrides of each job; none for a sweeper that searches."""
+    """Yield the swept part and all overrides of each job; none for a sweeper that searches.
+
+    Raises:
+        UserError: If a swept key has no value, so that there is no job, or jobs come in no batches.
+    """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     sweeper = config.hydra.sweeper
@@ -30,7 +36,13 @@ def cells(config: DictConfig) -> Iterator[tuple[list[str], list[str]]]:
     arguments = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
     arguments += config.hydra.overrides.task
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    (jobs,) = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
+    overrides = parser.parse_overrides(arguments)
+    (jobs,) = BasicSweeper.split_arguments(overrides, None)
+    for override in overrides:
+        if override.is_sweep_override() and not [*override.sweep_string_iterator()]:
+            raise UserError(f"the grid has no cells: {override.input_line} stands for no value")
+    if sweeper.max_batch_size is not None and sweeper.max_batch_size < 1:
+        raise UserError("hydra.sweeper.max_batch_size must be at least 1, or null for no limit")
     constant = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
     for job in jobs:
         yield [override for override in job if override not in constant], job

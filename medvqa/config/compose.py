@@ -227,7 +227,11 @@ class CheckFirst(Callback):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(directory)}")
         loader = GlobalHydra.instance().config_loader()
         here = config.hydra.runtime.choices["hydra/launcher"] not in CLUSTERS
-        for swept, overrides in cells(config):
+        try:
+            jobs = list(cells(config))
+        except MISTAKES as error:
+            raise Refused from error
+        for swept, overrides in jobs:
             try:
                 checked(loader.load_sweep_config(config, overrides), runs_here=here)
             except MISTAKES as error:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import errno
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,12 @@ class RankError(Exception):
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.MarkedYAMLError)
 
 
+# A full disk, a missing right, a file where a directory should be: of the user's machine.
+OF_THE_MACHINE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG),
+    *(errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+}
+
 SLURM_EXTRA = 'pip install -e ".[slurm]"'
 
 
@@ -45,6 +52,15 @@ class Refused(BaseException):
 def printable(text: object) -> str:
     """Return a name without line breaks and other characters that a terminal acts on."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def machine_mistake(error: BaseException) -> UserError | None:
+    """Return the one line about an error of the user's machine; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in OF_THE_MACHINE:
+        return None
+    place = error.filename2 or error.filename
+    named = f"cannot use {place!s:.300}" if place else "the system refuses"
+    return UserError(f"{named} ({error.strerror}); make room, or give another place")
 
 
 def explain(error: BaseException) -> str:

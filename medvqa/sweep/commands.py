@@ -9,6 +9,7 @@ from pathlib import Path
 from medvqa.config.cells import quoted
 from medvqa.config.command_line import CommandParser
 from medvqa.config.errors import UserError
+from medvqa.config.machine import NOT_INHERITED
 from medvqa.config.secrets import MASK
 from medvqa.sweep.display import grid_table, time_left
 from medvqa.sweep.status import counts, read_rows, strays, sweep_json, write_summary
@@ -68,4 +69,6 @@ def main_resume(argv: Sequence[str]) -> None:
     arguments = [*first, *options.overrides, f"hydra.sweep.dir={quoted(str(directory))}"]
     os.chdir(stored["working_directory"])
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "medvqa.cli", "train", *arguments])
+    environment = {name: text for name, text in os.environ.items() if name not in NOT_INHERITED}
+    command = [sys.executable, "-m", "medvqa.cli", "train", *arguments]
+    os.execve(sys.executable, command, environment)

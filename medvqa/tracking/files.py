@@ -16,7 +16,8 @@ from medvqa.tracking.record import DamagedError, read_run
 PATIENCE_S = 10.0  # for a process that is about to leave a directory
 # Written by a run or a command about it; `fresh=true` moves nothing else.
 WRITTEN = (
-    *("run.json", "results.json", "contamination.json", "preview.txt", "wandb_id", "*.jsonl"),
+    *("run.json", "results.json", "contamination.json", "preview.txt", "wandb_id"),
+    *("metrics.jsonl", "order.jsonl"),
     *("loss.png", "metrics.png", "confidence.png", "samples.png", "calibration.json", "job.json"),
     *("status.json", "slurm.json", "after_merge", "evaluation/*/*/served.jsonl"),
     *(".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml", "checkpoints/step-*"),
@@ -60,10 +61,12 @@ def directory_lock(directory: Path, *, patience_s: float = 0.0) -> Iterator[None
 
 def _remove_partials(directory: Path) -> None:
     """Remove what a killed process had half written; see `record.write_text`."""
-    for path in directory.rglob(".*.[0-9]*"):
-        match = re.fullmatch(r"\.[a-z]+\.jsonl?\.(\d+)", path.name)
-        if match and not Path(f"/proc/{match[1]}").exists():
-            path.unlink(missing_ok=True)
+    # A run directory may be the user's own, with a whole data set below it: no search in depth.
+    for place in ("", "evaluation/*/*/", "after_merge/evaluation/*/*/"):
+        for path in directory.glob(f"{place}.*.[0-9]*"):
+            match = re.fullmatch(r"\.[a-z]+\.jsonl?\.(\d+)", path.name)
+            if match and not Path(f"/proc/{match[1]}").exists():
+                path.unlink(missing_ok=True)
 
 
 def _try_lock(file: IO[str]) -> bool:

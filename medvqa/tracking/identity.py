@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,8 @@ def is_finished(
         )
     other_code = ", ".join(_code(earlier))
     finished = bool(earlier["state"] == FINISHED)
+    if finished:
+        _check_answers(directory, config["data"]["evaluation"])
     if other_code and not finished:
         raise UserError(
             f"{directory} was begun by other code ({other_code}): continuing would mix two "
@@ -124,6 +126,14 @@ def is_finished(
     if other_code:
         _warn(grid or directory, other_code)
     return finished
+
+
+def _check_answers(directory: Path, sets: Iterable[str]) -> None:
+    for name in sets:
+        for file in ("metrics.json", "predictions.jsonl"):
+            path = Path("evaluation", "final", name, file)
+            if not (directory / path).is_file():
+                raise UserError(f"{directory} is finished, but its {path} is gone; {WAYS_OUT}")
 
 
 @functools.cache

@@ -22,6 +22,13 @@ RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "inter
 DIVERGED = "diverged"
 
 
+# Entries of run.json that a continued run reads, with the type that it writes.
+ENTRIES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("seconds", "evaluation_seconds", "rows"), Mapping),
+    **{"code": (Mapping, type(None)), "num_starts": int, "state": str},
+}
+
+
 class DamagedError(UserError):
     """A file of the run cannot be read; starting over helps."""
 
@@ -71,6 +78,12 @@ def read_run(directory: Path, name: str = "run.json") -> dict[str, Any]:
     values = read_json(directory / name)
     if values and not isinstance(values.get("config"), Mapping):
         raise UserError(f"{directory / name} is no record of a run; give another directory")
+    for entry, kind in ENTRIES.items():
+        if entry in values and not isinstance(values[entry], kind):
+            raise DamagedError(
+                f"{directory / name} is damaged ({entry} is {values[entry]!r:.40}); say fresh=true "
+                "to start over"
+            )
     return values | {"config": upgraded(values["config"])} if values else {}
 
 

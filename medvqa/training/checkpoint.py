@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path, run: Mapping[str, s
     import torch
     from safetensors.torch import save_file
 
-    target = directory / f"step-{checkpoint.step:06d}"
+    target = directory / _name(checkpoint.step)
     partial = directory / f".partial-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -120,20 +120,26 @@ class CheckpointWriter:
             done.result()
 
 
-def recorded_checkpoint(directory: Path, run: Mapping[str, str]) -> Checkpoint | None:
+def recorded_checkpoint(
+    directory: Path, run: Mapping[str, str], order: Sequence[str]
+) -> Checkpoint | None:
     """Return the checkpoint that a run's directory continues from, if its steps are recorded.
 
     Args:
         directory: Of the run, with metrics.jsonl and order.jsonl.
         run: See `load_checkpoint`, which also says what is raised.
+        order: The planned ids.
     """
     saved = load_checkpoint(directory / "checkpoints", run)
-    if saved is None or recorded_steps(directory) >= saved.step:
+    if saved is None:
+        return None
+    num_recorded = recorded_steps(directory, order)
+    if num_recorded >= saved.step:
         return saved
     log.warning(
         "metrics.jsonl or order.jsonl ends at step %d, before the checkpoint of step %d: "
         "what is lost is trained again, from the beginning",
-        *(recorded_steps(directory), saved.step),
+        *(num_recorded, saved.step),
     )
     return None
 
@@ -171,8 +177,11 @@ def _read(path: Path, run: Mapping[str, str]) -> Checkpoint:
     from safetensors.torch import load_file
 
     state: Mapping[str, Any] = json.loads((path / "state.json").read_text())
+    step = int(state["step"])
+    if path.name != _name(step):
+        raise ValueError(f"its state.json is that of step {step}")
     checkpoint = Checkpoint(
-        step=int(state["step"]),
+        step=step,
         adapter=load_file(path / "adapter.safetensors"),
         optimizer=torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"),
     )
@@ -194,6 +203,10 @@ def _disk_is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _name(step: int) -> str:
+    return f"step-{step:06d}"
 
 
 def _saved(directory: Path) -> list[Path]:

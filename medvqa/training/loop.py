@@ -216,7 +216,7 @@ class Trainer:
         return {"order_sha256": plan.sha256, "engine": self.engine.value}
 
     def _resume(self, plan: Plan) -> int:
-        saved = self.ranks.first(recorded_checkpoint, self.directory, self._run(plan))
+        saved = self.ranks.first(recorded_checkpoint, self.directory, self._run(plan), plan.order)
         if saved is None:
             return 0
         self.optimizer.load(saved.adapter, saved.optimizer)

@@ -159,26 +159,30 @@ class AdapterOptimizer:
         """
         import torch
 
-        if self._names != list(weights) and set(self._names) != set(weights):
+        own = dict(zip(self._names, self._weights, strict=True))
+        if {name: weight.shape for name, weight in weights.items()} != {
+            name: weight.shape for name, weight in own.items()
+        }:
             raise UserError(
-                f"the checkpoint holds {len(weights)} adapter tensors, the model has "
-                f"{len(self._names)}: it was written by another model or LoRA configuration; "
+                f"the checkpoint's {len(weights)} adapter tensors are not the model's {len(own)} "
+                "in name and shape: it was written by another model or LoRA configuration; "
                 "say fresh=true to start over"
             )
         with torch.no_grad():
-            for name, weight in zip(self._names, self._weights, strict=True):
+            for name, weight in own.items():
                 weight.copy_(weights[name])
         self._copy_to_model()
-        moments = dict(state)
         try:
+            moments = dict(state)
             name = moments.pop("name", self.name)
             if name != self.name:
                 raise ValueError(f"{name} wrote it, this run has {self.name}")
             self._optimizer.load_state_dict(moments)
-        except ValueError as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"the checkpoint's moments do not fit ({error}): its run had another optimiser, "
-                "engine or device, or was of an earlier version; say fresh=true to start over"
+                f"the checkpoint's moments do not fit ({error!r:.200}): its run had another "
+                "optimiser, engine or device, or was of an earlier version; say fresh=true to "
+                "start over"
             ) from error
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from medvqa.config.errors import DivergenceError, RankError
+from medvqa.config.errors import DivergenceError, RankError, UserError
 from medvqa.data.plan import Plan, PlannedStage, order_sha256
 from medvqa.tracking.record import JsonLines, read_lines
 from medvqa.training.clock import Arriving, GpuTimestamp
@@ -131,10 +131,36 @@ def diverged(value: str, step: int, learning_rate: float) -> DivergenceError:
     )
 
 
-def recorded_steps(directory: Path) -> int:
-    """Return up to which step both logs go; a crash of the machine may have cut them."""
-    logs = [read_lines(directory / name) for name in ("metrics.jsonl", "order.jsonl")]
-    return min(rows[-1]["step"] if rows else 0 for rows in logs)
+def recorded_steps(directory: Path, order: Sequence[str]) -> int:
+    """Return up to which step both logs go; a crash of the machine may have cut them.
+
+    Args:
+        directory: Of the run.
+        order: The planned ids, with which the recorded ones must begin.
+
+    Raises:
+        UserError: If a log lacks a step before its last one, or has other ids.
+    """
+    rows = _steps(directory / "order.jsonl")
+    consumed = [name for row in rows for name in row["ids"]]
+    if consumed != list(order[: len(consumed)]):
+        raise UserError(
+            f"{directory / 'order.jsonl'} holds another order than the plan; say fresh=true to "
+            "start over"
+        )
+    return min(len(rows), len(_steps(directory / "metrics.jsonl")))
+
+
+def _steps(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a log, one for each step from the first on."""
+    rows = read_lines(path)
+    for number, row in enumerate(rows, start=1):
+        if row.get("step") != number or not row.keys() & {"loss", "ids"}:
+            raise UserError(
+                f"{path}, line {number} is not the record of step {number}: somebody has edited "
+                "the file; say fresh=true to start over"
+            )
+    return rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +186,8 @@ class TrainingResult:
 
 def training_result(directory: Path, plan: Plan, **fields: Any) -> TrainingResult:
     """Return the result of a training whose logs are complete; `fields` are the trainer's own."""
-    losses = [float(row["loss"]) for row in read_lines(directory / "metrics.jsonl")]
-    consumed = [i for row in read_lines(directory / "order.jsonl") for i in row["ids"]]
+    losses = [float(row["loss"]) for row in _steps(directory / "metrics.jsonl")]
+    consumed = [i for row in _steps(directory / "order.jsonl") for i in row["ids"]]
     digest = order_sha256(consumed)
     assert digest == plan.sha256, "the model was fed another order than planned"
     return TrainingResult(

@@ -1,5 +1,6 @@
 """The command line: each mistake is one line, exit code 2, and costs no heavy import."""
 
+import json
 import os
 import subprocess
 import sys
@@ -262,3 +263,19 @@ def test_a_process_ends_without_a_last_walk_through_its_objects(module):
         text=True, check=True,
     )  # fmt: skip
     assert answer.stdout.splitlines()[-1] == "end False True"
+
+
+@pytest.mark.parametrize("command", ["status", "resume", "report", "export", "dashboard"])
+def test_a_path_that_the_system_refuses_is_one_line(command, tmp_path):
+    answer = started(tmp_path, "medvqa", command, "x" * 5000)
+    assert_one_clear_line(answer, "cannot use xxx", "(File name too long)")
+
+
+def test_resume_with_a_mistake_is_one_line_as_the_grid_itself_would_give(tmp_path):
+    grid = {"jobs": [], "arguments": ["-m", "seed=1,2"], "working_directory": str(tmp_path)}
+    (tmp_path / "sweep.json").write_text(json.dumps(grid))
+    answer = started(tmp_path, "medvqa", "resume", str(tmp_path), "seed=-1,2")
+    assert answer.returncode == 2
+    assert answer.stderr.splitlines() == [
+        "medvqa: job seed=-1: seed must be in [0, 4294967295], got -1"
+    ]

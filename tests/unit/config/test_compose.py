@@ -9,8 +9,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from medvqa.cli import register
-from medvqa.config.compose import checked, with_roles
-from medvqa.config.errors import MISTAKES, explain
+from medvqa.config.compose import checked, compose_cells, with_roles
+from medvqa.config.errors import MISTAKES, UserError, explain
 from medvqa.config.model import Backend, Dtype
 from medvqa.config.schema import Config
 from medvqa.config.training import Optimizer, Schedule, TrainingConfig
@@ -176,3 +176,14 @@ def test_a_mistake_names_its_key(override, message):
     with pytest.raises(MISTAKES) as caught:
         checked(composed(override), runs_here=False)
     assert explain(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("override", ["seed=range(3,1)", "curriculum=glob(zz*)"])
+def test_a_grid_without_cells_is_refused(override):
+    with pytest.raises(UserError, match=r"the grid has no cells: .* stands for no value"):
+        compose_cells([override], is_sweep=True)
+
+
+def test_batches_of_no_job_are_refused():
+    with pytest.raises(UserError, match="max_batch_size must be at least 1"):
+        compose_cells(["seed=1,2", "hydra.sweeper.max_batch_size=0"], is_sweep=True)

@@ -1,8 +1,11 @@
 """Errors name the place and the reason in one line."""
 
+import errno
+import os
+
 import pytest
 
-from medvqa.config.errors import UserError, about, as_user_error
+from medvqa.config.errors import UserError, about, as_user_error, machine_mistake
 
 
 @pytest.mark.parametrize(
@@ -37,3 +40,14 @@ def test_any_error_of_a_library_becomes_one_line_and_ours_stay(error, message):
     with pytest.raises(UserError) as raised, as_user_error("cannot fetch x", "; try again"):
         raise error
     assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.ENAMETOOLONG, errno.EISDIR])
+def test_a_mistake_of_the_machine_is_one_line_that_names_the_place(number):
+    mistake = machine_mistake(OSError(number, os.strerror(number), "/place"))
+    assert str(mistake).startswith(f"cannot use /place ({os.strerror(number)})")
+
+
+def test_a_fault_of_ours_is_no_mistake_of_the_machine():
+    assert machine_mistake(FileNotFoundError(errno.ENOENT, "No such file", "/place")) is None
+    assert machine_mistake(ValueError("fault")) is None

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from medvqa.config.errors import UserError
-from medvqa.tracking.files import set_aside
+from medvqa.tracking.files import directory_lock, set_aside
 
 OF_A_RUN = (
     *("run.json", "metrics.jsonl", "order.jsonl", "preview.txt", "loss.png", ".hydra/config.yaml"),
@@ -16,7 +16,7 @@ OF_A_RUN = (
 )
 OF_THE_USER = (
     *("notes.txt", ".git/HEAD", "data/rows.jsonl", "adapter/notes.txt", "evaluation/plan.md"),
-    *("train.log", "checkpoints/mine.pt", "wandb/notes.txt"),
+    *("train.log", "checkpoints/mine.pt", "wandb/notes.txt", "train.jsonl", "test.jsonl"),
 )
 
 
@@ -60,3 +60,12 @@ def test_runs_are_set_aside_one_after_the_other_and_none_is_lost(tmp_path):
     kept = [json.loads((tmp_path / f"previous-{n}" / "run.json").read_text()) for n in (1, 2, 3)]
     assert [values["run_id"] for values in kept] == [1, 2, 3]
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()].count("adapter") == 0
+
+
+def test_what_a_kill_left_half_written_goes_but_nothing_in_the_users_folders(tmp_path):
+    number = 2**22 + 1  # no process has it
+    names = [f".run.json.{number}", f"evaluation/final/test/.metrics.json.{number}"]
+    write(tmp_path, [*names, f"data/set/.rows.jsonl.{number}"])
+    with directory_lock(tmp_path):
+        pass
+    assert files(tmp_path) == {".lock", f"data/set/.rows.jsonl.{number}"}

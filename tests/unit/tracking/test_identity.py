@@ -12,6 +12,7 @@ from medvqa.tracking.record import write_json
 from tests.unit.config.test_compose import composed, resolved_plain
 
 ROWS = {"training": "a" * 64, "test": "b" * 64}
+ANSWERS = ("metrics.json", "predictions.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,12 @@ def directory(tmp_path, config):
     def write(state="running", *, begun=True, **values):
         if begun:
             (tmp_path / "metrics.jsonl").write_text("")
+        if state == "finished":
+            for name in config["data"]["evaluation"]:
+                place = tmp_path / "evaluation" / "final" / name
+                place.mkdir(parents=True, exist_ok=True)
+                for file in ANSWERS:
+                    (place / file).write_text("{}")
         record = {"state": state, "config": config, "rows": ROWS, "code": identity.code()}
         write_json(tmp_path / "run.json", {**record, **values})
         return tmp_path
@@ -46,6 +53,14 @@ def rows():
 def test_the_same_run_is_continued_or_shown(directory, config, state, finished, caplog):
     assert identity.is_finished(directory(state), config, rows) is finished
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("file", ANSWERS)
+def test_a_finished_run_without_its_answers_is_refused_and_the_file_named(directory, config, file):
+    place = directory("finished")
+    (place / "evaluation" / "final" / "test" / file).unlink()
+    with pytest.raises(UserError, match=rf"its evaluation/final/test/{file} is gone; .*fresh=true"):
+        identity.is_finished(place, config, rows)
 
 
 def test_an_empty_directory_holds_no_run(tmp_path, config):

@@ -11,7 +11,15 @@ import pytest
 from medvqa.config.errors import UserError
 from medvqa.tracking import record
 from medvqa.tracking.files import directory_lock
-from medvqa.tracking.record import JsonLines, RunRecord, read_json, read_lines
+from medvqa.tracking.record import (
+    ENTRIES,
+    JsonLines,
+    RunRecord,
+    read_json,
+    read_lines,
+    read_run,
+    write_json,
+)
 
 SETTINGS = {"run_id": "abc", "config": {"seed": 1}, "overrides": ["seed=1"]}
 HOLD = """
@@ -160,3 +168,10 @@ def test_an_error_that_repeats_a_secret_is_kept_without_it(tmp_path: Path) -> No
     with pytest.raises(RuntimeError), RunRecord(path, SETTINGS).recording():
         raise RuntimeError(message)
     assert read_json(path)["error"] == "RuntimeError: 401 for https://***@x.org/d?token=***"
+
+
+@pytest.mark.parametrize("entry", [*ENTRIES])
+def test_an_entry_of_a_wrong_kind_is_damage_and_named(tmp_path: Path, entry: str) -> None:
+    write_json(tmp_path / "run.json", {"config": {}, entry: []})
+    with pytest.raises(UserError, match=rf"run\.json is damaged \({entry} is \[\]\); say fresh"):
+        read_run(tmp_path)

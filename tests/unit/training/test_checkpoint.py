@@ -21,6 +21,16 @@ from medvqa.training.step_log import recorded_steps
 RUN = {"order_sha256": "a", "engine": "plain"}
 
 
+ORDER = list("abcdefgh")
+
+
+def write_logs(directory):
+    metrics = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 5)]
+    order = [json.dumps({"step": step, "ids": [ORDER[step - 1]]}) for step in range(1, 7)]
+    (directory / "metrics.jsonl").write_text("\n".join(metrics))
+    (directory / "order.jsonl").write_text("\n".join(order))
+
+
 def checkpoint(step):
     weights = torch.full((256, 256), float(step))
     return Checkpoint(step, {"lora_A": weights}, {"state": {0: {"exp_avg": weights.clone()}}})
@@ -119,11 +129,38 @@ def test_a_checkpoint_of_another_order_or_engine_is_refused(tmp_path, name):
 
 
 def test_logs_are_whole_up_to_the_last_line_that_both_have(tmp_path):
-    assert recorded_steps(tmp_path) == 0
-    for name, last in (("metrics.jsonl", 4), ("order.jsonl", 6)):
-        lines = [json.dumps({"step": step}) for step in range(1, last + 1)]
-        (tmp_path / name).write_text("\n".join(lines))
-    assert recorded_steps(tmp_path) == 4
+    assert recorded_steps(tmp_path, ORDER) == 0
+    write_logs(tmp_path)
+    assert recorded_steps(tmp_path, ORDER) == 4
     text = (tmp_path / "metrics.jsonl").read_text()
     (tmp_path / "metrics.jsonl").write_text(text[:-3])
-    assert recorded_steps(tmp_path) == 3
+    assert recorded_steps(tmp_path, ORDER) == 3
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "order.jsonl"])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda lines: lines[1:],
+        lambda lines: [lines[0], *lines],
+        lambda lines: [lines[0], "{}", *lines[2:]],
+        lambda lines: [line.replace('"loss"', '"x"').replace('"b"', '"z"') for line in lines],
+    ],
+    ids=["a step is missing", "a step stands twice", "an empty row", "other names or ids"],
+)
+def test_edited_logs_are_refused_before_the_run_goes_on(tmp_path, name, edit):
+    write_logs(tmp_path)
+    lines = (tmp_path / name).read_text().splitlines()
+    (tmp_path / name).write_text("\n".join(edit(lines)))
+    with pytest.raises(UserError, match=rf"{name}.*; say fresh=true"):
+        recorded_steps(tmp_path, ORDER)
+
+
+def test_a_checkpoint_under_another_steps_name_is_not_taken_for_that_step(tmp_path, caplog):
+    save_checkpoint(checkpoint(1), tmp_path, RUN)
+    save_checkpoint(checkpoint(2), tmp_path, RUN)
+    (tmp_path / "step-000002").rename(tmp_path / "step-000009")
+    saved = load_checkpoint(tmp_path, RUN)
+    assert saved is not None
+    assert saved.step == 1
+    assert "step-000009 is damaged" in caplog.text

@@ -230,8 +230,18 @@ def test_adamw_8bit_without_a_gpu_says_what_is_used(tiny, encoder, phantoms, tmp
 
 def test_a_checkpoint_of_another_adapter_is_refused(tiny):
     optimizer = AdapterOptimizer(tiny, BASE, in_compute_type=False)
-    with pytest.raises(UserError, match=r"holds 1 adapter tensors, the model has 56"):
-        optimizer.load({"other": torch.zeros(1)}, optimizer.state_dict())
+    whole = optimizer.weights()
+    name = next(iter(whole))
+    for other in ({"other": torch.zeros(1)}, {**whole, name: torch.zeros(3, 3)}):
+        with pytest.raises(UserError, match=r"tensors are not the model's 56 in name and shape"):
+            optimizer.load(other, optimizer.state_dict())
+
+
+@pytest.mark.parametrize("moments", [{}, [], None, {"state": 1}])
+def test_moments_that_are_none_are_refused_in_one_line(tiny, moments):
+    optimizer = AdapterOptimizer(tiny, BASE, in_compute_type=False)
+    with pytest.raises(UserError, match=r"moments do not fit .*fresh=true"):
+        optimizer.load(optimizer.weights(), moments)
 
 
 def test_updates_below_bfloat16_are_not_lost(tiny):
