@@ -34,7 +34,7 @@ def test_without_memory_for_one_sample_layers_are_computed_again_for_the_same_st
     )
     monkeypatch.setattr("tests.unit.training.test_loop.Trainer", ScarceTrainer)
     result = train(tiny, encoder, phantoms[:48], tmp_path / "scarce", config=config)
-    assert result.micro_batch_size == 1
+    assert result.micro_batch_size == config.micro_batch_size
     losses = [
         [row["loss"] for row in read_lines(tmp_path / run / "metrics.jsonl")]
         for run in ("whole", "scarce")
