@@ -1,7 +1,7 @@
 """Training through TRL: the planned order, the same numbers, its own checkpoints."""
 
 from medvqa.config.training import LossOn
-from medvqa.training.sft import SftBatches
+from medvqa.training.sft_batches import SftBatches
 
 
 def test_the_loss_on_text_covers_every_token_but_those_of_images(tiny, encoder, phantoms):
