@@ -110,6 +110,9 @@ def as_user_error(action: str, advice: str = "") -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type."""
+    # The library `datasets` hides the reason behind one sentence.
+    while str(error).startswith("An error occurred while generating") and error.__cause__:
+        error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
 
 

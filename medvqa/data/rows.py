@@ -13,12 +13,14 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from medvqa.config.data import RowsConfig
 from medvqa.config.errors import UserError
 from medvqa.data.example import AnswerType, Example
 
+EDGES = re.compile(r"^\W+|\W+$")
 MARKER = re.compile(r"[ \t]*<image>")
 NUMBERED_MARKER = re.compile(r"<image (\d+)>")
 DIFFICULTIES: dict[str, float | str] = {"easy": 1, "medium": 2, "hard": 3}
@@ -102,9 +104,21 @@ def parsed(text: str, complaint: str) -> Any:
     raise UserError(f"{complaint}: {text!r:.80}")
 
 
+def as_list(stored: Any) -> list[Any]:
+    """Return the right answers of a cell: a list, one as a text ("['a', 'b']"), or one answer."""
+    if isinstance(stored, list):
+        return stored
+    if isinstance(stored, str) and stored.strip()[:1] == "[":
+        with suppress(UserError):
+            values = parsed(stored, "no list")
+            if isinstance(values, list) and all(isinstance(value, str) for value in values):
+                return values
+    return [stored]
+
+
 def yes_no_type(answer: str) -> AnswerType:
     """Return `closed` for an answer of yes or no, the rule where a set states no type."""
-    return "closed" if answer.strip().lower().rstrip(".") in ("yes", "no") else "open"
+    return "closed" if EDGES.sub("", answer).lower() in ("yes", "no") else "open"
 
 
 def offered_type(question: str, answers: Sequence[str]) -> AnswerType:

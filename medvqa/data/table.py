@@ -19,6 +19,7 @@ from medvqa.data.conversations import turns
 from medvqa.data.example import AnswerType, Example, ImageSource
 from medvqa.data.options import REPEATED, options_of, right_option
 from medvqa.data.rows import (
+    as_list,
     check_split,
     difficulty_of,
     official_type,
@@ -179,7 +180,7 @@ def _questions(
         for turn, (question, answer) in enumerate(pairs):
             yield f"{name}-{turn}", question, (answer,)
         return
-    references = cells["answer"] if isinstance(cells["answer"], list) else [cells["answer"]]
+    references = as_list(cells["answer"])
     texts = row_texts(cells, "question", *(["id"] if "id" in cells else []))
     answers = [row_texts({"answer": answer}, "answer")["answer"] for answer in references]
     if not answers:

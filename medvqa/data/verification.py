@@ -17,6 +17,8 @@ from medvqa.data.storage.hub import RowImage
 # A tokenizer reads these as its own; in a question they would open a turn or stand for an image.
 CHAT_TOKEN = re.compile(r"<\|[a-z_]+\|>")
 NO_CHARACTER = re.compile("[\ud800-\udfff\0]")  # a lone surrogate cannot be encoded
+# Of white space, soft hyphens and marks of width zero alone, a text looks empty.
+VISIBLE = re.compile("[^\\s\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2064\ufeff]")
 MAX_VERIFIED = 20_000
 
 
@@ -81,6 +83,8 @@ def _check_texts(example: Example) -> None:
     for text in (example.question, *example.answers, *example.options):
         if token := CHAT_TOKEN.search(text):
             raise UserError(f"the text holds {token[0]}, a token of the chat format; take it out")
+        if not VISIBLE.search(text):
+            raise UserError(f"the text {text!a} has no visible character; mend or remove it")
     names = (example.id, *example.image_ids, *(image.name for image in example.images))
     for text in (example.question, *example.answers, *example.options, *names):
         if broken := NO_CHARACTER.search(text):

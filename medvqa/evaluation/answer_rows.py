@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medvqa.config.errors import UserError
-from medvqa.data.storage.text_rows import unique_keys
+from medvqa.data.storage.text_rows import MAX_CELL_CHARACTERS, delimiter_of, unique_keys
 
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 
@@ -26,13 +26,15 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         UserError: Naming file and line, if the file or a row cannot be read.
     """
+    if path.is_char_device():  # an endless one would fill the memory; a pipe ends
+        raise UserError(f"cannot read {path}: it is a device")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             text = file.read()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error}") from error
+        raise UserError(f"{path} is not UTF-8 text ({error}); convert it") from error
     suffix, start = path.suffix.lower(), text.lstrip()[:1]
     if suffix in (".csv", ".tsv") or (suffix not in JSON_SUFFIXES and start not in ("{", "[", "")):
         return list(_table(path, text))
@@ -68,10 +70,9 @@ def _object(place: str, row: Any) -> Row:
 
 def _table(path: Path, text: str) -> Iterator[Row]:
     header = text.partition("\n")[0].strip()
-    delimiter = "\t" if path.suffix.lower() == ".tsv" or "\t" in header else ","
-    if delimiter == "," and ";" in header and "," not in header:
-        delimiter = ";"
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    csv.field_size_limit(MAX_CELL_CHARACTERS)
+    content = io.StringIO(text, newline="")
+    reader = csv.DictReader(content, delimiter=delimiter_of(header), strict=True)
     try:
         names = list(reader.fieldnames or ())
         if repeated := next((name for name in names if names.count(name) > 1), None):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast, get_args
 from medvqa.config.errors import UserError, about
 from medvqa.data.example import AnswerType, Prediction
 from medvqa.data.options import options_of
+from medvqa.data.rows import as_list
 from medvqa.evaluation.answer_rows import Row, read_rows
 from medvqa.evaluation.metrics import is_yes_or_no
 from medvqa.evaluation.normalize import fold
@@ -31,6 +32,7 @@ COLUMNS = {
     "split": ("split",),
     "source": ("source", "dataset"),
 }  # fmt: skip
+REQUIRED = ("prediction", "reference")  # of others, an empty value is none
 MANY = 10  # names or ids in a message
 NO_TEXT = {"nan", "null"}  # how pandas and others write a missing value into a table
 
@@ -115,11 +117,15 @@ class _Record:
             field: next((name for name in names if name in row.values), None)
             for field, names in columns.items()
         }
-        self.names = {field: name for field, name in present.items() if name is not None}
+        self.names = {
+            field: name
+            for field, name in present.items()
+            if name is not None and (field in REQUIRED or not _is_missing(row.values[name]))
+        }
 
     def prediction(self, number: int, path: Path) -> Prediction:
         name, stored = self._required("reference")
-        many = stored if isinstance(stored, list) else [stored]
+        many = as_list(stored)
         references = tuple(self._answer(name, one) for one in many)
         if not references:
             raise UserError(f"{self.row.place} has an empty list of references")
@@ -154,8 +160,7 @@ class _Record:
         """Return an answer as text: true is yes, false is no."""
         if isinstance(value, bool):
             return "yes" if value else "no"
-        is_missing = value is None or (isinstance(value, float) and not math.isfinite(value))
-        if is_missing or (isinstance(value, str) and value.strip().lower() in NO_TEXT):
+        if _is_missing(value) and str(value).strip():  # a blank answer is an answer
             raise UserError(f"{self.row.place}: {name} is {json.dumps(value)}, which is no answer")
         if isinstance(value, list | dict):
             raise UserError(f"{self.row.place}: {name} is a {type(value).__name__}, not one text")
@@ -183,6 +188,12 @@ class _Record:
     def _cut(self) -> bool | None:
         stored = self._text("cut", "none").lower()
         return None if stored in ("none", "") else stored in ("true", "1", "length")
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip().lower() in ("", *NO_TEXT)
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
 def yes_no_type(references: Sequence[str]) -> AnswerType:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from medvqa.config.errors import about
 from medvqa.config.evaluation import EvaluationConfig
 from medvqa.data.example import AnswerType, Prediction, Score
 from medvqa.evaluation import metrics
@@ -124,7 +125,9 @@ def _score_item(p: Prediction, config: EvaluationConfig, bertscore: float | None
     answer, references = p.prediction, p.references
     choice = numeric = closed = None
     if p.options:
-        choice, correct = read_choice(answer, p.options), correct_option(references, p.options)
+        with about(f"question {p.id}"):
+            correct = correct_option(references, p.options)
+        choice = read_choice(answer, p.options)
         answer, references = p.options[choice.place], (p.options[correct],)
         is_right = closed = choice.place == correct
     else:

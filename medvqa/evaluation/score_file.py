@@ -70,6 +70,8 @@ class ScoreOptions:
     def __post_init__(self) -> None:
         """Check what the command line restricts by its choices."""
         choices = {"types": (None, "labels", "yes_no"), "normalizer": [n.value for n in Normalizer]}
+        if not 0 <= self.tolerance < 1:  # as evaluation.numeric_tolerance
+            raise UserError(f"--tolerance must be a share in [0, 1), got {self.tolerance}")
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UserError(f"{name} is none of {', '.join(map(str, known))}")
@@ -136,10 +138,11 @@ def protocol_names(text: str) -> list[ProtocolName]:
     if text == "all":
         return list(ProtocolName)
     known = {name.value: name for name in ProtocolName}
-    unknown = [name for name in text.split(",") if name not in known]
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise UserError(f"--protocol {unknown[0]} is none of {', '.join(known)}, all")
-    return [known[name] for name in text.split(",")]
+        raise UserError(f"--protocol {unknown[0]!r} is none of {', '.join(known)}, all")
+    return [known[name] for name in names]
 
 
 def _own_scores(answers: Answers, options: ScoreOptions) -> FileScores:
@@ -200,6 +203,11 @@ def main_score(argv: Sequence[str]) -> int:
     """Score an answers file and show the table."""
     options = vars(_parser().parse_args(argv))
     target = options.pop("json")
+    answers = {path.resolve() for path in (options["file"], options["against"]) if path}
+    if target and target.resolve() in answers:
+        raise UserError(f"--json {target} would overwrite the answers; give another file")
+    if target and target.is_dir():
+        raise UserError(f"--json {target} is a directory; name a file")
     scores = score_file(ScoreOptions(**options))
     console().print(scores.table)
     sys.stdout.writelines(f"{line}\n" for line in scores.lines)

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from medvqa.evaluation.score_file import main_score
+from medvqa.config.errors import UserError
+from medvqa.evaluation.score_file import main_score, protocol_names
 
 
 def score_command(*arguments):
@@ -36,3 +37,33 @@ def test_a_missing_file_is_one_line_and_exit_code_2(tmp_path):
     assert answer.returncode == 2
     assert answer.stderr.startswith("medvqa: cannot read")
     assert len(answer.stderr.splitlines()) == 1
+
+
+ANSWER = '{"prediction": "a", "reference": "a"}'
+
+
+@pytest.mark.parametrize("tolerance", ["nan", "-1", "inf", "1"])
+def test_a_tolerance_that_is_no_share_is_refused(tmp_path, tolerance):
+    (tmp_path / "p.jsonl").write_text(ANSWER)
+    with pytest.raises(UserError, match=r"--tolerance must be a share in \[0, 1\)"):
+        main_score([str(tmp_path / "p.jsonl"), "--bertscore", "off", f"--tolerance={tolerance}"])
+
+
+@pytest.mark.parametrize("target", ["p.jsonl", "."])
+def test_the_answers_are_never_overwritten_by_their_scores(tmp_path, target):
+    (tmp_path / "p.jsonl").write_text(ANSWER)
+    with pytest.raises(UserError, match="--json"):
+        main_score([str(tmp_path / "p.jsonl"), "--json", str(tmp_path / target)])
+    assert (tmp_path / "p.jsonl").read_text() == ANSWER
+
+
+def test_a_protocol_counts_once_and_spaces_between_names_are_none():
+    assert [name.value for name in protocol_names("seed, medvqa,seed")] == ["seed", "medvqa"]
+
+
+@pytest.mark.parametrize("protocol", ["medvqa", "multiple_choice"])
+def test_a_reference_that_is_no_option_names_the_question(tmp_path, protocol):
+    row = '{"id": "q7", "prediction": "a", "reference": "c", "options": ["a", "b"]}'
+    (tmp_path / "p.jsonl").write_text(row)
+    with pytest.raises(UserError, match="question q7: the reference 'c' is none of a, b"):
+        main_score([str(tmp_path / "p.jsonl"), "--bertscore", "off", "--protocol", protocol])

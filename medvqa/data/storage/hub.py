@@ -1,6 +1,8 @@
 """Rows and files of a data set in the hub's layout, from a local copy or from the hub."""
 
+import re
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 from medvqa.config.errors import UserError, as_user_error
 
+SHARD = re.compile(r"(?P<start>.*)-(?P<number>\d+)-of-(?P<total>\d+)(?P<end>\.\w+)")
 NO_NETWORK = "; without a network give data.path=, a local copy"
 
 
@@ -60,7 +63,8 @@ def load_rows(
 
     if not sys.stderr.isatty():  # else downloading shows its own line
         disable_progress_bars()
-    with as_user_error(f"cannot load {name}", "" if files else NO_NETWORK):
+    check_shards(files)
+    with as_user_error(f"cannot load {name}", "; fetch it again" if files else NO_NETWORK):
         if files:
             rows = load_dataset("parquet", data_files={split: list(files)}, split=split)
         else:
@@ -71,6 +75,20 @@ def load_rows(
         elif isinstance(getattr(feature, "feature", None), Image):
             rows = rows.cast_column(column, type(feature)(Image(decode=False)))
     return rows
+
+
+def check_shards(files: Sequence[str]) -> None:
+    """Raise a `UserError` if a file such as `train-00001-of-00003.parquet` lacks its siblings."""
+    groups: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+    for file in files:
+        if match := SHARD.fullmatch(file):
+            groups[match["start"], match["total"], match["end"]].add(int(match["number"]))
+    for (start, total, end), numbers in groups.items():
+        missing = sorted({*range(int(total))} - numbers)
+        if missing:
+            name = f"{start}-{missing[0]:0{len(total)}d}-of-{total}{end}"
+            more = f" and {len(missing) - 1} more" if missing[1:] else ""
+            raise UserError(f"{name}{more} of {int(total)} files is not there; fetch all of them")
 
 
 def hub_file(name: str, directory: Path | None, file: str, *, revision: str | None) -> Path:

@@ -68,7 +68,7 @@ def open_table(path: Path, split: str, *, pattern: str | None = None) -> TableRo
         is_name = len(path.parts) == 2 and not path.is_absolute()
         hint = f"; a data set of the hub is data.repository={path}" if is_name else ""
         raise UserError(f"data.path={path} is not there{hint}")
-    files = [path] if path.is_file() else find_table(path, split, pattern)
+    files = find_table(path, split, pattern) if path.is_dir() else [path]
     if files[0].suffix == ".parquet":
         # The library keeps the name "all" for itself.
         name = "rows" if split == "all" else split
@@ -89,6 +89,7 @@ def find_table(folder: Path, split: str, pattern: str | None) -> list[Path]:
             return files
         raise UserError(f"data.path={folder} has no {pattern}")
     parquet = [*folder.rglob(f"{split}-*.parquet"), *folder.rglob(f"{split}.parquet")]
+    _check_one([*parquet[:1], *(folder / f"{split}{suffix}" for suffix in TEXT_TABLES)])
     if parquet:
         return sorted(parquet)
     named = [folder / f"{split}{suffix}" for suffix in TEXT_TABLES]
@@ -107,6 +108,13 @@ def find_table(folder: Path, split: str, pattern: str | None) -> list[Path]:
         f"data.path={folder} holds no table of split {split}: looked for {split}-*.parquet, "
         f"{split}.csv, .tsv, .jsonl, .json, metadata.csv and {split}/ with pictures; found {names}"
     )
+
+
+def _check_one(candidates: Sequence[Path]) -> None:
+    present = [path for path in candidates if path.is_file()]
+    if present[1:]:
+        names = " and ".join(path.name for path in present)
+        raise UserError(f"{present[0].parent} holds {names}; give data.path= the one to read")
 
 
 def _open_text(path: Path) -> Any:

@@ -18,6 +18,11 @@ DELIMITERS = ",;\t|"
 MAX_CELL_CHARACTERS = 1 << 26
 
 
+def delimiter_of(header: str) -> str:
+    """Return the delimiter that the line with the names of the columns has most of."""
+    return max(DELIMITERS, key=header.count)
+
+
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the object of these pairs; raise `ValueError` if a key stands in it twice."""
     row = dict(pairs)
@@ -71,15 +76,21 @@ class CsvRows:
             with self.path.open(encoding="utf-8-sig", newline="") as file:
                 header = file.readline()
                 file.seek(0)
-                reader = csv.DictReader(file, delimiter=max(DELIMITERS, key=header.count))
+                # Strict: a quotation mark that nothing closes would take in the rows after it.
+                reader = csv.DictReader(file, delimiter=delimiter_of(header), strict=True)
                 names = list(reader.fieldnames or [])
                 if repeated := [name for name in names if names.count(name) > 1]:
                     raise UserError(f"{self.path}: column {printable(repeated[0])} stands twice")
                 yield reader
         except UnicodeDecodeError as error:
             raise UserError(f"{self.path} is not UTF-8 text; convert it") from error
-        except (csv.Error, OSError) as error:
-            raise UserError(f"cannot read {self.path}: {error}") from error
+        except csv.Error as error:
+            raise UserError(
+                f"{self.path}, before line {reader.line_num + 1}: {error}; is a quotation mark not "
+                "closed, or not doubled within a cell?"
+            ) from error
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror}") from error
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Source: Yue et al., MMMU, 2024, and MedEvalKit's utils.py: the letter; else the 
 occurs; else the most similar option, so that no answer is unparsable. Guesses are counted.
 """
 
+from medvqa.config.errors import about
 from medvqa.data.example import Prediction
 from medvqa.evaluation.choice import correct_option, read_choice
 from medvqa.evaluation.protocols.protocol import Protocol
@@ -14,7 +15,8 @@ def rule(prediction: Prediction, is_closed: bool) -> dict[str, float]:
     if not prediction.options:
         return {}
     choice = read_choice(prediction.prediction, prediction.options)
-    is_right = choice.place == correct_option(prediction.references, prediction.options)
+    with about(f"question {prediction.id}"):
+        is_right = choice.place == correct_option(prediction.references, prediction.options)
     return {
         "accuracy": float(is_right),
         "answered by letter": float(choice.how == "letter"),

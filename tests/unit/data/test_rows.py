@@ -25,6 +25,12 @@ def test_the_yes_no_rule_calls_251_of_vqa_rads_272_closed_questions_closed(vqa_r
     assert len(missed) == 21
 
 
+@pytest.mark.parametrize("answer", ["Yes.", "no!", "YES。", '"no"', " yes ,", "(No)"])
+def test_marks_around_yes_or_no_leave_a_question_closed(answer):
+    assert yes_no_type(answer) == "closed"
+    assert yes_no_type(answer + " left") == "open"
+
+
 def test_the_yes_no_rule_calls_355_of_slakes_416_closed_questions_closed(shared):
     rows = json.loads((shared / "data/slake_text/test.json").read_text(encoding="utf-8"))
     english = [row for row in rows if row["q_lang"] == "en"]

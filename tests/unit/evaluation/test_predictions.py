@@ -2,6 +2,7 @@
 
 import codecs
 import json
+from pathlib import Path
 
 import pytest
 
@@ -89,8 +90,43 @@ def test_true_is_yes_and_numbers_are_texts(tmp_path):
     assert [(a.references, a.prediction) for a in answers] == [(("yes",), "yes"), (("3",), "3.5")]
 
 
+EMPTY = '{"gt": "a", "pred": "b", "id": %s, "image": %s, "answer_type": %s, "question": %s}'
+
+
+@pytest.mark.parametrize("empty", ["null", "NaN", '""', '"nan"'])
+def test_an_empty_optional_value_is_none_and_merges_no_pictures(tmp_path, empty):
+    (tmp_path / "p.jsonl").write_text("\n".join([EMPTY % ((empty,) * 4)] * 2))
+    answers = read_predictions(tmp_path / "p.jsonl")
+    assert [p.cluster for p in answers.predictions] == ["line 1", "line 2"]
+    assert [p.id for p in answers.predictions] == ["1", "2"]
+    assert {(p.question, p.answer_type) for p in answers.predictions} == {("", "open")}
+    assert not answers.has_clusters
+    assert "2 of 2 rows name no image" in "\n".join(answers.notes)
+
+
+@pytest.mark.parametrize("cell", ['["yes", "it is"]', "['yes', 'it is']"])
+def test_a_list_in_a_tables_cell_is_several_references(tmp_path, cell):
+    quoted = cell.replace('"', '""')
+    (tmp_path / "p.csv").write_text(f'pred,references\nyes,"{quoted}"\nyes,"[unclear]"\n')
+    several, one = read_predictions(tmp_path / "p.csv").predictions
+    assert several.references == ("yes", "it is")
+    assert one.references == ("[unclear]",)
+
+
+@pytest.mark.parametrize("delimiter", "|;\t,")
+def test_a_long_answer_and_any_delimiter_are_read(tmp_path, delimiter):
+    answer = "word " * 40_000
+    (tmp_path / "p.csv").write_text(f"pred{delimiter}gt\n{answer}{delimiter}yes\n")
+    assert read_predictions(tmp_path / "p.csv").predictions[0].prediction == answer
+
+
+def test_a_device_is_refused_before_it_fills_the_memory():
+    with pytest.raises(UserError, match=r"cannot read /dev/zero: it is a device"):
+        read_predictions(Path("/dev/zero"))
+
+
 def test_what_a_file_leaves_open_is_noted(tmp_path):
-    lines = ['{"id": 1, "answer": "Yes", "pred": "no"}', '{"id": 1, "label": 3, "pred": ""}']
+    lines = ['{"id": 1, "answer": "Yes", "pred": "no"}', '{"id": 1, "label": 3, "pred": " "}']
     (tmp_path / "p.jsonl").write_text("\n".join(lines))
     notes = "\n".join(read_predictions(tmp_path / "p.jsonl").notes)
     for note in ("name no type", "name no image", "several rows; each row counts: 1", "are empty"):
