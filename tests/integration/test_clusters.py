@@ -64,6 +64,22 @@ def assert_one_failed_and_one_finished(sweep, code, output):
     return rows
 
 
+@pytest.fixture(scope="module")
+def ray_grid(tmp_path_factory):
+    """A grid under way, and its directory; it works while Slurm's tests wait."""
+    directory = tmp_path_factory.mktemp("ray")
+    if find_spec("hydra_plugins.hydra_ray_launcher") is None:
+        yield None, directory
+        return
+    grid = (*ONE_FAILS, "hydra.launcher.ray.remote.num_gpus=0")
+    process = start(directory, environment(), "ray", *grid)
+    yield process, directory
+    process.kill()  # if no test has waited for its end
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.usefixtures("ray_grid")
 def test_a_slurm_grid_leaves_what_every_grid_leaves(slurm, tmp_path):
     code, output = call(tmp_path, slurm, "slurm", "hydra.launcher.cpus_per_task=2", *ONE_FAILS)
     sweep = sweep_of(tmp_path)
@@ -114,12 +130,11 @@ def read_state(run):
     return json.loads((run / "status.json").read_text())["state"]
 
 
-def test_a_ray_grid_leaves_what_every_grid_leaves(tmp_path):
-    if find_spec("hydra_plugins.hydra_ray_launcher") is None:
+def test_a_ray_grid_leaves_what_every_grid_leaves(ray_grid):
+    process, directory = ray_grid
+    if process is None:
         pytest.skip('Ray is not tested: pip install -e ".[ray]"')
-    grid = (*ONE_FAILS, "hydra.launcher.ray.remote.num_gpus=0")
-    code, output = call(tmp_path, environment(), "ray", *grid)
-    assert_one_failed_and_one_finished(sweep_of(tmp_path), code, output)
+    assert_one_failed_and_one_finished(sweep_of(directory), *conftest.ended(process))
 
 
 def test_a_local_ray_is_not_asked_for_what_it_does_not_have():

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from medvqa.config.compose import resolved
 from medvqa.config.errors import UserError
 from medvqa.config.lora import LoraConfig
 from medvqa.config.model import Device
@@ -32,6 +33,7 @@ from medvqa.training.loop import Trainer
 from medvqa.training.optimizer import AdapterOptimizer
 from medvqa.training.ranks import Ranks, join, leave
 from tests.conftest import PATIENCE_S, TINY, start, wait_for
+from tests.unit.config.test_compose import composed
 from tests.unit.training.test_loop import BASE, STAGES, adapter, make_plan
 
 SMOKE = (
@@ -120,28 +122,6 @@ def test_a_grid_of_runs_on_two_processes_is_that_of_one_process(tmp_path):
     assert kept_files(cell) - ours - theirs == kept_files(tmp_path / "alone")
 
 
-@pytest.mark.slow
-def test_a_run_with_sharded_weights_is_that_of_one_process_and_goes_on_in_it(tmp_path):
-    directory = tmp_path / "run"
-    process = start(
-        tmp_path, *SMOKE, "training.sharding=fsdp2", "training.max_steps=8",
-        "evaluation.zero_shot=true", "tracking=disabled", f"hydra.run.dir={directory}",
-    )  # fmt: skip
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    assert "the fused engine does not support qwen3_vl with sharded weights" in output
-    record = run_json(directory)
-    alone(tmp_path / "alone", record["config"])
-    same_run(tmp_path / "alone", directory)
-    names = ("num_parameters", "num_trainable")
-    whole = run_json(tmp_path / "alone")
-    assert [record["model"][name] for name in names] == [whole["model"][name] for name in names]
-    assert (
-        read_adapter(directory / "adapter").keys()
-        == read_adapter(tmp_path / "alone" / "adapter").keys()
-    )
-
-
 def children(pid):
     return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -159,7 +139,7 @@ def checkpoints(directory):
 def test_no_process_outlives_a_killed_rank_or_a_killed_command_and_the_run_goes_on(tmp_path):
     directory = tmp_path / "run"
     command = (
-        *SMOKE, f"hydra.run.dir={directory}", "training.max_steps=24", "evaluation.zero_shot=true",
+        *SMOKE, f"hydra.run.dir={directory}", "training.max_steps=16", "evaluation.zero_shot=true",
     )  # fmt: skip
 
     process = start(tmp_path, *command)
@@ -297,6 +277,32 @@ def in_ranks(size, function):
         process.join(PATIENCE_S)
         process.kill()
     assert [process.exitcode for process in processes] == [0] * size
+
+
+@pytest.mark.slow
+def test_a_run_with_sharded_weights_is_that_of_one_process(tmp_path):
+    directory = tmp_path / "run"
+    options = ("training.sharding=fsdp2", "evaluation.zero_shot=true", "tracking=disabled")
+    config = resolved(composed(*SMOKE, *options))
+
+    def sharded(ranks):
+        place = tmp_path / f"rank-{ranks.rank}" if ranks.rank else directory
+        settings = {"config": config, "overrides": [], "run_id": "-"}
+        run_rank(typed(config), place, settings, ProcessState(), ranks)
+
+    in_ranks(2, sharded)
+    record = run_json(directory)
+    reason = record["compute_path"]["reason"]
+    assert "the fused engine does not support qwen3_vl with sharded weights" in reason
+    alone(tmp_path / "alone", config)
+    same_run(tmp_path / "alone", directory)
+    names = ("num_parameters", "num_trainable")
+    whole = run_json(tmp_path / "alone")
+    assert [record["model"][name] for name in names] == [whole["model"][name] for name in names]
+    assert (
+        read_adapter(directory / "adapter").keys()
+        == read_adapter(tmp_path / "alone" / "adapter").keys()
+    )
 
 
 def train(ranks, tiny, encoder, examples, directory, *, config=BASE, plan=None, stop_at=None,

@@ -206,7 +206,7 @@ def damage(run):
 
 
 def test_a_killed_job_and_a_killed_launcher_go_on_from_their_checkpoints(tmp_path):
-    long = (*SMOKE, "training.max_steps=24", "evaluation.zero_shot=false", "seed=1,2")
+    long = (*SMOKE, "training.max_steps=16", "evaluation.zero_shot=false", "seed=1,2")
     launcher = start(tmp_path, *long)
     wait_for(lambda: [*tmp_path.glob("multirun/*")])
     sweep = sweep_of(tmp_path)
@@ -224,7 +224,8 @@ def test_a_killed_job_and_a_killed_launcher_go_on_from_their_checkpoints(tmp_pat
     launcher.communicate()
     damage(first)
     (tmp_path / "sitecustomize.py").write_text(BACKWARDS)
-    code, output = conftest.ended(start(tmp_path, *long, PYTHONPATH=str(tmp_path)))
+    launcher = start(tmp_path, *long, "hydra.launcher.warm=true", PYTHONPATH=str(tmp_path))
+    code, output = conftest.ended(launcher)
     assert code == 0, output
     log = (first / "console.log").read_text()
     assert "majority/test is evaluated again: predictions.jsonl holds 15 of 16 answers" in log
@@ -236,7 +237,7 @@ def test_a_killed_job_and_a_killed_launcher_go_on_from_their_checkpoints(tmp_pat
         assert record["state"] == "finished"
         assert record["num_starts"] == 2
         assert record["training"]["resumed_from_step"] > 0
-        assert [row["step"] for row in read_lines(run / "metrics.jsonl")] == list(range(1, 25))
+        assert [row["step"] for row in read_lines(run / "metrics.jsonl")] == list(range(1, 17))
 
 
 def test_on_a_terminal_the_grid_is_a_live_table_a_second_launcher_refuses_and_ctrl_c_ends_it(
@@ -290,7 +291,8 @@ def read_until_closed(terminal):
 
 
 def test_a_launcher_that_is_told_to_leave_ends_in_order(tmp_path):
-    launcher = start(tmp_path, *SMOKE, "training.max_steps=2000", "seed=1,2")
+    long = ("training.max_steps=2000", "evaluation.zero_shot=false")
+    launcher = start(tmp_path, *SMOKE, *long, "seed=1,2")
     wait_for(lambda: [*tmp_path.glob("multirun/*/*/metrics.jsonl")])
     launcher.send_signal(signal.SIGTERM)
     output, _ = launcher.communicate(timeout=60)
@@ -312,7 +314,7 @@ def test_a_failed_cell_gives_exit_code_1_and_the_others_finish(tmp_path):
     # A pixel budget too small for one patch can only be seen once the processor is loaded.
     code, output = call(
         *(tmp_path, *SMOKE, "model.max_pixels=64,16384", "model.min_pixels=16"),
-        "tracking.mode=offline",
+        *("tracking.mode=offline", "training.max_steps=2", "evaluation.zero_shot=false"),
     )
     assert code == 1, output
     assert "1 of 2 jobs did not finish (0); the same command runs what is left" in output

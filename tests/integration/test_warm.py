@@ -108,11 +108,12 @@ def test_a_fused_engine_changes_nothing_for_the_next_job_of_that_engine(models, 
     def cell(name, seed, load, patches=None):
         overrides = (
             "experiment=smoke",
+            "training.max_steps=3",
             "training.engine=fused",
             "evaluation.bertscore.enabled=false",
             "tracking.pictures=false",
         )
-        values = resolved(composed(*overrides, "data.evaluation.test.limit=16", f"seed={seed}"))
+        values = resolved(composed(*overrides, "data.evaluation.test.limit=8", f"seed={seed}"))
         settings = {"config": values, "overrides": [], "run_id": name}
         directory = tmp_path / name
         run(typed(values), directory, settings, ProcessState(load, patches))
