@@ -3,10 +3,10 @@
     python -m benchmarks.confidence outputs/RUN --out benchmarks/results/confidence.json
     python -m benchmarks.confidence --again benchmarks/results/confidence.json
 
-The first command answers new phantoms (each seed draws 125 pictures), the split `shifted`, a kind
-of picture that training never saw, and `blank` pictures, all grey. The second one only repeats the
-statistics. Questions about two pictures are left out. Each simulated calibration draws pictures
-with replacement, so the error of all pictures is the truth that its bound speaks of.
+The first command answers new phantoms; each seed draws 125 pictures. It also answers the split
+`shifted`, a kind of picture that training never saw, and `blank` pictures, all grey. The second
+command only repeats the statistics. Questions about two pictures are left out. Each simulated
+calibration draws pictures with replacement, so its bound is about the error over all pictures.
 """
 
 import math

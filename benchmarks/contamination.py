@@ -6,8 +6,8 @@
 
 VQA_RAD holds the authors' files. `recall` edits each of the 315 pictures and compares it with all
 originals as the gate compares a training picture with an evaluation picture. `time` runs the whole
-gate on 12,149 rows, each with a picture file of its own, against all 2,248 questions; then the
-comparison alone, with synthetic hashes. The records are results/contamination_*.json and
+gate on 12,149 rows against all 2,248 questions; each row has a picture file of its own. Then it
+runs the comparison alone, with synthetic hashes. The records are results/contamination_*.json and
 results/contamination.json.
 """
 
@@ -236,8 +236,8 @@ def whole_gate(directory: Path, num_rows: int) -> Row:
 def synthetic(base: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
     """Return (number, 11, 4) hashes whose bits are as skewed as those of real pictures.
 
-    A third of a real hash's bits are drawn anew, by each bit's own frequency; the eleven crops
-    differ from their neighbours in 20 bits, as measured.
+    A third of a real hash's bits are drawn anew, by each bit's own frequency. The eleven crops
+    differ from their neighbours in 20 bits, as measured on real pictures.
     """
     bits = np.unpackbits(base.view(np.uint8).reshape(len(base), -1), axis=1)
     fresh = rng.random((number, 256)) < bits.mean(axis=0)

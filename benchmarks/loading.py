@@ -3,9 +3,9 @@
     python -m benchmarks.loading VQA_RAD    # writes benchmarks/results/loading.json
 
 Both sides turn the same VQA-RAD questions into the same token ids and pixel patches; the run stops
-if they differ. The machine may be shared, so each side is timed `--repeats` times in turn and
-the fewest CPU seconds count; wall seconds are recorded beside them. Memory is that of a process of
-its own for each size and layout, on copies in the true layout that this file makes.
+if they differ. The machine may be shared, so each side is timed `--repeats` times in turn. The
+fewest CPU seconds count; wall seconds are recorded beside them. Memory is measured in one process
+per size and layout, on copies that this file makes in the true layout.
 """
 
 import itertools

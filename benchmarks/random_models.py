@@ -4,8 +4,8 @@
     python -m benchmarks.random_models gemma3_4b DIRECTORY --shared ../shared
 
 `shapes.yaml` has the shapes. Speed and memory are then real; answers are noise. The vocabulary
-gives realistic token counts: that of the first four models ships in the PyPI package dashscope
-(resources/qwen.tiktoken), that of the others lies in `hubfiles` of the shared directory.
+gives realistic token counts. The PyPI package dashscope has that of the first four models
+(resources/qwen.tiktoken). The vocabularies of the others are in `hubfiles` of the shared directory.
 """
 
 import argparse

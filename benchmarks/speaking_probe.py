@@ -4,8 +4,9 @@ r"""What the parts of the speaking base know, before any training of either: lin
         --out docs/study/speaking_probe.json
 
 A probe reads SmolLM2's states of the question, EfficientNet's features of the picture, or both
-with their products, and gives one of the training answers of the question's type. Five folds,
-image-disjoint, over all VQA-RAD questions; compared with each fold's majority answer by type.
+with their products. It predicts one of the training answers of the question's type. Five
+image-disjoint folds cover all VQA-RAD questions. The baseline is each fold's majority answer by
+type.
 """
 
 import sys

@@ -4,10 +4,9 @@ r"""Keep a study's runs as one small file, and answer what its preregistration a
     python -m benchmarks.study analyse docs/study/phantom.json \
         --baselines docs/study/phantom_baselines.json --out docs/study/phantom_analysis.json
 
-The record holds, for each run, what a reader needs to check a figure: config choices, run id,
-commit, times, hash of the order of examples, and for each question of each set whether the answer
-was right, as bits, and how many answers were yes or no. No picture and no text of a question is
-in it.
+For each run, the record holds config choices, run id, commit, times, and the hash of the order of
+examples. One bit per question of each set says whether the answer was right. The record also
+counts the answers yes and no. It holds no picture and no text of a question.
 """
 
 import hashlib

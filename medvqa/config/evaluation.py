@@ -102,8 +102,8 @@ class EvaluationConfig:
         scoring: `likelihood` compares options, and yes and no; open questions are still generated.
         protocols: Rules of other projects by which answers are scored as well.
         probes: Hallucination probes that the final model is asked as well.
-        rephrasings: Wordings of each question that the base and the final model also answer, in
-            the same batch; the metric `agreement` is the share of equal answers.
+        rephrasings: Wordings of each question that the base and the final model also answer.
+            The metric `agreement` is the share of equal answers.
     """
 
     batch_size: int = bounded("[1, 65536]", 128)

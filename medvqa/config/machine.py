@@ -22,8 +22,8 @@ def python_path() -> str:
 def process_environment(num_processes: int, *, gpus: str = "") -> dict[str, str]:
     """Return the environment of one of so many processes of ours.
 
-    Each takes its share of the cores, unless the user has set a number of threads: left alone, each
-    would take all cores, and together they would wait for each other in turns.
+    Each takes its share of the cores, unless the user has set a number of threads. By default each
+    process would start a thread per core, and the processes would slow each other down.
     """
     result = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     result["PYTHONPATH"] = python_path()

@@ -1,8 +1,11 @@
 """Hashes within a Hamming distance, without comparing every pair.
 
-Multi-index hashing (Norouzi, Punjani and Fleet, Fast search in Hamming space with multi-index
-hashing, CVPR 2012): 256 bits are 16 words of 16 bits, so that hashes which differ in fewer than 32
-bits have a word in which they differ in one bit at most. Only such pairs are compared.
+This is multi-index hashing. A hash of 256 bits is split into 16 words of 16 bits. Two hashes that
+differ in fewer than 32 bits have a word in which they differ in one bit at most. Only such pairs
+are compared.
+
+Source: Norouzi, Punjani and Fleet, Fast search in Hamming space with multi-index hashing, CVPR
+2012.
 """
 
 from collections.abc import Iterator

@@ -108,8 +108,8 @@ def perceptual_hashes(name: str, data: bytes, *, mirrored: bool) -> bytes:
         mirrored: Also those of the picture mirrored left to right, upside down, and both.
 
     Returns:
-        (1 or 4 orientations) x 11 hashes of 32 bytes, or nothing for a picture without contrast:
-        its hash would be noise that equals any other blank picture's.
+        (1 or 4 orientations) x 11 hashes of 32 bytes. A picture without contrast has none, because
+        blank pictures would have equal hashes.
 
     Raises:
         UserError: If the picture cannot be decoded.

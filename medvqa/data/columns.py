@@ -1,7 +1,7 @@
 """Which column of a table holds what: given, known by its name, or asked for.
 
-A role maps to a column, to a dotted path into a cell (`annotation.answers.0`), to several of these
-as a list, to a template of columns (`"{img_id}.jpg"`), or to `{text: ...}`, the same for all rows.
+A role maps to a column, to a dotted path into a cell (`annotation.answers.0`) or to a list of
+these. It may also be a template of columns (`"{img_id}.jpg"`), or `{text: ...}` for all rows.
 """
 
 import logging

@@ -18,8 +18,8 @@ def options_of(value: Any) -> tuple[str, ...]:
     """Return the options in order, without letters; empty where the row has none.
 
     Args:
-        value: A list of texts or of {letter, content}, an object of texts by letter, or one of
-            these as text, in JSON or as Python prints it.
+        value: A list of texts or of {letter, content}, or an object of texts by letter. Each may
+            also be a string of JSON, or of what Python prints.
 
     Raises:
         UserError: If it is something else, holds one option alone, or repeats one.

@@ -25,8 +25,8 @@ def graded(
 ) -> list[Example]:
     """Draw as `shuffled` does and sort each pass, easiest or hardest first.
 
-    The last, partial pass is cut before it is sorted: this order then consumes the same mix of
-    easy and hard examples as a shuffled stage.
+    The last, partial pass is cut before it is sorted. So this order consumes the same mix of easy
+    and hard examples as a shuffled stage.
     """
     return _sort_passes(shuffled(pool, size, generator), hardest_first=hardest_first)
 

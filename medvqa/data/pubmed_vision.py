@@ -52,8 +52,8 @@ class IndexRow(NamedTuple):
 def load(config: RowsConfig, seed: int, bad_rows: BadRows) -> Drawn:
     """Return `limit` examples in the index's order, drawn with the seed; all without a limit.
 
-    Rows are taken in a seeded order until there are enough examples, so a row that cannot be used
-    and may be skipped is replaced by the next.
+    Rows are taken in a seeded order until there are enough examples. So the next row replaces one
+    that is skipped.
 
     Raises:
         UserError: If the split is unknown, or the index, an archive or an image is missing or

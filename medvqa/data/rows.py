@@ -2,9 +2,9 @@
 
 The rules, where a set states no types (`type_origin` is then `rule`):
 
-1. `yes_no_type`: closed if the answer is yes or no. On VQA-RAD's test set it calls 251 questions
-   closed and 200 open where the official labels say 272 and 179; all of its 251 are officially
-   closed too.
+1. `yes_no_type`: closed if the answer is yes or no. On VQA-RAD's test set this rule calls 251
+   questions closed and 200 open. The official labels call 272 closed, these 251 among them, and
+   179 open.
 2. `offered_type`, for VQA-Med alone: closed also if the question lists the answer among choices.
 """
 

@@ -1,9 +1,9 @@
 """Any table with pictures, questions and answers -> `Example`; see `docs/data.md`.
 
-`tables.yaml` lists the data sets that need no code. A set that states no answer types gets them by
-rule: an answer of yes or no is closed, and so is a question with options. A table of conversations
-gives one example per turn, without the turns before it. Only the mapped columns are ever read:
-others may quote the answer.
+`tables.yaml` lists the data sets that need no code. A set may state no answer types. Then a
+question is closed if its answer is yes or no, or if it has options. A table of conversations gives
+one example per turn, without the turns before it. Only the mapped columns are ever read: others may
+quote the answer.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -4,12 +4,12 @@ In 2019, training and validation rows come from `QAPairsByCategory`, test rows f
 answers. In 2020 and 2021 a row is `image|question|answer`, and the test's questions and reference
 answers are files of their own. The training rows of 2021 are all rows of 2020 but the test's.
 
-VQA-Med states no answer types. Here a row is closed if its question offers the answer: yes or no,
-or one of the choices that it lists ("contrast or noncontrast?"), as the official labels of VQA-RAD
-and SLAKE mean it (`rows.offered_type`). "What plane is this?" is open, although all planes, organs
-and modalities come from lists of 16, 10 and 36, because the question does not show the list. So of
-the training rows of 2019, 1,629 of category modality, 110 of abnormality and none of plane and
-organ are closed, 1,739 in all, and 11,053 open; in validation 275 and 1,725.
+VQA-Med states no answer types. Here a row is closed if its question offers the answer
+(`rows.offered_type`). That is yes or no, or a choice that the question lists ("contrast or
+noncontrast?"). The official labels of VQA-RAD and SLAKE use closed in this sense. "What plane is
+this?" is open, because it does not show the list of 16 planes. The same holds for the lists of 10
+organs and 36 modalities. In 2019, 1,739 training rows are closed (1,629 of modality, 110 of
+abnormality) and 11,053 open. In validation they are 275 and 1,725.
 
 The pictures are MedPix's and keep its names, as VQA-RAD's do: by name, 32 training and 6 validation
 pictures are also in VQA-RAD.

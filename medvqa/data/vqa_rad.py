@@ -1,8 +1,8 @@
 """VQA-RAD (Lau et al., Scientific Data 2018; CC0): the authors' files, or the hub's copy.
 
 The authors' layout has official answer types, 2,248 rows and named images. The hub's copy
-(`flaviagiammarino/vqa-rad`) has lost the types, so there answers of yes or no count as closed,
-which gives 251/200 on the test set where the official labels give 272/179.
+(`flaviagiammarino/vqa-rad`) has lost the types. There a question is closed if its answer is yes or
+no. This gives 251 closed and 200 open test questions; the official labels give 272 and 179.
 """
 
 import hashlib

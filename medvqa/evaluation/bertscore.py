@@ -117,8 +117,8 @@ def bert_scores(
     if num_unknown := is_known.count(False):
         log.warning(
             "BERTScore leaves out %d of %d answers (%.0f %%): %s has no token for some of their "
-            "characters, so that different answers would look equal; use a multilingual encoder, "
-            "such as evaluation.bertscore.model=bert-base-multilingual-cased",
+            "characters. Different answers would look equal. Use a multilingual encoder, such as "
+            "evaluation.bertscore.model=bert-base-multilingual-cased",
             *(num_unknown, len(pairs), 100 * num_unknown / len(pairs), config.model),
         )
     return BertScores(
@@ -147,10 +147,10 @@ def _unknown(scorer: Any, texts: set[str]) -> set[str]:
 def _f1(scorer: Any, pairs: Sequence[tuple[str, str]], device: str) -> list[float]:
     """Return each pair's F1, whatever other pairs it is scored with.
 
-    The package pads a batch to its longest texts, and a padded place has similarity 0 to every
-    token, which counts where no real token comes above 0. So a score depends on whether the pair
-    is the longest of its batch, by up to 0.06. A longer filler pair closes each batch here: every
-    pair is padded, as nearly all are in a large batch of the package.
+    The package pads a batch to its longest texts. A padded place has similarity 0 to every token,
+    which is the maximum where all real similarities are negative. So the longest pair of a batch
+    scores up to 0.06 differently than in another batch. Here a longer filler pair closes each
+    batch. Then every pair is padded, as nearly all are in a large batch of the package.
     """
     num_tokens = {
         text: len(scorer._tokenizer.tokenize(text)) for text in {t for pair in pairs for t in pair}

@@ -4,14 +4,16 @@ An arm is one way to train; its runs differ in the seed alone and answer the sam
 difference is `a` minus `b`, and a cluster is a picture with all of its questions.
 
 Every run answers every question, so seeds and pictures are crossed. The variance of the mean has a
-part from seeds and one from pictures, and the interval gives each part the t quantile of its own
-degrees of freedom (Banerjee, Approximate confidence interval for linear functions of means of k
-populations when the population variances are not equal, 1960). The part from seeds is pooled over
-all arms given. docs/statistics.md has the false positives, the power and the other methods.
+part from seeds and one from pictures. The interval gives each part the t quantile of its own
+degrees of freedom. The part from seeds is pooled over all arms given. docs/statistics.md has the
+false positives, the power and the other methods.
 
-One run in an arm cannot show how seeds vary: then the interval speaks of new questions to these
-very models, not of two ways to train (Bouthillier et al., Accounting for variance in machine
-learning benchmarks, 2021).
+One run in an arm cannot show how seeds vary. Then the interval covers new questions to these very
+models, but does not compare two ways to train.
+
+Sources: Banerjee, Approximate confidence interval for linear functions of means of k populations
+when the population variances are not equal, 1960. Bouthillier et al., Accounting for variance in
+machine learning benchmarks, 2021.
 """
 
 import math

@@ -49,10 +49,12 @@ def by_component(
 ) -> Parts:
     """Return the components of the difference of two arms, or of a single arm's mean.
 
-    The variance over pictures contains the interaction (single answers that flip from seed to
-    seed), as that over seeds does, so it is subtracted there (Cameron, Gelbach and Miller, Robust
-    inference with multiway clustering, 2011). The part from seeds is never below the interaction,
-    nor below `OWN_SHARE` of what the two arms alone show: their seeds may vary more than others'.
+    The interaction is the variance of single answers that flip from seed to seed. Both the variance
+    over pictures and that over seeds contain it, so it is subtracted from the former. The part from
+    seeds is never below the interaction. Nor is it below `OWN_SHARE` of what the two arms alone
+    show: their seeds may vary more than others'.
+
+    Source: Cameron, Gelbach and Miller, Robust inference with multiway clustering, 2011.
 
     Args:
         sums: Of one or two arms, the scores' sums as (runs, pictures).

@@ -71,10 +71,10 @@ def risk_coverage(confidence: Array, is_right: Array) -> Array:
 def ranking(confidence: Array, is_right: Array) -> dict[str, float]:
     """Return what depends on the order of the confidences alone; they fall.
 
-    `risk_coverage_area` is the mean error rate over all coverages, `accuracy_at_80` that of the
-    most confident 80 % at least, `confidence_auroc` the chance that a right answer has more
-    confidence than a wrong one, where a tie counts half. The last is absent where all answers are
-    right, or all wrong.
+    `risk_coverage_area` is the mean error rate over all coverages. `accuracy_at_80` is the accuracy
+    of the most confident 80 % at least. `confidence_auroc` is the chance that a right answer has
+    more confidence than a wrong one; a tie counts half. It is absent where all answers are right,
+    or all are wrong.
     """
     count = len(confidence)
     risks = risk_coverage(confidence, is_right)

@@ -94,9 +94,9 @@ class Confidence:
         """Return the runs' mean calibration error with an interval that is valid near 0, too.
 
         The error is a norm of the bins' gaps. Its estimate is a mean of gaps, each with its bin's
-        sign: that gives the upper end. By the triangle inequality the estimate exceeds the truth
-        by at most the norm of the bins' noise: its 97.5 % quantile gives the lower end, unless the
-        overconfidence, whose size the error is never below, gives a higher one.
+        sign: that gives the upper end. By the triangle inequality the estimate exceeds the truth by
+        at most the norm of the bins' noise. The noise's 97.5 % quantile gives the lower end. The
+        error is never below the size of the overconfidence, which may give a higher lower end.
         """
         import numpy as np
 

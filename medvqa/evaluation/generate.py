@@ -67,9 +67,9 @@ def generate(
 ) -> list[Answer]:
     """Answer every example greedily, in the order of the examples.
 
-    Prompts are left-padded; neither the size of a batch nor sharing a prefix changes an answer,
-    up to rounding: docs/engine.md says how often that matters in bfloat16. Where memory runs out,
-    batches are halved, with a warning. `samples` are the examples, if they are encoded already.
+    Prompts are left-padded. Up to rounding, neither the size of a batch nor sharing a prefix
+    changes an answer; docs/engine.md says how often rounding matters in bfloat16. Where memory runs
+    out, batches are halved, with a warning. `samples` are the examples, if already encoded.
     """
     if not examples:  # all were known already
         return []
@@ -108,8 +108,8 @@ def answering_order(examples: Sequence[Example]) -> list[int]:
 def even_batch_size(num_examples: int, batch_size: int) -> int:
     """Return a size, `batch_size` at most, that makes even batches.
 
-    From three batches on their number is a multiple of four, so that two or four GPUs have equal
-    shares of whole batches: the batches, and so their rounding, are those of one GPU.
+    From three batches on, their number is a multiple of four. Two or four GPUs then have equal
+    shares of whole batches. The batches, and so their rounding, are those of one GPU.
     """
     num_batches = math.ceil(num_examples / batch_size)
     if num_batches > 2:
@@ -131,8 +131,8 @@ def _encoded(
 ) -> Generator[list[Sample]]:
     """Yield the batches' samples in pieces; on a GPU, threads encode those that are not ready.
 
-    A piece is one picture's questions of a batch: each picture is decoded by one thread, and the
-    first batch, for which the GPU waits, by all of them.
+    A piece is one picture's questions of a batch, so one thread decodes each picture. All threads
+    share the first batch, for which the GPU waits.
     """
     if samples is not None:
         return ([samples[i] for i in batch] for batch in batches)

@@ -1,9 +1,9 @@
 """Multiple choice and yes/no by likelihood: which answer the model finds most probable.
 
 A yes/no question compares the probabilities of the first tokens of yes and no. A question with
-options compares the mean log-probability of each option's text, so that a long option is not at a
-disadvantage (Brown et al., 2020, section 2.4); sums, and the letters' first tokens, are recorded
-too. The highest value is the answer.
+options compares the log-probability of each option's text. The mean over tokens counts, so that a
+long option is not at a disadvantage. Sums, and the letters' first tokens, are recorded too. The
+highest value is the answer. Source: Brown et al., 2020, section 2.4.
 """
 
 import math

@@ -40,8 +40,8 @@ def fold(text: str) -> str:
 def normalize(text: str, normalizer: Normalizer) -> str:
     """Return the text as it is compared.
 
-    A text that consists of removed words or marks alone ("a", "?") keeps its lower-case form, so
-    that two different such answers do not both become empty and equal.
+    A text that consists of removed words or marks alone ("a", "?") keeps its lower-case form.
+    Otherwise two different such answers would both become empty, and equal.
     """
     plain = fold(text)
     return NORMALIZERS[normalizer](plain) or plain

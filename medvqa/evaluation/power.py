@@ -30,13 +30,15 @@ def mcnemar_power(
 ) -> float:
     """Return the chance that a two-sided test finds a true difference of two arms in accuracy.
 
-    Per question the difference has the variance D without and D - effect^2 with the effect
-    (Connor, Sample size for testing differences in proportions for the paired-sample design, 1987).
-    Seeds add 2 seed_sd^2 / num_seeds, and t quantiles as their number is small (Bloom, Minimum
-    detectable effects, 1995). The part of D by which runs of one arm differ among themselves
-    averages out over seeds; it is kept here, so that with several seeds the true power is higher.
-    D is `discordant_fraction`, the share of questions that exactly one of two runs has right.
-    `seed_sd` is the standard deviation of one arm's accuracy over seeds on the same questions.
+    D is `discordant_fraction`, the share of questions that exactly one of two runs has right. Per
+    question the difference has the variance D without the effect, and D - effect^2 with it. Seeds
+    add 2 seed_sd^2 / num_seeds, and t quantiles because they are few. `seed_sd` is the standard
+    deviation of one arm's accuracy over seeds on the same questions. Runs of one arm also differ
+    among themselves; this part of D averages out over seeds. D includes that part here, so with
+    several seeds the true power is higher.
+
+    Sources: Connor, Sample size for testing differences in proportions for the paired-sample
+    design, 1987. Bloom, Minimum detectable effects, 1995.
 
     Raises:
         UserError: If a number is out of its range, or one seed is to show how seeds vary.
@@ -86,14 +88,15 @@ def minimal_detectable_effect(
 def detectable_difference(
     components: Sequence[Component], *, power: float = 0.8, alpha: float = 0.05
 ) -> float:
-    """Return the true difference that a comparison as precise as this one finds so often.
+    """Return the true difference that a comparison of this precision detects with this power.
 
-    The test is repeated with the estimated variances in place of the true ones: each variance is
-    drawn from the chi-squared distribution of its degrees of freedom, and with it the half
-    interval that a difference must exceed. With one component this is the noncentral t. The
-    result is corrected for the bias of plugging in estimates (Efron and Tibshirani, An
-    Introduction to the Bootstrap, 1993, section 10.6). It describes the design; it excuses no
-    result.
+    The test is simulated with the estimated variances in place of the true ones. Each variance is
+    drawn from the chi-squared distribution of its degrees of freedom. The drawn variances give the
+    half interval that a difference must exceed. With one component this is the noncentral t. The
+    result is corrected for the bias of plugging in estimates. It describes the design; it excuses
+    no result.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 10.6.
 
     Raises:
         UserError: If power does not lie between alpha and 1.

@@ -69,10 +69,11 @@ def paired_permutation(
     """Return the two-sided sign-flip test of no difference on the same questions.
 
     If the two were alike, their names could be swapped on any picture, which flips the sign of all
-    of its differences. Up to `num_samples` flips are enumerated; beyond that many are drawn and
-    p is (b + 1) / (m + 1), which is never 0 (Phipson and Smyth, Permutation p-values should never
-    be zero, 2010). Pictures whose differences cancel change nothing and are not flipped. Without
-    clusters, questions count as independent.
+    of its differences. Up to `num_samples` flips are enumerated. If there are more, `num_samples`
+    flips are drawn, and p is (b + 1) / (m + 1), which is never 0. Pictures whose differences cancel
+    change nothing and are not flipped. Without clusters, questions count as independent.
+
+    Source: Phipson and Smyth, Permutation p-values should never be zero, 2010.
 
     Raises:
         UserError: If there are no scores, one is not finite, or the lengths differ.
@@ -118,10 +119,11 @@ def mcnemar(a_correct: Sequence[bool], b_correct: Sequence[bool]) -> McNemarTest
     """Return McNemar's exact conditional test and its mid-p variant, both two-sided.
 
     Given the discordant questions, `only_a` is binomial with probability 1/2. The mid-p counts
-    outcomes as extreme as the observed by half (Fagerland, Lydersen and Laake, The McNemar test
-    for binary matched-pairs data, 2013). Both treat questions as independent: where pictures
-    carry several questions and the differences agree within a picture, both reject too often,
-    and `paired_permutation` with `clusters` is the test to report.
+    outcomes as extreme as the observed by half. Both treat questions as independent. Where the
+    differences of a picture's questions agree, both reject too often. Then `paired_permutation`
+    with `clusters` is the test to report.
+
+    Source: Fagerland, Lydersen and Laake, The McNemar test for binary matched-pairs data, 2013.
 
     Raises:
         UserError: If there are no answers, the lengths differ, or a value is neither 0 nor 1.
@@ -172,9 +174,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def paired_effect(a: Sequence[float], b: Sequence[float]) -> PairedEffect:
     """Return effect sizes of `a` over `b` on the same questions.
 
+    The odds ratio is the conditional estimate of McNemar's pairs.
+
     Sources: Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988 (h: section 6.2;
-    d_z: 2.3.5); the odds ratio is the conditional estimate of McNemar's pairs (Agresti, Categorical
-    Data Analysis, 2013, section 11.2).
+    d_z: 2.3.5). Agresti, Categorical Data Analysis, 2013, section 11.2 (odds ratio).
 
     Raises:
         UserError: If there are no scores, one is not finite, or the lengths differ.

@@ -90,8 +90,8 @@ def path_of(
 ) -> ComputePath:
     """Return the fastest path that is proven equal, as far as the options leave a choice.
 
-    Unsloth is never chosen by itself: the fused engine is faster where it supports the model, and
-    elsewhere nobody has shown that Unsloth's results are equal.
+    Unsloth is never chosen by itself. The fused engine is faster where it supports the model.
+    Elsewhere nobody has shown that Unsloth's results are equal.
 
     Args:
         family: The `model_type` of transformers' configuration.

@@ -1,7 +1,7 @@
 """The fused engine: the plain engine's mathematics in fewer and larger GPU kernels.
 
-Sequences are packed without padding, the decoder layer is written out, logits are those of answer
-tokens only, and pictures go through the tower together. docs/engine.md says what was measured.
+Sequences are packed without padding, and the decoder layer is written out. Logits are computed for
+answer tokens only, and pictures go through the tower together. docs/engine.md has measurements.
 """
 
 from collections.abc import Sequence

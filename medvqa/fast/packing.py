@@ -82,9 +82,9 @@ def rotary_positions(
 ) -> Any:
     """Return each token's time, height and width as an array (3, T).
 
-    Text counts on in all three; a picture's tokens differ by their row and column, and the text
-    behind it goes on from its largest coordinate (Wang et al., Qwen2-VL, 2024). It is what the
-    model's own `get_rope_index` gives, without a loop over tokens.
+    A text token is one further in all three. A picture's tokens differ by their row and column. The
+    text behind a picture continues from the picture's largest coordinate. The model's own
+    `get_rope_index` gives the same, with a loop over tokens. Source: Wang et al., Qwen2-VL, 2024.
 
     Args:
         row: Token ids of one sequence.

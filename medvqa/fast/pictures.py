@@ -16,8 +16,8 @@ from medvqa.models.sample import Sample
 def keeps_features(loaded: LoadedModel) -> bool:
     """Whether a picture's features are kept for its next question.
 
-    Not on a CPU, where a batch's composition changes the last bits and a continued run would no
-    longer equal a whole one; and not where the vision tower itself is trained.
+    Not where the vision tower itself is trained, and not on a CPU. There a batch's composition
+    changes the last bits, so a continued run would no longer equal an uninterrupted one.
     """
     return loaded.device.type != "cpu" and loaded.has_frozen_vision
 

@@ -1,7 +1,7 @@
 """Frozen linear layers with LoRA that read the same input: product and gradients written out.
 
 PEFT does the same layer by layer, one operation at a time. Here the products of q, k and v (or
-gate and up) land side by side in one tensor, their A matrices are multiplied at once, and each sum
+gate and up) land side by side in one tensor. Their A matrices are multiplied at once, and each sum
 happens inside a product. Shapes: N tokens, I inputs, O outputs of all layers, R ranks of all.
 """
 
@@ -212,9 +212,9 @@ def _weight(base: Any) -> torch.Tensor:
 def _plain_scales(base: Any) -> Any:
     """Return the layer's quantisation state with its blocks' scales in float32.
 
-    They are quantised themselves (Dettmers et al., QLoRA, NeurIPS 2023) and would be unpacked
-    with each use of the weight, for as many launches as the weight takes. Unpacked once they are
-    the same values; 8 billion parameters have half a gigabyte of them.
+    The scales are quantised themselves. Unpacking them with each use of the weight would take as
+    many launches as unpacking the weight. Unpacked once, they have the same values. 8 billion
+    parameters have half a gigabyte of scales. Source: Dettmers et al., QLoRA, NeurIPS 2023.
     """
     if PLAIN_SCALES not in vars(base):
         state = copy(base.weight.quant_state)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-# Bytes that autograd keeps a token and layer for each unit of hidden size, query width, key-value
-# width and MLP, computing in 16 bits; counted from the saved tensors themselves.
+# Bytes that autograd keeps per token and layer in 16 bits, counted from the saved tensors. The four
+# numbers are per unit of hidden size, query width, key-value width and MLP.
 KEPT = {
     ("norm", "plain"): (18, 10, 8, 8),
     ("norm", "fused"): (4, 6, 6, 4),

@@ -36,9 +36,9 @@ def accept(processor: Any) -> None:
 def load_in_own_process(config: ModelConfig, lora: LoraConfig, **options: Any) -> LoadedModel:
     """Do as `load_model`, in a process that only trains and answers.
 
-    A third of the time that importing transformers and PEFT takes goes to packages that no run
-    uses: they are hidden meanwhile, and the files of all installed packages are not listed.
-    transformers then regards them as not installed for the life of the process, so a program that
+    A third of the import time of transformers and PEFT goes to packages that no run uses. These
+    are hidden during the import, and the files of all installed packages are not listed. For the
+    rest of the process, transformers regards the hidden packages as not installed. A program that
     imports transformers itself must not call this.
     """
     # Unsloth must be imported before transformers.

@@ -52,7 +52,7 @@ class PlainEngine:
         """Return the answer tokens' summed cross-entropy over `num_answer_tokens`.
 
         Where the model allows it, logits are computed only in columns that predict an answer token
-        of some row: of a large vocabulary, the others take more memory than all layers.
+        of some row. With a large vocabulary, the other columns take more memory than all layers.
         """
         import torch
 

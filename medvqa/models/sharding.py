@@ -1,7 +1,7 @@
 """A frozen base spread over the ranks of a run by PyTorch's FSDP2; the adapter is whole on each.
 
-A layer's weights are gathered when it computes and freed afterwards (Zhao et al., PyTorch FSDP,
-2023), so all ranks must compute the same number of passes.
+A layer's weights are gathered before it computes and freed afterwards. So all ranks must compute
+the same number of passes. Source: Zhao et al., PyTorch FSDP, 2023.
 """
 
 from typing import TYPE_CHECKING, Any

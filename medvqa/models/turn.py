@@ -8,9 +8,9 @@ from medvqa.config.errors import UserError
 from medvqa.config.prompt import PromptConfig
 from medvqa.models.prompt import DEFAULT, Message, user_message
 
-# Their template writes a space before the newline of an answer, but not into the prompt: the
-# answer's turn is the prompt, the answer and the tokenizer's end of text. So it is where a template
-# writes no end of turn.
+# Their template writes a space before the newline of an answer, but not into the prompt. So the
+# answer's turn is the prompt, the answer and the tokenizer's end of text. The same holds where a
+# template writes no end of turn.
 OWN_TURN = ("LlavaOnevisionProcessor",)
 PROBE = "yes"
 
@@ -56,8 +56,8 @@ class Template:
             end = self._find_end()
         if end is None:
             raise UserError(
-                "the model's chat template writes no end of turn behind an answer, and its "
-                "tokenizer has no end of text: the model would not learn to stop"
+                "the model would not learn to stop. Its chat template writes no end of turn behind "
+                "an answer, and its tokenizer has no end of text"
             )
         self.end_token_id = end
         self._end = str(processor.tokenizer.convert_ids_to_tokens(end))
@@ -106,9 +106,8 @@ class Template:
         prompt_ids, ids = tokenize(self.processor, prompt), tokenize(self.processor, whole)
         if not whole.startswith(prompt) or ids[: len(prompt_ids)] != prompt_ids:
             raise UserError(
-                "the model's chat template does not begin question and answer with the prompt, "
-                f"which ends in {prompt[-40:]!r}: the answer {answer!r} would be learned behind "
-                "another text"
+                f"the answer {answer!r} would be learned behind another text than the prompt, "
+                f"which ends in {prompt[-40:]!r}; the chat template renders the two differently"
             )
         return prompt, whole[len(prompt) :], ids[len(prompt_ids) :]
 

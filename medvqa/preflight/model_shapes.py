@@ -16,8 +16,8 @@ from medvqa.models.source import hub_answers, model_source
 if TYPE_CHECKING:
     import torch
 
-# Shapes of the published models, so that an estimate needs no network: text hidden size, layers,
-# heads, key-value heads, MLP, tied embeddings, vocabulary; vision as the config calls it.
+# Shapes of the published models, so that an estimate needs no network. Text: hidden size, layers,
+# heads, key-value heads, MLP, tied embeddings, vocabulary. Vision: names as in the config.
 PUBLISHED: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "Qwen/Qwen3-VL-8B-Instruct": (
         "Qwen3VL",

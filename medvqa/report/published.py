@@ -9,8 +9,8 @@ from medvqa.training.schedule import derived_warmup
 SOURCE = "https://github.com/MdSufiyan005/MEDICO-AGENT (commit 8ba3d27), Finetuning"
 # What no setting of a run can match.
 NOT_STATED = (
-    "which rows of the pool were drawn and in what order; decoding follows the model's generation "
-    "config; the loss covers the prompt too, unless the trainer was told otherwise"
+    "which rows of the pool were drawn and in what order. The decoding follows the model's "
+    "generation config. The loss covers the prompt too, unless the trainer was configured otherwise"
 )
 LORA = (16, 32.0)
 LEARNING_RATE, WARMUP_STEPS, BATCH_SIZE, SEED = 2e-4, 5, 8, 1200

@@ -103,7 +103,7 @@ def few_seeds(comparisons: Sequence[Comparison]) -> list[str]:
     spread = f"about {least}" if least == most else f"about {least} to {most}"
     return [
         f"With {fewest} seeds per arm, this study can show differences of {spread} points, "
-        "depending on the metric; it cannot show that a smaller difference is absent."
+        "depending on the metric. It cannot show that a smaller difference is absent."
     ]
 
 

@@ -1,7 +1,7 @@
 """A question answered by an endpoint that speaks OpenAI's chat completions, and by no other.
 
-It gets what the evaluator's model gets: the user message of the run's config group `prompt`, and
-greedy decoding; the answer is stripped as the evaluator strips it.
+The endpoint gets the same input as the evaluator's model: the user message of the run's config
+group `prompt`. It decodes greedily. Its answer is stripped as the evaluator strips answers.
 """
 
 import io
@@ -135,8 +135,8 @@ class Endpoint:
 class PixelBudget:
     """Images in the size that the evaluator gives them, for endpoints with another budget.
 
-    A resized image is a multiple of the model's patches and within the budget, so an endpoint
-    that resizes again with the same or a wider budget leaves it as it is.
+    A resized image is a multiple of the model's patches and within the budget. An endpoint that
+    resizes again with the same or a wider budget does not change this image.
     """
 
     def __init__(self, model: ModelConfig) -> None:

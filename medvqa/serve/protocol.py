@@ -38,8 +38,8 @@ WITHOUT_EFFECT = ("seed", "user", "metadata")
 # Another value asks for another form of response, which no server may ignore.
 NEVER_IGNORED = ("n", "logprobs", "tool_choice", "response_format", "modalities")
 ONE_MESSAGE = (
-    "send exactly one message, of the user: the model was trained on single questions, without "
-    "system prompt or history (medvqa serve --lenient answers the last question alone)"
+    "send exactly one message, of the user. The model was trained on single questions, without "
+    "system prompt or history. `medvqa serve --lenient` answers the last question alone."
 )
 LENIENT_NOTE = "greedy answer to the last question alone; what `ignored` lists had no effect"
 SERVER_READS_NOTHING = (

@@ -2,9 +2,9 @@
 
     python -m medvqa.sweep.rank_worker PLACE
 
-Every rank runs the same code. Here alone it is decided what sets the first one apart: it writes
-into the run's directory, tracks and speaks, while the others write into a directory that is thrown
-away, track nothing and are silent.
+Every rank runs the same code. Only this module treats the first rank differently: it writes into
+the run's directory, tracks and logs. The other ranks write into a directory that is deleted, track
+nothing and log nothing.
 """
 
 import logging

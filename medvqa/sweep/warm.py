@@ -115,10 +115,8 @@ class WarmModels:
 def _gpu_bytes(loaded: LoadedModel) -> int:
     """Return bytes of live tensors on the GPU but for those kept on purpose; 0 on a CPU.
 
-    Features of pictures and captured passes are kept for the next job.
-
-    What PyTorch keeps of freed ones counts for nothing: the next job of the same shapes takes it
-    as it is, without asking the driver for each piece again.
+    Features of pictures and captured passes are kept for the next job. PyTorch's cache of freed
+    tensors does not count: the next job of the same shapes reuses it without asking the driver.
     """
     if loaded.device.type != "cuda":
         return 0

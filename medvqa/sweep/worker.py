@@ -1,8 +1,8 @@
 """The process that runs jobs: `python -m medvqa.sweep.worker`, one line of JSON per job on stdin.
 
 It answers one JSON line per job on stdout. The job's own output goes to its console.log. When
-stdin ends, the launcher is done or dead, and the worker leaves at once: its run goes on from the
-last checkpoint when the same command comes again.
+stdin ends, the launcher is done or dead, and the worker exits at once. The same command continues
+the worker's run from the last checkpoint.
 """
 
 import contextlib

@@ -120,8 +120,8 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 class JsonLines:
     """An append-only log with one JSON object per line, each on the disk before the next step.
 
-    A resumed run keeps the lines up to the step of its checkpoint; what was written after it, a
-    half-written last line included, is done and written again.
+    A resumed run keeps the lines up to the step of its checkpoint. Later lines, a half-written last
+    one included, are dropped; their steps are computed and written again.
     """
 
     def __init__(self, path: Path, *, keep_up_to_step: int) -> None:

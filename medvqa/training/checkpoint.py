@@ -36,8 +36,8 @@ class Checkpoint:
 def save_checkpoint(checkpoint: Checkpoint, directory: Path, run: Mapping[str, str]) -> None:
     """Write `step-XXXXXX/` below the directory, and keep only the one before it.
 
-    The new one is renamed into place only when all of it is on the disk, so a kill, a crash or a
-    full disk leaves the previous one usable.
+    The new checkpoint is renamed into place only when all of it is on the disk. So a kill, a crash
+    or a full disk leaves the previous one usable.
 
     Args:
         checkpoint: The state.
@@ -78,8 +78,8 @@ def save_checkpoint(checkpoint: Checkpoint, directory: Path, run: Mapping[str, s
 class CheckpointWriter:
     """Writes checkpoints while the next steps compute, one at a time.
 
-    An 8B model's adapter with its moments is half a gigabyte, and waiting until that is on the
-    disk would take as long as several steps.
+    An 8B model's adapter with its moments is half a gigabyte. Waiting for the disk would take as
+    long as several steps.
     """
 
     def __init__(self, directory: Path) -> None:

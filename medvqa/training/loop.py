@@ -1,8 +1,8 @@
 """The training loop: a plan's examples in order, answer-only loss, exact continuation.
 
-The loss of a step is the sum over the answer tokens of its whole effective batch divided by their
-number, so 8 x 1, 4 x 2 and 2 x 4 are the same step (transformers issue 34191 tells what goes wrong
-otherwise), and so is 8 shared by several ranks. Shapes: see `medvqa.models.encode`.
+The loss of a step is the sum over the answer tokens of its whole effective batch, divided by their
+number. So 8 x 1, 4 x 2, 2 x 4 and 8 shared by several ranks are the same step. Transformers issue
+34191 tells what goes wrong otherwise. Shapes: see `medvqa.models.encode`.
 """
 
 import logging

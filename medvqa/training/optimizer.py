@@ -18,8 +18,8 @@ class AdapterOptimizer:
     """Steps the adapter.
 
     With `in_compute_type` the adapter computes in the model's type, so that no product needs a
-    cast, while this keeps the weights and sums the gradients in float32: an update far below
-    bfloat16's resolution is not lost (Micikevicius et al., Mixed Precision Training, ICLR 2018).
+    cast. This class keeps the weights and sums the gradients in float32, so updates far below
+    bfloat16's resolution are not lost. Source: Micikevicius et al., Mixed Precision Training, 2018.
 
     Attributes:
         name: The optimiser really used.
@@ -165,7 +165,7 @@ class AdapterOptimizer:
         }:
             raise UserError(
                 f"the checkpoint's {len(weights)} adapter tensors are not the model's {len(own)} "
-                "in name and shape: it was written by another model or LoRA configuration; "
+                "in name and shape. Another model or LoRA configuration wrote the checkpoint; "
                 "say fresh=true to start over"
             )
         with torch.no_grad():
@@ -180,9 +180,8 @@ class AdapterOptimizer:
             self._optimizer.load_state_dict(moments)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"the checkpoint's moments do not fit ({error!r:.200}): its run had another "
-                "optimiser, engine or device, or was of an earlier version; say fresh=true to "
-                "start over"
+                f"the checkpoint's moments do not fit ({error!r:.200}). Its run had another "
+                "optimiser, engine, device or an earlier version; say fresh=true to start over"
             ) from error
 
 

@@ -8,8 +8,8 @@ from medvqa.config.errors import UserError
 from medvqa.config.training import Schedule, TrainingConfig
 from medvqa.data.plan import Plan
 
-# Of a derived warm-up: a twelfth of the steps, at least the five of the published recipe (which
-# has 40 to 60 steps), at most an eighth, so that no plan is all warm-up.
+# A derived warm-up has a twelfth of the steps. The minimum of five is that of the published recipe,
+# which has 40 to 60 steps. At most an eighth of a plan is warm-up.
 PART, MIN_STEPS, MAX_PART = 12, 5, 8
 
 

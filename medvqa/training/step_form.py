@@ -130,8 +130,8 @@ def smaller_micro_batch(engine: Engine, size: int, share: int) -> int:
 def free_bytes(loaded: LoadedModel) -> int:
     """Return the GPU memory that training passes may take.
 
-    What the features of pictures may still take is left out, and so are a margin and free pieces
-    between tensors: quantising leaves many, and a pass needs larger ones.
+    Three things are subtracted: what the features of pictures may still take, a margin, and free
+    pieces between tensors. Quantising leaves many such pieces, and a pass needs larger ones.
     """
     import torch
 

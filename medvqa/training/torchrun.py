@@ -2,8 +2,8 @@
 
     front (holds the run's lock) -> `medvqa.training.torchrun` -> a rank_worker per GPU
 
-The standard input of all below is a pipe that nobody writes to: it ends when the front process
-does, however that dies, and the ranks leave at once.
+The standard input of all processes below the front process is a pipe that nobody writes to. The
+pipe ends when the front process ends, however that dies. Then the ranks exit at once.
 """
 
 import contextlib

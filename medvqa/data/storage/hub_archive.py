@@ -1,7 +1,8 @@
 """ZIP files of a data set's repository on the hub, of which only what is needed is fetched.
 
-An archive's directory is read by range requests (some 4 MB of 3 GB). Of its members the needed ones
-are fetched one by one and kept, or the whole file where they are more than a quarter of it.
+An archive's directory is read by range requests (some 4 MB of 3 GB). The members that are needed
+are fetched one by one and stay on disk. If they are more than a quarter of the file, the whole file
+is fetched.
 """
 
 import os

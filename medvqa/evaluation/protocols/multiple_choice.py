@@ -1,7 +1,7 @@
 """`multiple_choice`: the option that an answer names, in the manner of MMMU and MedEvalKit.
 
-Source: Yue et al., MMMU, 2024, and MedEvalKit's utils.py: the letter; else the option whose text
-occurs; else the most similar option, so that no answer is unparsable. Guesses are counted.
+The letter counts; else the option whose text occurs; else the most similar option. So every answer
+names an option. Guesses are counted. Source: Yue et al., MMMU, 2024, and MedEvalKit's utils.py.
 """
 
 from medvqa.config.errors import about

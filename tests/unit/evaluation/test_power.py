@@ -77,8 +77,8 @@ def test_power_is_how_often_mcnemar_finds_the_effect(effect):
 
 @pytest.mark.parametrize(("num_runs", "seed_sd"), [(3, 0.03), (5, 0.03), (5, 0.01)])
 def test_power_is_how_often_arms_over_seeds_differ(num_runs, seed_sd):
-    # A question is settled for good by a threshold; runs shift all thresholds by their seed, so
-    # seeds add what seed_sd says and single answers hardly flip.
+    # A fixed threshold per question decides its answer. A run's seed shifts all thresholds, so
+    # seeds add the variance of seed_sd, and single answers hardly flip.
     rng = np.random.default_rng(12)
     effect, num_found, discordant, num_simulations = 0.06, 0, [], 300
     for _ in range(num_simulations):
