@@ -12,28 +12,76 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 ARTICLES_BEFORE_A_WORD = re.compile(r"\b(a|an|the)\b(?=\s+\S)")  # "hepatitis a" keeps its letter
 # NFKC leaves quotation marks, primes, the minus sign (U+2212) and dashes as they are.
 TYPOGRAPHIC = {
-    **dict.fromkeys(map(ord, "\u2018\u2019\u201a\u201b\u2032"), "'"),
+    **dict.fromkeys(map(ord, "\u2018\u2019\u201a\u201b\u2032\u02bc"), "'"),
     **dict.fromkeys(map(ord, "\u201c\u201d\u201e\u2033"), '"'),
     **dict.fromkeys(map(ord, "\u2212\u2010\u2011\u2012\u2013\u2014"), "-"),
+    **dict.fromkeys(map(ord, "\u2044\u2215"), "/"),
 }
+# Control and format characters: byte-order marks, soft hyphens, marks of width zero or direction.
+INVISIBLE = re.compile(
+    "[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\ufeff\ufff9-\ufffb]"
+)
+# What NFKC would make another number: a power, a number and a fraction, groups of digits.
+SUPERSCRIPT = re.compile("(?<=\\d)(?=[\u207a\u207b\u00b2\u00b3\u00b9\u2070\u2074-\u2079])"
+                         "(?<![\u00b2\u00b3\u00b9\u2070\u2074-\u2079])")  # fmt: skip
+VULGAR = re.compile("(?<=\\d)(?=[\u00bc-\u00be\u2150-\u215e])")
+GROUPS = re.compile("(?<![\\d.,])\\d{1,3}(?:[\u00a0\u2007\u2009\u202f'\u2019]\\d{3})+(?!\\d)")
 CJK = re.compile(
-    "([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003134f])"
+    "([\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003134f])"
 )
 WORDS = "zero one two three four five six seven eight nine ten"
 VQA_NUMBERS = {"none": "0", **{word: str(i) for i, word in enumerate(WORDS.split())}}
 VQA_MARKS = ';/[]"{}()=+\\_-><@`,?!'
 VQA_PERIOD = re.compile(r"(?!<=\d)\.(?!\d)")  # as published: the lookahead is a slip for "(?<="
-THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-# A point between digits, or a minus before a number that follows no letter or digit.
-KEPT_IN_NUMBERS = re.compile(r"(?<=\d)\.(?=\d)|(?<![\w.])-(?=\.?\d)|(?<![\w.])\.(?=\d)")
-UNITS = "mm|cm|m|km|mg|g|kg|ug|µg|ml|l|cc|t|tesla|hz|khz|mhz|kv|kvp|mas?|ms|s|min|h|mmhg|bpm"
-NUMBER_AND_UNIT = re.compile(rf"(?<![\w.])(-?\d*\.?\d+)({UNITS})\b")
+UNITS = (
+    "[mcnkuμ]?m[23]?|[mkuμ]?g|mcg|ml|l|cc|t|tesla|[km]?hz|kvp?|mas?|ms|s|min|h|mmhg|bpm|hu|"
+    "°[cf]?|%|percent"
+)
+# (pattern, replacement): one form per number, in this order.
+NUMBER_FORMS = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"(?<![\w.,])(\d{1,3}(?:\.\d{3})+),(?=\d+(?![\d,]))",
+         lambda match: match[1].replace(".", "") + "."),  # 1.000,5
+        (r"(?<![\w.,])0,(?=\d)", "0."),
+        (r"(?<=\d),(?=\d{3}(?!\d))", ""),  # 1,000
+        (rf"(?<![\w.,])(-?\d+),(?=\d+\s*-?(?:{UNITS})(?!\w))", r"\1."),  # 1,5 cm
+        (r"(?<![\w.])\.(?=\d)", "0."),
+        (rf"(?<=\d)\s*({UNITS})?\s*[x\u00d7*]\s*(?=\d)", r" \1 x "),
+        (rf"(?<![\w.])(-?\d+(?:\.\d+)?)-?\s*({UNITS})(?!\w)", r"\1 \2"),
+        (r"(?<=\d)\s*%", " percent"),
+        (r"(?<=[<>])=\s*(?=-?\d)", ""),  # one form for "at least" and "above"
+        (r"≤\s*(?=-?\d)", "<"),
+        (r"≥\s*(?=-?\d)", ">"),
+        (r"([<>])\s+(?=-?\d)", r"\1"),
+    )
+)  # fmt: skip
+# Marks that carry the meaning of a number or a sign: 1.5, -5, 1e-3, <5, HER2+.
+KEPT_MARKS = re.compile(
+    r"(?<=\d)\.(?=\d)|(?<![\w.])-(?=\d)|(?<=\de)-(?=\d)|[<>](?=-?\d)|(?<=\w)\+(?=[\s,.;:)]|$)"
+)
 
 
 def fold(text: str) -> str:
-    """Return lower-case text with one form per character: full-width, quotes, minus, spaces."""
+    """Return lower-case text with one form per character: full-width, quotes, minus, spaces.
+
+    Digits of all scripts become 0 to 9, and invisible characters go.
+    """
+    if not text.isascii():
+        text = re.sub(r"\d", lambda digit: str(unicodedata.decimal(digit[0])), text)
+        text = text.replace("\u066b", ".").replace("\u066c", ",").replace("\u00b4", "'")
+        text = VULGAR.sub(" ", SUPERSCRIPT.sub("^", INVISIBLE.sub("", text)))
+    text = GROUPS.sub(lambda number: re.sub(r"\D", "", number[0]), INVISIBLE.sub("", text))
     plain = unicodedata.normalize("NFKC", text).translate(TYPOGRAPHIC)
-    return " ".join(plain.lower().split())
+    return " ".join(plain.casefold().split())
+
+
+def plain_numbers(text: str) -> str:
+    """Return folded text with one form per number: 5mm is 5 mm, 1,5 cm is 1.5 cm, 2x3 is 2 x 3."""
+    for pattern, replacement in NUMBER_FORMS:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 @functools.lru_cache(maxsize=2**14)  # each metric asks again, and answers repeat
@@ -77,9 +125,9 @@ def _squad(text: str) -> str:
 
 
 def _medical(text: str) -> str:
-    """Remove marks and articles, but keep the point and the minus of a number."""
-    text = NUMBER_AND_UNIT.sub(r"\1 \2", THOUSANDS.sub("", text))
-    places = {match.start() for match in KEPT_IN_NUMBERS.finditer(text)}
+    """Remove marks and articles, but keep the marks that carry a number's meaning."""
+    text = plain_numbers(text)
+    places = {match.start() for match in KEPT_MARKS.finditer(text)}
     characters = []
     for position, character in enumerate(text):
         if position in places or MARKS[ord(character)]:

@@ -1,44 +1,68 @@
 """Numbers in answers: 3.9kg, two, 12x3 mm; a name such as L4 or T2 holds none."""
 
+import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 
-from medvqa.evaluation.normalize import fold
+from medvqa.evaluation.normalize import UNITS as KNOWN_UNITS
+from medvqa.evaluation.normalize import fold, plain_numbers, tokens
 
-WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen"
-)
+ONES = "one two three four five six seven eight nine"
+TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-NUMBER_WORDS = {word: number for number, word in enumerate(WORDS.split())} | {
-    f"{ten}{joint}{unit}": 10 * tens + number
-    for tens, ten in enumerate(TENS.split(), start=2)
-    for number, unit in enumerate(("", *WORDS.split()[1:10]))
-    for joint in (("-", " ") if unit else ("",))
+NUMBER_WORDS = {word: number for number, word in enumerate(f"zero {ONES} {TEENS}".split())} | {
+    word: 10 * number for number, word in enumerate(TENS.split(), start=2)
 }
-# The longest word first: twenty-one before twenty.
+SCALES = {"thousand": 1_000, "million": 1_000_000}
+_ones, _teens, _tens = ("|".join(words.split()) for words in (ONES, TEENS, TENS))
+_small = rf"(?:(?:{_tens})(?:[- ](?:{_ones}))?|{_teens}|{_ones}|zero)"
+_hundreds = rf"(?:(?:a|{_small})[- ]hundred(?:[- ](?:and )?{_small})?|{_small}|hundred)"
+_scaled = rf"(?:(?:a|{_hundreds})[- ](?:{'|'.join(SCALES)})|{'|'.join(SCALES)})"
 NUMBER_WORD = re.compile(
-    rf"(?<![\w-])({'|'.join(sorted(NUMBER_WORDS, key=len, reverse=True))})(?![\w-])"
+    rf"(?<![\w-])(?:{_scaled}(?:[- ](?:and )?{_scaled})*(?:[- ](?:and )?{_hundreds})?|{_hundreds})"
+    r"(?![\w-])"
 )
 # (dimension, scale): numbers of one dimension are compared at one scale.
 UNITS: dict[str, tuple[str, float]] = {
-    **{unit: ("length", scale) for unit, scale in
-       {"mm": 1.0, "cm": 10.0, "m": 1000.0, "millimeters": 1.0, "centimeters": 10.0,
-        "millimeter": 1.0, "centimeter": 10.0, "inch": 25.4, "inches": 25.4}.items()},
-    **{unit: ("mass", scale) for unit, scale in
-       {"ug": 1e-3, "μg": 1e-3, "mg": 1.0, "g": 1e3, "kg": 1e6}.items()},
-    **{unit: ("volume", scale) for unit, scale in {"ml": 1.0, "cc": 1.0, "l": 1000.0}.items()},
-    **{unit: ("time", scale) for unit, scale in
-       {"ms": 1e-3, "s": 1.0, "sec": 1.0, "seconds": 1.0, "min": 60.0, "minutes": 60.0,
-        "h": 3600.0, "hours": 3600.0}.items()},
-    "t": ("field", 1.0), "tesla": ("field", 1.0), "%": ("share", 1.0), "percent": ("share", 1.0),
-}  # fmt: skip
+    unit: (dimension, scale)
+    for dimension, scale, units in (
+        ("length", 1e-6, "nm"),
+        ("length", 1e-3, "um μm micron microns micrometer micrometers"),
+        ("length", 1.0, "mm millimeter millimeters millimetre millimetres"),
+        ("length", 10.0, "cm centimeter centimeters centimetre centimetres"),
+        ("length", 1e3, "m meter meters metre metres"),
+        ("length", 25.4, "inch inches"),
+        ("area", 1.0, "mm2"),
+        ("area", 100.0, "cm2"),
+        ("mass", 1e-3, "ug μg mcg microgram micrograms"),
+        ("mass", 1.0, "mg milligram milligrams"),
+        ("mass", 1e3, "g gram grams"),
+        ("mass", 1e6, "kg kilogram kilograms"),
+        ("volume", 1e-3, "mm3"),
+        ("volume", 1.0, "ml cc cm3 milliliter milliliters millilitre millilitres"),
+        ("volume", 1e3, "l liter liters litre litres"),
+        ("time", 1e-3, "ms msec"),
+        ("time", 1.0, "s sec secs second seconds"),
+        ("time", 60.0, "min mins minute minutes"),
+        ("time", 3600.0, "h hr hrs hour hours"),
+        ("field", 1.0, "t tesla"),
+        ("share", 1.0, "% percent"),
+        ("pressure", 1.0, "mmhg"),
+        ("attenuation", 1.0, "hu"),
+        ("temperature", 1.0, "°c"),
+    )
+    for unit in units.split()
+}
 # Letters, or letters and a hyphen, before the digits make a name: L4, T2, COVID-19, L4-5.
-NUMBER = re.compile(
-    r"(?<![\w.])(?<!\w-)([-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d+)"
-    r"\s*([a-zμ]+|%)?"
+NUMBER = re.compile(r"(?<![\w.])(?<!\w-)([-+]?\d+(?:\.\d+)?)\s*([a-zμ°]+[23]?(?!\d)|%)?")
+POWER = re.compile(r"(?<![\w.])(?:(\d+(?:\.\d+)?)\s+x\s+)?10\^([-+]?\d{1,2})(?!\d)")
+SCIENTIFIC = re.compile(r"(?<![\w.])\d+(?:\.\d+)?e[-+]?\d{1,2}(?![\w.])")
+FRACTION = re.compile(r"(?<![\w./])(?:(\d+) )?(1/2|1/3|2/3|1/4|3/4|[1357]/8)(?![\d/])")
+RANGE = re.compile(
+    rf"(?<![\w.-])(\d+(?:\.\d+)?)\s*(?:-|to)\s*(?=\d+(?:\.\d+)?\s*(?:{KNOWN_UNITS})(?!\w))"
 )
-PRODUCT = re.compile(r"(?<=\d)\s*[x\u00d7*]\s*(?=[\d.])")
+MINUS = re.compile(r"(?<!\w)(?:minus|negative) (?=\d)")
 
 
 @dataclass(frozen=True)
@@ -53,12 +77,40 @@ class Number:
 
 def numbers(text: str) -> list[Number]:
     """Return the numbers of a text; the first of a product (12x3 mm) has the unit of the last."""
-    spelled = NUMBER_WORD.sub(lambda match: str(NUMBER_WORDS[match[1]]), fold(text))
     rows = []
     following = ""
-    for digits, unit in reversed(NUMBER.findall(PRODUCT.sub(" x ", spelled))):
+    for digits, unit in reversed(NUMBER.findall(_as_digits(text))):
         following = following if unit == "x" else unit
         dimension, scale = UNITS.get(following, (None, 1.0))
         is_count = dimension is None and "." not in digits
-        rows.append(Number(float(digits.replace(",", "")), dimension, scale, is_count))
+        value = float(digits)
+        if math.isfinite(value):
+            rows.append(Number(value, dimension, scale, is_count))
     return rows[::-1]
+
+
+def _as_digits(text: str) -> str:
+    """Return the text with words, powers of ten and fractions as decimal numbers."""
+    spelled = NUMBER_WORD.sub(lambda words: str(_spelled(words[0])), " ".join(tokens(fold(text))))
+    plain = RANGE.sub(r"\1 x ", plain_numbers(MINUS.sub("-", spelled)))
+    plain = POWER.sub(lambda m: format(Decimal(f"{m[1] or 1}e{m[2]}"), "f"), plain)
+    plain = SCIENTIFIC.sub(lambda m: format(Decimal(m[0]), "f"), plain)
+    return FRACTION.sub(_decimal, plain)
+
+
+def _decimal(match: re.Match[str]) -> str:
+    over, under = map(int, match[2].split("/"))
+    return f"{int(match[1] or 0) + over / under:.6f}"
+
+
+def _spelled(words: str) -> int:
+    """Return the number that words such as "one hundred and twenty-one" name."""
+    total = part = 0
+    for word in re.findall(r"[a-z]+", words):
+        if word in SCALES:
+            total, part = total + (part or 1) * SCALES[word], 0
+        elif word == "hundred":
+            part = (part or 1) * 100
+        else:
+            part += NUMBER_WORDS.get(word, 0)
+    return total + part

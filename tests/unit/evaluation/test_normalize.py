@@ -48,6 +48,55 @@ def test_the_medical_normaliser_keeps_points_and_signs_of_numbers(text, expected
 
 
 @pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("1,5 cm", "1.5 cm"),  # a decimal comma
+        ("0,5", "0.5"),
+        ("1.000,5 ml", "1000.5 ml"),
+        ("1\u202f000", "1000"),  # groups of digits
+        ("1'000", "1000"),
+        ("\u0661\u066b\u0665", "1.5"),  # Arabic digits and decimal point
+        ("３．５ｃｍ", "3.5 cm"),
+        (".5", "0.5"),
+        ("3.5\u00d72cm", "3.5 x 2 cm"),
+        ("12mmx3mm", "12 mm x 3 mm"),
+        ("5-mm", "5 mm"),
+        ("5\u00b5g", "5 \u03bcg"),
+        ("10%", "10 percent"),
+        ("\u00bd", "1/2"),
+        ("5 cm\u00b2", "5 cm2"),
+        ("> 5 cm", ">5 cm"),
+        ("\u2264 5", "<= 5"),
+        ("fi\u200bbro\u00adsis", "fibrosis"),  # invisible characters
+        ("\ufeffyes\u200e", "yes"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("crohn\u00b4s", "crohn\u02bcs"),
+        ("STRASSE", "stra\u00dfe"),
+    ],
+)
+def test_spellings_of_one_answer_are_equal(text, same):
+    assert normalize(text, Normalizer.medical) == normalize(same, Normalizer.medical)
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("1,5 cm", "15 cm"),
+        ("1e-3", "1e3"),
+        ("10\u00b3", "103"),
+        ("10\u207b\u00b3", "10\u00b3"),
+        ("2\u00bd", "21/2"),
+        ("< 5 cm", "> 5 cm"),
+        ("HER2+", "HER2-"),
+        ("10%", "10"),
+        ("1 2", "12"),
+    ],
+)
+def test_answers_of_another_meaning_stay_apart(text, other):
+    assert normalize(text, Normalizer.medical) != normalize(other, Normalizer.medical)
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("none", "0"),

@@ -42,6 +42,35 @@ from medvqa.evaluation.numbers import numbers
         ("L4-5", "L4-L5", None),
         ("COVID-19", "COVID-19", None),
         ("right", "left", None),
+        ("1,5 cm", "15 mm", True),
+        ("1.000,5 ml", "1000.5 ml", True),
+        ("1\u202f000", "1000", True),
+        ("\u0663", "3", True),
+        ("one hundred and five", "105", True),
+        ("two thousand three hundred", "2300", True),
+        ("a hundred", "100", True),
+        ("two three", "2", True),  # two numbers, not one
+        ("minus five", "-5", True),
+        ("2\u00bd cm", "2.5 cm", True),
+        ("3/4", "0.75", True),
+        ("120/80", "120", True),  # a pressure is no fraction
+        ("1.2\u00d710^3", "1200", True),
+        ("10\u207b\u00b3", "0.001", True),
+        ("1.5e3 mg", "1.5 g", True),
+        ("10\u00b3", "103", False),
+        ("3-4 cm", "3 mm", False),  # both ends have the unit
+        ("3 to 4 cm", "30 mm", True),
+        ("5 cm\u00b2", "500 mm\u00b2", True),
+        ("5 mm2", "5 mm", False),
+        ("5 cm3", "5 ml", True),
+        ("5 mmHg", "5 mm", False),
+        ("5-cm", "50 mm", True),
+        ("5 centimetres", "50 mm", True),
+        ("5 \u00b5m", "0.005 mm", True),
+        ("共5个", "5", True),
+        ("3\u200b.5", "3.5", True),
+        ("9" * 400 + " cm", "5 cm", False),
+        ("5 cm", "9" * 400 + " cm", None),  # no computer holds that number
     ],
 )
 def test_numbers_match_within_the_tolerance(prediction, reference, expected):
