@@ -15,7 +15,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-CLI = "import medvqa.cli"
+CLI = (
+    "import medvqa.cli; from medvqa.config.compose import register; register(); "
+    "from hydra.core.plugins import Plugins; Plugins.instance()"
+)
 LIBRARIES = f"{CLI}; from medvqa.models.load import import_alone; import_alone()"
 TRAIN = "import sys; sys.argv[0] = 'train.py'; from medvqa.cli import main; main()"
 PARENT = """

@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 from medvqa.api import compose, run
 from medvqa.contamination.gate import measure, refusal
 from medvqa.data.pool import load_examples
-from tests.conftest import ROOT
+from tests.conftest import ROOT, forked
+from tests.forked import CLI
 from tests.unit.config.test_compose import config_of
 from tests.unit.contamination.test_overlap import (
     CONFIG,
@@ -59,14 +60,7 @@ def small(leak):
 
 
 def train(leak, directory, *overrides):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *overrides, *small(leak)],
-        cwd=directory,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return forked(directory, *overrides, *small(leak), imports=CLI).wait()
 
 
 def cropped(image, share):

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -23,7 +21,8 @@ from medvqa.preflight.gpu_memory import estimate_memory
 from medvqa.preflight.model_shapes import PUBLISHED, count_shapes, model_shapes
 from medvqa.preflight.probe import run_probe, total_seconds
 from medvqa.preflight.tokens import Estimator, count_tokens
-from tests.conftest import ROOT, TINY
+from tests.conftest import TINY, environment
+from tests.forked import CLI, Forked
 from tests.integration.test_leaks import leak  # noqa: F401  (a fixture)
 from tests.unit.config.test_compose import config_of
 
@@ -40,19 +39,9 @@ finally:
 
 
 def preflight(directory, *arguments, program=SPY):
-    return subprocess.run(
-        [sys.executable, "-c", program, "medvqa", "preflight", *arguments],
-        cwd=directory,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "CUDA_VISIBLE_DEVICES": "",
-            "HF_HUB_OFFLINE": "1",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = ("medvqa", "preflight", *arguments)
+    env = environment(HF_HUB_OFFLINE="1")
+    return Forked(program, *words, imports=CLI, cwd=directory, env=env).wait()
 
 
 def cells_of(tmp_path, *arguments):

@@ -170,6 +170,8 @@ def test_vqa_rad_trains_and_evaluates_on_real_images(shared, tmp_path):
         "data.evaluation_limit=60",
         "evaluation.zero_shot=false",
         "evaluation.after_each_stage=false",
+        "evaluation.bertscore.enabled=false",
+        "tracking.pictures=false",
     ]
     run(compose(overrides), directory=tmp_path / "run", verbose=False)
     record = run_json(tmp_path / "run")
