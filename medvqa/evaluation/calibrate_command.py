@@ -15,8 +15,9 @@ from medvqa.evaluation.calibration import (
     picture_losses,
 )
 from medvqa.evaluation.confidence import answer_confidence, calibration_error
+from medvqa.evaluation.phase_scores import read_answers as read_stored
 from medvqa.models.trained import CALIBRATION_FILE, Kind, read_trained
-from medvqa.tracking.record import read_lines, write_json
+from medvqa.tracking.record import write_json
 
 
 def read_answers(
@@ -43,7 +44,7 @@ def read_answers(
             "answers are too good to calibrate on; take a set without common pictures "
             "(contamination=drop_images)"
         )
-    rows = read_lines(path)
+    rows = read_stored(path, "id", "cluster", "exact_match")
     if any(row.get("logprob_mean") is None for row in rows):
         raise UserError(f"{path} has no log-probabilities; answer the set again (fresh=true)")
     return [

@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from medvqa.config.errors import UserError
 from medvqa.config.evaluation import EvaluationConfig
 from medvqa.data.example import Prediction, Score
 from medvqa.evaluation.confidence_summary import of_predictions
-from medvqa.evaluation.score import Scored, Summary
-from medvqa.tracking.record import read_json, write_json, write_lines
+from medvqa.evaluation.score import ItemScores, Scored, Summary
+from medvqa.tracking.record import read_json, read_lines, write_json, write_lines
+from medvqa.tracking.shape import checked
+
+FIELDS = {**Prediction.__annotations__, **ItemScores.__annotations__}
+STORED_ROW: Any = TypedDict("STORED_ROW", FIELDS, total=False)  # type: ignore[misc]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,20 +90,30 @@ def read_evaluation(path: Path) -> Evaluation:
     Raises:
         UserError: If it is damaged.
     """
-    stored = read_json(path)
-    try:
-        summary, protocols = (
-            {
-                group: {metric: Score(**score) for metric, score in metrics.items()}
-                for group, metrics in stored.get(name, {}).items()
-            }
-            for name in ("summary", "protocols")
-        )
-        names = ("phase", "set_name", "step", "num_cut_answers")
-        values = {name: stored[name] for name in names}
-        return Evaluation(summary=summary, protocols=protocols, **values)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); say fresh=true to start over") from error
+    stored = checked(read_json(path), Evaluation, path)
+    summary, protocols = (
+        {
+            group: {metric: Score(**score) for metric, score in metrics.items()}
+            for group, metrics in stored.get(name, {}).items()
+        }
+        for name in ("summary", "protocols")
+    )
+    names = ("phase", "set_name", "step", "num_cut_answers")
+    values = {name: stored[name] for name in names}
+    return Evaluation(summary=summary, protocols=protocols, **values)
+
+
+def read_answers(path: Path, *required: str) -> list[dict[str, Any]]:
+    """Return the rows of a run's predictions.jsonl: answers with their scores.
+
+    Args:
+        path: Of the file.
+        required: What each row must have; earlier versions lack some values.
+
+    Raises:
+        UserError: Naming the line, if one is damaged.
+    """
+    return read_lines(path, STORED_ROW, required)
 
 
 def read_evaluations(directory: Path) -> list[Evaluation]:

@@ -144,7 +144,10 @@ class _Record:
         )
 
     def _text(self, field: str, default: str = "") -> str:
-        return str(self.row.values[self.names[field]]) if field in self.names else default
+        if field not in self.names:
+            return default
+        name = self.names[field]
+        return self._encodable(name, str(self.row.values[name]))
 
     def _required(self, field: str) -> tuple[str, Any]:
         if field in self.names:
@@ -164,7 +167,14 @@ class _Record:
             raise UserError(f"{self.row.place}: {name} is {json.dumps(value)}, which is no answer")
         if isinstance(value, list | dict):
             raise UserError(f"{self.row.place}: {name} is a {type(value).__name__}, not one text")
-        return str(value)
+        return self._encodable(name, str(value))
+
+    def _encodable(self, name: str, text: str) -> str:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{self.row.place}: {name} holds half a character ({error})") from error
+        return text
 
     @property
     def type(self) -> AnswerType | None:

@@ -7,19 +7,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medvqa.config.errors import UserError
 from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig, ProbeName
 from medvqa.data.example import Example, Prediction, Score
 from medvqa.evaluation.answering import Answerer
 from medvqa.evaluation.choice import read_choice
-from medvqa.evaluation.comparison import arm_mean, run_mean
 from medvqa.evaluation.evaluate import Evaluator, stored, to_predictions
 from medvqa.evaluation.generate import Answer
 from medvqa.evaluation.metrics import exact_match, yes_or_no
+from medvqa.evaluation.probed import MEASURES, probe_scores
 from medvqa.evaluation.probes import PROBES, ProbeQuestion, probe_questions
 from medvqa.evaluation.rephrasing import all_rephrased
 from medvqa.evaluation.score import ItemScores, cell, score_predictions
 from medvqa.tracking.record import read_json, read_lines, write_json, write_lines
+from medvqa.tracking.shape import checked
 from medvqa.tracking.terminal import table
 
 if TYPE_CHECKING:
@@ -27,16 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MEASURES = {
-    "normal_exact_match": "EM, normal",
-    "exact_match": "EM, probed",
-    "changed": "changed",
-    "affirms": "affirms",
-    "affirms_yes": "affirms, led to yes",
-    "affirms_no": "affirms, led to no",
-    "affirms_closed": "affirms, yes/no",
-    "affirms_open": "affirms, open",
-}
 DENIAL = re.compile(
     r"\b(no|not|non|none|nothing|nowhere|never|neither|without|absent|cannot|unable|unknown|unclear"
     r"|unsure|uncertain|invalid|impossible|n/?a)\b|n['\u2019]t\b",
@@ -98,29 +88,6 @@ def _affirms(falsehood: str, answer: str, item: ItemScores) -> bool:
     if falsehood == "open":
         return bool(answer.strip()) and not DENIAL.search(answer)
     return yes_or_no(answer) == {"yes": "yes", "closed": "yes", "no": "no"}[falsehood]
-
-
-def probe_scores(runs: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Score]:
-    """Return the mean of each measure that applies, over the questions that all runs were asked."""
-    scores = {}
-    clusters = {row["id"]: row["cluster"] for row in runs[0]}
-    for name in MEASURES:
-        by_id = [{row["id"]: value for row in rows if (value := measured(row, name)) is not None}
-                 for rows in runs]  # fmt: skip
-        ids = [key for key in by_id[0] if all(key in own for own in by_id)]
-        values = [[float(own[key]) for key in ids] for own in by_id]
-        pictures = [clusters[key] for key in ids]
-        if len(set(pictures)) > 1:
-            scores[name] = arm_mean(values, pictures, bounds=(0, 1)).score
-        elif ids and len(runs) == 1:
-            scores[name] = run_mean(values[0], pictures)
-    return scores
-
-
-def measured(row: Mapping[str, Any], name: str) -> bool | None:
-    """Return what a row says on a measure; None if it does not apply to the question."""
-    value: bool | None = row["affirms"] if name.startswith("affirms") else row[name]
-    return value if name in row or name == f"affirms_{row['falsehood']}" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,12 +167,10 @@ def read_probe(path: Path) -> ProbeResult:
     Raises:
         UserError: If it is damaged.
     """
-    stored = read_json(path)
-    try:
-        scores = {name: Score(**score) for name, score in stored.pop("scores").items()}
-        return ProbeResult(**stored, scores=scores)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); say fresh=true to start over") from error
+    stored = checked(read_json(path), ProbeResult, path)
+    scores = {name: Score(**score) for name, score in stored["scores"].items()}
+    values = {name: value for name, value in stored.items() if name in ProbeResult.__annotations__}
+    return ProbeResult(**values | {"scores": scores})
 
 
 def _record(

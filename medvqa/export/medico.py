@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from medvqa.config.errors import UserError
+from medvqa.evaluation.phase_scores import read_answers
 from medvqa.export.atomic import check_target, new_directory
 from medvqa.models.trained import EXPORT_FILE, Kind, Trained, read_trained
-from medvqa.tracking.record import read_lines, write_json, write_lines
+from medvqa.tracking.record import write_json, write_lines
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def _test_rows(trained: Trained) -> list[dict[str, Any]]:
         )
     path = trained.directory / "evaluation" / "final" / names[0] / "predictions.jsonl"
     by_number = {}
-    for row in read_lines(path):
+    for row in read_answers(path, "id", "cluster", "question", "prediction"):
         match = ROW_ID.fullmatch(str(row["id"]))
         if match is None:
             raise UserError(f"{path}: id {row['id']!r} names no row of the test split")

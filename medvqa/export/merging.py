@@ -14,6 +14,7 @@ from medvqa.config.schema import Config
 from medvqa.data.example import Example
 from medvqa.evaluation.answering import by_model
 from medvqa.evaluation.evaluate import Evaluator
+from medvqa.evaluation.phase_scores import read_answers
 from medvqa.models.encode import Encoder, encoder_of
 from medvqa.models.load import load_base
 from medvqa.models.loaded import LoadedModel
@@ -166,7 +167,7 @@ def reevaluate(
     equal = {}
     for name in sets:
         final = trained.directory / "evaluation" / "final" / name / "predictions.jsonl"
-        before = {row["id"]: row["prediction"] for row in read_lines(final)}
+        before = {row["id"]: row["prediction"] for row in read_answers(final, "id", "prediction")}
         rows = read_lines(evaluator.place(MERGED, name) / "predictions.jsonl")
         num_equal = sum(before.get(row["id"]) == row["prediction"] for row in rows)
         equal[name] = {"equal": num_equal, "of": len(rows)}

@@ -20,10 +20,12 @@ from medvqa.models.adapter import ADAPTER_FILE, load_adapter
 from medvqa.models.load import load_base, load_model
 from medvqa.models.loaded import LoadedModel
 from medvqa.tracking.record import DIVERGED, FINISHED, read_json, read_run
+from medvqa.tracking.shape import checked
 
 log = logging.getLogger(__name__)
 
 EXPORT_FILE = "export.json"
+GROUPS = ("model", "lora", "evaluation")  # of a config
 CALIBRATION_FILE = "calibration.json"
 
 
@@ -94,7 +96,7 @@ def read_trained(directory: Path) -> Trained:
     directory = directory.resolve()
     if is_run:
         _check_finished(directory, values)
-    config = values["config"]
+    config = checked(values["config"], dict[str, Any], directory / "run.json", GROUPS)
     trained = Trained(
         directory,
         Kind.run if is_run else Kind(values["kind"]),

@@ -134,7 +134,6 @@ def _record(label: str) -> dict[str, Any]:
         "path": None,
         "revision": None,
         "load_in_4bit": False,
-        "min_pixels": None,
         "max_pixels": None,
         "image_options": {},
     }

@@ -7,12 +7,12 @@ from typing import Any
 from medvqa.data.example import Score
 from medvqa.evaluation.comparison import arm_mean
 from medvqa.evaluation.confidence_summary import Confidence
-from medvqa.evaluation.probing import probe_place, probe_scores, read_probes
+from medvqa.evaluation.probed import probe_scores, read_probed
+from medvqa.evaluation.probing import probe_place, read_probes
 from medvqa.evaluation.score import GROUPS
 from medvqa.report.arms import Arm
 from medvqa.report.matching import aligned
 from medvqa.report.runs import AGREEMENT, CONFIDENCE, Answers
-from medvqa.tracking.record import read_lines
 
 PHASES = ("zero_shot", "final")
 
@@ -114,8 +114,7 @@ def arm_probes(arms: Sequence[Arm]) -> tuple[list[ArmProbe], list[str]]:
                     f"{set_name}; it is not shown"
                 )
                 continue
-            rows = [read_lines(probe_place(r.directory, probe, set_name) / "predictions.jsonl")
-                    for r in have]  # fmt: skip
+            rows = [read_probed(probe_place(r.directory, probe, set_name)) for r in have]
             probes.append(
                 ArmProbe(
                     arm=arm,

@@ -1,7 +1,7 @@
 """Confidence and probes of a study -> tables."""
 
 from medvqa.evaluation.confidence_summary import MEASURES
-from medvqa.evaluation.probing import MEASURES as RATES
+from medvqa.evaluation.probed import MEASURES as RATES
 from medvqa.report.runs import AGREEMENT
 from medvqa.report.study import Study
 from medvqa.report.table import Table, interval, probability

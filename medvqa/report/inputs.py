@@ -83,7 +83,7 @@ def _contamination(runs: Sequence[Run]) -> Iterator[str]:
 
 def _code(runs: Sequence[Run]) -> Iterator[str]:
     """Yield one line where the runs were computed by different code or libraries."""
-    codes = Counter(str(run.values.get("code", {}).get("sha256"))[:8] for run in runs)
+    codes = Counter(str((run.values.get("code") or {}).get("sha256"))[:8] for run in runs)
     if len(codes) > 1:
         counts = ", ".join(
             f"{number} by {'unknown code' if name == 'None' else name}"

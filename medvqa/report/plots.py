@@ -17,6 +17,7 @@ from medvqa.report.study import Study, phases_in_order
 from medvqa.report.table import probability
 from medvqa.tracking.progress import track
 from medvqa.tracking.record import read_lines
+from medvqa.tracking.shape import StepFile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -196,7 +197,7 @@ def loss(study: Study) -> "Figure | None":
 
 def loss_curve(run: Run) -> tuple[list[float], list[float], list[float]]:
     """Return steps, losses, and the steps at which each stage but the last ends."""
-    rows = read_lines(run.directory / "metrics.jsonl")
+    rows = read_lines(run.directory / "metrics.jsonl", StepFile)
     boundaries = [a["step"] + 0.5 for a, b in pairwise(rows) if a["stage"] != b["stage"]]
     block = max(1, -(-len(rows) // MOST_POINTS))
     blocks = [rows[i : i + block] for i in range(0, len(rows), block)]

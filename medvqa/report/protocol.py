@@ -8,6 +8,7 @@ from typing import Any
 from medvqa.report.arms import Arm
 from medvqa.report.runs import Run
 from medvqa.tracking import record
+from medvqa.tracking.shape import ContaminationFile, checked
 
 BUDGET = ("optimiser steps", "examples per step", "examples trained on")
 
@@ -57,9 +58,10 @@ def facts_of(run: Run, set_name: str) -> dict[str, str]:
 
 def _pixels(model: Mapping[str, Any]) -> str:
     """Return the pixel budget, or what stands in its place in a family without one."""
-    if model["max_pixels"] is not None:
-        return f"{model['min_pixels']} to {model['max_pixels']}"
-    return json.dumps(model["image_options"]) if model["image_options"] else "the model's own"
+    if model.get("max_pixels") is not None:
+        return f"{model.get('min_pixels')} to {model['max_pixels']}"
+    options = model.get("image_options")
+    return json.dumps(options) if options else "the model's own"
 
 
 def _test_set(run: Run, set_name: str) -> str:
@@ -85,14 +87,15 @@ def contamination(run: Run, set_name: str) -> str | None:
 
     Runs from before the gate have no contamination.json: nothing is known about them.
     """
-    stored = record.read_json(run.directory / "contamination.json")
+    path = run.directory / "contamination.json"
+    stored = checked(record.read_json(path), ContaminationFile, path)
     overlaps = stored.get("sets", {}).get(set_name, {})
-    bounds = run.config["contamination"]
-    if bounds["action"] == "drop":
+    bounds = run.config.get("contamination", {})
+    if bounds.get("action") == "drop":
         return None  # contaminated examples were left out before training
     above = [
         f"{overlaps[f'{kind}_overlap']:.0%} of {set_name}'s {noun} occur in training"
         for kind, noun in (("image", "pictures"), ("item", "questions"))
-        if overlaps.get(f"{kind}_overlap", 0.0) > bounds[f"max_{kind}_overlap"]
+        if overlaps.get(f"{kind}_overlap", 0.0) > bounds.get(f"max_{kind}_overlap", 0.0)
     ]
     return ", ".join(above) or None

@@ -3,25 +3,27 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from medvqa.config.errors import UserError
 from medvqa.evaluation.arrays import Array
 from medvqa.evaluation.confidence import answer_confidence
-from medvqa.evaluation.phase_scores import phase_place
+from medvqa.evaluation.phase_scores import phase_place, read_answers
 from medvqa.evaluation.score import GROUPS, SHOWN
+from medvqa.report.stored import REQUIRED, Groups, Reported, Stored, SweepFile
 from medvqa.sweep.job import State, read_status
 from medvqa.tracking import record
 from medvqa.tracking.files import is_locked
 from medvqa.tracking.progress import track
+from medvqa.tracking.shape import checked
 
 DAMAGED, OUTDATED = "damaged", "outdated"
 # Columns beside the metrics.
 CONFIDENCE, OVERCONFIDENCE, AGREEMENT = "confidence", "overconfidence", "agreement"
-required_of = itemgetter("question", "references", "prediction", "cluster", "exact_match")
 MAX_DEPTH = 4  # of run directories below a given one
+
+
 Entry = Mapping[str, Any]  # a job of sweep.json; empty for a run that no grid lists
 
 
@@ -133,9 +135,9 @@ def read_runs(places: Sequence[Path]) -> list[Run]:
 
 def _cells(place: Path, depth: int = 0) -> Iterator[tuple[Path, Entry]]:
     """Yield where a run is or should be, with what a sweep.json says about it."""
-    sweep = record.read_json(place / "sweep.json")
-    if sweep:
-        for entry in sweep["jobs"]:
+    path = place / "sweep.json"
+    if path.is_file():
+        for entry in checked(record.read_json(path), SweepFile, path)["jobs"]:
             yield place / entry["directory"], entry
     elif (place / "run.json").is_file():
         yield place, {}
@@ -151,6 +153,8 @@ def _read(directory: Path, entry: Entry, interned: dict[Question, Question]) -> 
     try:
         values = record.read_run(directory)
         state, error = _state(directory, entry, values)
+        if state in (record.FINISHED, record.DIVERGED):
+            checked(values, Reported, directory / "run.json")
         if state == record.FINISHED:
             places = directory.glob("evaluation/*/*/metrics.json")
             answers = [_answers(path.parent, interned) for path in places]
@@ -194,8 +198,8 @@ def _answers(place: Path, interned: dict[Question, Question]) -> Answers:
     import numpy as np
 
     stored = record.read_json(place / "metrics.json")
-    if missing := {"phase", "set_name", "step", "summary"} - set(stored):
-        raise UserError(f"{place / 'metrics.json'} is damaged: no {', '.join(sorted(missing))}")
+    for kind in (Stored, Groups):
+        checked(stored, kind, place / "metrics.json")
     path = place / "predictions.jsonl"
     rows = list(_prediction_rows(path))
     expected = stored["summary"]["overall"]["exact_match"]["num_examples"]
@@ -229,11 +233,7 @@ def _question(row: Mapping[str, Any]) -> Question:
 
 
 def _prediction_rows(path: Path) -> Iterator[dict[str, Any]]:
-    for number, row in enumerate(record.read_lines(path), start=1):
-        try:
-            required_of(row)
-        except KeyError as error:
-            raise UserError(f"{path}, line {number} is damaged ({error})") from error
+    for row in read_answers(path, *REQUIRED):
         if (logprob := row.get("logprob_mean")) is not None:
             row[CONFIDENCE] = answer_confidence(logprob)
             row[OVERCONFIDENCE] = row[CONFIDENCE] - row["exact_match"]

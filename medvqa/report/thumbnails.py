@@ -63,7 +63,7 @@ def _sources(arms: Sequence[Arm]) -> list[tuple[str, SourceConfig, int | None, i
     for arm in arms:
         data = arm.config["data"]
         for name, values in data["evaluation"].items():
-            limit, seed = data.get("evaluation_limit"), int(data["seed"])
+            limit, seed = data.get("evaluation_limit"), int(data.get("seed", 0))
             key = json.dumps([values, limit, seed], sort_keys=True)
             sources.setdefault(key, (name, typed_group(SourceConfig, values), limit, seed))
     return list(sources.values())

@@ -11,7 +11,8 @@ from typing import IO, Any
 
 from medvqa.config.errors import UserError
 from medvqa.config.machine import make_directory
-from medvqa.tracking.record import DamagedError, read_run
+from medvqa.tracking.record import read_run
+from medvqa.tracking.shape import DamagedError
 
 PATIENCE_S = 10.0  # for a process that is about to leave a directory
 # Written by a run or a command about it; `fresh=true` moves nothing else.

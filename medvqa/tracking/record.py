@@ -11,26 +11,17 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 from medvqa.config.earlier import upgraded
 from medvqa.config.errors import DivergenceError, UserError
+from medvqa.config.schema import Config
 from medvqa.config.secrets import masked, masked_text, masked_values
 from medvqa.tracking.environment import environment, git_state, now
+from medvqa.tracking.shape import FIX, DamagedError, RunFile, checked
 
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 DIVERGED = "diverged"
-
-
-# Entries of run.json that a continued run reads, with the type that it writes.
-ENTRIES: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("seconds", "evaluation_seconds", "rows"), Mapping),
-    **{"code": (Mapping, type(None)), "num_starts": int, "state": str},
-}
-
-
-class DamagedError(UserError):
-    """A file of the run cannot be read; starting over helps."""
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -52,6 +43,12 @@ def _finite(value: Any) -> Any:
     return value
 
 
+class Configured(TypedDict):
+    """What run.json and export.json have in common."""
+
+    config: Config
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the file's object, or an empty one where there is no file.
 
@@ -63,9 +60,9 @@ def read_json(path: Path) -> dict[str, Any]:
             return {}
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{path} is damaged ({error}); say fresh=true to start over") from error
+        raise DamagedError(f"{path} is damaged ({error}); {FIX}") from error
     if not isinstance(values, dict):
-        raise DamagedError(f"{path} is damaged: no JSON object; say fresh=true to start over")
+        raise DamagedError(f"{path} is damaged: no JSON object; {FIX}")
     return values
 
 
@@ -78,13 +75,11 @@ def read_run(directory: Path, name: str = "run.json") -> dict[str, Any]:
     values = read_json(directory / name)
     if values and not isinstance(values.get("config"), Mapping):
         raise UserError(f"{directory / name} is no record of a run; give another directory")
-    for entry, kind in ENTRIES.items():
-        if entry in values and not isinstance(values[entry], kind):
-            raise DamagedError(
-                f"{directory / name} is damaged ({entry} is {values[entry]!r:.40}); say fresh=true "
-                "to start over"
-            )
-    return values | {"config": upgraded(values["config"])} if values else {}
+    if not values:
+        return {}
+    config = upgraded(values["config"])
+    checked({"config": config}, Configured, directory / name)
+    return checked(values, RunFile, directory / name) | {"config": config}  # type: ignore[no-any-return]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -152,8 +147,14 @@ class JsonLines:
         self.close()
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a log; a last line that a kill cut off is left out."""
+def read_lines(path: Path, kind: Any = None, required: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """Return the rows of a log, checked as `shape.checked` does where there is a kind.
+
+    A last line that a kill cut off is left out.
+
+    Raises:
+        UserError: Naming the line, if one is damaged.
+    """
     if not path.is_file():
         return []
     # Not splitlines(), which also splits at U+2028 and the like inside an answer.
@@ -165,9 +166,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict):
-            rows.append(row)
+            place = f"{path}, line {number}"
+            rows.append(row if kind is None else checked(row, kind, place, required))
         elif number < len(lines):
-            raise UserError(f"{path}, line {number} is damaged; say fresh=true")
+            raise DamagedError(f"{path}, line {number} is damaged; {FIX}")
     return rows
 
 

@@ -9,11 +9,11 @@ from medvqa.config.evaluation import BertScoreConfig, EvaluationConfig, ProbeNam
 from medvqa.evaluation.answering import by_model
 from medvqa.evaluation.evaluate import Evaluator
 from medvqa.evaluation.generate import Answer
+from medvqa.evaluation.probed import probe_scores
 from medvqa.evaluation.probes import probe_questions
 from medvqa.evaluation.probing import (
     ask_probes,
     probe_rows,
-    probe_scores,
     probes_table,
     read_probes,
 )

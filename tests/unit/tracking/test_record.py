@@ -12,7 +12,6 @@ from medvqa.config.errors import UserError
 from medvqa.tracking import record
 from medvqa.tracking.files import directory_lock
 from medvqa.tracking.record import (
-    ENTRIES,
     JsonLines,
     RunRecord,
     read_json,
@@ -20,6 +19,7 @@ from medvqa.tracking.record import (
     read_run,
     write_json,
 )
+from medvqa.tracking.shape import RunFile
 
 SETTINGS = {"run_id": "abc", "config": {"seed": 1}, "overrides": ["seed=1"]}
 HOLD = """
@@ -170,8 +170,8 @@ def test_an_error_that_repeats_a_secret_is_kept_without_it(tmp_path: Path) -> No
     assert read_json(path)["error"] == "RuntimeError: 401 for https://***@x.org/d?token=***"
 
 
-@pytest.mark.parametrize("entry", [*ENTRIES])
+@pytest.mark.parametrize("entry", [name for name in RunFile.__annotations__ if name != "overrides"])
 def test_an_entry_of_a_wrong_kind_is_damage_and_named(tmp_path: Path, entry: str) -> None:
     write_json(tmp_path / "run.json", {"config": {}, entry: []})
-    with pytest.raises(UserError, match=rf"run\.json is damaged \({entry} is \[\]\); say fresh"):
+    with pytest.raises(UserError, match=rf"run\.json is damaged: {entry} is \[\], .*; say fresh"):
         read_run(tmp_path)
