@@ -97,8 +97,8 @@ def views(
         stored: (N, 3, 512, 512) bytes.
         size: Height and width.
         generator: On the CPU.
-        strength: 1 cuts small, turned, flipped, inverted and grey views. 0.2 hardly changes a
-            picture and never flips it, since left and right have a meaning.
+        strength: At 1, views are small, turned, flipped, inverted and grey. At 0.2, a picture
+            hardly changes and is never flipped, since left and right have a meaning.
     """
     import torch
 
