@@ -78,8 +78,8 @@ class TrainingConfig:
             holds, whatever micro_batch_size says; the step stays the same.
         sharding: `fsdp2` spreads the frozen base over the GPUs, for one that no GPU holds.
             transformers' own modules compute, with micro_batch_size as it is.
-        rank_timeout_s: Seconds that a GPU of several waits for another one within a step. Then the
-            run fails, instead of waiting for a process that hangs.
+        rank_timeout_s: Seconds that a GPU of several waits for another one within a step; outside
+            a step, 24 times as long. Then the run fails, as one process hangs.
     """
 
     max_steps: int = bounded("[0, 1000000]", 40)

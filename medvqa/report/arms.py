@@ -15,7 +15,7 @@ from medvqa.tracking.record import DIVERGED, FINISHED
 MODEL_KEYS = ("model.name", "model.path", "model.revision", "model.load_in_4bit")
 # What tells no arm from another: no answer depends on it, or the arm's label says it.
 UNTOLD = ("seed", "only_evaluate", *(f"evaluation.{name}" for name in (
-    "blind", "zero_shot", "after_each_stage", "bootstrap_samples", "batch_size", "cache",
+    "blind", "zero_shot", "after_each_stage", "bootstrap_samples", "batch_size",
     "probes", "rephrasings")))  # fmt: skip
 # What a run that only evaluates never uses.
 TRAINING_KEYS = ("training.", "lora.", "curriculum.", "contamination.", "data.training")

@@ -100,10 +100,12 @@ def few_seeds(comparisons: Sequence[Comparison]) -> list[str]:
     sizes = [c.detectable for c in comparisons if c.detectable]
     least, most = (f"{100 * pick(sizes, default=0.5):.0f}" for pick in (min, max))
     most = most if len(sizes) == len(comparisons) else "more than 50"
-    spread = f"about {least}" if least == most else f"about {least} to {most}"
+    spread = f"{least} points"
+    if least != most:
+        spread = f"{least} to {most} points, depending on the metric"
     return [
-        f"With {fewest} seeds per arm, this study can show differences of {spread} points, "
-        "depending on the metric. It cannot show that a smaller difference is absent."
+        f"With {fewest} seeds per arm, this study can show differences of about {spread}. "
+        "It cannot show that a smaller difference is absent."
     ]
 
 

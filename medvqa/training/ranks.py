@@ -16,10 +16,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 
-# Ranks wait for the first one while it scores; torchrun, not this limit, notices one that died.
-PATIENCE = timedelta(days=1)
-# Within a step none waits for long: another limit holds there (training.rank_timeout_s).
+# Within a step no rank waits for long for another one: training.rank_timeout_s.
 STEP_TIMEOUT_S = 600
+# Outside a step they wait while the slowest one loads, answers, scores or writes: so many times
+# as long, by default four hours. torchrun notices a rank that died at once.
+TIMES_OUTSIDE = 24
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def join(device: Device, timeout_s: int = STEP_TIMEOUT_S) -> Ranks:
 
     Args:
         device: As configured.
-        timeout_s: Seconds that a rank waits for another one's tensors before it fails.
+        timeout_s: Seconds that a rank waits for another one's tensors before it fails; outside a
+            step, `TIMES_OUTSIDE` times as long.
     """
     import torch
     import torch.distributed as dist
@@ -132,7 +134,7 @@ def join(device: Device, timeout_s: int = STEP_TIMEOUT_S) -> Ranks:
     on_cpu = device is Device.cpu
     if not on_cpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=TIMES_OUTSIDE * timeout_s))
     limit, backend = timedelta(seconds=timeout_s), "gloo" if on_cpu else "nccl"
     tensors = dist.new_group(backend=backend, timeout=limit)
     if not on_cpu:

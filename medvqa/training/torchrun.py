@@ -20,6 +20,7 @@ from typing import Any
 from medvqa.config.errors import DivergenceError, RankError, UserError
 from medvqa.config.machine import leave_at_once, process_environment
 from medvqa.tracking import record
+from medvqa.training.ranks import TIMES_OUTSIDE
 
 GRACE_S = 15.0  # for the first rank to mark its run as interrupted
 SHOWN_LINES = 20
@@ -106,7 +107,7 @@ def _failure(place: Path, num_ranks: int, exit_code: int) -> Exception:
     if any(words in text for words in TIMEOUTS for text in (log, *(e["text"] for e in errors))):
         return RankError(
             f"one of {num_ranks} ranks hangs: another one waited for it longer than "
-            "training.rank_timeout_s"
+            f"training.rank_timeout_s (outside a step, {TIMES_OUTSIDE} times that)"
         )
     for name, code in codes.items():
         if code < 0 and -code != signal.SIGTERM:  # which torchrun sends to the others

@@ -32,6 +32,7 @@ from medvqa.tracking.record import read_lines
 from medvqa.training.loop import Trainer
 from medvqa.training.optimizer import AdapterOptimizer
 from medvqa.training.ranks import Ranks, join, leave
+from medvqa.training.torchrun import TIMEOUTS
 from tests.conftest import PATIENCE_S, TINY, start, wait_for
 from tests.unit.config.test_compose import composed
 from tests.unit.training.test_loop import BASE, STAGES, adapter, make_plan
@@ -190,7 +191,7 @@ def test_a_rank_that_hangs_ends_the_run_in_one_line_and_the_run_goes_on(tmp_path
     os.kill(ranks[1], signal.SIGCONT)  # torchrun would kill it after half a minute
     output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1, output
-    line = "one of 2 ranks hangs: another one waited for it longer than training.rank_timeout_s"
+    line = "one of 2 ranks hangs: another one waited for it longer than training.rank_timeout_s ("
     assert line in output
     assert "Traceback" not in output
     assert line in run_json(directory)["error"]
@@ -443,6 +444,23 @@ def test_ranks_wait_longer_than_within_a_step_while_the_first_one_reads_the_weig
     def check(ranks):
         impatient = dist.new_group(timeout=timedelta(seconds=1))
         sharding.sharded_base(TINY, torch.float32, torch.device("cpu"), impatient)
+
+    in_ranks(2, check)
+
+
+def test_a_rank_that_hangs_outside_a_step_is_noticed_by_the_others(monkeypatch):
+    monkeypatch.setattr(join, "__defaults__", (1,))  # seconds within a step
+    monkeypatch.setattr("medvqa.training.ranks.TIMES_OUTSIDE", 2)
+
+    def check(ranks):
+        if ranks.rank == 1:
+            time.sleep(8)  # loads, answers or writes
+            os._exit(0)
+        started = time.monotonic()
+        with pytest.raises(RuntimeError, match=TIMEOUTS[1]):
+            ranks.gather(ranks.rank)
+        assert 1 < time.monotonic() - started < 7
+        os._exit(0)
 
     in_ranks(2, check)
 
