@@ -5,7 +5,7 @@
     results = [run(compose([f"curriculum={name}"])) for name in ("open_first", "mixed")]
     report(results)  # a notebook shows the page; .write(directory) keeps it
 
-A mistake in what is given raises `medvqa.config.errors.UserError` with one clear line.
+A mistake in the arguments raises `medvqa.config.errors.UserError` with one clear line.
 """
 
 from collections.abc import Mapping, Sequence

@@ -145,8 +145,8 @@ def _asks_for_help() -> bool:
 
 
 def _wrapped_help() -> None:
-    """Print Hydra's help, whose lists of choices know no end of a line, in 100 columns."""
-    with redirect_stdout(io.StringIO()) as output, suppress(SystemExit):  # it leaves with 0
+    """Print Hydra's help in 100 columns; Hydra writes each list of choices as one long line."""
+    with redirect_stdout(io.StringIO()) as output, suppress(SystemExit):  # it exits with 0
         train()
     for line in output.getvalue().rstrip().splitlines():
         indent = " " * (len(line) - len(line.lstrip()) + 4)
@@ -182,10 +182,10 @@ def guarded(action: Callable[[], Any]) -> None:
     A session or a scheduler that ends the process is Ctrl-C for it: run.json says interrupted.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` has a hang-up ignored
+        if signal.getsignal(number) is signal.SIG_DFL:  # under `nohup` a hang-up is ignored
             signal.signal(number, signal.default_int_handler)
     before = os.environ.get("HYDRA_FULL_ERROR")
-    # Hydra would print its own message and leave; with this it raises, and we speak.
+    # By default Hydra prints its own message and exits. With this it raises, and we print ours.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         action()

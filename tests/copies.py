@@ -110,7 +110,7 @@ def imaging_combined(folder: Path, *, num_rows: int = 30) -> Path:
 
 
 def vqa_med_2019(folder: Path, *, num_images: int = 8) -> Path:
-    """Write the training folder: four questions a picture, one of each category."""
+    """Write the training folder: four questions per picture, one of each category."""
     root = folder / "ImageClef-2019-VQA-Med-Training"
     (root / "QAPairsByCategory").mkdir(parents=True)
     (root / "Train_images").mkdir()

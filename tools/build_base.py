@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def spoken_rows(examples: Sequence[Example]) -> Iterator[Example]:
-    """Yield real rows as plain text about their pictures: three prompts a row, none a question.
+    """Yield real rows as plain text about their pictures: three prompts per row, none a question.
 
     The words of question and answer become known, and which picture they belong to; answering is
     left to fine-tuning.

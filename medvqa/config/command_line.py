@@ -36,7 +36,7 @@ class CommandParser(argparse.ArgumentParser):
         return self.add_argument_group(title).add_argument
 
     def error(self, message: str) -> NoReturn:
-        """Raise a `UserError`; argparse itself would print the usage and leave."""
+        """Raise a `UserError`; argparse itself would print the usage and exit."""
         raise UserError(f"{message}; `{self.prog} --help` shows the options and an example")
 
 

@@ -35,10 +35,10 @@ def process_environment(num_processes: int, *, gpus: str = "") -> dict[str, str]
 
 
 def leave_at_once() -> None:
-    """Let this process end without a last walk of the collector through all that it holds.
+    """Let this process end without freeing its objects one by one.
 
-    With torch and transformers these are a million objects, and freeing them one by one takes three
-    seconds, which the system does at once. Exit handlers run as ever.
+    With torch and transformers it holds a million objects, and freeing each takes three seconds in
+    all. The system frees them at once. Exit handlers still run.
     """
     atexit.register(gc.freeze)
     atexit.register(gc.disable)

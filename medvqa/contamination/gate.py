@@ -158,7 +158,7 @@ def record_overlap(
 
 
 def overlap_table(overlap: Overlap) -> "Table":
-    """Return a row an evaluation set."""
+    """Return one row per evaluation set."""
     columns = (
         *("evaluation set", "pictures in training", "same file", "look-alike", "mirrored"),
         *("questions on them", "same question, answer and picture", "same text, other picture"),

@@ -67,7 +67,7 @@ class NearIndex:
             near = distance <= self.max_distance
             pairs.append(query[near] * len(self._hashes) + index[near])
             distances.append(distance[near])
-        # A pair that agrees in several words was found as often.
+        # A pair that agrees in several words was found several times.
         unique, first = np.unique(np.concatenate(pairs), return_index=True)
         query, index = np.divmod(unique, max(1, len(self._hashes)))
         return query, index, np.concatenate(distances)[first]

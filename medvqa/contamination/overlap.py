@@ -130,7 +130,7 @@ def _named(unreadable: Mapping[Key, str], examples: Sequence[Example]) -> list[s
 
 
 class _Tally:
-    """Counts rows; the training pool passes by once, only evaluation rows are kept."""
+    """Counts rows. Only evaluation rows are kept in memory; the training pool is read once."""
 
     def __init__(self, sets: Mapping[str, Sequence[Example]], matches: PictureMatches) -> None:
         self.matches = matches

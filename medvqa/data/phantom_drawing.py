@@ -126,7 +126,7 @@ def _lesions(
 
     sign = -1 if scene.side == "left" else 1
     radius = RADIUS_PX[scene.size] / 58
-    # One slot a lesion, apart from each other for the largest radius.
+    # One slot per lesion, so far apart that the largest lesions do not touch.
     slots = rng.permutation([-0.44, -0.06, 0.32])[: scene.num_lesions]
     if scene.organ == "abdomen":
         slots = slots * 0.9 - 0.06

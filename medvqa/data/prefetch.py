@@ -17,7 +17,7 @@ def ahead(
     num_waiting: int | None = None,
     initializer: Callable[[], None] | None = None,
 ) -> Generator[Result]:
-    """Yield the function's results in order; threads compute the next ones meanwhile.
+    """Yield the function's results in order, while threads compute the next ones.
 
     Args:
         function: Computes a result.

@@ -170,7 +170,7 @@ def _f1(scorer: Any, pairs: Sequence[tuple[str, str]], device: str) -> list[floa
 
 @functools.lru_cache(maxsize=2)
 def _scorer(model: str, num_layers: int | None, rescale: bool, device: str) -> Any:
-    # Loaded once a process: it serves the evaluation after each stage.
+    # Loaded once per process: the evaluation after each stage uses it again.
     from transformers.utils import logging as transformers_logging
 
     is_minilm = model == "minilm"

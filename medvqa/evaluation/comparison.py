@@ -41,7 +41,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class ArmMean:
-    """One arm's score; `variance_of` says what the interval speaks of."""
+    """One arm's score; `variance_of` names the sources of variance in the interval."""
 
     score: Score
     num_seeds: int
@@ -51,7 +51,7 @@ class ArmMean:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmComparison:
-    """Two arms on the same questions; `variance_of` says what the interval speaks of.
+    """Two arms on the same questions; `variance_of` names the sources in the interval.
 
     Attributes:
         difference: Mean over runs and questions, with the interval to report.

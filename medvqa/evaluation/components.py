@@ -60,7 +60,7 @@ def by_component(
         sums: Of one or two arms, the scores' sums as (runs, pictures).
         sizes: Questions of each picture.
         paired: Whether run i of all arms shares its seed.
-        others: Of more arms, each run's mean; they help to tell how much seeds vary.
+        others: Of more arms, each run's mean; they help to estimate how much seeds vary.
     """
     pair = [sums[0] - sums[1]] if paired and len(sums) > 1 else list(sums)
     over_pictures = _over_pictures(_mean_of_pair(sums), sizes)

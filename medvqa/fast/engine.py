@@ -46,7 +46,7 @@ class FusedEngine(PackedModel):
         """
         rows = [sample.prompt_ids + sample.answer_ids for sample in samples]
         num_added = self.decoder.num_added_tokens(sum(map(len, rows)))
-        if num_added:  # as a sequence that no other sees and that no loss asks for
+        if num_added:  # one more sequence, which no other sees and no loss covers
             rows.append((self._end_token_id,) * num_added)
         packed = self.pack(samples, rows)
         targets = np.concatenate([sample.answer_ids for sample in samples])

@@ -23,7 +23,7 @@ class LowRank(NamedTuple):
     Attributes:
         low: (N, R) products with the A matrices; None without adapters.
         stacked: (R, I) the A matrices.
-        masks: One (N, I) an adapted layer where dropout is on: 1 / (1 - p) or 0.
+        masks: One (N, I) per adapted layer where dropout is on: 1 / (1 - p) or 0.
     """
 
     low: torch.Tensor | None

@@ -27,7 +27,7 @@ def patches_to_device(patches: Sequence[torch.Tensor], device: torch.device) -> 
         return torch.cat(list(patches))
     shape = (sum(map(len, patches)), *patches[0].shape[1:])
     joined = torch.empty(shape, dtype=patches[0].dtype, pin_memory=True)
-    # Bytes, by one thread: one of PyTorch's that lacks a core holds the others up for 10 ms.
+    # Bytes, copied by one thread: PyTorch's threads would wait 10 ms for one that lacks a core.
     source = [own.contiguous().view(torch.uint8).numpy() for own in patches]
     np.concatenate(source, out=joined.view(torch.uint8).numpy())
     return joined.to(device, non_blocking=True)

@@ -31,7 +31,7 @@ class LayerShapes:
 
 
 def kept_bytes(shapes: LayerShapes, engine: str, *, dropout: float) -> int:
-    """Return the bytes of a token and layer that autograd keeps, computing in 16 bits."""
+    """Return the bytes that autograd keeps per token and layer, computing in 16 bits."""
     plain = KEPT["norm" if shapes.has_query_norm else "no norm", engine]
     more = KEPT_BY_DROPOUT[engine] if dropout else (0, 0, 0, 0)
     widths = (shapes.hidden, shapes.query_width, shapes.key_width, shapes.mlp)

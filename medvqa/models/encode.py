@@ -161,7 +161,7 @@ class Encoder:
     def encode_batch(
         self, examples: Sequence[Example], *, training: bool, size: int | None = None
     ) -> list[Sample]:
-        """Return the examples' samples, with the batches encoded that will be asked for.
+        """Return the examples' samples, whose coming batches are already encoded.
 
         Args:
             examples: Of one or more batches.
@@ -187,10 +187,10 @@ class Encoder:
 
 
 def encode_alone() -> Callable[[], None]:
-    """Return what lets a thread that begins with it compute with PyTorch without helpers.
+    """Return a thread's first call, by which it computes with PyTorch without helper threads.
 
-    Several threads encode already; helpers of each would keep the one that launches the GPU's work
-    from its core. The calling thread keeps its own; threads that begin later have none either.
+    Several threads encode already. Helpers of each would take the core of the thread that launches
+    the GPU's work. The calling thread keeps its helpers; threads that begin later have none either.
     """
     import torch
 

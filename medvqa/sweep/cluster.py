@@ -14,7 +14,7 @@ ENDED = tuple(state for state in State if state not in (State.waiting, State.run
 def run_on_node(job: Job) -> str:
     """Run the job, unless it is finished; return its state.
 
-    The job has a process of its own. If it crashes or runs out of memory, this one records that.
+    The job has a process of its own. If that crashes or runs out of memory, this one records it.
     """
     if job.is_finished:
         return State.finished.value

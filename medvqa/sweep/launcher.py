@@ -115,8 +115,8 @@ class GridLauncher(Launcher):
     def _restarted(self, jobs: Sequence[Job], cache: dict[str, Any]) -> set[Path]:
         """Return the directories that fresh=true starts over.
 
-        Where some cells of a grid cannot be shown as they are, only these. A search starts over as
-        a whole.
+        These are the cells of a grid that cannot be shown as they are, or else all. A search starts
+        over as a whole.
         """
         every = {job.directory for job in jobs}
         if self.config.hydra.sweeper._target_ != BASIC_SWEEPER:

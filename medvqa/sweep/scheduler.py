@@ -26,7 +26,7 @@ class Scheduler:
         slots: GPU indices, or "" for a slot on the CPU; a job takes `training.gpus` of them.
         warm: Whether a worker runs several jobs that one loaded model can serve, each on one GPU.
         timeout_s: Wall time after which a job is ended; None for no limit.
-        fail_fast: Whether the first failure ends the other jobs, which can be gone on with.
+        fail_fast: Whether the first failure ends the other jobs, which can be continued.
         show_change: Called in the slots' threads whenever a job's status changes.
         command: Starts a worker.
     """
@@ -145,7 +145,7 @@ def grouped(slots: Sequence[str], size: int) -> list[str]:
         UserError: If there are not enough for one group.
     """
     if size > len(slots):
-        more = f"hydra.launcher.slots={size}" if "" in slots else "fewer GPUs a job"
+        more = f"hydra.launcher.slots={size}" if "" in slots else "fewer GPUs per job"
         raise UserError(
             f"training.gpus={size} takes {size} slots, but there are {len(slots)}; use {more}"
         )

@@ -96,9 +96,9 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait, so that who goes on from here finds the checkpoint whole.
+        """Wait, so that the code behind the block finds the checkpoint whole.
 
-        Where the disk is full, whatever else could not be written is its consequence.
+        The error of a full disk replaces an `OSError` of the block, which follows from it.
         """
         if kind is None:
             self.settle()

@@ -1,6 +1,6 @@
-"""When the device comes to a place in its work, and numbers that are still on their way from it.
+"""When a GPU reaches a place in its work, and numbers that are still on their way from it.
 
-A GPU works behind the host: reading a number right away would wait for all that was launched since.
+A GPU works behind the host. Reading a number at once would wait for all work launched since.
 """
 
 import time

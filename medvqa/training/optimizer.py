@@ -66,7 +66,7 @@ class AdapterOptimizer:
         gradients = [(i, p.grad) for i, p in enumerate(self.parameters) if p.grad is not None]
         first = [(i, gradient) for i, gradient in gradients if not self._is_summed[i]]
         more = [(i, gradient) for i, gradient in gradients if self._is_summed[i]]
-        # A call for all of them, not one each: a step would wait for the host otherwise.
+        # One call for all tensors: with one call per tensor, a step would wait for the host.
         with torch.no_grad():
             if first:
                 torch._foreach_copy_([self._sums[i] for i, _ in first], [g for _, g in first])
@@ -83,7 +83,7 @@ class AdapterOptimizer:
             parameter.grad = None
 
     def gradients(self) -> "list[torch.Tensor]":
-        """Return what the next step goes by, in full precision; zeros where there is none."""
+        """Return the gradients of the next step in full precision; zeros where there is none."""
         import torch
 
         for i, parameter in enumerate(self.parameters):

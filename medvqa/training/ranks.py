@@ -1,4 +1,4 @@
-"""The processes of one run on several GPUs, and what they tell each other."""
+"""The processes of one run on several GPUs, and the values that they exchange."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ TIMES_OUTSIDE = 24
 class Ranks:
     """One process's view of all; alone unless torchrun started several.
 
-    Every method but `share` and `step_seed` is a meeting: each rank must call it, in the same
+    Every method but `share` and `step_seed` is collective: all ranks must call it, in the same
     order.
 
     Attributes:
@@ -75,9 +75,9 @@ class Ranks:
         return values
 
     def total(self, counts: Sequence[int], device: "torch.device") -> "Sequence[Any]":
-        """Return each count summed over the ranks, as numbers alone and else on the device.
+        """Return each count summed over the ranks; with several ranks, tensors on the device.
 
-        There the ranks' GPUs meet, and no host waits for another.
+        On the device the ranks' GPUs wait for each other, and no host does.
         """
         if self.size == 1:
             return counts
@@ -144,7 +144,7 @@ def join(device: Device, timeout_s: int = STEP_TIMEOUT_S) -> Ranks:
 
 
 def leave() -> None:
-    """Part from the other processes after the last meeting."""
+    """Leave the group of processes after the last collective call."""
     import torch.distributed as dist
 
     dist.destroy_process_group()

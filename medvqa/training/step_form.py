@@ -1,7 +1,7 @@
 """Which form of a training step fits into a GPU's memory, decided before the first step.
 
-Fewer samples at once cost a pass of all weights each, computing layers again costs a third of the
-products. Running out of memory still changes the form later, in the same order.
+With fewer samples at once, a step needs more passes over all weights. Computing layers again costs
+a third of the products. Running out of memory still changes the form later, in the same order.
 """
 
 import logging

@@ -108,7 +108,7 @@ class StepLog:
                 raise diverged(f"{name}={row[name]}", row["step"], row["learning_rate"])
 
     def sync(self) -> None:
-        """Bring all steps to the disk, before a checkpoint that goes on behind them."""
+        """Bring all steps to the disk, before the checkpoint that continues from them."""
         self.flush()
         self._last_end = None  # what comes between is no step
         self._metrics.sync()

@@ -132,7 +132,7 @@ def _mark_ended(path: Path, error: BaseException) -> None:
 
 
 def main() -> None:
-    """Be torchrun, with the exit codes of the ranks in a file instead of prose on the console."""
+    """Run torchrun; write the ranks' exit codes to a file instead of prose to the console."""
     leave_at_once()
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
