@@ -8,7 +8,6 @@ gives realistic token counts. The PyPI package dashscope has that of the first f
 (resources/qwen.tiktoken). The vocabularies of the others are in `hubfiles` of the shared directory.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import transformers
 import yaml
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
+from benchmarks.runs import parser_of
 from tools.base_model import CHAT_TEMPLATE
 
 SHAPES: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("shapes.yaml").read_text())
@@ -28,22 +28,6 @@ SPECIAL_TOKENS = [
         *("image_pad", "video_pad"),
     )
 ]
-
-
-def build(name: str, tokenizer: Path | None, shared: Path | None) -> tuple[Any, Any]:
-    """Return the model with random bfloat16 weights on the fastest device, and its processor."""
-    if "family" in SHAPES[name]:
-        assert shared is not None, "give --shared"
-        config, processor = of_family(SHAPES[name], shared)
-    else:
-        assert tokenizer is not None, "give --tokenizer"
-        config, processor = of_class(SHAPES[name], tokenizer)
-    torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
-    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
-    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    return model, processor
 
 
 def of_class(shape: dict[str, Any], vocabulary: Path) -> tuple[Any, Any]:
@@ -111,14 +95,23 @@ def of_family(shape: dict[str, Any], shared: Path) -> tuple[Any, Any]:
 
 
 def main() -> None:
-    """Build the model and save it with its processor."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Build the model in bfloat16 on the fastest device and save it with its processor."""
+    parser = parser_of(__doc__)
     parser.add_argument("name", choices=SHAPES)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--shared", type=Path)
     options = parser.parse_args()
-    model, processor = build(options.name, options.tokenizer, options.shared)
+    shape = SHAPES[options.name]
+    of, option = (of_family, "shared") if "family" in shape else (of_class, "tokenizer")
+    if getattr(options, option) is None:
+        parser.error(f"{options.name} needs --{option}")
+    config, processor = of(shape, getattr(options, option))
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.save_pretrained(options.directory, max_shard_size="5GB")  # as on the hub
     processor.save_pretrained(options.directory)
 

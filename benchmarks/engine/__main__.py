@@ -1,8 +1,9 @@
 """Rates and equality of the engines, on one model with random weights at real shapes.
 
-    python -m benchmarks.engine qwen3_vl_8b --vqa-rad DIR --tokenizer PATH/qwen.tiktoken --out FILE
-    python -m benchmarks.engine gemma3_4b --vqa-rad DIR --shared DIR --training plain:8 --out FILE
+    python -m benchmarks.engine qwen3_vl_8b --model-path DIR --vqa-rad DIR --out FILE
     python -m benchmarks.engine tiny --vqa-rad DIR --out FILE     # a CPU, for correctness
+
+`benchmarks/random_models.py` writes the model's directory.
 
 `--parts` chooses what is measured:
 
@@ -13,7 +14,7 @@
     profile     where a step spends its time, by kind of kernel (a GPU only)
     cards       training within the memory of smaller cards (a GPU only)
 
-All share one model, made on the device; `--four-bit` and `--checkpointing` change that model.
+All share one loaded model; `--four-bit` and `--checkpointing` change how it is loaded.
 Answers of random weights are noise and are compared with each other only. How other libraries
 compare, and how long a start takes, is measured by `benchmarks.peers`.
 """
@@ -24,7 +25,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.engine.workload import PICTURES, TINY, prepare, record_name
+from benchmarks.engine.workload import PICTURES, SIDE, TINY, prepare, record_name
 from benchmarks.runs import Row, parser_of, provenance
 from medvqa.config.model import Backend, BasePrecision
 from medvqa.config.training import Engine
@@ -67,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unknown = {*options.parts} - {*PARTS} | {*options.pictures} - {*PICTURES}
     if unknown:
         parser.error(f"no such part or pictures: {', '.join(sorted(unknown))}")
-    options.side = options.side or (128 if options.model == TINY else 512)
+    if options.model != TINY and options.model_path is None:
+        parser.error(f"{options.model} needs --model-path")
+    options.side = options.side or (128 if options.model == TINY else SIDE)
     record = Record(options)
     bench = prepare(options)
     for engine in (Engine.plain, Engine.fused):
@@ -89,12 +92,10 @@ def engine_parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = parser_of(__doc__)
     add = parser.add_argument
-    add("model", help="`tiny` or a name of benchmarks/shapes.yaml")
+    add("model", help="`tiny`, or a name for the record")
     add("--vqa-rad", type=Path, required=True)
     add("--out", type=Path, required=True)
     add("--parts", type=_words, default=("training", "answering"))
-    add("--tokenizer", type=Path, help="qwen.tiktoken, to make a model on the device")
-    add("--shared", type=Path, help="with hubfiles/, to make a model of another family")
     add("--model-path", type=Path, help="saved by benchmarks/random_models.py")
     add("--backend", choices=[backend.name for backend in Backend], default="transformers")
     add("--four-bit", action="store_true")

@@ -1,10 +1,10 @@
-"""What is measured: a model, made or loaded once per process, and VQA-RAD's questions."""
+"""What is measured: a model, loaded once per process, and VQA-RAD's questions."""
 
 import argparse
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medvqa.config.data import SourceConfig
 from medvqa.config.lora import LoraConfig
@@ -12,10 +12,8 @@ from medvqa.config.model import Backend, BasePrecision, ModelConfig
 from medvqa.data.example import Example
 from medvqa.data.image import ImageBytes
 from medvqa.data.pool import load_examples
-from medvqa.models.adapter import reset_adapter
 from medvqa.models.encode import Encoder
-from medvqa.models.families import qwen
-from medvqa.models.load import load_model, with_adapter
+from medvqa.models.load import load_model
 from medvqa.models.loaded import LoadedModel
 
 if TYPE_CHECKING:
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
 
 TINY = "tiny"
 PICTURES = ("real", "square")
+SIDE = 512  # the default of Qwen's budget; other families have none
 BATCH_SIZE = 8  # effective, in every table of docs/engine.md
 
 
@@ -68,7 +67,7 @@ def record_name(part: str, options: argparse.Namespace) -> str:
 
 
 def prepare(options: argparse.Namespace) -> Bench:
-    """Make or load the model, and read the questions."""
+    """Load the model, and read the questions."""
     pool, questions = (
         load_examples(SourceConfig(name="vqa_rad", path=str(options.vqa_rad), split=split), seed=0)
         for split in ("train", "all")
@@ -78,63 +77,17 @@ def prepare(options: argparse.Namespace) -> Bench:
 
 def build(options: argparse.Namespace) -> LoadedModel:
     """Return the model with a fresh adapter, on the GPU where there is one."""
-    lora = LoraConfig(r=options.rank, alpha=2.0 * options.rank)
     config = ModelConfig(
         name="medvqa/tiny" if options.model == TINY else options.model,
         path=str(options.model_path) if options.model_path else None,
         backend=Backend[options.backend],
         load_in_4bit=options.four_bit,
         base_precision=BasePrecision[options.base_precision],
-        max_pixels=options.side**2,
+        max_pixels=None if options.side == SIDE else options.side**2,
         max_length_tokens=8192,
     )
-    if options.model_path or options.model == TINY:
-        return load_model(config, lora, gradient_checkpointing=options.checkpointing, seed=0)
-    assert config.backend is Backend.transformers, "Unsloth needs --model-path"
-    # Not above: Unsloth, where it is measured, must be imported before.
-    import torch
-
-    from benchmarks import random_models
-
-    base, processor = random_models.build(options.model, options.tokenizer, options.shared)
-    base.requires_grad_(False)
-    if options.four_bit:
-        quantize(base)
-    if type(processor).__name__ in qwen.PROCESSORS:
-        qwen.set_pixel_budget(processor, config)
-    loaded = LoadedModel(
-        base, processor, base.device, torch.bfloat16, Backend.transformers, options.model,
-        options.four_bit, config.base_precision, is_adapted=False,
-    )  # fmt: skip
-    loaded = with_adapter(loaded, lora, options.checkpointing)
-    reset_adapter(loaded.model, seed=0)
-    return loaded
-
-
-def quantize(base: Any) -> None:
-    """Store every linear layer but the output's in NF4, as loading with `load_in_4bit` does.
-
-    In place, one layer at a time: writing the model and loading it again takes a minute.
-    """
-    import bitsandbytes
-    import torch
-
-    options = {"compress_statistics": True, "quant_type": "nf4"}
-    linear = [n for n, module in base.named_modules() if isinstance(module, torch.nn.Linear)]
-    for name in linear:
-        if name.endswith("lm_head"):
-            continue
-        parent, _, last = name.rpartition(".")
-        old = base.get_submodule(name)
-        new = bitsandbytes.nn.Linear4bit(
-            old.in_features, old.out_features, bias=old.bias is not None,
-            compute_dtype=torch.bfloat16, device="meta", **options,
-        )  # fmt: skip
-        weight = bitsandbytes.nn.Params4bit(old.weight.data, requires_grad=False, **options)
-        new.weight, new.bias = weight.to(old.weight.device), old.bias
-        setattr(base.get_submodule(parent), last, new)
-    base.is_loaded_in_4bit = True  # by which PEFT chooses its layers
-    torch.cuda.empty_cache()
+    lora = LoraConfig(r=options.rank, alpha=2.0 * options.rank)
+    return load_model(config, lora, gradient_checkpointing=options.checkpointing, seed=0)
 
 
 def with_pictures(examples: Sequence[Example], *, kind: str, side: int) -> list[Example]:

@@ -308,10 +308,7 @@ def test_a_full_cache_forgets_the_oldest_picture(trained, encoder, samples, monk
 @pytest.mark.bitsandbytes
 def test_four_bits_are_unpacked_as_the_library_does(encoder, samples):
     bitsandbytes = pytest.importorskip("bitsandbytes", reason="NF4 is NOT checked: no bitsandbytes")
-    from benchmarks.engine.workload import quantize
-
-    base = load_base(TINY)
-    quantize(base.model)
+    base = load_base(dataclasses.replace(TINY, load_in_4bit=True))
     adapter = peft.LoraConfig(r=4, target_modules=target_pattern(base.model, LoraConfig()))
     trained = with_adapter(
         dataclasses.replace(base, model=peft.get_peft_model(base.model, adapter), is_adapted=True)
