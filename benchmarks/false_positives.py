@@ -82,7 +82,6 @@ def analysed(y: np.ndarray, *, paired: bool) -> dict[str, tuple[np.ndarray, np.n
     num_seeds, num_pictures = y.shape[2:]
     means, by_picture = y.mean(axis=3), y.mean(axis=2)
     residuals = y - by_picture[:, :, None] - means[..., None] + means.mean(axis=2)[..., None, None]
-    scale = (num_seeds - 1) * (num_pictures - 1) * num_seeds * num_pictures
     deviations = means - means.mean(axis=2, keepdims=True)
     pooled_freedom = NUM_ARMS * (num_seeds - 1)
     if paired:
@@ -90,41 +89,57 @@ def analysed(y: np.ndarray, *, paired: bool) -> dict[str, tuple[np.ndarray, np.n
         pooled_freedom = (NUM_ARMS - 1) * (num_seeds - 1)
     pooled = 2 * (deviations**2).sum(axis=(1, 2)) / pooled_freedom / num_seeds
     differ = unequal(means, paired=paired)
-    n, p = num_seeds - 1, num_pictures - 1
     sizes, halves = [], []
     for i, j in PAIRS:
         sizes.append(np.abs(means[:, i].mean(axis=1) - means[:, j].mean(axis=1)))
         pictures = (by_picture[:, i] - by_picture[:, j]).var(axis=1, ddof=1) / num_pictures
-        parts = [(means[:, i], residuals[:, i]), (means[:, j], residuals[:, j])]
+        parts = [(means[:, k], residuals[:, k]) for k in (i, j)]
         if paired:
             parts = [(parts[0][0] - parts[1][0], parts[0][1] - parts[1][1])]
-        over = [m.var(axis=1, ddof=1) / num_seeds for m, _ in parts]
-        flips = [(r**2).sum(axis=(1, 2)) / scale for _, r in parts]
-        rest = np.maximum(pictures - sum(flips), 0)
-        own = [np.maximum(v, f) for v, f in zip(over, flips, strict=True)]
-        two = np.maximum(sum(over), sum(flips))  # an equal-variance t of the two arms
-        seeds = np.maximum(pooled, sum(flips))
-        robust = np.maximum(seeds, OWN_SHARE * sum(over))
-        total, summed = sum(over) + pictures, seeds + rest
-        freedom = total**2 / (sum(v**2 for v in over) / n + pictures**2 / p)
-        kenward = summed**2 / (seeds**2 / pooled_freedom + rest**2 / p)
-        before = [np.maximum.reduce([total - sum(flips), sum(over), pictures])]
-        alone = half_width([*own, rest], [*[n] * len(own), p])
-        used = half_width([robust, rest], [pooled_freedom, p])
-        halves.append(
-            [
-                half_width(before, [freedom]),
-                half_width(before, [n]),
-                half_width([two, rest], [n * len(parts), p]),
-                half_width([summed], [kenward]),
-                half_width([seeds, rest], [pooled_freedom, p]),
-                np.where(differ, alone, used),
-            ]
-        )
+        halves.append(half_widths(parts, pictures, pooled, pooled_freedom, differ))
     size = np.stack(sizes, axis=1)
+    return {name: (size, np.stack([half[name] for half in halves], axis=1)) for name in METHODS}
+
+
+def half_widths(
+    parts: list[tuple[np.ndarray, np.ndarray]],
+    pictures: np.ndarray,
+    pooled: np.ndarray,
+    pooled_freedom: int,
+    differ: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Return half the interval of one pair by method.
+
+    Args:
+        parts: Means (studies, seeds) and residuals (studies, seeds, pictures) of each arm, or of
+            the paired difference.
+        pictures: Variance of the difference over pictures.
+        pooled: Variance over seeds, of all arms together.
+        pooled_freedom: Its degrees of freedom.
+        differ: Where the arms' variances are unequal.
+    """
+    num_seeds, num_pictures = parts[0][1].shape[1:]
+    n, p = num_seeds - 1, num_pictures - 1
+    over = [m.var(axis=1, ddof=1) / num_seeds for m, _ in parts]
+    flips = [(r**2).sum(axis=(1, 2)) / (n * p * num_seeds * num_pictures) for _, r in parts]
+    rest = np.maximum(pictures - sum(flips), 0)
+    own = [np.maximum(v, f) for v, f in zip(over, flips, strict=True)]
+    two = np.maximum(sum(over), sum(flips))  # an equal-variance t of the two arms
+    seeds = np.maximum(pooled, sum(flips))
+    robust = np.maximum(seeds, OWN_SHARE * sum(over))
+    total, summed = sum(over) + pictures, seeds + rest
+    freedom = total**2 / (sum(v**2 for v in over) / n + pictures**2 / p)
+    kenward = summed**2 / (seeds**2 / pooled_freedom + rest**2 / p)
+    before = [np.maximum.reduce([total - sum(flips), sum(over), pictures])]
+    alone = half_width([*own, rest], [*[n] * len(own), p])
+    used = half_width([robust, rest], [pooled_freedom, p])
     return {
-        name: (size, np.stack(half, axis=1))
-        for name, half in zip(METHODS, zip(*halves, strict=True), strict=True)
+        "one Satterthwaite df (before)": half_width(before, [freedom]),
+        "df = seeds - 1": half_width(before, [n]),
+        "two arms, by component": half_width([two, rest], [n * len(parts), p]),
+        "pooled, Satterthwaite": half_width([summed], [kenward]),
+        "pooled, by component": half_width([seeds, rest], [pooled_freedom, p]),
+        USED: np.where(differ, alone, used),
     }
 
 

@@ -1,6 +1,7 @@
 """What the runs of a study scored, question by question, and how two arms compare."""
 
 import argparse
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +9,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
+
 from benchmarks.runs import Row
 from medvqa.evaluation.comparison import compare_arms
 from medvqa.evaluation.components import Method
-from medvqa.tracking.record import read_json
 
-MACHINE = ("python", "platform", "num_cpus", "gpus")
 Key = tuple[Any, ...]  # arm, budget or learning rate, phase, metric
 
 
@@ -27,7 +28,7 @@ class Selected:
 
 
 class Scores:
-    """The scores of all arms on all sets of questions.
+    """The scores of all arms: one row per question of a set, one column per key and seed.
 
     Args:
         kinds: Type of each question, by set.
@@ -37,42 +38,32 @@ class Scores:
     def __init__(
         self, kinds: Mapping[str, Sequence[str]], clusters: Mapping[str, Iterable[Any]]
     ) -> None:
-        self.kinds = {name: list(own) for name, own in sorted(kinds.items())}
-        self._clusters = {name: list(map(str, own)) for name, own in clusters.items()}
-        self._rows: dict[Key, dict[int, dict[str, list[float]]]] = defaultdict(
-            lambda: defaultdict(dict)
-        )
+        self.questions = pd.concat({
+            name: pd.DataFrame({"kind": own, "cluster": list(map(str, clusters[name]))})
+            for name, own in sorted(kinds.items())
+        })  # fmt: skip
+        self._columns: dict[Key, dict[int, pd.Series]] = defaultdict(dict)
 
     def add(self, key: Key, seed: int, name: str, scores: Iterable[Any]) -> None:
         """Add what one run scored on one set."""
-        by_set = self._rows[key][seed]
-        if name in by_set:
+        empty = pd.Series(math.nan, self.questions.index)
+        column = self._columns[key].setdefault(seed, empty)
+        if not column[name].isna().all():
             raise SystemExit(f"two runs of seed {seed} of {key} have answered {name}")
-        by_set[name] = [float(score) for score in scores]
-
-    def seeds(self, key: Key, sets: Iterable[str]) -> list[int]:
-        """Return the seeds that have answered all of these sets."""
-        rows, names = self._rows.get(key, {}), set(sets)
-        return sorted(seed for seed, own in rows.items() if names <= own.keys())
+        column[name] = list(map(float, scores))
 
     def of(
-        self, arm: str, budget: Any, kind: str, *, metric: str = "exact_match",
+        self, arm: str, budget: Any, kind: str = "overall", *, metric: str = "exact_match",
         phase: str = "final", sets: Sequence[str] = (),
     ) -> Selected:  # fmt: skip
-        """Return an arm's scores on the questions of a kind or `overall`, sets joined."""
-        key, names = (arm, budget, phase, metric), sets or list(self.kinds)
-        seeds = self.seeds(key, names)
-
-        def joined(by_set: Mapping[str, Sequence[Any]]) -> list[Any]:
-            return [
-                value
-                for name in names
-                for value, own in zip(by_set[name], self.kinds[name], strict=True)
-                if kind in ("overall", own)
-            ]
-
-        rows = [joined(self._rows[key][seed]) for seed in seeds]
-        return Selected(rows, joined(self._clusters), seeds)
+        """Return the seeds that answered all of the sets, on the questions of a kind."""
+        rows = self.questions.loc[list(sets) or slice(None)]
+        columns = self._columns.get((arm, budget, phase, metric), {})
+        table = pd.DataFrame(columns, rows.index).dropna(axis="columns").sort_index(axis="columns")
+        if kind != "overall":
+            rows = rows[rows["kind"] == kind]
+        scores = table.loc[rows.index].T
+        return Selected(scores.to_numpy().tolist(), rows["cluster"].tolist(), scores.index.tolist())
 
 
 def compared(a: Selected, b: Selected, *, paired: bool, method: Method = "by_component") -> Row:
@@ -93,18 +84,6 @@ def compared(a: Selected, b: Selected, *, paired: bool, method: Method = "by_com
         "num_pictures": result.num_clusters,
         "num_seeds": list(result.num_seeds),
     }
-
-
-def finished_runs(directories: list[Path]) -> tuple[dict[Path, Any], list[str], Row]:
-    """Return the finished runs' run.json, the other runs' names, and the last one's machine."""
-    paths = sorted(path for directory in directories for path in directory.rglob("run.json"))
-    runs = {path.parent: read_json(path) for path in paths}
-    finished = {place: run for place, run in runs.items() if run.get("state") == "finished"}
-    if not finished:
-        raise SystemExit(f"no finished run in {', '.join(map(str, directories))}")
-    environment = list(finished.values())[-1]["environment"]
-    unfinished = [place.name for place in runs if place not in finished]
-    return finished, unfinished, environment
 
 
 def command_line(description: str | None) -> tuple[argparse.ArgumentParser, Any]:

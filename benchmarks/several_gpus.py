@@ -4,7 +4,7 @@
     python -m benchmarks.several_gpus OUT.json --gpus 1 2               tiny model, CPU processes
 
 DIR holds what `benchmarks/random_models.py qwen3_vl_8b` has written. Every figure comes from the
-command `train.py`; each part is written when it ends. Grids are measured by `benchmarks/grid.py`.
+command `train.py`; each part is written when it ends.
 """
 
 import argparse

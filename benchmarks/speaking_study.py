@@ -10,22 +10,20 @@ yes. The folds (or pools) of an arm, a budget and a seed are joined, so each que
 each row.
 """
 
-import gzip
 import itertools
 import json
 import sys
 from pathlib import Path
 from statistics import fmean
 
-from scipy import stats
+from sklearn.metrics import roc_auc_score
 
 from benchmarks.runs import Row
-from benchmarks.scores import MACHINE, Scores, command_line, compared, finished_runs
-from medvqa.config.evaluation import Normalizer
+from benchmarks.scores import Scores, command_line, compared
+from benchmarks.study_records import read_record, scores_of, write_record
 from medvqa.evaluation.comparison import arm_mean
-from medvqa.evaluation.normalize import normalize
 from medvqa.evaluation.statistics import holm
-from medvqa.tracking.record import read_json, read_lines, write_json
+from medvqa.tracking.record import read_json, write_json
 
 MARGIN, LEVEL = 0.03, 0.05
 PRIMARY = (("open_first", "closed_only", "closed"), ("open_first", "mixed", "open"))
@@ -39,82 +37,7 @@ ACCEPTANCE = (
 Arm = tuple[str, int]  # with its budget
 
 
-# --- Record --------------------------------------------------------------------------------------
-
-
-def share_of_yes(row: Row) -> float | None:
-    """Return P(yes) / (P(yes) + P(no)) of a question that is answered with one of both."""
-    if label(row) is None or not row["choice_probs"]:
-        return None
-    yes, no = (float(row["choice_probs"][name]) for name in ("yes", "no"))
-    return round(yes / (yes + no), 4) if yes + no else 0.5
-
-
-def label(row: Row) -> str | None:
-    """Return yes or no where that is the reference of a closed question."""
-    text = normalize(row["references"][0], Normalizer["squad"])
-    return text if row["answer_type"] == "closed" and text in ("yes", "no") else None
-
-
-def read_cell(directory: Path, run: Row, sets: Row) -> Row:
-    """Return a finished cell; what its questions are goes into `sets` once per fold or pool."""
-    config = run["config"]
-    fold = config["data"]["split"].removeprefix("train_")
-    if config["data"]["name"] == "phantom":
-        fold = f"pool{config['data']['seed']}"
-    phases = {}
-    for path in sorted(directory.glob("evaluation/*/test/predictions.jsonl")):
-        rows = sorted(read_lines(path), key=lambda row: str(row["id"]))
-        about = {
-            "ids": [row["id"] for row in rows],
-            "kinds": [row["answer_type"] for row in rows],
-            "clusters": [f"{fold} {row['cluster']}" for row in rows],  # pools repeat names
-            "labels": [label(row) for row in rows],
-        }
-        if sets.setdefault(fold, about) != about:
-            raise SystemExit(f"{directory}: {fold} has other questions than the first cell's")
-        phases[path.parent.parent.name] = {
-            "exact_match": "".join("1" if row["exact_match"] else "0" for row in rows),
-            "f1": [round(row["f1"], 3) for row in rows],
-            "yes": [share_of_yes(row) for row in rows if label(row)],
-        }
-    return {
-        "arm": config["curriculum"]["name"],
-        "fold": fold,
-        "seed": config["seed"],
-        "max_steps": config["training"]["max_steps"],
-        "learning_rate": config["training"]["learning_rate"],
-        "final_loss": run["training"]["final_loss"],
-        "order_sha256": run["plan"]["order_sha256"],
-        "engine": run["compute_path"]["engine"],
-        "seconds": run["seconds"],
-        "phases": phases,
-    }
-
-
-def record(directories: list[Path], out: Path) -> None:
-    """Write the record of all finished cells below the directories."""
-    sets: Row = {}
-    finished, unfinished, environment = finished_runs(directories)
-    cells = [read_cell(directory, run, sets) for directory, run in finished.items()]
-    known = {name: environment.get(name) for name in MACHINE}
-    values = {"environment": known, "unfinished": len(unfinished), "sets": sets, "cells": cells}
-    data = (json.dumps(values, separators=(",", ":")) + "\n").encode()
-    out.write_bytes(gzip.compress(data, mtime=0) if out.suffix == ".gz" else data)
-    sys.stdout.write(f"{len(cells)} cells, {len(unfinished)} unfinished\n")
-
-
-def read_record(path: Path) -> Row:
-    """Return a record; one whose name ends in .gz is compressed."""
-    data = path.read_bytes()
-    values: Row = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
-    return values
-
-
-# --- Analysis ------------------------------------------------------------------------------------
-
-
-def scores_of(values: Row, by: str = "max_steps") -> Scores:
+def table_of(values: Row, by: str = "max_steps") -> Scores:
     """Return what the record holds; sets are the folds, or the pools of phantoms."""
     kinds, clusters = ({f: about[name] for f, about in values["sets"].items()}
                        for name in ("kinds", "clusters"))  # fmt: skip
@@ -129,11 +52,11 @@ def scores_of(values: Row, by: str = "max_steps") -> Scores:
 
 def accept(values: Row) -> list[Row]:
     """Return the difference to the majority answer by type, per learning rate and phase."""
-    scores = scores_of(values, by="learning_rate")
+    scores = table_of(values, by="learning_rate")
     rates = dict.fromkeys((cell["arm"], cell["learning_rate"]) for cell in values["cells"])
     comparisons = []
     for arm, rate in rates:
-        if not scores.seeds((arm, rate, "final", "exact_match"), scores.kinds):
+        if not scores.of(arm, rate).seeds:
             continue
         for (phase, reference), kind in itertools.product(ACCEPTANCE, METRIC):
             one, two = (scores.of(arm, rate, kind, phase=p) for p in (phase, reference))
@@ -169,12 +92,9 @@ def contrast(scores: Scores, a: Arm, b: Arm, kind: str) -> Row:
 
 def analyse(values: Row, num_seeds: int = 8) -> Row:
     """Return means, areas, the primary family and the secondary comparisons."""
-    scores = scores_of(values)
+    scores = table_of(values)
     arms = dict.fromkeys((cell["arm"], cell["max_steps"]) for cell in values["cells"])
-    whole = [
-        arm for arm in arms
-        if len(scores.seeds((*arm, "final", "exact_match"), scores.kinds)) == num_seeds
-    ]  # fmt: skip
+    whole = [arm for arm in arms if len(scores.of(*arm).seeds) == num_seeds]
     primary = [
         contrast(scores, (a, budget), (b, budget), kind)
         for budget in sorted({budget for _, budget in whole}, reverse=True)
@@ -206,13 +126,16 @@ def analyse(values: Row, num_seeds: int = 8) -> Row:
 def arm_summary(values: Row, scores: Scores, arm: Arm) -> Row:
     """Return an arm's means with intervals and its areas under the ROC curve, means over folds."""
     areas = []
-    for seed in scores.seeds((*arm, "final", "exact_match"), scores.kinds):
+    for seed in scores.of(*arm).seeds:
         cells = [
             cell for cell in values["cells"]
             if (cell["arm"], cell["max_steps"], cell["seed"]) == (*arm, seed)
         ]  # fmt: skip
         areas.append(fmean(
-            area(values["sets"][cell["fold"]]["labels"], cell["phases"]["final"]["yes"])
+            roc_auc_score(
+                [text == "yes" for text in values["sets"][cell["fold"]]["labels"] if text],
+                cell["phases"]["final"]["yes"],
+            )
             for cell in cells
         ))  # fmt: skip
     summary = {"arm": arm[0], "max_steps": arm[1], "auc": fmean(areas), "auc_by_seed": areas}
@@ -222,16 +145,6 @@ def arm_summary(values: Row, scores: Scores, arm: Arm) -> Row:
             mean = arm_mean(own.scores, own.clusters, bounds=(0, 1)).score
             summary[f"{kind}_{metric}"] = [mean.mean, mean.low, mean.high]
     return summary
-
-
-def area(labels: list[str | None], shares: list[float]) -> float:
-    """Return the probability that a question with the answer yes has the higher share of yes."""
-    answers = [text for text in labels if text]
-    yes, no = (
-        [share for share, text in zip(shares, answers, strict=True) if text == name]
-        for name in ("yes", "no")
-    )
-    return float(stats.mannwhitneyu(yes, no).statistic) / (len(yes) * len(no))
 
 
 def draw(analyses: list[Path], out: Path) -> None:
@@ -272,7 +185,9 @@ def main() -> None:
     drawn.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if options.command == "record":
-        record(options.directories, options.out)
+        values = scores_of(options.directories)
+        write_record(values, options.out)
+        sys.stdout.write(f"{len(values['cells'])} cells, {values['unfinished']} unfinished\n")
     elif options.command == "accept":
         comparisons = accept(read_record(options.record))
         sys.stdout.writelines(json.dumps(one) + "\n" for one in comparisons)

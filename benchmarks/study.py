@@ -9,124 +9,34 @@ examples. One bit per question of each set says whether the answer was right. Th
 counts the answers yes and no. It holds no picture and no text of a question.
 """
 
-import hashlib
 from pathlib import Path
 from statistics import fmean
 
 from scipy import stats
 
 from benchmarks.runs import Row
-from benchmarks.scores import MACHINE, Scores, command_line, compared, finished_runs
-from medvqa.config.evaluation import Normalizer
+from benchmarks.scores import Scores, command_line, compared
+from benchmarks.study_records import KINDS, bits_of, from_hex, read_record
 from medvqa.evaluation.comparison import arm_mean
 from medvqa.evaluation.components import Method
-from medvqa.evaluation.normalize import normalize
 from medvqa.evaluation.power import minimal_detectable_effect
 from medvqa.evaluation.statistics import holm
-from medvqa.tracking.record import read_json, read_lines, write_json
+from medvqa.tracking.record import write_json
 
 REFERENCE = "mixed"
 CONTROL = "closed_only"
 CLAIMED = "open_first"
-KINDS = {"o": "open", "c": "closed"}  # by the letter that a record holds per question
 LEVEL = 0.05
 PREREGISTERED: Method = "satterthwaite"  # the test that docs/study/preregistration.md fixed
 # What docs/study/preregistration.md planned with, for one comparison of a family.
 PLANNED = {"discordant_fraction": 0.30, "design_effect": 1.3, "seed_sd": 0.03}
 
 
-def to_hex(bits: list[bool]) -> str:
-    """Return the bits as hexadecimal digits, the first question first."""
-    text = "".join("1" if bit else "0" for bit in bits)
-    return f"{int('1' + text, 2):x}"
-
-
-def from_hex(digits: str) -> list[int]:
-    """Return the bits of `to_hex`."""
-    return [int(bit) for bit in f"{int(digits, 16):b}"[1:]]
-
-
-def read_set(directory: Path) -> Row:
-    """Return one phase's questions, in the order of their ids, and which were answered right."""
-    rows = sorted(read_lines(directory / "predictions.jsonl"), key=lambda row: row["id"])
-    return {
-        "ids_sha256": hashlib.sha256("\n".join(row["id"] for row in rows).encode()).hexdigest(),
-        "types": "".join(row["answer_type"][0] for row in rows),
-        "clusters": [row["cluster"] for row in rows],
-        "exact_match": to_hex([row["exact_match"] == 1 for row in rows]),
-        "yes_or_no": {
-            kind: sum(is_yes_or_no(row["prediction"]) for row in rows if row["answer_type"] == kind)
-            for kind in KINDS.values()
-        },
-    }
-
-
-def is_yes_or_no(answer: str) -> bool:
-    """Return whether an answer is of the form that only closed-ended questions ask for."""
-    return normalize(answer, Normalizer["squad"]) in ("yes", "no")
-
-
-def read_run(directory: Path, run: Row, sets: Row) -> Row:
-    """Return what the record keeps of a finished run; questions go into `sets` once."""
-    phases: dict[str, dict[str, str]] = {}
-    yes_or_no: dict[str, dict[str, dict[str, int]]] = {}
-    for path in sorted(directory.glob("evaluation/*/*/predictions.jsonl")):
-        phase, name = path.parts[-3], path.parts[-2]
-        questions = read_set(path.parent)
-        bits, counts = questions.pop("exact_match"), questions.pop("yes_or_no")
-        known = sets.setdefault(name, questions)
-        if known != questions:
-            raise SystemExit(f"{directory}: set {name} has other questions than the first run's")
-        phases.setdefault(phase, {})[name] = bits
-        yes_or_no.setdefault(phase, {})[name] = counts
-    config, batch = run["config"], run["config"]["training"]
-    return {
-        "directory": directory.name,
-        "run_id": run["run_id"],
-        "arm": config["curriculum"]["name"],
-        "seed": config["seed"],
-        "max_steps": batch["max_steps"],
-        "batch_size": batch["micro_batch_size"] * batch["accumulation_steps"],
-        "num_steps": run["plan"]["num_steps"],
-        "order_sha256": run["plan"]["order_sha256"],
-        "commit": run["git"]["commit"],
-        "dirty": run["git"]["dirty"],
-        "started": run["started"],
-        "ended": run["ended"],
-        "num_starts": run["num_starts"],
-        # How long a grid's worker held the cell; None for a run that no grid started.
-        "cell_seconds": read_json(directory / "status.json").get("seconds"),
-        "seconds": run["seconds"],
-        "final_loss": run["training"]["final_loss"],
-        "exact_match": phases,
-        "yes_or_no": yes_or_no,
-    }
-
-
-def record(directories: list[Path], out: Path) -> None:
-    """Write the record of all finished runs below the directories."""
-    sets: Row = {}
-    finished, unfinished, environment = finished_runs(directories)
-    runs = [read_run(directory, run, sets) for directory, run in finished.items()]
-    for questions in sets.values():  # pictures as numbers: their names say nothing here
-        names = sorted(set(questions["clusters"]))
-        questions["clusters"] = [names.index(name) for name in questions["clusters"]]
-    values = {
-        "environment": {name: environment[name] for name in MACHINE},
-        "packages": environment["packages"],
-        "unfinished": unfinished,
-        "sets": sets,
-        "runs": runs,
-    }
-    write_json(out, values)
-    print(f"{len(runs)} runs, {len(unfinished)} unfinished")  # noqa: T201
-
-
 class Study:
     """The record, asked by arm, budget, set and type of question (overall, open or closed)."""
 
     def __init__(self, path: Path) -> None:
-        self.values = read_json(path)
+        self.values = read_record(path)
         self.runs = sorted(self.values["runs"], key=lambda run: int(run["seed"]))
         self.budgets = sorted({run["max_steps"] for run in self.runs})
         self.arms = sorted({run["arm"] for run in self.runs})
@@ -147,7 +57,7 @@ class Study:
         return [run for run in self.runs if (run["arm"], run["max_steps"]) == (arm, budget)]
 
     def contrast(
-        self, a: str, b: str, budget: int, name: str, kind: str, phase_of_b: str = "final"
+        self, a: str, b: str, budget: int, name: str, kind: str, *, phase_of_b: str = "final"
     ) -> Row:
         """Return a minus b with paired seeds; a is always the finished run."""
         one = self.scores.of(a, budget, kind, sets=[name])
@@ -257,7 +167,9 @@ def equal_closed_budget(study: Study, primary: str) -> list[Row]:
     closed_first's first stage and open_first's second hold the same closed examples for a seed.
     """
     contrasts = [
-        study.contrast(CLAIMED, "closed_first", budget, primary, "closed", "after_closed")
+        study.contrast(
+            *(CLAIMED, "closed_first", budget, primary, "closed"), phase_of_b="after_closed"
+        )
         for budget in study.budgets
     ]
     return [{k: v for k, v in one.items() if k != "p_value"} for one in contrasts]
@@ -285,7 +197,9 @@ def main() -> None:
     ask.add_argument("--primary", default="test")
     options = parser.parse_args()
     if options.command == "record":
-        record(options.directories, options.out)
+        values = bits_of(options.directories)
+        write_json(options.out, values)
+        print(f"{len(values['runs'])} runs, {len(values['unfinished'])} unfinished")  # noqa: T201
     else:
         analyse(options.record, options.baselines, options.primary, options.out)
 

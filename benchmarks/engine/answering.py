@@ -32,11 +32,6 @@ class Asked:
     batch_size: int
     questions: Sequence[Example]
 
-    @property
-    def label(self) -> str:
-        """Name in the record's comparisons."""
-        return f"{self.engine.value} {self.decoding.value} {self.batch_size}"
-
 
 def cases_of(bench: Bench, engine: Engine) -> list[Asked]:
     """Return the cases of this engine, once the model is ready to answer."""
@@ -74,7 +69,8 @@ def answering(bench: Bench, engine: Engine) -> Iterator[Row]:
                 "peak_gpu_gb": bench.peak_gb(),
                 "equal_answers": {n: equal_share(texts, o) for n, o in bench.answers.items()},
             }
-            bench.answers.setdefault(case.label, texts)
+            label = f"{engine.value} {case.decoding.value} {case.batch_size}"
+            bench.answers.setdefault(label, texts)
 
 
 def put_trained_adapter(bench: Bench) -> None:

@@ -27,16 +27,11 @@ class Case:
     engine: Engine
     micro_batch_size: int
 
-    @classmethod
-    def parse(cls, text: str) -> "Case":
-        """Return the case that the text names."""
-        name, _, size = text.partition(":")
-        return cls(Engine[name], int(size))
-
 
 def cases_of(texts: Sequence[str], engine: Engine) -> list[Case]:
     """Return the cases of this engine."""
-    return [case for case in map(Case.parse, texts) if case.engine is engine]
+    cases = (text.split(":") for text in texts)
+    return [Case(engine, int(size)) for name, size in cases if Engine[name] is engine]
 
 
 def train(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.speaking_study import analyse, area, reading
+from benchmarks.speaking_study import analyse, reading
 
 
 def cell(arm, fold, seed, *, right, yes):
@@ -58,7 +58,3 @@ def test_an_arm_with_a_missing_fold_is_no_arm():
 )
 def test_a_reading_follows_from_margin_and_adjusted_p(low, high, holm_p, expected):
     assert reading({"low": low, "high": high, "holm_p": holm_p}) == expected
-
-
-def test_the_area_counts_pairs_in_the_right_order_and_half_of_the_ties():
-    assert area(["yes", "no", None, "yes", "no"], [0.9, 0.1, 0.5, 0.5]) == pytest.approx(3.5 / 4)
