@@ -42,7 +42,7 @@ def read_answers(
         raise UserError(
             f"--on {name}: {overlap['image_overlap']:.1%} of its pictures were trained on, so its "
             "answers are too good to calibrate on; take a set without common pictures "
-            "(contamination=drop_images)"
+            "(train with contamination=drop)"
         )
     rows = read_stored(path, "id", "cluster", "exact_match")
     if any(row.get("logprob_mean") is None for row in rows):
