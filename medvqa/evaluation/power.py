@@ -33,9 +33,8 @@ def mcnemar_power(
     D is `discordant_fraction`, the share of questions that exactly one of two runs has right. Per
     question the difference has the variance D without the effect, and D - effect^2 with it. Seeds
     add 2 seed_sd^2 / num_seeds, and t quantiles because they are few. `seed_sd` is the standard
-    deviation of one arm's accuracy over seeds on the same questions. Runs of one arm also differ
-    among themselves; this part of D averages out over seeds. D includes that part here, so with
-    several seeds the true power is higher.
+    deviation of one arm's accuracy over seeds on the same questions. D includes differences among
+    runs of one arm. They average out over seeds, so the true power is higher with several.
 
     Sources: Connor, Sample size for testing differences in proportions for the paired-sample
     design, 1987. Bloom, Minimum detectable effects, 1995.
@@ -48,9 +47,8 @@ def mcnemar_power(
     plan = {"alpha": alpha, "design_effect": design_effect, "num_seeds": num_seeds}
     _check_plan(num_questions, discordant_fraction, **plan, seed_sd=seed_sd)
     if abs(effect) > discordant_fraction:
-        raise UserError(
-            f"an effect of {effect} needs more discordant answers than {discordant_fraction}"
-        )
+        reason = f"needs more discordant answers than {discordant_fraction}"
+        raise UserError(f"an effect of {effect} {reason}")
     per_question = design_effect / num_questions
     over_seeds = 2 * seed_sd**2 / num_seeds
     without = discordant_fraction * per_question + over_seeds

@@ -69,9 +69,8 @@ def paired_permutation(
     """Return the two-sided sign-flip test of no difference on the same questions.
 
     If the two were alike, their names could be swapped on any picture, which flips the sign of all
-    of its differences. Up to `num_samples` flips are enumerated. If there are more, `num_samples`
-    flips are drawn, and p is (b + 1) / (m + 1), which is never 0. Pictures whose differences cancel
-    change nothing and are not flipped. Without clusters, questions count as independent.
+    of its differences. Up to `num_samples` flips are enumerated. Of more, so many are drawn, and p
+    is (b + 1) / (m + 1). Without clusters, questions count as independent.
 
     Source: Phipson and Smyth, Permutation p-values should never be zero, 2010.
 
@@ -84,7 +83,7 @@ def paired_permutation(
     columns = score_matrix([a, b], len(names))
     sums, _ = cluster_sums(columns[0] - columns[1], names)
     flippable = sums[sums != 0]
-    # Sums in another order differ in their last digits; such a tie must count as a tie.
+    # Sums in another order differ in their last digits, but a tie must count.
     threshold = abs(sums.sum()) - 1e-10 * abs(sums).sum()
     is_exact = len(flippable) <= math.log2(max(num_samples, 1))
     num_patterns = 2 ** len(flippable) if is_exact else num_samples

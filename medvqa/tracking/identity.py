@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +105,9 @@ def is_finished(
     earlier = read_run(directory)
     if not has_results(directory, earlier):
         return False
-    differences = list(other_settings(earlier["config"], config)) or list(_rows(earlier, rows()))
-    if differences:
-        shown = "; ".join(differences[:SHOWN])
-        more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
-        raise UserError(f"{directory} holds another run ({shown}{more}); {WAYS_OUT}")
+    _refuse(
+        directory, list(other_settings(earlier["config"], config)) or list(_rows(earlier, rows()))
+    )
     if earlier["state"] == DIVERGED:
         raise DivergenceError(
             f"the run in {directory} has diverged ({earlier['error']}); {WAYS_OUT}"
@@ -126,6 +124,13 @@ def is_finished(
     if other_code:
         _warn(grid or directory, other_code)
     return finished
+
+
+def _refuse(directory: Path, differences: Sequence[str]) -> None:
+    if differences:
+        shown = "; ".join(differences[:SHOWN])
+        more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+        raise UserError(f"{directory} holds another run ({shown}{more}); {WAYS_OUT}")
 
 
 def _check_answers(directory: Path, sets: Iterable[str]) -> None:
