@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from omegaconf import OmegaConf
 
@@ -17,12 +17,29 @@ from medvqa.config.secrets import masked, masked_values
 from medvqa.sweep.job import Job, State, read_status, run_json, tail
 from medvqa.tracking import record
 from medvqa.tracking.files import is_locked
+from medvqa.tracking.shape import misfit
 
 MULTIRUN = "multirun.yaml"
-SWEEP = {"jobs": list, "arguments": list, "working_directory": str}
-ENTRY = {"number": int, "overrides": list, "name": str, "directory": str, "run_id": str}
 FOLDER = re.compile(r"[^/\0]{1,255}")
 OTHER_RUN = "other run"  # the state of a job whose directory holds a run of something else
+
+
+class JobFile(TypedDict):
+    """One job in sweep.json."""
+
+    number: int
+    overrides: list[str]
+    name: str
+    directory: str
+    run_id: str
+
+
+class SweepFile(TypedDict):
+    """sweep.json."""
+
+    jobs: list[JobFile]
+    arguments: list[str]
+    working_directory: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,15 +89,13 @@ def sweep_json(sweep: Path) -> dict[str, Any]:
         raise UserError(f"{sweep} holds no sweep.json; give a directory below multirun/")
     try:
         stored = record.read_json(path)
-        whole = all(type(stored[name]) is kind for name, kind in SWEEP.items())
-        whole = whole and all(
-            type(entry[name]) is kind for entry in stored["jobs"] for name, kind in ENTRY.items()
-        )
-        whole = whole and all(FOLDER.fullmatch(entry["directory"]) for entry in stored["jobs"])
-    except (UserError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise UserError(f"{path} is damaged; the grid's own command writes it anew")
+        reason = misfit(stored, SweepFile)
+        if not reason and not all(FOLDER.fullmatch(job["directory"]) for job in stored["jobs"]):
+            reason = "a directory is no name"
+    except UserError:
+        reason = "it is no JSON object"
+    if reason:
+        raise UserError(f"{path} is damaged: {reason}; the grid's own command writes it anew")
     return stored
 
 

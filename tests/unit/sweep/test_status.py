@@ -74,7 +74,9 @@ def test_a_copy_beside_the_jobs_is_named(sweep, capsys):
 @pytest.mark.parametrize("command", [main_status, main_resume])
 def test_a_damaged_description_of_a_grid_is_one_line(sweep, command, text):
     (sweep / "sweep.json").write_text(text)
-    with pytest.raises(UserError, match=r"sweep\.json is damaged; the grid's own command writes"):
+    with pytest.raises(
+        UserError, match=r"^\S+sweep\.json is damaged: .+; the grid's own command writes"
+    ):
         command([str(sweep)])
 
 
