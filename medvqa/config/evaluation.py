@@ -81,7 +81,8 @@ class BertScoreConfig:
         """Check what bert-score could only say late."""
         check(
             not (self.rescale and self.model == "minilm"),
-            "evaluation.bertscore.rescale=true has no baseline for minilm; use model=roberta-large",
+            "evaluation.bertscore.rescale=true has no baseline for minilm; use "
+            "evaluation.bertscore.model=roberta-large",
         )
 
 

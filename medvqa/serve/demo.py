@@ -34,7 +34,7 @@ CSS = """
 """
 NOTICE = (
     '<div class="notice"><b>Research software, not a medical device.</b> No answer on this page '
-    "is a diagnosis, and none may be used in the care of a patient.</div>"
+    "is a diagnosis. None may be used in the care of a patient.</div>"
 )
 
 

@@ -18,8 +18,8 @@ Arguments = ParamSpec("Arguments")
 
 # Within a step no rank waits for long for another one: training.rank_timeout_s.
 STEP_TIMEOUT_S = 600
-# Outside a step they wait while the slowest one loads, answers, scores or writes: so many times
-# as long, by default four hours. torchrun notices a rank that died at once.
+# Outside a step the slowest rank may load, answer, score or write. Then the others wait so many
+# times as long, by default four hours. torchrun notices at once when a rank dies.
 TIMES_OUTSIDE = 24
 
 
