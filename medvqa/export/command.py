@@ -1,7 +1,6 @@
 """`medvqa export RUN`: a finished run as files that PEFT, transformers, vLLM and llama.cpp load."""
 
 import argparse
-import json
 import logging
 import shutil
 import sys
@@ -27,7 +26,7 @@ from medvqa.export.record import export_record
 from medvqa.models.adapter import ADAPTER_FILE, read_adapter
 from medvqa.models.source import load_processor
 from medvqa.models.trained import EXPORT_FILE, Kind, Trained, model_config, read_trained
-from medvqa.tracking.record import write_json, write_text
+from medvqa.tracking.record import read_json, write_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +68,7 @@ def export(options: ExportOptions) -> Path:
         raise UserError(f"{options.run} is an export already; give the run itself")
     assert trained.adapter is not None
     read_adapter(trained.adapter)
+    adapter_settings(trained.adapter, trained.lora.r)
     check_target(options.target)
     if options.repository is not None:
         outside.check_push(options.repository)
@@ -83,9 +83,28 @@ def export(options: ExportOptions) -> Path:
     return options.target
 
 
+def adapter_settings(directory: Path, rank: int) -> dict[str, Any]:
+    """Return PEFT's settings of the adapter.
+
+    Raises:
+        UserError: If the file is missing, damaged, or of another adapter.
+    """
+    path = directory / "adapter_config.json"
+    try:
+        settings = read_json(path)
+    except UserError:
+        settings = {}
+    if (settings.get("peft_type"), settings.get("r")) != ("LORA", rank):
+        raise UserError(
+            f"{path} is missing, damaged or of another adapter (lora.r={rank} is expected); copy "
+            "the file from a backup, or say fresh=true to train again"
+        )
+    return settings
+
+
 def _write_adapter(trained: Trained, options: ExportOptions, directory: Path) -> None:
     assert trained.adapter is not None
-    settings = json.loads((trained.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    settings = adapter_settings(trained.adapter, trained.lora.r)
     # In place of this machine's path: what others can fetch.
     settings["base_model_name_or_path"] = trained.model.name
     settings["revision"] = trained.revision

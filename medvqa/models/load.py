@@ -220,7 +220,7 @@ def load_peft_adapter(loaded: LoadedModel, directory: Path) -> LoadedModel:
         raise UserError(f"adapter={directory} holds no adapter_config.json, so it is no adapter")
     try:
         model = peft.PeftModel.from_pretrained(loaded.model, str(place), is_trainable=False)
-    except (ValueError, RuntimeError, OSError, KeyError, TypeError) as error:
+    except Exception as error:  # of PEFT, safetensors, JSON or the disk
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"adapter={directory} does not fit {loaded.source}: {reason}") from error
     return replace(loaded, model=model.eval(), is_adapted=True)

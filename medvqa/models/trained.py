@@ -92,11 +92,13 @@ def read_trained(directory: Path) -> Trained:
     if not is_run and not (directory / EXPORT_FILE).is_file():
         reason = "no run.json and no export.json" if directory.is_dir() else "no such directory"
         raise UserError(f"{directory} is neither a run nor an export: {reason}")
-    values = read_run(directory, "run.json" if is_run else EXPORT_FILE)
+    file = directory / ("run.json" if is_run else EXPORT_FILE)
+    values = read_run(directory, file.name)
     directory = directory.resolve()
     if is_run:
         _check_finished(directory, values)
-    config = checked(values["config"], dict[str, Any], directory / "run.json", GROUPS)
+    checked(values, dict[str, Any], file, ("model",))
+    config = checked(values["config"], dict[str, Any], file, GROUPS)
     trained = Trained(
         directory,
         Kind.run if is_run else Kind(values["kind"]),
@@ -108,9 +110,9 @@ def read_trained(directory: Path) -> Trained:
         values,
     )
     adapter = trained.adapter
-    file = directory / "config.json" if adapter is None else adapter / ADAPTER_FILE
-    if not file.is_file():
-        raise UserError(f"{directory} is incomplete: no {file.name}")
+    weights = directory / "config.json" if adapter is None else adapter / ADAPTER_FILE
+    if not weights.is_file():
+        raise UserError(f"{directory} is incomplete: no {weights.name}")
     return trained
 
 

@@ -16,6 +16,7 @@ from medvqa.evaluation.phase_scores import read_evaluations
 from medvqa.export.card import results
 from medvqa.models.trained import Trained
 from medvqa.serve.answering import Answerer
+from medvqa.serve.command import listening
 from medvqa.serve.errors import require
 from medvqa.serve.intake import Intake, Limits
 from medvqa.serve.tool import Specialist, in_process
@@ -125,6 +126,8 @@ def main_demo(argv: Sequence[str]) -> None:
     add("--port", type=int, default=PORT, help=f"of the page (default {PORT})")
     options = parser.parse_args(argv)
     require("gradio")
+    with listening(HOST, options.port):  # before the model is loaded
+        pass
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     answerer = Answerer.of_run(options.run, device=Device(options.device), base=options.base)
     limits = Limits()

@@ -141,18 +141,22 @@ def recorded_steps(directory: Path, order: Sequence[str]) -> int:
     Raises:
         UserError: If a log lacks a step before its last one, or has other ids.
     """
-    rows = _steps(directory / "order.jsonl")
+    rows = read_steps(directory / "order.jsonl")
     consumed = [name for row in rows for name in row["ids"]]
     if consumed != list(order[: len(consumed)]):
         raise UserError(
             f"{directory / 'order.jsonl'} holds another order than the plan; say fresh=true to "
             "start over"
         )
-    return min(len(rows), len(_steps(directory / "metrics.jsonl")))
+    return min(len(rows), len(read_steps(directory / "metrics.jsonl")))
 
 
-def _steps(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a log, one for each step from the first on."""
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a log, one for each step from the first on.
+
+    Raises:
+        UserError: If a step is missing, stands twice, or has neither loss nor ids.
+    """
     rows = read_lines(path)
     for number, row in enumerate(rows, start=1):
         if row.get("step") != number or not row.keys() & {"loss", "ids"}:
@@ -186,8 +190,8 @@ class TrainingResult:
 
 def training_result(directory: Path, plan: Plan, **fields: Any) -> TrainingResult:
     """Return the result of a training whose logs are complete; `fields` are the trainer's own."""
-    losses = [float(row["loss"]) for row in _steps(directory / "metrics.jsonl")]
-    consumed = [i for row in _steps(directory / "order.jsonl") for i in row["ids"]]
+    losses = [float(row["loss"]) for row in read_steps(directory / "metrics.jsonl")]
+    consumed = [i for row in read_steps(directory / "order.jsonl") for i in row["ids"]]
     digest = order_sha256(consumed)
     assert digest == plan.sha256, "the model was fed another order than planned"
     return TrainingResult(

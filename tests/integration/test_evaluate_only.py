@@ -8,7 +8,9 @@ from threading import Thread
 import pytest
 
 from medvqa.config.errors import UserError
+from medvqa.config.model import Device, ModelConfig
 from medvqa.models.adapter import save_adapter
+from medvqa.models.load import load_base, load_peft_adapter
 from medvqa.report.study import read_study
 from medvqa.tracking.record import read_json
 from tests.unit.evaluation.test_untrained import evaluate
@@ -69,6 +71,14 @@ def test_a_saved_adapter_of_a_run_or_of_peft_changes_the_answers(tmp_path, tiny,
     adapted = evaluate(tmp_path / "adapted", f"adapter={place}")
     assert [r["id"] for r in base] == [r["id"] for r in adapted]
     assert [r["prediction"] for r in base] != [r["prediction"] for r in adapted]
+
+
+def test_a_damaged_adapter_is_one_line(tmp_path, tiny):
+    adapter = tmp_path / "adapter"
+    save_adapter(tiny, adapter)
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"does not fit .*header"):
+        load_peft_adapter(load_base(ModelConfig(name="medvqa/tiny", device=Device.cpu)), adapter)
 
 
 def test_a_server_gets_our_prompt_and_an_interrupted_evaluation_asks_only_the_rest(

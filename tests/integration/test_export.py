@@ -197,6 +197,23 @@ def test_a_base_in_4_bits_is_refused_with_the_reason(vqa_rad_run, tmp_path):
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.parametrize("text", [None, "{", "[]", "{}", '{"peft_type": "LORA", "r": 3}'])
+def test_settings_that_are_not_the_adapters_are_refused(copied_run, tmp_path, text):
+    path = copied_run / "adapter" / "adapter_config.json"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(UserError, match=r"adapter_config\.json is missing, damaged or of another"):
+        export(ExportOptions(run=copied_run, target=tmp_path / "target"))
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("change", [{"model": None}, {"model": []}, {"config": {}}])
+def test_a_damaged_record_is_refused_in_one_line(copied_run, change):
+    path = copied_run / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        read_trained(copied_run)
+
+
 def test_an_unfinished_run_is_refused(copied_run, tmp_path):
     record = json.loads((copied_run / "run.json").read_text())
     (copied_run / "run.json").write_text(json.dumps({**record, "state": "interrupted"}))

@@ -7,7 +7,9 @@ import threading
 import pytest
 import uvicorn
 
+from medvqa.config.errors import UserError
 from medvqa.serve.command import idle_closing_protocol, listening
+from medvqa.serve.demo import main_demo
 
 IDLE_S = 0.2
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
@@ -47,3 +49,10 @@ def test_a_request_that_takes_longer_is_answered_and_then_the_connection_is_clos
             answer = stream.read()  # until the server closes
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.endswith(b"ok")
+
+
+@pytest.mark.parametrize("port", ["99999", "-1"])
+def test_a_port_of_the_demo_that_cannot_be_is_refused_before_a_model_is_read(tmp_path, port):
+    pytest.importorskip("gradio")
+    with pytest.raises(UserError, match=rf"port {port}: .* must be 0-65535"):
+        main_demo([str(tmp_path / "no run"), f"--port={port}"])
