@@ -161,8 +161,8 @@ class Inspector:
             "of a run that would fail" if cell.problems else "without a GPU (--probe makes one)"
         )
         cell.notes.append(
-            f"time is unknown: no probe {reason}; measured for 8B on an H100: 3.5 to 23 samples/s "
-            "in training, 0.02 to 0.04 s per question in batches"
+            f"time is unknown: no probe {reason}; measured for Qwen3-VL-8B on an H100 by the fused "
+            "engine: 47 samples/s in training, 0.007 s per question in batches of 128"
         )
         return None
 
