@@ -1,4 +1,5 @@
 import atexit
+import copy
 import fcntl
 import gc
 import io
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -111,9 +112,15 @@ def shared() -> Path:
     return place
 
 
-@pytest.fixture
-def tiny() -> LoadedModel:
+@pytest.fixture(scope="session")
+def untouched() -> LoadedModel:
     return load_model(TINY, LoraConfig(r=4, alpha=8), gradient_checkpointing=False, seed=0)
+
+
+@pytest.fixture
+def tiny(untouched) -> LoadedModel:
+    """Five copies take the time of one load."""
+    return replace(untouched, model=copy.deepcopy(untouched.model))
 
 
 @pytest.fixture
