@@ -1,6 +1,7 @@
 """A grid for `-m`: what every launcher keeps, wherever the jobs run."""
 
 import logging
+import os
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
@@ -23,7 +24,7 @@ from medvqa.config.secrets import masked
 from medvqa.config.typed import check_hardware, typed_anywhere
 from medvqa.sweep.display import grid_table, live_table, show_failures
 from medvqa.sweep.job import Job, ShowChange, State, Status, run_json
-from medvqa.sweep.status import MULTIRUN, counts, read_rows, write_summary, write_sweep
+from medvqa.sweep.status import FOLDER, MULTIRUN, counts, read_rows, write_summary, write_sweep
 from medvqa.tracking import identity, record
 from medvqa.tracking.files import PATIENCE_S, directory_lock, set_aside
 from medvqa.tracking.terminal import console
@@ -131,11 +132,14 @@ class GridLauncher(Launcher):
             config.hydra.job.id = config.hydra.job.num = number
         HydraConfig.instance().set_config(config)
         values = resolved(config)
+        subdir = os.path.normpath(str(config.hydra.sweep.subdir))
+        if not FOLDER.fullmatch(subdir):
+            raise UserError(f"job {number}: hydra.sweep.subdir={subdir} is not below {sweep}")
         job = Job(
             number=number,
             overrides=tuple(config.hydra.overrides.task),
             name=self._name(config.hydra.overrides.task),
-            directory=sweep / str(config.hydra.sweep.subdir),
+            directory=sweep / subdir,
             # Starting over is done here, once: a job that is interrupted goes on.
             config=values | {"fresh": False},
             run_id=run_id(values),

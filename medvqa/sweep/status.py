@@ -20,7 +20,8 @@ from medvqa.tracking.files import is_locked
 from medvqa.tracking.shape import misfit
 
 MULTIRUN = "multirun.yaml"
-FOLDER = re.compile(r"[^/\0]{1,255}")
+# Below the sweep's directory, at any depth: hydra.sweep.subdir may hold slashes.
+FOLDER = re.compile(r"(?!\.\.?(?:/|$))[^/\0]{1,255}(?:/(?!\.\.?(?:/|$))[^/\0]{1,255})*")
 OTHER_RUN = "other run"  # the state of a job whose directory holds a run of something else
 
 
@@ -114,7 +115,7 @@ def write_sweep(sweep: Path, jobs: Sequence[Job]) -> None:
             "number": job.number,
             "overrides": masked(job.overrides),
             "name": job.name,
-            "directory": job.directory.name,
+            "directory": str(job.directory.relative_to(sweep)),
             "run_id": job.recorded_id,
         }
         for job in jobs
@@ -134,7 +135,9 @@ def strays(sweep: Path) -> list[str]:
     entries = sweep_json(sweep)["jobs"]
     owners = {entry["run_id"]: entry["number"] for entry in entries}
     known = {entry["directory"] for entry in entries}
-    others = sorted({path.parent.name for path in sweep.glob("*/run.json")} - known)
+    depths = {name.count("/") for name in known}
+    records = [path for n in depths for path in sweep.glob("*/" * (n + 1) + "run.json")]
+    others = sorted({str(path.parent.relative_to(sweep)) for path in records} - known)
     lines = []
     for name in others:
         number = owners.get(str(run_json(sweep / name).get("run_id")))

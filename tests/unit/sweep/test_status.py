@@ -8,8 +8,8 @@ import pytest
 from medvqa.config.errors import UserError
 from medvqa.sweep.commands import main_resume, main_status
 from medvqa.sweep.display import grid_table, shortened
-from medvqa.sweep.job import State, Status
-from medvqa.sweep.status import read_rows, strays, write_summary
+from medvqa.sweep.job import Job, State, Status
+from medvqa.sweep.status import FOLDER, read_rows, strays, write_summary, write_sweep
 from medvqa.tracking.record import write_json
 from medvqa.tracking.terminal import MAX_CELL, console
 
@@ -48,6 +48,34 @@ def test_a_list_in_an_override_is_shown(sweep, capsys):
     main_status([str(sweep)])
     shown = capsys.readouterr().out
     assert "lora.target_modules=[q_proj]" in shown and "lora.target_modules=[v_proj]" in shown
+
+
+def test_jobs_below_folders_of_their_own_are_found_again(sweep):
+    """As hydra.sweep.subdir=${curriculum.name}/${seed} lays them out."""
+    (sweep / "mixed").mkdir()
+    jobs = []
+    for number in (0, 1):
+        (sweep / f"cell-{number}").rename(sweep / "mixed" / str(number))
+        override = f"seed={number}"
+        place = sweep / "mixed" / str(number)
+        jobs.append(
+            Job(number=number, overrides=(override,), name=override, directory=place,
+                config={"seed": number}, run_id=f"id-{number}", sweep="grid")
+        )  # fmt: skip
+    write_sweep(sweep, jobs)
+    assert [(row.state, row.exact_match) for row in read_rows(sweep)] == [
+        ("finished", 0.25),
+        ("finished", 0.5),
+    ]
+    assert strays(sweep) == []
+    shutil.copytree(sweep / "mixed" / "0", sweep / "mixed" / "copy")
+    assert strays(sweep) == ["mixed/copy (a copy of job 0) is no job of this grid and is left out"]
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", ".", "..", "a/../x", "a//b", "a/."])
+def test_a_place_outside_the_grid_is_no_jobs_directory(name):
+    assert not FOLDER.fullmatch(name)
+    assert FOLDER.fullmatch("mixed/seed=1") and FOLDER.fullmatch("..a/.b")
 
 
 def test_a_run_copied_over_a_job_is_no_result_of_that_job(sweep):
