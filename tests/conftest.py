@@ -30,6 +30,7 @@ from medvqa.inputs import Inputs
 from medvqa.models.encode import Encoder
 from medvqa.models.load import load_model
 from medvqa.models.loaded import LoadedModel
+from medvqa.sweep.warm import WarmModels
 from tests.forked import LIBRARIES, TRAIN, Forked
 
 # As many processes as cores run tests; more threads than cores only wait for each other.
@@ -121,6 +122,14 @@ def untouched() -> LoadedModel:
 def tiny(untouched) -> LoadedModel:
     """Five copies take the time of one load."""
     return replace(untouched, model=copy.deepcopy(untouched.model))
+
+
+@pytest.fixture
+def models() -> Iterator[WarmModels]:
+    yield WarmModels()
+    if not gc.get_freeze_count():  # as before the test: collections are slow without
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture

@@ -64,10 +64,11 @@ class WarmModels:
         key = repr((config, lora, gradient_checkpointing))
         if self._loaded is None or key != self._key:
             self._forget_pictures()
-            self._loaded = None
-            gc.unfreeze()
-            gc.collect()
-            torch.cuda.empty_cache()  # for another model; nothing on a CPU
+            if self._loaded is not None:  # makes room for another model
+                self._loaded = None
+                gc.unfreeze()
+                gc.collect()
+                torch.cuda.empty_cache()  # nothing on a CPU
             self._loaded = load_in_own_process(
                 config,
                 lora,

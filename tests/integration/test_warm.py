@@ -3,7 +3,6 @@
 import dataclasses
 from types import SimpleNamespace
 
-import pytest
 import torch
 
 from medvqa.config.compose import resolved
@@ -20,11 +19,6 @@ from medvqa.training.optimizer import AdapterOptimizer
 from tests.conftest import TINY
 from tests.unit.config.test_compose import composed
 from tests.unit.sweep.test_warm import load
-
-
-@pytest.fixture
-def models():
-    return WarmModels()
 
 
 def adapter(loaded):

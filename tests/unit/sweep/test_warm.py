@@ -1,11 +1,9 @@
 """A warm worker's model: each job finds it as a fresh process would, and leaves nothing in it."""
 
-import pytest
 import torch
 
 from medvqa.config.lora import LoraConfig
 from medvqa.sweep.job import Job
-from medvqa.sweep.warm import WarmModels
 from tests.conftest import TINY
 from tests.integration.test_scheduler import make_jobs
 
@@ -14,11 +12,6 @@ LORA = LoraConfig(r=4, alpha=8)
 
 def load(models, *, seed):
     return models.load(TINY, LORA, gradient_checkpointing=False, seed=seed)
-
-
-@pytest.fixture
-def models():
-    return WarmModels()
 
 
 def test_each_job_has_its_lengths_checked_also_where_the_model_is_loaded_already(models):
