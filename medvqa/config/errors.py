@@ -39,7 +39,7 @@ MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.MarkedYAMLEr
 # A full disk, a missing right, a file where a directory should be: of the user's machine.
 OF_THE_MACHINE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG),
-    *(errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EFBIG),
 }
 
 SLURM_EXTRA = 'pip install -e ".[slurm]"'

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from medvqa.config.errors import UserError
+from medvqa.config.errors import UserError, first_line
 from medvqa.config.secrets import masked, masked_text, masked_values
 from medvqa.config.tracking import MAX_NAME, TrackingConfig, TrackingMode
 from medvqa.data.example import Example
@@ -136,7 +136,8 @@ def tracker(
         "dir": str(directory),
     }
     with _replaced(os.environ, "WANDB_DATA_DIR", str(staging)):
-        run = _init(mode, directory, options)
+        with _refusals():
+            run = _init(mode, directory, options)
         offline = f"offline; to upload: wandb sync {shlex.quote(str(Path(run.dir).parent))}"
         log.info("W&B: %s", offline if run.offline else run.url)
         # `with run` would print a traceback where the command line says one line.
@@ -200,7 +201,10 @@ def has_key(environment: Mapping[str, str]) -> bool:
     import wandb
     from wandb.sdk.lib.wbauth import read_netrc_auth
 
-    return read_netrc_auth(host=wandb.setup().settings.base_url) is not None
+    if os.environ.get("WANDB_MODE") == "":  # W&B would take it for a mode
+        del os.environ["WANDB_MODE"]
+    with _refusals():
+        return read_netrc_auth(host=wandb.setup().settings.base_url) is not None
 
 
 def _init(mode: str, directory: Path, options: Mapping[str, Any]) -> Any:
@@ -233,6 +237,23 @@ def _init(mode: str, directory: Path, options: Mapping[str, Any]) -> Any:
         raise UserError(f"W&B: {error}; or use tracking.mode=offline") from error
     finally:
         sys.argv = arguments
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn what W&B says about its settings, which the environment may hold, into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        details = error.errors()[0] if hasattr(error, "errors") else {}
+        names = ".".join(name for name in details.get("loc", ()) if isinstance(name, str))
+        reason = f"{names}: {details['msg']}" if names else first_line(error)
+        raise UserError(
+            f"W&B refuses its settings ({reason}); mend the variable WANDB_..., or use "
+            "tracking.mode=disabled"
+        ) from error
 
 
 def _online_id(directory: Path) -> str:

@@ -269,3 +269,32 @@ def test_wandb_sync_reads_the_directory_that_the_log_names(tmp_path: Path) -> No
         )
     uploads = [body for path, _, body in server.requests if path == "/graphql"]
     assert any(b"UpsertBucket" in body and b'"groupName":"study"' in body for body in uploads)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("WANDB_TAGS", "x" * 100, "W&B refuses its settings (run_tags: "),
+        ("WANDB_CONSOLE", "nope", "W&B refuses its settings (console: "),
+        ("WANDB_MODE", "", "tracked"),
+    ],
+)
+def test_a_variable_that_wandb_refuses_is_one_line(
+    tmp_path: Path, name: str, value: str, reason: str
+) -> None:
+    # W&B reads the variables once per process.
+    program = (
+        "import pathlib\n"
+        "from medvqa.config.errors import UserError\n"
+        "from medvqa.config.tracking import TrackingConfig\n"
+        "from medvqa.tracking.wandb_mirror import tracker\n"
+        "try:\n"
+        "    with tracker(TrackingConfig(), pathlib.Path.cwd(), {}): print('tracked')\n"
+        "except UserError as error: print(error)\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path, env={**os.environ, name: value}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert reason in answer.stdout
+    assert len(answer.stdout.splitlines()) == 1
