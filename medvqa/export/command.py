@@ -27,6 +27,7 @@ from medvqa.models.adapter import ADAPTER_FILE, read_adapter
 from medvqa.models.source import load_processor
 from medvqa.models.trained import EXPORT_FILE, Kind, Trained, model_config, read_trained
 from medvqa.tracking.record import read_json, write_json, write_text
+from medvqa.tracking.shape import reading
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +165,8 @@ def _describe(
     merged: Mapping[str, Any] | None = None,
 ) -> None:
     """Write metrics, model card and, last of all, the file that makes the directory an export."""
+    from jinja2 import UndefinedError
+
     run = trained.directory
     for place in (run, run / PLACE) if merged else (run,):
         for path in place.glob("evaluation/*/*/metrics.json"):
@@ -171,9 +174,10 @@ def _describe(
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
     evaluations = read_evaluations(directory)
-    values = export_record(trained, kind, evaluations, merged)
-    exported = replace(trained, kind=kind, values=values)
-    card = model_card(exported, values, evaluations, place=options.repository or ".")
+    with reading(run / "run.json", UndefinedError):
+        values = export_record(trained, kind, evaluations, merged)
+        exported = replace(trained, kind=kind, values=values)
+        card = model_card(exported, values, evaluations, place=options.repository or ".")
     write_text(directory / "README.md", card)
     write_json(directory / EXPORT_FILE, values)
 

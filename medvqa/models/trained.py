@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import EvaluationConfig
@@ -35,6 +35,24 @@ class Kind(Enum):
     run = "run"
     adapter = "adapter"
     merged = "merged"
+
+
+class CalibrationFile(TypedDict):
+    """calibration.json, and the same in export.json."""
+
+    set: str
+    temperature: float
+    threshold: float | None
+    max_error: float
+    delta: float
+
+
+class ExportFile(TypedDict):
+    """What is read of export.json beside the config."""
+
+    kind: Literal["adapter", "merged"]
+    name: str
+    model: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,8 +90,8 @@ class Trained:
     def calibration(self) -> dict[str, Any] | None:
         """Temperature and abstention threshold, where `medvqa calibrate` made them."""
         path = self.directory / CALIBRATION_FILE
-        own: dict[str, Any] | None = self.values.get("calibration")
-        return read_json(path) if path.is_file() else own
+        values = read_json(path) if path.is_file() else self.values.get("calibration")
+        return None if values is None else checked(values, CalibrationFile, path)
 
     def adapter_sha256(self) -> str:
         """Return the hash of the adapter's weights; for a merged model, of what was merged."""
@@ -97,6 +115,8 @@ def read_trained(directory: Path) -> Trained:
     directory = directory.resolve()
     if is_run:
         _check_finished(directory, values)
+    else:
+        checked(values, ExportFile, file)
     checked(values, dict[str, Any], file, ("model",))
     config = checked(values["config"], dict[str, Any], file, GROUPS)
     trained = Trained(

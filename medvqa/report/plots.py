@@ -17,7 +17,7 @@ from medvqa.report.study import Study, phases_in_order
 from medvqa.report.table import probability
 from medvqa.tracking.progress import track
 from medvqa.tracking.record import read_lines
-from medvqa.tracking.shape import StepFile
+from medvqa.tracking.run_file import StepFile
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

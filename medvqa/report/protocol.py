@@ -8,7 +8,8 @@ from typing import Any
 from medvqa.report.arms import Arm
 from medvqa.report.runs import Run
 from medvqa.tracking import record
-from medvqa.tracking.shape import ContaminationFile, checked
+from medvqa.tracking.run_file import ContaminationFile
+from medvqa.tracking.shape import checked
 
 BUDGET = ("optimiser steps", "examples per step", "examples trained on")
 

@@ -3,7 +3,7 @@
 from typing import Any, NotRequired, TypedDict
 
 from medvqa.data.example import Score
-from medvqa.tracking.shape import PlanFile
+from medvqa.tracking.run_file import PlanFile
 
 REQUIRED = ("id", "question", "references", "prediction", "answer_type", "source", "split",
             "cluster", "exact_match")  # fmt: skip

@@ -18,7 +18,8 @@ from medvqa.config.errors import DivergenceError, UserError
 from medvqa.config.schema import Config
 from medvqa.config.secrets import masked, masked_text, masked_values
 from medvqa.tracking.environment import environment, git_state, now
-from medvqa.tracking.shape import FIX, DamagedError, RunFile, checked
+from medvqa.tracking.run_file import RunFile
+from medvqa.tracking.shape import FIX, DamagedError, checked
 
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 DIVERGED = "diverged"

@@ -3,7 +3,8 @@
 import math
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -11,8 +12,6 @@ from pathlib import Path
 from typing import (
     Any,
     Literal,
-    Required,
-    TypedDict,
     Union,
     get_args,
     get_origin,
@@ -20,7 +19,7 @@ from typing import (
     is_typeddict,
 )
 
-from medvqa.config.errors import UserError
+from medvqa.config.errors import UserError, first_line
 
 FIX = "say fresh=true to start over"
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # which no file can hold
@@ -30,83 +29,6 @@ LONGEST = 40  # characters of a value in a message
 
 class DamagedError(UserError):
     """A file of the run cannot be read; starting over helps."""
-
-
-class PlanFile(TypedDict, total=False):
-    """The plan in run.json."""
-
-    num_steps: int
-    order_sha256: str | None
-    stages: list[dict[str, Any]]
-
-
-class TrainingFile(TypedDict, total=False):
-    """The training in run.json."""
-
-    num_steps: int
-    final_loss: float | None
-    average_loss: float | None
-
-
-class PoolFile(TypedDict, total=False):
-    """One pool of examples in run.json."""
-
-    num_examples: int
-    sources: dict[str, int]
-    sha256: str
-
-
-class OverlapFile(TypedDict, total=False):
-    """What the gate found for one set."""
-
-    image_overlap: Required[float]
-    item_overlap: float
-
-
-class ContaminationFile(TypedDict, total=False):
-    """contamination.json, and the same in run.json."""
-
-    sets: dict[str, OverlapFile]
-
-
-class GitFile(TypedDict, total=False):
-    """The state of the code in run.json."""
-
-    commit: str | None
-    dirty: bool | None
-
-
-class RunFile(TypedDict, total=False):
-    """run.json; earlier versions lack some values."""
-
-    state: str
-    run_id: str
-    error: str | None
-    overrides: list[str]
-    started: str
-    ended: str
-    num_starts: int
-    seconds: dict[str, float]
-    evaluation_seconds: dict[str, float]
-    git: GitFile
-    environment: dict[str, Any]
-    code: dict[str, str | None] | None
-    rows: dict[str, str]
-    plan: PlanFile
-    training: TrainingFile
-    model: dict[str, Any]
-    data: dict[str, PoolFile]
-    contamination: ContaminationFile
-    peak_gpu_bytes: int | None
-    peak_memory_bytes: int | None
-
-
-class StepFile(TypedDict):
-    """What a reader takes from a line of metrics.jsonl."""
-
-    step: int
-    loss: float
-    stage: str
 
 
 def checked(values: Any, kind: Any, place: Path | str, required: Iterable[str] = ()) -> Any:
@@ -127,6 +49,27 @@ def checked(values: Any, kind: Any, place: Path | str, required: Iterable[str] =
     if reason:
         raise DamagedError(f"{place} is damaged: {reason}; {FIX}")
     return values
+
+
+@contextmanager
+def reading(place: Path | str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn what a missing or odd value raises in a reader of a whole record into one line.
+
+    Args:
+        place: The record's file.
+        kinds: Exceptions beside those of Python, such as a template's.
+
+    Raises:
+        DamagedError: With the reader's own reason.
+    """
+    caught: tuple[type[Exception], ...] = (KeyError, TypeError, ValueError, AttributeError, *kinds)
+    try:
+        yield
+    except UserError:
+        raise
+    except caught as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
+        raise DamagedError(f"{place} is damaged: {reason}; {FIX}") from error
 
 
 def misfit(value: Any, kind: Any, name: str = "") -> str | None:

@@ -19,7 +19,7 @@ from medvqa.tracking.record import (
     read_run,
     write_json,
 )
-from medvqa.tracking.shape import RunFile
+from medvqa.tracking.run_file import RunFile
 
 SETTINGS = {"run_id": "abc", "config": {"seed": 1}, "overrides": ["seed=1"]}
 HOLD = """

@@ -2,9 +2,11 @@
 
 import pytest
 
+from medvqa.config.errors import UserError
 from medvqa.config.schema import Config
 from medvqa.data.example import Score
-from medvqa.tracking.shape import DamagedError, RunFile, StepFile, checked, misfit
+from medvqa.tracking.run_file import RunFile, StepFile
+from medvqa.tracking.shape import DamagedError, checked, misfit, reading
 
 SCORE = {"mean": 0.5, "low": "NaN", "high": 1, "num_examples": 3}
 
@@ -39,3 +41,11 @@ def test_the_first_value_that_does_not_fit_is_named(value, kind, reason):
 def test_the_message_names_the_place_and_the_fix():
     with pytest.raises(DamagedError, match=r"^a.jsonl, line 3 is damaged: id is missing; say fr"):
         checked({}, dict[str, str], "a.jsonl, line 3", ["id"])
+
+
+def test_what_a_reader_of_a_whole_record_raises_is_one_line_too():
+    message = "^run.json is damaged: 'ended' is missing; say fresh"
+    with pytest.raises(DamagedError, match=message), reading("run.json"):
+        {}["ended"]
+    with pytest.raises(UserError, match=r"^kept$"), reading("run.json"):
+        raise UserError("kept")
