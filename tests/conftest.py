@@ -150,10 +150,6 @@ SMOKE = (
 )
 
 
-def command(directory: Path, *overrides: str) -> list[str]:
-    return [sys.executable, str(ROOT / "train.py"), f"hydra.run.dir={directory}", *overrides]
-
-
 def environment(**more: str) -> dict[str, str]:
     """No account of the machine's, no GPU, none of this process's settings of Hydra."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB_", "HYDRA_"))}
@@ -272,13 +268,9 @@ def vqa_rad_run(shared, tmp_path_factory) -> Path:
     ]
 
     def make(place: Path) -> None:
-        answer = subprocess.run(
-            command(place / "run", *overrides),
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **dict.fromkeys(SECRET_NAMES, SECRET)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        words = (f"hydra.run.dir={place / 'run'}", *overrides)
+        env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **dict.fromkeys(SECRET_NAMES, SECRET)}
+        answer = Forked(TRAIN, *words, imports=LIBRARIES, cwd=place, env=env).wait()
         assert answer.returncode == 0, answer.stderr
 
     return made_once(tmp_path_factory, "vqa_rad", make) / "run"
