@@ -33,7 +33,7 @@ MISTAKES = {
     "a setting": (lambda at: report([at], baselin="x"), "it has within, baseline"),
     "answers": (lambda at: score(at / "no.jsonl"), "cannot read"),
     "an option": (lambda at: score(at, tolerence=1), "it has file, protocol"),
-    "a protocol": (lambda at: score(at, "lava"), "lava is none of"),
+    "a protocol": (lambda at: score(at, "lava"), "'lava' is none of"),
     "a normalizer": (lambda at: score(at, normalizer="x"), "normalizer is none of medical"),
 }
 
