@@ -129,6 +129,8 @@ def compose(
     Raises:
         UserError: If an override is wrong or contradicts another.
     """
+    if isinstance(overrides, str):  # whose characters would be taken for overrides
+        raise UserError(f"overrides is a list: write [{overrides!r}]")
     place = None if config_dir is None else Path(config_dir)
     with mistakes_as_user_errors():
         ((_, cfg),) = compose_cells(overrides, is_sweep=False, config_dir=place)

@@ -70,7 +70,12 @@ class ScoreOptions:
     def __post_init__(self) -> None:
         """Check what the command line restricts by its choices."""
         choices = {"types": (None, "labels", "yes_no"), "normalizer": [n.value for n in Normalizer]}
-        if not 0 <= self.tolerance < 1:  # as evaluation.numeric_tolerance
+        for name in ("protocol", "columns"):
+            if not isinstance(getattr(self, name), str | None):
+                raise UserError(f"{name} is one text, such as 'seed,medvqa' or 'prediction=out'")
+        if (
+            not isinstance(self.tolerance, int | float) or not 0 <= self.tolerance < 1
+        ):  # as evaluation.numeric_tolerance
             raise UserError(f"--tolerance must be a share in [0, 1), got {self.tolerance}")
         for name, known in choices.items():
             if getattr(self, name) not in known:

@@ -22,6 +22,7 @@ def test_evaluation_without_training_is_the_command_s_setting(monkeypatch):
 MISTAKES = {
     "a key": (lambda _: compose(["modle=tiny"]), "did you mean model="),
     "a value": (lambda _: compose(["lora.dropout=2"]), r"lora\.dropout must be in"),
+    "a text for a list": (lambda _: compose("seed=1"), r"write \['seed=1'\]"),
     "a sweep": (lambda _: compose(["seed=1,2"]), "Ambiguous value|several values"),
     "a folder": (lambda at: compose([], config_dir=at / "no"), "there is no folder"),
     "data": (
@@ -34,6 +35,8 @@ MISTAKES = {
     "answers": (lambda at: score(at / "no.jsonl"), "cannot read"),
     "an option": (lambda at: score(at, tolerence=1), "it has file, protocol"),
     "a protocol": (lambda at: score(at, "lava"), "'lava' is none of"),
+    "protocols": (lambda at: score(at, ["seed"]), "protocol is one text"),
+    "a tolerance": (lambda at: score(at, tolerance="x"), "must be a share"),
     "a normalizer": (lambda at: score(at, normalizer="x"), "normalizer is none of medical"),
 }
 
