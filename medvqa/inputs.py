@@ -21,7 +21,7 @@ from medvqa.evaluation.bertscore import check_encoder
 from medvqa.evaluation.probing import more_questions
 from medvqa.models.encode import Encoder
 from medvqa.models.source import base_folder, check_base, files_sha256
-from medvqa.tracking.wandb_mirror import check_key
+from medvqa.tracking.wandb_mode import check_key
 from medvqa.training.ranks import Ranks
 from medvqa.training.schedule import warmup_steps
 

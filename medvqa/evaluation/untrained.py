@@ -26,7 +26,8 @@ from medvqa.models.load import load_base, load_peft_adapter
 from medvqa.models.source import check_base
 from medvqa.tracking import identity
 from medvqa.tracking.record import RunRecord
-from medvqa.tracking.wandb_mirror import Records, check_key, tracker
+from medvqa.tracking.wandb_mirror import Records, tracker
+from medvqa.tracking.wandb_mode import check_key
 
 NO_PLAN: dict[str, Any] = {"num_steps": 0, "order_sha256": None, "warmup_steps": 0, "stages": []}
 NO_TRAINING: dict[str, Any] = {"num_steps": 0, "final_loss": None, "average_loss": None}

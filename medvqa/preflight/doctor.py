@@ -18,7 +18,7 @@ from medvqa.models.source import hub_answers
 from medvqa.preflight.downloads import free_bytes
 from medvqa.tracking.environment import environment, version
 from medvqa.tracking.terminal import console, table
-from medvqa.tracking.wandb_mirror import has_key
+from medvqa.tracking.wandb_mode import has_key
 
 GIGABYTE = 1e9
 LITTLE_MEMORY, LITTLE_DISK = 8e9, 20e9  # bytes

@@ -12,7 +12,7 @@ from typing import Any
 from medvqa.config.command_line import CommandParser
 from medvqa.config.errors import UserError
 from medvqa.tracking.record import read_json, write_json
-from medvqa.tracking.wandb_mirror import has_key
+from medvqa.tracking.wandb_mode import has_key
 
 NAME = "medvqa: data and order"
 STEP = "train/global_step"

@@ -10,18 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from medvqa.config.errors import UserError, first_line
+from medvqa.config.errors import UserError
 from medvqa.config.secrets import masked, masked_text, masked_values
-from medvqa.config.tracking import MAX_NAME, TrackingConfig, TrackingMode
+from medvqa.config.tracking import MAX_NAME, TrackingConfig
 from medvqa.data.example import Example
 from medvqa.data.image import load_rgb
+from medvqa.tracking import wandb_mode
 from medvqa.tracking.record import RunRecord, read_lines
 
 log = logging.getLogger(__name__)
 
 THUMBNAIL_PX = 256
 INIT_TIMEOUT_S = 20
-MODES = ("disabled", "offline", "online")
 COLUMNS = ("id", "question", "references", "prediction", "answer_type", "exact_match", "f1")
 
 
@@ -118,7 +118,7 @@ def tracker(
             W&B run, by default the directory's; `sweep`, which joins the runs of a grid unless
             the config names a group.
     """
-    mode = resolve_mode(config.mode, os.environ)
+    mode = wandb_mode.resolve_mode(config.mode, os.environ)
     if mode == "disabled":
         yield Tracker()
         return
@@ -136,8 +136,7 @@ def tracker(
         "dir": str(directory),
     }
     with _replaced(os.environ, "WANDB_DATA_DIR", str(staging)):
-        with _refusals():
-            run = _init(mode, directory, options)
+        run = _init(mode, directory, options)
         offline = f"offline; to upload: wandb sync {shlex.quote(str(Path(run.dir).parent))}"
         log.info("W&B: %s", offline if run.offline else run.url)
         # `with run` would print a traceback where the command line says one line.
@@ -161,52 +160,7 @@ def _replaced(environment: MutableMapping[str, str], name: str, value: str) -> I
             environment[name] = before
 
 
-def resolve_mode(config_mode: TrackingMode, environment: Mapping[str, str]) -> str:
-    """Return W&B's mode: the config's, unless `WANDB_MODE` asks for less; `auto` goes by the key.
-
-    Raises:
-        UserError: If the variable is no mode, or online is asked for without a key.
-    """
-    mode, limit = config_mode.value, environment.get("WANDB_MODE") or "online"
-    if mode == "disabled":
-        return mode
-    if limit not in MODES:
-        raise UserError(f"WANDB_MODE={limit} is unknown; use one of {', '.join(MODES)}")
-    if "disabled" in (mode, limit) or "offline" in (mode, limit):
-        return "disabled" if limit == "disabled" else "offline"
-    if has_key(environment):
-        return "online"
-    if mode == "online":
-        raise UserError(
-            "tracking.mode=online needs a W&B key: run `wandb login`, set WANDB_API_KEY, or use "
-            "tracking.mode=offline"
-        )
-    return "offline"
-
-
-def check_key(config: TrackingConfig) -> None:
-    """Raise the `UserError` of `resolve_mode` early, if the config insists on online tracking.
-
-    Otherwise a missing key is no mistake, and to look for one would import W&B.
-    """
-    if config.mode is TrackingMode.online:
-        resolve_mode(config.mode, os.environ)
-
-
-def has_key(environment: Mapping[str, str]) -> bool:
-    """Return whether a W&B key is set or filed; asks no server."""
-    if environment.get("WANDB_API_KEY"):
-        return True
-    # Where a key is filed depends on the server, whose address W&B's settings know.
-    import wandb
-    from wandb.sdk.lib.wbauth import read_netrc_auth
-
-    if os.environ.get("WANDB_MODE") == "":  # W&B would take it for a mode
-        del os.environ["WANDB_MODE"]
-    with _refusals():
-        return read_netrc_auth(host=wandb.setup().settings.base_url) is not None
-
-
+@wandb_mode.refusals()
 def _init(mode: str, directory: Path, options: Mapping[str, Any]) -> Any:
     import wandb
 
@@ -237,23 +191,6 @@ def _init(mode: str, directory: Path, options: Mapping[str, Any]) -> Any:
         raise UserError(f"W&B: {error}; or use tracking.mode=offline") from error
     finally:
         sys.argv = arguments
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    """Turn what W&B says about its settings, which the environment may hold, into one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except ValueError as error:
-        details = error.errors()[0] if hasattr(error, "errors") else {}
-        names = ".".join(name for name in details.get("loc", ()) if isinstance(name, str))
-        reason = f"{names}: {details['msg']}" if names else first_line(error)
-        raise UserError(
-            f"W&B refuses its settings ({reason}); mend the variable WANDB_..., or use "
-            "tracking.mode=disabled"
-        ) from error
 
 
 def _online_id(directory: Path) -> str:
