@@ -51,15 +51,15 @@ NUMBER_FORMS = tuple(
         (rf"(?<=\d)\s*({UNITS})?\s*[x\u00d7*]\s*(?=\d)", r" \1 x "),
         (rf"(?<![\w.])(-?\d+(?:\.\d+)?)-?\s*({UNITS})(?!\w)", r"\1 \2"),
         (r"(?<=\d)\s*%", " percent"),
-        (r"(?<=[<>])=\s*(?=-?\d)", ""),  # one form for "at least" and "above"
-        (r"≤\s*(?=-?\d)", "<"),
-        (r"≥\s*(?=-?\d)", ">"),
+        (r"(?:≤|=<|<=)\s*(?=-?\d)", "<="),
+        (r"(?:≥|=>|>=)\s*(?=-?\d)", ">="),
         (r"([<>])\s+(?=-?\d)", r"\1"),
     )
 )  # fmt: skip
-# Marks that carry the meaning of a number or a sign: 1.5, -5, 1e-3, <5, HER2+.
+# Marks that carry the meaning of a number or a sign: 1.5, -5, 1e-3, <5, >=5, HER2+.
 KEPT_MARKS = re.compile(
-    r"(?<=\d)\.(?=\d)|(?<![\w.])-(?=\d)|(?<=\de)-(?=\d)|[<>](?=-?\d)|(?<=\w)\+(?=[\s,.;:)]|$)"
+    r"(?<=\d)\.(?=\d)|(?<![\w.])-(?=\d)|(?<=\de)-(?=\d)|[<>](?==?-?\d)|(?<=[<>])=(?=-?\d)"
+    r"|(?<=\w)\+(?=[\s,.;:)]|$)"
 )
 
 

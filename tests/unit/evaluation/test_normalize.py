@@ -87,6 +87,7 @@ def test_spellings_of_one_answer_are_equal(text, same):
         ("10\u207b\u00b3", "10\u00b3"),
         ("2\u00bd", "21/2"),
         ("< 5 cm", "> 5 cm"),
+        ("\u2264 5 cm", "< 5 cm"),
         ("HER2+", "HER2-"),
         ("10%", "10"),
         ("1 2", "12"),
