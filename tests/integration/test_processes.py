@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 
-from tests.conftest import ROOT
+import pytest
+
+from tests.conftest import ROOT, environment
+from tests.forked import LIBRARIES, Forked
 
 
 def test_an_encoding_thread_computes_alone_and_its_caller_as_before():
@@ -47,3 +50,26 @@ assert "wandb" not in sys.modules
 assert not Path("nowhere").exists()
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+READS_A_BASELINE = """
+import sys
+from medvqa.evaluation.bertscore import _scorer, minilm_directory
+scorer = type(_scorer("minilm", None, False, "cpu"))(
+    model_type=str(minilm_directory()), num_layers=6, rescale_with_baseline=True, lang="en",
+    baseline_path=sys.argv[1],
+)
+assert "pandas" not in sys.modules
+print(scorer.score(["left lung"], ["left lung"])[2].item(), *scorer.baseline_vals.tolist())
+"""
+
+
+def test_bert_score_reads_a_baseline_although_pandas_is_imported_late(tmp_path):
+    table = tmp_path / "baseline.tsv"
+    table.write_text("LAYER,P,R,F\n" + "".join(f"{layer},0.5,0.5,0.5\n" for layer in range(7)))
+    program = Forked(
+        READS_A_BASELINE, str(table), imports=LIBRARIES, cwd=tmp_path, env=environment()
+    )
+    answer = program.wait()
+    assert answer.returncode == 0, answer.stderr
+    assert [*map(float, answer.stdout.split())] == pytest.approx([1, 0.5, 0.5, 0.5], abs=1e-5)

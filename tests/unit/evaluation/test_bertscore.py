@@ -4,7 +4,7 @@ import pytest
 
 from medvqa.config.errors import UserError
 from medvqa.config.evaluation import BertScoreConfig
-from medvqa.evaluation.bertscore import _scorer, bert_scores, check_encoder, minilm_directory
+from medvqa.evaluation.bertscore import _scorer, bert_scores, check_encoder
 
 MINILM = BertScoreConfig()
 
@@ -73,15 +73,3 @@ def test_the_record_says_what_the_numbers_depend_on():
 def test_an_encoder_that_is_not_there_is_refused_early(model, message):
     with pytest.raises(UserError, match=message):
         check_encoder(BertScoreConfig(model=model))
-
-
-@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")
-def test_the_package_reads_a_baseline_although_pandas_is_imported_late(tmp_path):
-    table = tmp_path / "baseline.tsv"
-    table.write_text("LAYER,P,R,F\n" + "".join(f"{layer},0.5,0.5,0.5\n" for layer in range(7)))
-    scorer = type(_scorer("minilm", None, False, "cpu"))(
-        model_type=str(minilm_directory()), num_layers=6, rescale_with_baseline=True, lang="en",
-        baseline_path=str(table),
-    )  # fmt: skip
-    assert scorer.score(["left lung"], ["left lung"])[2].tolist() == pytest.approx([1], abs=1e-5)
-    assert scorer.baseline_vals.tolist() == [0.5] * 3
