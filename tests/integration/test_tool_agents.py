@@ -325,8 +325,8 @@ def test_a_calibrated_run_gives_its_confidence_and_abstains_below_the_threshold(
     copy = shutil.copytree(vqa_rad_run, tmp_path / "run")
 
     def asked(**values):
-        calibration = {"temperature": 1.0, **values}
-        (copy / "calibration.json").write_text(json.dumps(calibration))
+        bound = {"set": "test", "temperature": 1.0, "max_error": 0.5, "delta": 0.1}
+        (copy / "calibration.json").write_text(json.dumps(bound | values))
         return build(ToolConfig(run=str(copy))).great_brain_specialist("What is this?")
 
     assert re.search(r"\nNote: calibrated confidence [01]\.\d\d\.\n", asked(threshold=0.0))
