@@ -33,7 +33,7 @@ from medvqa.models.loaded import LoadedModel
 from medvqa.sweep.warm import WarmModels
 from tests.forked import LIBRARIES, TRAIN, Forked
 
-# As many processes as cores run tests; more threads than cores only wait for each other.
+# All cores run tests; more threads than cores only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A hundred processes import the package: only the first one should compile it.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -48,6 +48,7 @@ LONGEST = (
     *("test_sweep", "test_several_gpus", "test_clusters", "test_families", "test_search"),
     *("test_run", "test_same_run", "test_preflight", "test_benchmarks", "report/test_command"),
     *("test_demo", "test_tool_agents", "test_export", "test_serve", "test_leaks", "test_warm"),
+    *("test_examples", "test_wandb", "test_fuzz", "test_docs", "test_trl", "test_processes"),
 )
 SECRET = "s3cret-0f-a-test"
 SECRET_NAMES = ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY")
@@ -61,6 +62,11 @@ TINY = ModelConfig(name="medvqa/tiny", max_pixels=16384, max_length_tokens=512)
 
 # The imports of all test files leave a million objects that stay: the collector skips them.
 gc.disable()
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one process more than there are cores: one in ten waits for processes of its own."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
