@@ -73,9 +73,8 @@ class ScoreOptions:
         for name in ("protocol", "columns"):
             if not isinstance(getattr(self, name), str | None):
                 raise UserError(f"{name} is one text, such as 'seed,medvqa' or 'prediction=out'")
-        if (
-            not isinstance(self.tolerance, int | float) or not 0 <= self.tolerance < 1
-        ):  # as evaluation.numeric_tolerance
+        is_number = isinstance(self.tolerance, int | float)
+        if not is_number or not 0 <= self.tolerance < 1:  # as evaluation.numeric_tolerance
             raise UserError(f"--tolerance must be a share in [0, 1), got {self.tolerance}")
         for name, known in choices.items():
             if getattr(self, name) not in known:

@@ -59,9 +59,7 @@ class Decoder:
         self._text = loaded.inner.model.language_model
         in_8_bits = loaded.base_precision is BasePrecision.fp8
         self.layers = [Layer(module, in_8_bits=in_8_bits) for module in self._text.layers]
-        self.recomputes = any(
-            getattr(module, "gradient_checkpointing", False) for module in self._text.layers
-        )
+        self.recomputes = loaded.recomputes
         parameters = [p for layer in self.layers for part in layer.parameters() for p in part]
         self.has_dropout = any(layer.has_dropout for layer in self.layers)
         # Else a graph would repeat random numbers, or leave out gradients of its input.

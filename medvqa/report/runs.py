@@ -11,8 +11,9 @@ from medvqa.evaluation.arrays import Array
 from medvqa.evaluation.confidence import answer_confidence
 from medvqa.evaluation.phase_scores import phase_place, read_answers
 from medvqa.evaluation.score import GROUPS, SHOWN
-from medvqa.report.stored import REQUIRED, Groups, Reported, Stored, SweepFile
+from medvqa.report.stored import REQUIRED, Groups, Reported, Stored
 from medvqa.sweep.job import State, read_status
+from medvqa.sweep.status import sweep_json
 from medvqa.tracking import record
 from medvqa.tracking.files import is_locked
 from medvqa.tracking.progress import track
@@ -135,9 +136,8 @@ def read_runs(places: Sequence[Path]) -> list[Run]:
 
 def _cells(place: Path, depth: int = 0) -> Iterator[tuple[Path, Entry]]:
     """Yield where a run is or should be, with what a sweep.json says about it."""
-    path = place / "sweep.json"
-    if path.is_file():
-        for entry in checked(record.read_json(path), SweepFile, path)["jobs"]:
+    if (place / "sweep.json").is_file():
+        for entry in sweep_json(place)["jobs"]:
             yield place / entry["directory"], entry
     elif (place / "run.json").is_file():
         yield place, {}

@@ -9,20 +9,6 @@ REQUIRED = ("id", "question", "references", "prediction", "answer_type", "source
             "cluster", "exact_match")  # fmt: skip
 
 
-class Job(TypedDict):
-    """A cell in a sweep.json."""
-
-    directory: str
-    run_id: str
-    overrides: NotRequired[list[str]]
-
-
-class SweepFile(TypedDict):
-    """The sweep.json of a grid."""
-
-    jobs: list[Job]
-
-
 class Model(TypedDict):
     """The model in a config."""
 

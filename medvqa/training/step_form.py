@@ -20,7 +20,7 @@ MARGIN = 0.05  # of the memory, for a longer batch later
 NUM_HALVINGS = 1
 
 
-class Engine(Protocol):
+class PassEngine(Protocol):
     """An engine whose passes can take less memory."""
 
     def pass_bytes(self, num_tokens: int, *, recomputes: bool) -> int | None:
@@ -61,7 +61,7 @@ def _halvings(share: int) -> list[int]:
     return sizes
 
 
-def planned_micro_batch(engine: Engine, num_tokens: Sequence[int], room: int) -> int:
+def planned_micro_batch(engine: PassEngine, num_tokens: Sequence[int], room: int) -> int:
     """Return how many samples are computed at once; layers are computed again if need be.
 
     Args:
@@ -92,7 +92,7 @@ def planned_micro_batch(engine: Engine, num_tokens: Sequence[int], room: int) ->
     return form.micro_batch_size
 
 
-def smaller_micro_batch(engine: Engine, size: int, share: int) -> int:
+def smaller_micro_batch(engine: PassEngine, size: int, share: int) -> int:
     """Return how many samples are computed at once after memory ran out: the next of `forms`.
 
     Small captured passes are faster than large ones that the host launches kernel by kernel, so

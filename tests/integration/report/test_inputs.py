@@ -22,6 +22,13 @@ def write_rows_of(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def write_grid(place, jobs):
+    jobs = [{"name": job["directory"], **job} for job in jobs]
+    write_json(
+        place / "sweep.json", {"jobs": jobs, "arguments": ["-m"], "working_directory": str(place)}
+    )
+
+
 def test_predictions_that_do_not_give_the_stored_metrics_are_named(written, tmp_path):
     run = written(tmp_path / "run")
     path, rows = predictions_of(run)
@@ -56,7 +63,7 @@ def test_a_copy_inside_a_grid_is_named(written, tmp_path):
     run = written(tmp_path / "one", "seed=1")
     run_id = json.loads((run / "run.json").read_text())["run_id"]
     entry = {"directory": "one", "run_id": run_id, "overrides": [], "number": 0}
-    write_json(tmp_path / "sweep.json", {"jobs": [entry]})
+    write_grid(tmp_path, [entry])
     shutil.copytree(run, tmp_path / "two")
     notes = read_study([tmp_path]).notes
     assert any("two is no cell of its grid" in note for note in notes)
@@ -110,7 +117,7 @@ def test_what_is_unfinished_or_damaged_is_shown_with_the_reason_and_not_compared
     ]
     entries[0]["run_id"] = json.loads((tmp_path / "good" / "run.json").read_text())["run_id"]
     entries[3]["run_id"] = json.loads((tmp_path / "cut" / "run.json").read_text())["run_id"]
-    write_json(tmp_path / "sweep.json", {"jobs": entries})
+    write_grid(tmp_path, entries)
     runs = {run.directory.name: run for run in read_study([tmp_path]).runs}
     assert {name: run.state for name, run in runs.items()} == {
         "good": "finished",
@@ -132,5 +139,5 @@ def test_what_is_unfinished_or_damaged_is_shown_with_the_reason_and_not_compared
 def test_a_run_of_an_earlier_config_is_outdated(written, tmp_path):
     written(tmp_path / "cell")
     entry = {"directory": "cell", "run_id": "another", "overrides": [], "number": 0}
-    write_json(tmp_path / "sweep.json", {"jobs": [entry]})
+    write_grid(tmp_path, [entry])
     assert [run.state for run in read_study([tmp_path]).runs] == ["outdated"]
