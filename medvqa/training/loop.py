@@ -122,7 +122,8 @@ class Trainer:
         """Return this rank's samples of each step; on a GPU, threads prepare the next ones."""
 
         def encode(ids: Sequence[str]) -> list[Sample]:
-            own = [examples[name] for name in self.ranks.share(ids)]
+            batch = [examples[name] for name in ids]
+            own = self.ranks.share(batch, [" ".join(example.image_ids) for example in batch])
             return self.encoder.encode_batch(own, training=True, size=self._micro_batch_size)
 
         num_threads = ENCODING_THREADS if self._on_gpu else 0

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from zlib import crc32
 
 from medvqa.config.model import Device
 
@@ -38,9 +39,25 @@ class Ranks:
     size: int = 1
     tensors: Any = None
 
-    def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Return this rank's part; parts differ by one item at most."""
-        return items[self.rank :: self.size]
+    def share(self, items: Sequence[Item], keys: Sequence[str]) -> list[Item]:
+        """Return this rank's part, in order; the ranks' parts differ by one item at most.
+
+        Items of one key go to the same rank, in each call, until its part is full. So one rank
+        alone computes and keeps the features of a picture, for all questions about it.
+
+        Args:
+            items: Of all ranks.
+            keys: Of each item.
+        """
+        room = [len(items[rank :: self.size]) for rank in range(self.size)]
+        homes: list[int | None] = []
+        for key in keys:
+            home = crc32(key.encode()) % self.size
+            homes.append(home if room[home] else None)
+            room[home] = max(room[home] - 1, 0)
+        others = (rank for rank, number in enumerate(room) for _ in range(number))
+        ranks = [next(others) if home is None else home for home in homes]
+        return [item for item, rank in zip(items, ranks, strict=True) if rank == self.rank]
 
     def step_seed(self, seed: int, step: int) -> int:
         """Return what a step's dropout depends on: the run's seed, the step and the rank alone."""

@@ -390,7 +390,7 @@ def test_the_gradients_of_two_ranks_sum_to_those_of_one(tiny, encoder, phantoms,
     def gradients(ranks):
         optimizer = AdapterOptimizer(tiny, BASE, in_compute_type=in_compute_type)
         engine, total = make_engine(Engine.fused, tiny, encoder), torch.zeros(())
-        for sample in ranks.share(samples):  # micro-batches
+        for sample in ranks.share(samples, ["same"] * 4):  # micro-batches
             loss = engine.loss([sample], 100)
             loss.backward()
             optimizer.collect()
@@ -541,5 +541,5 @@ def test_one_process_needs_nobody():
     assert ranks.first(max, 1, 2) == 2
     assert ranks.gather("a") == ["a"]
     assert ranks.total((3, 4), torch.device("cpu")) == (3, 4)
-    assert ranks.share([1, 2, 3]) == [1, 2, 3]
+    assert ranks.share([1, 2, 3], ["b", "a", "b"]) == [1, 2, 3]
     assert TrainingConfig().gpus == 1
