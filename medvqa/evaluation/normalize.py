@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable
 
 from medvqa.config.evaluation import Normalizer
+from medvqa.evaluation.units import UNIT
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 ARTICLES_BEFORE_A_WORD = re.compile(r"\b(a|an|the)\b(?=\s+\S)")  # "hepatitis a" keeps its letter
@@ -34,10 +35,6 @@ WORDS = "zero one two three four five six seven eight nine ten"
 VQA_NUMBERS = {"none": "0", **{word: str(i) for i, word in enumerate(WORDS.split())}}
 VQA_MARKS = ';/[]"{}()=+\\_-><@`,?!'
 VQA_PERIOD = re.compile(r"(?!<=\d)\.(?!\d)")  # as published: the lookahead is a slip for "(?<="
-UNITS = (
-    "[mcnkuμ]?m[23]?|[mkuμ]?g|mcg|ml|l|cc|t|tesla|[km]?hz|kvp?|mas?|ms|s|min|h|mmhg|bpm|hu|"
-    "°[cf]?|%|percent"
-)
 # (pattern, replacement): one form per number, in this order.
 NUMBER_FORMS = tuple(
     (re.compile(pattern), replacement)
@@ -46,10 +43,10 @@ NUMBER_FORMS = tuple(
          lambda match: match[1].replace(".", "") + "."),  # 1.000,5
         (r"(?<![\w.,])0,(?=\d)", "0."),
         (r"(?<=\d),(?=\d{3}(?!\d))", ""),  # 1,000
-        (rf"(?<![\w.,])(-?\d+),(?=\d+\s*-?(?:{UNITS})(?!\w))", r"\1."),  # 1,5 cm
+        (rf"(?<![\w.,])(-?\d+),(?=\d+\s*-?(?:{UNIT})(?!\w))", r"\1."),  # 1,5 cm
         (r"(?<![\w.])\.(?=\d)", "0."),
-        (rf"(?<=\d)\s*({UNITS})?\s*[x\u00d7*]\s*(?=\d)", r" \1 x "),
-        (rf"(?<![\w.])(-?\d+(?:\.\d+)?)-?\s*({UNITS})(?!\w)", r"\1 \2"),
+        (rf"(?<=\d)\s*({UNIT})?\s*[x\u00d7*]\s*(?=\d)", r" \1 x "),
+        (rf"(?<![\w.])(-?\d+(?:\.\d+)?)-?\s*({UNIT})(?!\w)", r"\1 \2"),
         (r"(?<=\d)\s*%", " percent"),
         (r"(?:≤|=<|<=)\s*(?=-?\d)", "<="),
         (r"(?:≥|=>|>=)\s*(?=-?\d)", ">="),

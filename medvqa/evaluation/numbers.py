@@ -1,12 +1,12 @@
-"""Numbers in answers: 3.9kg, two, 12x3 mm; a name such as L4 or T2 holds none."""
+"""Numbers in answers: 3.9kg, two, 12x3 mm; a name such as L4, T2 or 5th rib holds none."""
 
 import math
 import re
 from dataclasses import dataclass
 from decimal import Decimal
 
-from medvqa.evaluation.normalize import UNITS as KNOWN_UNITS
 from medvqa.evaluation.normalize import fold, plain_numbers, tokens
+from medvqa.evaluation.units import UNIT, UNITS
 
 ONES = "one two three four five six seven eight nine"
 TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
@@ -23,44 +23,17 @@ NUMBER_WORD = re.compile(
     rf"(?<![\w-])(?:{_scaled}(?:[- ](?:and )?{_scaled})*(?:[- ](?:and )?{_hundreds})?|{_hundreds})"
     r"(?![\w-])"
 )
-# (dimension, scale): numbers of one dimension are compared at one scale.
-UNITS: dict[str, tuple[str, float]] = {
-    unit: (dimension, scale)
-    for dimension, scale, units in (
-        ("length", 1e-6, "nm"),
-        ("length", 1e-3, "um μm micron microns micrometer micrometers"),
-        ("length", 1.0, "mm millimeter millimeters millimetre millimetres"),
-        ("length", 10.0, "cm centimeter centimeters centimetre centimetres"),
-        ("length", 1e3, "m meter meters metre metres"),
-        ("length", 25.4, "inch inches"),
-        ("area", 1.0, "mm2"),
-        ("area", 100.0, "cm2"),
-        ("mass", 1e-3, "ug μg mcg microgram micrograms"),
-        ("mass", 1.0, "mg milligram milligrams"),
-        ("mass", 1e3, "g gram grams"),
-        ("mass", 1e6, "kg kilogram kilograms"),
-        ("volume", 1e-3, "mm3"),
-        ("volume", 1.0, "ml cc cm3 milliliter milliliters millilitre millilitres"),
-        ("volume", 1e3, "l liter liters litre litres"),
-        ("time", 1e-3, "ms msec"),
-        ("time", 1.0, "s sec secs second seconds"),
-        ("time", 60.0, "min mins minute minutes"),
-        ("time", 3600.0, "h hr hrs hour hours"),
-        ("field", 1.0, "t tesla"),
-        ("share", 1.0, "% percent"),
-        ("pressure", 1.0, "mmhg"),
-        ("attenuation", 1.0, "hu"),
-        ("temperature", 1.0, "°c"),
-    )
-    for unit in units.split()
-}
-# Letters, or letters and a hyphen, before the digits make a name: L4, T2, COVID-19, L4-5.
-NUMBER = re.compile(r"(?<![\w.])(?<!\w-)([-+]?\d+(?:\.\d+)?)\s*([a-zμ°]+[23]?(?!\d)|%)?")
+# Letters, or letters and a hyphen, before the digits make a name: L4, T2, COVID-19, L4-5. So does
+# the ending of an ordinal, or its beginning in Chinese: 5th rib.
+NUMBER = re.compile(
+    r"(?<![\w.])(?<!\w-)(?<!第 )([-+]?\d+(?:\.\d+)?)(?!\d|(?:st|nd|rd|th)\b)"
+    r"\s*([a-zμ°]+[23]?(?!\d)|%)?"
+)
 POWER = re.compile(r"(?<![\w.])(?:(\d+(?:\.\d+)?)\s+x\s+)?10\^([-+]?\d{1,2})(?!\d)")
 SCIENTIFIC = re.compile(r"(?<![\w.])\d+(?:\.\d+)?e[-+]?\d{1,2}(?![\w.])")
 FRACTION = re.compile(r"(?<![\w./])(?:(\d+) )?(1/2|1/3|2/3|1/4|3/4|[1357]/8)(?![\d/])")
 RANGE = re.compile(
-    rf"(?<![\w.-])(\d+(?:\.\d+)?)\s*(?:-|to)\s*(?=\d+(?:\.\d+)?\s*(?:{KNOWN_UNITS})(?!\w))"
+    rf"(?<![\w.-])(\d+(?:\.\d+)?)\s*(?:-|to)\s*(?=\d+(?:\.\d+)?\s*(?:{UNIT})(?!\w))"
 )
 MINUS = re.compile(r"(?<!\w)(?:minus|negative) (?=\d)")
 

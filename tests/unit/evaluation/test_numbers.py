@@ -2,9 +2,11 @@
 
 import pytest
 
-from medvqa.config.evaluation import Tolerance
+from medvqa.config.evaluation import Normalizer, Tolerance
 from medvqa.evaluation.metrics import numeric_match
+from medvqa.evaluation.normalize import normalize
 from medvqa.evaluation.numbers import numbers
+from medvqa.evaluation.units import UNITS
 
 
 @pytest.mark.parametrize(
@@ -41,10 +43,14 @@ from medvqa.evaluation.numbers import numbers
         ("L4", "vertebra L4", None),  # names, not numbers
         ("L4-5", "L4-L5", None),
         ("COVID-19", "COVID-19", None),
+        ("5th rib", "5th rib", None),
+        ("the 15th rib", "15", False),
+        ("第5肋", "第5肋", None),
         ("right", "left", None),
         ("1,5 cm", "15 mm", True),
         ("1.000,5 ml", "1000.5 ml", True),
         ("1\u202f000", "1000", True),
+        ("1 000", "1000", False),  # two numbers
         ("\u0663", "3", True),
         ("one hundred and five", "105", True),
         ("two thousand three hundred", "2300", True),
@@ -60,6 +66,10 @@ from medvqa.evaluation.numbers import numbers
         ("10\u00b3", "103", False),
         ("3-4 cm", "3 mm", False),  # both ends have the unit
         ("3 to 4 cm", "30 mm", True),
+        ("10-20 minutes", "600 s", True),
+        ("121 bpm", "120 bpm", True),  # a measurement
+        ("98 °F", "98 °C", False),
+        ("37°", "37 °C", True),
         ("5 cm\u00b2", "500 mm\u00b2", True),
         ("5 mm2", "5 mm", False),
         ("5 cm3", "5 ml", True),
@@ -88,3 +98,10 @@ def test_a_products_factors_share_the_last_unit():
         (3.0, "length"),
         (7.0, None),
     ]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_every_unit_is_read_with_or_without_a_space_and_has_one_form(unit):
+    assert normalize(f"5{unit}", Normalizer.medical) == normalize(f"5 {unit}", Normalizer.medical)
+    for text in (f"5{unit}", f"5-{unit}", f"5-7 {unit}"):
+        assert (numbers(text)[0].dimension, numbers(text)[0].scale) == UNITS[unit]
