@@ -36,10 +36,11 @@ class RankError(Exception):
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.MarkedYAMLError)
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, `ulimit -f`
 # A full disk, a missing right, a file where a directory should be: of the user's machine.
 OF_THE_MACHINE = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG),
-    *(errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EFBIG),
+    *(*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG),
+    *(errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
 }
 
 SLURM_EXTRA = 'pip install -e ".[slurm]"'
@@ -60,7 +61,8 @@ def machine_mistake(error: BaseException) -> UserError | None:
         return None
     place = error.filename2 or error.filename
     named = f"cannot use {place!s:.300}" if place else "the system refuses"
-    return UserError(f"{named} ({error.strerror}); make room, or give another place")
+    advice = "make room, or give" if error.errno in FULL else "give"
+    return UserError(f"{named} ({error.strerror}); {advice} another place")
 
 
 def explain(error: BaseException) -> str:

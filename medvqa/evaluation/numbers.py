@@ -32,9 +32,7 @@ NUMBER = re.compile(
 POWER = re.compile(r"(?<![\w.])(?:(\d+(?:\.\d+)?)\s+x\s+)?10\^([-+]?\d{1,2})(?!\d)")
 SCIENTIFIC = re.compile(r"(?<![\w.])\d+(?:\.\d+)?e[-+]?\d{1,2}(?![\w.])")
 FRACTION = re.compile(r"(?<![\w./])(?:(\d+) )?(1/2|1/3|2/3|1/4|3/4|[1357]/8)(?![\d/])")
-RANGE = re.compile(
-    rf"(?<![\w.-])(\d+(?:\.\d+)?)\s*(?:-|to)\s*(?=\d+(?:\.\d+)?\s*(?:{UNIT})(?!\w))"
-)
+RANGE = re.compile(rf"(?<![\w.-])(\d+(?:\.\d+)?)\s*(?:-|to)\s*(?=\d+(?:\.\d+)?\s*(?:{UNIT})(?!\w))")
 MINUS = re.compile(r"(?<!\w)(?:minus|negative) (?=\d)")
 
 

@@ -24,7 +24,7 @@ from medvqa.config.secrets import masked
 from medvqa.config.typed import check_hardware, typed_anywhere
 from medvqa.sweep.display import grid_table, live_table, show_failures
 from medvqa.sweep.job import Job, ShowChange, State, Status, run_json
-from medvqa.sweep.status import FOLDER, MULTIRUN, counts, read_rows, write_summary, write_sweep
+from medvqa.sweep.status import MULTIRUN, counts, is_below, read_rows, write_summary, write_sweep
 from medvqa.tracking import identity, record
 from medvqa.tracking.files import PATIENCE_S, directory_lock, set_aside
 from medvqa.tracking.terminal import console
@@ -133,7 +133,7 @@ class GridLauncher(Launcher):
         HydraConfig.instance().set_config(config)
         values = resolved(config)
         subdir = os.path.normpath(str(config.hydra.sweep.subdir))
-        if not FOLDER.fullmatch(subdir):
+        if not is_below(subdir):
             raise UserError(f"job {number}: hydra.sweep.subdir={subdir} is not below {sweep}")
         job = Job(
             number=number,

@@ -1,7 +1,6 @@
 """The grid while it runs and after: one row per job, read from the jobs' files alone."""
 
 import json
-import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -20,8 +19,7 @@ from medvqa.tracking.files import is_locked
 from medvqa.tracking.shape import misfit
 
 MULTIRUN = "multirun.yaml"
-# Below the sweep's directory, at any depth: hydra.sweep.subdir may hold slashes.
-FOLDER = re.compile(r"(?!\.\.?(?:/|$))[^/\0]{1,255}(?:/(?!\.\.?(?:/|$))[^/\0]{1,255})*")
+MAX_NAME = 255  # characters of a directory's own name
 OTHER_RUN = "other run"  # the state of a job whose directory holds a run of something else
 
 
@@ -91,13 +89,19 @@ def sweep_json(sweep: Path) -> dict[str, Any]:
     try:
         stored = record.read_json(path)
         reason = misfit(stored, SweepFile)
-        if not reason and not all(FOLDER.fullmatch(job["directory"]) for job in stored["jobs"]):
+        if not reason and not all(is_below(job["directory"]) for job in stored["jobs"]):
             reason = "a directory is no name"
     except UserError:
         reason = "it is no JSON object"
     if reason:
         raise UserError(f"{path} is damaged: {reason}; the grid's own command writes it anew")
     return stored
+
+
+def is_below(place: str) -> bool:
+    """Return whether the place is below the sweep, at any depth: hydra.sweep.subdir has slashes."""
+    names = place.split("/")
+    return "\0" not in place and not any(n in ("", ".", "..") or len(n) > MAX_NAME for n in names)
 
 
 def write_sweep(sweep: Path, jobs: Sequence[Job]) -> None:

@@ -1,6 +1,5 @@
 """Checkpoints that a killed run goes on from: written whole or not at all."""
 
-import errno
 import json
 import logging
 import os
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from medvqa.config.errors import UserError
+from medvqa.config.errors import FULL, UserError
 from medvqa.training.step_log import recorded_steps
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, `ulimit -f`
 NUM_KEPT = 2  # should the newest one be damaged
 
 

@@ -46,6 +46,7 @@ def test_any_error_of_a_library_becomes_one_line_and_ours_stay(error, message):
 def test_a_mistake_of_the_machine_is_one_line_that_names_the_place(number):
     mistake = machine_mistake(OSError(number, os.strerror(number), "/place"))
     assert str(mistake).startswith(f"cannot use /place ({os.strerror(number)})")
+    assert ("make room" in str(mistake)) == (number == errno.ENOSPC)
 
 
 def test_a_fault_of_ours_is_no_mistake_of_the_machine():
