@@ -22,7 +22,7 @@ from medvqa.evaluation.phases import Phases
 from medvqa.evaluation.probing import more_questions
 from medvqa.evaluation.results import record_results
 from medvqa.models.encode import encoder_of
-from medvqa.models.load import load_base, load_peft_adapter
+from medvqa.models.load import adapter_place, load_base, load_peft_adapter
 from medvqa.models.source import check_base
 from medvqa.tracking import identity
 from medvqa.tracking.record import RunRecord
@@ -79,6 +79,8 @@ def _check(config: Config) -> None:
     check_encoder(config.evaluation.bertscore)
     if not config.endpoint:
         check_base(config.model)
+    if config.adapter:
+        adapter_place(Path(config.adapter))
 
 
 def _phases(config: Config, evaluator: Evaluator, records: Records) -> Phases:

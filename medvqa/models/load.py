@@ -207,6 +207,18 @@ def _nf4(dtype: Any) -> Any:
     )
 
 
+def adapter_place(directory: Path) -> Path:
+    """Return where the adapter's files are, in a run of ours or in the directory itself.
+
+    Raises:
+        UserError: If there is none.
+    """
+    place = directory / "adapter" if (directory / "adapter").is_dir() else directory
+    if not (place / "adapter_config.json").is_file():
+        raise UserError(f"adapter={directory} holds no adapter_config.json, so it is no adapter")
+    return place
+
+
 def load_peft_adapter(loaded: LoadedModel, directory: Path) -> LoadedModel:
     """Return a base with a saved adapter, of a run of ours or of any program that uses PEFT.
 
@@ -215,9 +227,7 @@ def load_peft_adapter(loaded: LoadedModel, directory: Path) -> LoadedModel:
     """
     import peft
 
-    place = directory / "adapter" if (directory / "adapter").is_dir() else directory
-    if not (place / "adapter_config.json").is_file():
-        raise UserError(f"adapter={directory} holds no adapter_config.json, so it is no adapter")
+    place = adapter_place(directory)
     try:
         model = peft.PeftModel.from_pretrained(loaded.model, str(place), is_trainable=False)
     except Exception as error:  # of PEFT, safetensors, JSON or the disk

@@ -22,7 +22,7 @@ WRITTEN = (
     *("loss.png", "metrics.png", "confidence.png", "samples.png", "calibration.json", "job.json"),
     *("status.json", "slurm.json", "after_merge", "evaluation/*/*/served.jsonl"),
     *(".hydra/config.yaml", ".hydra/overrides.yaml", ".hydra/hydra.yaml", "checkpoints/step-*"),
-    *("adapter/adapter_*", "adapter/README.md", "export/adapter", "export/merged", "wandb-data"),
+    *("adapter/adapter_*.*", "adapter/README.md", "export/adapter", "export/merged", "wandb-data"),
     *("evaluation/*/*/metrics.json", "evaluation/*/*/predictions.jsonl"),
     *("wandb/*run-*", "wandb/latest-run", "wandb/debug*.log"),
 )
@@ -31,6 +31,7 @@ COMPUTED = (
     *("metrics.jsonl", "order.jsonl", "results.json", "evaluation/*/*/metrics.json"),
     *("checkpoints/step-*", "adapter/adapter_*"),
 )
+MOVE = "move it away, or give another directory"
 
 
 @contextmanager
@@ -87,6 +88,21 @@ def is_locked(directory: Path) -> bool:
         return False
 
 
+def check_places(directory: Path) -> None:
+    """Refuse what is in the way of a run, before it trains.
+
+    Raises:
+        UserError: If a file has the name of a run's directory, or a directory that of its file.
+    """
+    for pattern in map(Path, WRITTEN):
+        parent = directory / pattern.parts[0]
+        if len(pattern.parts) > 1 and parent.exists() and not parent.is_dir():
+            raise UserError(f"{parent} is a file where a run makes a directory; {MOVE}")
+        for path in directory.glob(str(pattern)) if pattern.suffix else ():
+            if path.is_dir():
+                raise UserError(f"{path} is a directory where a run writes a file; {MOVE}")
+
+
 def has_results(directory: Path, values: Mapping[str, Any]) -> bool:
     """Return whether the run that run.json describes has computed anything.
 
@@ -97,7 +113,7 @@ def has_results(directory: Path, values: Mapping[str, Any]) -> bool:
     if computed and not values:
         raise UserError(
             f"{directory} holds {computed[0].relative_to(directory)} without run.json, so nobody "
-            "knows what made it; give another directory, or move such files away"
+            f"knows what made it; {MOVE}"
         )
     return bool(computed)
 

@@ -18,7 +18,7 @@ from medvqa.config.secrets import masked_values
 from medvqa.config.typed import with_defaults
 from medvqa.data.storage.cache import remembered
 from medvqa.tracking.environment import version
-from medvqa.tracking.files import has_results
+from medvqa.tracking.files import check_places, has_results
 from medvqa.tracking.record import DIVERGED, FINISHED, read_run
 
 log = logging.getLogger(__name__)
@@ -100,8 +100,9 @@ def is_finished(
 
     Raises:
         UserError: If the run there has other settings or rows, has diverged, or is half done by
-            other code. The message names each difference.
+            other code. The message names each difference. Or if something is in a run's way.
     """
+    check_places(directory)
     earlier = read_run(directory)
     if not has_results(directory, earlier):
         return False

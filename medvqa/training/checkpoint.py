@@ -208,4 +208,4 @@ def _name(step: int) -> str:
 
 
 def _saved(directory: Path) -> list[Path]:
-    return sorted(directory.glob("step-*"))
+    return sorted(path for path in directory.glob("step-*") if path.is_dir())

@@ -27,8 +27,10 @@ def evaluate(directory, *overrides):
 
 
 def test_what_is_no_adapter_or_belongs_to_training_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no adapter_config"):
-        evaluate(tmp_path / "run", f"adapter={tmp_path}")
+    (tmp_path / "adapter").write_text("a file")
+    for place in (tmp_path, tmp_path / "adapter"):
+        with pytest.raises(UserError, match="holds no adapter_config"):
+            evaluate(tmp_path / "run", f"adapter={place}")
     for overrides, message in (
         (["only_evaluate=false", "adapter=x"], "belong to `medvqa evaluate`"),
         (["endpoint=http://localhost"], "belong together"),

@@ -1,11 +1,12 @@
 """Starting over moves what a run wrote, and nothing else."""
 
 import json
+import re
 
 import pytest
 
 from medvqa.config.errors import UserError
-from medvqa.tracking.files import directory_lock, set_aside
+from medvqa.tracking.files import check_places, directory_lock, set_aside
 
 OF_A_RUN = (
     *("run.json", "metrics.jsonl", "order.jsonl", "preview.txt", "loss.png", ".hydra/config.yaml"),
@@ -69,3 +70,25 @@ def test_what_a_kill_left_half_written_goes_but_nothing_in_the_users_folders(tmp
     with directory_lock(tmp_path):
         pass
     assert files(tmp_path) == {".lock", f"data/set/.rows.jsonl.{number}"}
+
+
+def test_files_of_a_run_and_of_the_user_are_in_nobodys_way(tmp_path):
+    write(tmp_path, [*OF_A_RUN, *OF_THE_USER])
+    check_places(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["run.json", "order.jsonl", "loss.png", ".hydra/config.yaml", "evaluation/a/b/metrics.json"],
+)
+def test_a_directory_where_a_run_writes_a_file_is_refused(tmp_path, name):
+    (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"{re.escape(name)} is a directory where a run writes"):
+        check_places(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adapter", "checkpoints", ".hydra", "evaluation"])
+def test_a_file_where_a_run_makes_a_directory_is_refused(tmp_path, name):
+    write(tmp_path, [name])
+    with pytest.raises(UserError, match=rf"/{name} is a file where a run makes a directory"):
+        check_places(tmp_path)

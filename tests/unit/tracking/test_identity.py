@@ -108,8 +108,15 @@ def test_a_run_that_computed_nothing_yet_may_start_with_other_settings(directory
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/step-000002", "results.json"])
 def test_results_without_a_record_are_neither_continued_nor_overwritten(tmp_path, config, name):
-    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
     with pytest.raises(UserError, match=f"holds {name} without run.json"):
+        identity.is_finished(tmp_path, config, rows)
+
+
+def test_a_file_in_the_way_is_refused_before_a_run_trains(tmp_path, config):
+    (tmp_path / "adapter").touch()
+    with pytest.raises(UserError, match="adapter is a file where a run makes a directory"):
         identity.is_finished(tmp_path, config, rows)
 
 
