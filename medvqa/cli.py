@@ -30,7 +30,7 @@ from medvqa.config.errors import (
     printable,
     raised_in,
 )
-from medvqa.config.machine import leave_at_once
+from medvqa.config.machine import leave_at_once, take_gpu_memory_in_pages
 from medvqa.config.secrets import masked_text
 from medvqa.sweep.launcher import SweepError
 
@@ -126,6 +126,7 @@ def _run(cfg: DictConfig, *, is_sweep: bool) -> float | None:
 def main() -> None:
     """Entry of `train.py` and of the console script."""
     leave_at_once()
+    take_gpu_memory_in_pages()
     if Path(sys.argv[0]).name != "train.py":
         _dispatch(sys.argv[1] if len(sys.argv) > 1 else "--help")
         command = sys.argv.pop(1)

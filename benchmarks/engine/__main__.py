@@ -27,6 +27,7 @@ from pathlib import Path
 
 from benchmarks.engine.workload import PICTURES, SIDE, TINY, prepare, record_name
 from benchmarks.runs import Row, parser_of, provenance
+from medvqa.config.machine import take_gpu_memory_in_pages
 from medvqa.config.model import Backend, BasePrecision
 from medvqa.config.training import Engine
 from medvqa.tracking.record import read_json, write_json
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     The plain engine's rows come first in all of them: an accelerated model stays accelerated.
     """
+    take_gpu_memory_in_pages()  # as train.py does
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = engine_parser()
     options = parser.parse_args(arguments)

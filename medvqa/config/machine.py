@@ -44,6 +44,16 @@ def leave_at_once() -> None:
     atexit.register(gc.disable)
 
 
+def take_gpu_memory_in_pages() -> None:
+    """Let PyTorch map GPU memory page by page, unless the user has configured its allocator.
+
+    Quantising an 8B model leaves 0.7 to 1 GB of pieces between its tensors that are too small for a
+    training pass. Pages without a tensor go back to the GPU. Call it before CUDA starts.
+    """
+    if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+
+
 def num_cuda_devices(environment: Mapping[str, str]) -> int:
     """Return how many CUDA devices the driver offers to a process with this environment."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from medvqa.config.errors import DivergenceError, UserError
-from medvqa.config.machine import leave_at_once
+from medvqa.config.machine import leave_at_once, take_gpu_memory_in_pages
 from medvqa.config.secrets import MaskingFormatter, masked_text
 from medvqa.config.typed import typed
 from medvqa.sweep.job import CONSOLE, Job, State, job_of_line
@@ -123,6 +123,7 @@ class Runner:
 def main() -> None:
     """Take the real stdout for answers; jobs print into their own logs."""
     leave_at_once()
+    take_gpu_memory_in_pages()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     serve(Runner(), sys.stdin, answers)
 

@@ -196,7 +196,7 @@ class Trainer:
         self._engine.release_memory()
         torch.cuda.empty_cache()
         self._micro_batch_size = smaller_micro_batch(
-            self._engine, self._micro_batch_size, self._largest_size
+            self._engine, self.loaded.features, self._micro_batch_size, self._largest_size
         )
 
     def _backward(

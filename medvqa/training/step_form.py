@@ -11,6 +11,7 @@ from typing import Protocol
 
 from medvqa.config.errors import UserError
 from medvqa.models.loaded import LoadedModel
+from medvqa.models.patches import PictureCache
 
 log = logging.getLogger(__name__)
 
@@ -92,20 +93,25 @@ def planned_micro_batch(engine: PassEngine, num_tokens: Sequence[int], room: int
     return form.micro_batch_size
 
 
-def smaller_micro_batch(engine: PassEngine, size: int, share: int) -> int:
+def smaller_micro_batch(engine: PassEngine, features: PictureCache, size: int, share: int) -> int:
     """Return how many samples are computed at once after memory ran out: the next of `forms`.
 
-    Small captured passes are faster than large ones that the host launches kernel by kernel, so
-    captures end last.
+    Features of pictures go first: they save time only where a picture comes again. Small captured
+    passes are faster than large ones that the host launches kernel by kernel, so captures end last.
 
     Args:
         engine: Whose layers are computed again, or whose captures end, if need be.
+        features: Of pictures, which are no longer kept.
         size: Samples that were computed at once.
         share: Samples of this GPU in a step, or what the config allows at once.
 
     Raises:
         UserError: If not even one sample fits.
     """
+    if features.num_bytes:
+        features.limit(0)
+        log.warning("out of memory: features of pictures are not kept from now on")
+        return size
     if engine.keep_one_length():
         log.warning("out of memory: passes of one length are captured from now on")
         return size

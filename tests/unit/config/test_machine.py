@@ -1,4 +1,7 @@
-"""What counts as a GPU, asked of a driver that a C compiler builds here in place of NVIDIA's."""
+"""What counts as a GPU, and how its memory is taken.
+
+A C compiler builds a driver here in place of NVIDIA's.
+"""
 
 import os
 import shutil
@@ -7,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from medvqa.config.machine import take_gpu_memory_in_pages
 
 ROOT = Path(__file__).parents[3]
 DRIVER = """
@@ -50,3 +55,21 @@ def test_the_drivers_devices_count_unless_they_are_hidden(driver, visible, expec
 def test_a_driver_that_does_not_start_offers_nothing(driver):
     no_device = 100  # CUDA_ERROR_NO_DEVICE
     assert num_devices(driver(status=no_device), None) == 0
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_the_users_configuration_of_the_allocator_stays(name, monkeypatch):
+    for other in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "max_split_size_mb:128")
+    before = dict(os.environ)
+    take_gpu_memory_in_pages()
+    assert dict(os.environ) == before
+
+
+def test_gpu_memory_is_taken_in_pages_by_default(monkeypatch):
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "")
+    del os.environ["PYTORCH_ALLOC_CONF"]
+    take_gpu_memory_in_pages()
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"

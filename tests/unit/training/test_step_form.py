@@ -9,9 +9,10 @@ import torch
 from medvqa.config.training import Engine
 from medvqa.fast.choice import make_engine
 from medvqa.models.adapter import reset_adapter
+from medvqa.models.patches import PictureCache
 from medvqa.training import loop
 from medvqa.training.loop import Trainer
-from medvqa.training.step_form import Form, forms, planned_micro_batch
+from medvqa.training.step_form import Form, forms, planned_micro_batch, smaller_micro_batch
 from tests.unit.training.test_loop import BASE, make_plan
 
 
@@ -31,7 +32,8 @@ class CountingEngine:
         pass
 
     def keep_one_length(self):
-        self.keeps_one_length = True
+        is_new, self.keeps_one_length = not self.keeps_one_length, True
+        return is_new
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,17 @@ def test_passes_of_several_lengths_are_captured_where_two_of_them_fit():
         engine = CountingEngine()
         assert planned_micro_batch(engine, [100] * 8, room) == 8
         assert engine.keeps_one_length is keeps_one_length
+
+
+def test_features_of_pictures_go_first_where_memory_runs_out():
+    engine, features = CountingEngine(), PictureCache(max_bytes=1000)
+    features.keep("a", torch.ones(8))
+    assert smaller_micro_batch(engine, features, 8, 8) == 8
+    features.keep("b", torch.ones(8))
+    assert features.num_bytes == 0
+    assert not engine.keeps_one_length
+    assert smaller_micro_batch(engine, features, 8, 8) == 8
+    assert engine.keeps_one_length
 
 
 def test_the_longest_samples_decide():
