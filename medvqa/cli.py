@@ -4,7 +4,6 @@ import difflib
 import io
 import logging
 import os
-import re
 import signal
 import sys
 import textwrap
@@ -27,8 +26,8 @@ from medvqa.config.errors import (
     Refused,
     explain,
     machine_mistake,
+    plain_mistake,
     printable,
-    raised_in,
 )
 from medvqa.config.machine import leave_at_once, take_gpu_memory_in_pages
 from medvqa.config.secrets import masked_text
@@ -191,8 +190,9 @@ def guarded(action: Callable[[], Any]) -> None:
     try:
         action()
     except (Refused, KeyboardInterrupt, Exception) as error:
-        mistake = error.__cause__ if isinstance(error, Refused) else machine_mistake(error) or error
-        assert mistake is not None
+        cause = error.__cause__ if isinstance(error, Refused) else error
+        assert cause is not None
+        mistake = machine_mistake(cause) or cause
         text, code = _ending(mistake)
         if code == MISTAKE and before not in (None, "", "0"):
             raise mistake from None
@@ -213,12 +213,8 @@ def _ending(error: BaseException) -> tuple[str, int]:
         return explain(error), MISTAKE
     if str(error).startswith("Only one of --run"):  # Hydra's own check of its flags
         return "--cfg and --info show one run: leave -m out, and give one value per key", MISTAKE
-    if isinstance(error, OverflowError) and raised_in(error, "omegaconf"):
-        return "the command line holds a number of too many digits", MISTAKE
-    if isinstance(error, AttributeError) and (key := re.search(r"full_key: (\S+)", str(error))):
-        return f"{key[1]} cannot take this value; give its parts one by one", MISTAKE
-    if raised_in(error, "hydra"):  # about its other flags
-        return str(error).partition("\n")[0], MISTAKE
+    if text := plain_mistake(error):
+        return text, MISTAKE
     raise error
 
 

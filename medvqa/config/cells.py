@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from medvqa.config.errors import UserError
 
@@ -30,6 +30,9 @@ def cells(config: DictConfig) -> Iterator[tuple[list[str], list[str]]]:
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
+    for part in ("launcher", "sweeper"):
+        if not OmegaConf.is_dict(value := config.hydra[part]):
+            raise UserError(f"hydra.{part}={value} is no choice; write hydra/{part}={value}")
     sweeper = config.hydra.sweeper
     if sweeper._target_ != BASIC_SWEEPER:
         return

@@ -4,7 +4,8 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from medvqa.config.cells import BASIC_SWEEPER, cells, quoted
-from medvqa.config.errors import MISTAKES, Refused, UserError, explain, unknown_option
+from medvqa.config.errors import (
+    MISTAKES,
+    Refused,
+    UserError,
+    as_user_error,
+    explain,
+    unknown_option,
+)
 from medvqa.config.identity import run_id
 from medvqa.config.machine import make_directory
 from medvqa.config.schema import Config
@@ -207,13 +215,9 @@ class CheckFirst(Callback):
 
     def on_run_start(self, config: DictConfig, **_: object) -> None:
         """Check the one config and make its directory."""
-        try:
+        with _refusing():
             checked(config)
-            with open_dict(config):
-                config.hydra.run.dir = str(Path(str(config.hydra.run.dir)).expanduser())
-            make_directory(Path(config.hydra.run.dir), "hydra.run.dir=")
-        except MISTAKES as error:
-            raise Refused from error
+            make_directory(_own_directory(config, "run"), "hydra.run.dir=")
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Check each cell, name the one that is refused, and settle the grid's directory.
@@ -221,23 +225,36 @@ class CheckFirst(Callback):
         Each cell is composed anew and would otherwise name the directory by its own overrides.
         A search makes its directory once its space is checked.
         """
-        with open_dict(config):
-            directory = str(Path(str(config.hydra.sweep.dir)).expanduser())
-            config.hydra.sweep.dir = directory
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(directory)}")
-        loader = GlobalHydra.instance().config_loader()
-        here = config.hydra.runtime.choices["hydra/launcher"] not in CLUSTERS
-        try:
+        with _refusing():
             jobs = list(cells(config))
-        except MISTAKES as error:
-            raise Refused from error
-        for swept, overrides in jobs:
-            try:
-                checked(loader.load_sweep_config(config, overrides), runs_here=here)
-            except MISTAKES as error:
-                raise Refused from UserError(f"job {' '.join(swept)}: {explain(error)}")
-        try:
+            directory = _own_directory(config, "sweep")
+            with open_dict(config):
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(directory))}")
+            loader = GlobalHydra.instance().config_loader()
+            here = config.hydra.runtime.choices["hydra/launcher"] not in CLUSTERS
+            for swept, overrides in jobs:
+                try:
+                    checked(loader.load_sweep_config(config, overrides), runs_here=here)
+                except MISTAKES as error:
+                    raise UserError(f"job {' '.join(swept)}: {explain(error)}") from error
             if config.hydra.sweeper._target_ == BASIC_SWEEPER:
-                make_directory(Path(directory), "hydra.sweep.dir=")
-        except UserError as error:
-            raise Refused from error
+                make_directory(directory, "hydra.sweep.dir=")
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Pass an error on; Hydra would make it a warning and go on."""
+    try:
+        yield
+    except Exception as error:
+        raise Refused from error
+
+
+def _own_directory(config: DictConfig, mode: str) -> Path:
+    """Return hydra.run.dir or hydra.sweep.dir, written out in the config, too."""
+    text = str(config.hydra[mode].dir)
+    if not text.strip() or "\0" in text:
+        raise UserError(f"hydra.{mode}.dir={text} names no directory")
+    with as_user_error(f"cannot use hydra.{mode}.dir={text}"), open_dict(config):
+        config.hydra[mode].dir = str(Path(text).expanduser())
+    return Path(config.hydra[mode].dir)

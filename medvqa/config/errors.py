@@ -6,9 +6,11 @@ import errno
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -43,6 +45,7 @@ OF_THE_MACHINE = {
     *(errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
 }
 
+UPDATE = OmegaConf.update.__code__
 SLURM_EXTRA = 'pip install -e ".[slurm]"'
 
 
@@ -111,11 +114,12 @@ def as_user_error(action: str, advice: str = "") -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type."""
+    """Return the first line of an error's message, two if it ends with a colon, or the type."""
     # The library `datasets` hides the reason behind one sentence.
     while str(error).startswith("An error occurred while generating") and error.__cause__:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0].strip()
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).strip()
 
 
 @contextmanager
@@ -125,17 +129,41 @@ def mistakes_as_user_errors() -> Iterator[None]:
         yield
     except UserError:
         raise
-    except MISTAKES as error:
-        raise UserError(explain(error)) from error
+    except Exception as error:
+        text = explain(error) if isinstance(error, MISTAKES) else plain_mistake(error)
+        if text is None:
+            raise
+        raise UserError(text) from error
+
+
+def plain_mistake(error: BaseException) -> str | None:
+    """Return the line about a mistake for which Hydra and omegaconf have no error type."""
+    if isinstance(error, OverflowError) and raised_in(error, "omegaconf"):
+        return "the command line holds a number of too many digits"
+    frame = _last_frame(error)
+    if isinstance(error, AttributeError) and (match := re.search(r"full_key: (\S+)", str(error))):
+        key, reason = match[1], "cannot take this value; give its parts one by one"
+    elif isinstance(error, AssertionError) and frame and frame.f_code is UPDATE:
+        key = frame.f_locals["key"]
+        reason = f"cannot be set, because {key.rpartition('.')[0]} is null; give that a value"
+    else:
+        return first_line(error) if raised_in(error, "hydra") else None
+    if key.startswith("hydra.sweeper.params"):
+        reason = "belongs in an experiment's file; on the command line write -m KEY=VALUE,VALUE"
+    return f"{key} {reason}"
 
 
 def raised_in(error: BaseException, package: str) -> bool:
     """Return whether code of the package raised the error."""
+    frame = _last_frame(error)
+    return frame is not None and frame.f_globals["__name__"].partition(".")[0] == package
+
+
+def _last_frame(error: BaseException) -> FrameType | None:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
-    return name.partition(".")[0] == package
+    return trace and trace.tb_frame
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -183,6 +211,8 @@ def _unknown_key(error: ConfigKeyError | ConfigAttributeError) -> str:
     known = [field.name for field in dataclasses.fields(holder)]
     if full_key in RENAMED:
         return f"unknown key {full_key!r}; did you mean {RENAMED[full_key]}=?"
+    if full_key.startswith("hydra.") and holder is Config:  # below a mapping with names of any kind
+        return f"there is no {full_key}; write +{full_key}= to add it"
     prefix = full_key[: -len(str(error.key))] if full_key.endswith(str(error.key)) else ""
     if prefix in ("data.evaluation.", "data.parts."):  # whose names are the user's to choose
         return f"there is no {full_key}; sets and parts are named in a file: copy one of conf/data"

@@ -111,9 +111,39 @@ def test_a_directory_that_cannot_be_made_is_one_line_with_the_setting(tmp_path, 
     assert_one_clear_line(answer, f"cannot write to {tmp_path}/file/run", f"give {key}=")
 
 
-def test_a_launcher_s_own_mistake_is_one_line(tmp_path):
-    answer = started(tmp_path, "train.py", "-m", "seed=1,2", "hydra.launcher.slots=all")
-    assert_one_clear_line(answer, "hydra.launcher.slots must be auto, a number", "got all")
+SWEEPS = {
+    "+hydra.sweeper.params.x=": "hydra.sweeper.params.x belongs in an experiment's file",
+    "hydra.sweeper.params={seed:'1,2'}": "on the command line write -m KEY=VALUE,VALUE",
+    "experiment=phantom_study hydra.sweeper.params.seed=": "seed=: Value '' of type 'str'",
+    "experiment=phantom_study hydra.sweeper.params.seed='1,,2'": "the override 'seed=1,,2'",
+    "experiment=phantom_study hydra.sweeper.params.lr=1": "no hydra.sweeper.params.lr; write +",
+    "hydra.sweeper=optuna": "hydra.sweeper=optuna is no choice; write hydra/sweeper=optuna",
+    "hydra.launcher=slurm": "hydra.launcher=slurm is no choice; write hydra/launcher=slurm",
+    "hydra.sweep.dir=": "hydra.sweep.dir= names no directory",
+    "hydra.sweep.dir='~nobody-of-this-name/x'": "(Could not determine home directory.)",
+    "hydra.sweep.dir=${nope}": "hydra.sweep.dir: Interpolation key 'nope' not found",
+    "seed=range(1,3,0)": "range() arg 3 must not be zero",
+    "+lora.target_modules.x=1,2": "because lora.target_modules is null; give that a value",
+}
+
+
+@pytest.mark.parametrize("words", SWEEPS)
+def test_a_malformed_sweep_is_one_line_and_leaves_nothing_behind(tmp_path, words):
+    answer = started(tmp_path, "train.py", "-m", *words.split())
+    assert_one_clear_line(answer, SWEEPS[words])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("hydra.launcher.slots=all", "slots must be auto, a number or a list, got all"),
+        ("+hydra.launcher.slot=1", "got an unexpected keyword argument 'slot'"),
+    ],
+)
+def test_a_launcher_s_own_mistake_is_one_line(tmp_path, override, text):
+    answer = started(tmp_path, "train.py", "-m", "seed=1,2", override)
+    assert_one_clear_line(answer, "hydra.launcher", text)
 
 
 def test_flags_of_hydra_that_exclude_each_other_are_one_line(tmp_path):
