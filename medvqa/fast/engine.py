@@ -100,6 +100,11 @@ class FusedEngine(PackedModel):
         """
         return self.decoder.keep_one_length()
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether the backward pass computes layers again."""
+        return self.decoder.recomputes
+
     def recompute_layers(self) -> bool:
         """Keep only the layers' inputs for the backward pass; return whether that is new."""
         return self.decoder.recompute()

@@ -112,6 +112,11 @@ class PlainEngine:
         """Capture no pass from now on; return whether that is new."""
         return self._language_model is not None and bool(self._language_model.graphs.stop())
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether the backward pass computes layers again."""
+        return self._loaded.recomputes
+
     def recompute_layers(self) -> bool:
         """Keep only the layers' inputs for the backward pass; return whether that is new."""
         inner = self._loaded.inner

@@ -24,6 +24,10 @@ NUM_HALVINGS = 1
 class PassEngine(Protocol):
     """An engine whose passes can take less memory."""
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether the backward pass computes layers again."""
+
     def pass_bytes(self, num_tokens: int, *, recomputes: bool) -> int | None:
         """Return the bytes that a training pass of so many tokens takes, None if unknown."""
 
@@ -97,7 +101,8 @@ def smaller_micro_batch(engine: PassEngine, features: PictureCache, size: int, s
     """Return how many samples are computed at once after memory ran out: the next of `forms`.
 
     Features of pictures go first: they save time only where a picture comes again. Small captured
-    passes are faster than large ones that the host launches kernel by kernel, so captures end last.
+    passes are faster than large ones that the host launches kernel by kernel. Where layers are
+    computed again it is the other way round (docs/engine.md).
 
     Args:
         engine: Whose layers are computed again, or whose captures end, if need be.
@@ -119,6 +124,8 @@ def smaller_micro_batch(engine: PassEngine, features: PictureCache, size: int, s
     if is_halved and engine.recompute_layers():
         form = f"layers are computed again in the backward pass, in micro-batches of {share},"
         size = share
+    elif engine.recomputes and engine.stop_capturing():
+        form = "without CUDA graphs"
     elif size > 1:
         size = (size + 1) // 2
         form = f"micro-batches of {size}"

@@ -80,7 +80,7 @@ def test_a_sample_that_never_fits_is_an_error(tiny, encoder, phantoms, tmp_path,
         train(tiny, encoder, phantoms[:48], tmp_path)
 
 
-def test_out_of_memory_captured_passes_end_after_every_smaller_form(
+def test_out_of_memory_captured_passes_end_before_recomputed_batches_are_halved(
     tiny, encoder, phantoms, tmp_path, monkeypatch, caplog
 ):
     monkeypatch.setattr(ScarceTrainer, "is_scarce", lambda *_: True, raising=False)
@@ -90,7 +90,7 @@ def test_out_of_memory_captured_passes_end_after_every_smaller_form(
     caplog.set_level(logging.WARNING)
     forms = (
         *("micro-batches of 2 from", "computed again in the backward pass, in micro-batches of 4"),
-        *("micro-batches of 2 from", "micro-batches of 1 from", "without CUDA graphs"),
+        *("without CUDA graphs", "micro-batches of 2 from", "micro-batches of 1 from"),
     )
     for form in forms:
         trainer._shrink()
