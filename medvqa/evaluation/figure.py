@@ -1,8 +1,11 @@
 """Figures of runs and reports: their style, as SVG for a page, and the diagrams that both draw."""
 
 import io
+import os
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +16,23 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, told apart by colour-blind eyes, without the yellow that white hides.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6a51a3", "#7f7f7f")
 INK, FAINT = "#1f2328", "#8c959f"
+
+
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Draw by our own settings: neither the user's MPLBACKEND, nor matplotlibrc, nor figures count.
+
+    matplotlib reads MPLBACKEND once, and cannot be imported if the name is unknown to it.
+    """
+    backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    import matplotlib as mpl
+
+    if backend:
+        with suppress(ValueError):  # as for the user's own figures; ours go to files
+            mpl.rcParams["backend"] = os.environ["MPLBACKEND"] = backend
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        yield
 
 
 def new_figure(width: float, height: float, **layout: Any) -> "tuple[Figure, Any]":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from medvqa.data.example import Example, Score
 from medvqa.evaluation.contact_sheet import DPI, draw_samples
-from medvqa.evaluation.figure import SERIES, draw_confidence, new_figure
+from medvqa.evaluation.figure import SERIES, draw_confidence, new_figure, own_style
 from medvqa.evaluation.phase_scores import Evaluation
 from medvqa.evaluation.score import GROUPS, SHOWN
 from medvqa.tracking.record import read_json, read_lines
@@ -49,13 +49,11 @@ def draw_pictures(
         sets: Evaluation examples by set; samples are of the first.
         seed: Chooses the samples.
     """
-    from matplotlib import rc_context
-
     drawn = {}
     for picture, draw in _plans(directory, evaluations, sets, seed).items():
         path = directory / f"{picture}.png"
         try:
-            with rc_context():  # neither another picture nor the caller's own takes our style
+            with own_style():
                 save(draw(), path)
         except Exception:
             log.exception("%s could not be drawn; the run's numbers are not concerned", path.name)

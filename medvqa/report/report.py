@@ -12,6 +12,7 @@ from pathlib import Path
 
 from medvqa.config.command_line import CommandParser
 from medvqa.config.machine import make_directory
+from medvqa.evaluation.figure import own_style
 from medvqa.report.confidence_tables import confidence_tables
 from medvqa.report.matching import Settings
 from medvqa.report.page import page
@@ -53,9 +54,7 @@ class Report:
     @cached_property
     def html(self) -> str:
         """The page: one file with data, pictures, style and script."""
-        from matplotlib import rc_context
-
-        with rc_context():  # the caller's own figures keep their style
+        with own_style():
             return page(self.study, self.pictures, title=self.title)
 
     @property
@@ -74,15 +73,13 @@ class Report:
 
     def write(self, directory: Path, *, figures: bool = True) -> Path:
         """Write the page, the tables, the numbers and the figures; return the page's path."""
-        from matplotlib import rc_context
-
         write_rows(self.study, directory)
         write_csv(directory / "confidence.csv", confidence_rows(self.study.confidence))
         write_csv(directory / "probes.csv", probe_rows(self.study.probes))
         write_text(directory / "tables.md", "\n".join(map(markdown, self.tables)))
         write_text(directory / "tables.tex", "\n".join(map(latex, self.tables)))
         if figures:
-            with rc_context():
+            with own_style():
                 write_figures(self.study, directory)
         write_text(directory / "report.html", self.html)
         return directory / "report.html"

@@ -128,7 +128,8 @@ def main_demo(argv: Sequence[str]) -> None:
     require("gradio")
     with listening(HOST, options.port):  # before the model is loaded
         pass
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # Gradio imports matplotlib, which an unknown name of a backend prevents.
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", MPLBACKEND="agg")
     answerer = Answerer.of_run(options.run, device=Device(options.device), base=options.base)
     limits = Limits()
     # Uploads lie here and are gone with the process.

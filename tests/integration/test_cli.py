@@ -137,7 +137,10 @@ def test_a_malformed_sweep_is_one_line_and_leaves_nothing_behind(tmp_path, words
 @pytest.mark.parametrize(
     ("override", "text"),
     [
-        ("hydra.launcher.slots=all", "slots must be auto, a number from 1 or a list of GPUs, got all"),
+        (
+            "hydra.launcher.slots=all",
+            "slots must be auto, a number from 1 or a list of GPUs, got all",
+        ),
         ("+hydra.launcher.slot=1", "got an unexpected keyword argument 'slot'"),
     ],
 )

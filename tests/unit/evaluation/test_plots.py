@@ -2,6 +2,8 @@
 
 import logging
 import math
+import os
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -21,6 +23,16 @@ from medvqa.evaluation.contact_sheet import (
 from medvqa.evaluation.phase_scores import Evaluation
 from medvqa.evaluation.plots import draw_loss, draw_metrics, draw_pictures, smoothed
 from medvqa.tracking.record import write_text
+
+# In a process of its own, because matplotlib reads the environment once.
+DRAWING = """
+import os, sys
+from pathlib import Path
+from medvqa.evaluation.plots import draw_pictures
+assert "matplotlib" not in sys.modules
+assert list(draw_pictures(Path("."), [], {}, seed=0)) == ["loss"]
+print(os.environ.get("MPLBACKEND"), dict.get(sys.modules["matplotlib"].rcParams, "backend"))
+"""
 
 
 def step_row(step, stage, loss=1.0):
@@ -191,6 +203,25 @@ def test_pictures_leave_the_style_of_the_callers_own_figures(tmp_path, phantoms)
     before = dict(dict.items(mpl.rcParams))  # plain, so that no backend is chosen here
     draw_pictures(tmp_path, [evaluation("final", 0.5)], {"test": phantoms}, seed=0)
     assert dict(dict.items(mpl.rcParams)) == before
+
+
+def test_pictures_do_not_depend_on_the_users_backend_or_style_nor_change_them(tmp_path, phantoms):
+    write_run(tmp_path, phantoms[:4])
+    style = tmp_path / "matplotlibrc"
+    style.write_text("text.usetex: True\nfigure.facecolor: red\n")
+    pictures = []
+    for backend, rc in (("nope", os.devnull), ("tkagg", str(style))):
+        env = {**os.environ, "MPLBACKEND": backend, "MATPLOTLIBRC": rc}
+        answer = subprocess.run(
+            [sys.executable, "-c", DRAWING],
+            cwd=tmp_path,
+            env=env,
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        pictures.append((tmp_path / "loss.png").read_bytes())
+    assert pictures[0] == pictures[1]
+    assert answer.stdout.decode().split() == ["tkagg", "tkagg"]
 
 
 def test_a_sample_has_its_whole_frame_whatever_the_style(phantoms):
