@@ -94,10 +94,17 @@ def confidence_curves(directory: Path, set_name: str) -> dict[str, Any]:
 
 def save(figure: "Figure", path: Path) -> None:
     """Write a PNG, whole or not at all; glyphs that no font has are one line in the log."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
     partial = path.with_name(f".{path.name}")
+    figure.set_dpi(DPI)
+    canvas: Any = FigureCanvasAgg(figure)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        figure.savefig(partial, format="png", dpi=DPI, pil_kwargs={"compress_level": 3})
+        canvas.draw()  # once; `savefig` draws every figure twice
+    pixels = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
+    pixels.convert("RGB").save(partial, format="png", dpi=(DPI, DPI), compress_level=1)
     partial.replace(path)
     texts = {str(warning.message) for warning in caught}
     glyphs = {text for text in texts if "missing from font" in text}

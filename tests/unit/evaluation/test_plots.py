@@ -14,6 +14,7 @@ from PIL import Image
 
 from medvqa.data.example import Score
 from medvqa.evaluation.contact_sheet import (
+    BOX_PX,
     COLUMNS,
     cell_lines,
     choose_samples,
@@ -176,7 +177,7 @@ def test_no_text_of_the_sheet_overlaps_or_leaves_it_whatever_the_model_said(phan
         figure = draw_samples(rows, examples, set_name="test", seed=0)
         frames = boxes(figure)
     width, height = figure.get_size_inches() * figure.dpi
-    assert len(figure.axes) == 12
+    assert len(figure.images) == len(figure.artists) == 12
     assert all(b.x0 >= 0 and b.x1 <= width and b.y0 >= 0 and b.y1 <= height for b in frames)
     cell = width / COLUMNS
     assert all(int(b.x0 / cell) == int(b.x1 / cell) for b in frames[1:])  # the first is the title
@@ -224,11 +225,16 @@ def test_pictures_do_not_depend_on_the_users_backend_or_style_nor_change_them(tm
     assert answer.stdout.decode().split() == ["tkagg", "tkagg"]
 
 
-def test_a_sample_has_its_whole_frame_whatever_the_style(phantoms):
-    rows = [prediction(example, is_right=True) for example in phantoms[:4]]
-    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
-        sheet = draw_samples(rows, phantoms, set_name="test", seed=0)
-    assert all(side.get_visible() for axes in sheet.axes for side in axes.spines.values())
+def test_each_picture_of_a_sample_is_whole_inside_its_own_frame(phantoms):
+    examples = [replace(e, images=e.images * n) for n, e in enumerate(phantoms[:6], start=1)]
+    rows = [prediction(example, is_right=True) for example in examples]
+    sheet = draw_samples(rows, examples, set_name="test", seed=0)
+    for picture, frame in zip(sheet.images, sheet.artists, strict=True):
+        height, width = picture.get_size()
+        assert frame.get_bbox().bounds == (picture.ox, picture.oy, width, height)
+        assert width <= BOX_PX[0]
+        assert height <= BOX_PX[1]
+        assert width in (BOX_PX[0], BOX_PX[0] - 1) or height in (BOX_PX[1], BOX_PX[1] - 1)
 
 
 def test_a_picture_that_cannot_be_drawn_is_an_error_in_the_log_and_the_others_are_there(
