@@ -1,5 +1,6 @@
 """Hydra's composed config -> the typed one, checked before a directory is made or a job starts."""
 
+import copy
 import hashlib
 import json
 import re
@@ -231,6 +232,8 @@ class CheckFirst(Callback):
             with open_dict(config):
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(directory))}")
             loader = GlobalHydra.instance().config_loader()
+            if jobs:  # a search, which has none here, composes each of its cells once
+                _compose_once(loader)
             here = config.hydra.runtime.choices["hydra/launcher"] not in CLUSTERS
             for swept, overrides in jobs:
                 try:
@@ -258,3 +261,17 @@ def _own_directory(config: DictConfig, mode: str) -> Path:
     with as_user_error(f"cannot use hydra.{mode}.dir={text}"), open_dict(config):
         config.hydra[mode].dir = str(Path(text).expanduser())
     return Path(config.hydra[mode].dir)
+
+
+def _compose_once(loader: Any) -> None:
+    """Make each cell's config once; Hydra's sweeper and the launcher ask for it again."""
+    composed: dict[tuple[str, ...], DictConfig] = {}
+    compose = loader.load_sweep_config
+
+    def composed_cell(master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
+        key = (*master_config.hydra.overrides.hydra, *sweep_overrides)
+        if key not in composed:
+            composed[key] = compose(master_config, list(sweep_overrides))
+        return copy.deepcopy(composed[key])
+
+    loader.load_sweep_config = composed_cell

@@ -49,8 +49,11 @@ def typed_group(schema: type[Group], values: Mapping[str, Any]) -> Group:
     """Return one dataclass of the schema, or the whole, from plain, resolved values."""
     structured = OmegaConf.structured(schema)
     try:
-        plain = OmegaConf.to_container(OmegaConf.merge(structured, dict(values)), enum_to_str=True)
-        group = OmegaConf.to_object(OmegaConf.merge(structured, within_bounds(schema, plain)))
+        merged = OmegaConf.merge(structured, dict(values))
+        plain = OmegaConf.to_container(merged, enum_to_str=True)
+        if (bounded := within_bounds(schema, plain)) != plain:  # a path with `~`
+            merged = OmegaConf.merge(structured, bounded)
+        group = OmegaConf.to_object(merged)
     except OmegaConfBaseException:
         raise
     except ValueError as error:

@@ -152,9 +152,10 @@ def _warn(place: Path, other_code: str) -> None:
 
 def other_settings(earlier: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
     """Yield each setting that changes results and differs from the recorded config."""
-    before, now = (
-        dict(flat(results_only(with_defaults(masked_values(c))))) for c in (earlier, config)
-    )
+    masked = [masked_values(c) for c in (earlier, config)]
+    if masked[0] == masked[1]:  # as at the end of each cell; defaults take 40 ms
+        return
+    before, now = (dict(flat(results_only(with_defaults(c)))) for c in masked)
     for key in dict.fromkeys([*before, *now]):
         if before.get(key) != now.get(key):
             yield f"{key} {_short(before.get(key))} -> {_short(now.get(key))}"
