@@ -57,6 +57,7 @@ def demo(run: Path, uploads: Path):
             "PYTHONPATH": str(ROOT),
             "CUDA_VISIBLE_DEVICES": "",
             "TMPDIR": str(uploads),
+            "MPLBACKEND": "nope",  # of the user; Gradio imports matplotlib
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -164,3 +164,13 @@ def test_a_checkpoint_under_another_steps_name_is_not_taken_for_that_step(tmp_pa
     assert saved is not None
     assert saved.step == 1
     assert "step-000009 is damaged" in caplog.text
+
+
+def test_a_users_file_beside_the_checkpoints_is_no_checkpoint_and_stays(tmp_path):
+    (tmp_path / "step-notes.txt").write_text("mine")
+    for step in (1, 2, 3):
+        save_checkpoint(checkpoint(step), tmp_path, RUN)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("step-000002", "step-000003", "step-notes.txt")
+    ]
+    assert load_checkpoint(tmp_path, RUN).step == 3
