@@ -44,8 +44,8 @@ THEIRS = {
     "unsloth 2 x 4, its checkpointing": ("unsloth", 2, 4, "--checkpointing"),
     "unsloth 8 x 1": ("unsloth", 8, 1),
     "unsloth 8 x 1, 4 bits": ("unsloth", 8, 1, "--four-bit"),
+    "unsloth 8 x 1, 4 bits, lean": ("unsloth", 8, 1, "--four-bit", "--checkpointing"),
     "trl 8 x 1": ("trl", 8, 1),
-    "trl 8 x 1, 4 bits": ("trl", 8, 1, "--four-bit"),
 }
 STARTS = {"start: transformers": "transformers", "start: unsloth": "unsloth"}  # our backends
 ANSWERING = ("answers: ours", "answers: transformers", "answers: unsloth")
