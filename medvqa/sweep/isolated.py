@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from medvqa.config.errors import UserError
@@ -10,6 +11,7 @@ from medvqa.config.machine import num_cuda_devices
 from medvqa.sweep.job import Job, ShowChange, Status
 from medvqa.sweep.launcher import GridLauncher, mark_waiting
 from medvqa.sweep.scheduler import Scheduler
+from medvqa.sweep.worker_process import EARLY, WORKER, WorkerProcess
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,16 @@ class IsolatedLauncher(GridLauncher):
         self.timeout_s = None if timeout_minutes is None else 60 * timeout_minutes
         self.fail_fast = fail_fast
 
+    def start_early(self, jobs: Sequence[Job], stack: ExitStack) -> None:
+        """Let the worker of a single slot import its libraries, if every job is new."""
+        models = [job.config["model"] for job in jobs if not (job.directory / "run.json").exists()]
+        can_import = all(model["backend"] != "unsloth" for model in models)
+        self.early = None
+        if len(self.slots) == 1 and len(models) == len(jobs) and can_import:
+            command, nowhere = (*WORKER, EARLY), Path(os.devnull)
+            self.early = WorkerProcess(self.slots[0], command, nowhere, num_slots=1)
+            stack.callback(self.early.end, now=True)
+
     def run_jobs(
         self, jobs: Sequence[Job], sweep: Path, show_change: ShowChange
     ) -> dict[int, Status]:
@@ -37,6 +49,7 @@ class IsolatedLauncher(GridLauncher):
         slots = self.slots[: max(1, sum(job.num_gpus for job in jobs))]
         log.info("%d jobs on %s, in %s", len(jobs), describe_slots(slots), sweep)
         scheduler = Scheduler(slots, self.warm, self.timeout_s, self.fail_fast, show_change)
+        scheduler.early = self.early
         return scheduler.run(jobs)
 
 

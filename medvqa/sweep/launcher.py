@@ -48,6 +48,9 @@ class GridLauncher(Launcher):
     def check_place(self) -> None:
         """Raise a `UserError` if jobs cannot be started from here at all."""
 
+    def start_early(self, jobs: Sequence[Job], stack: ExitStack) -> None:
+        """Start what takes long while the jobs are checked; the stack ends it."""
+
     @abstractmethod
     def run_jobs(
         self, jobs: Sequence[Job], sweep: Path, show_change: ShowChange
@@ -85,6 +88,7 @@ class GridLauncher(Launcher):
                     for index, overrides in enumerate(job_overrides)
                 ]
                 jobs = [job for job, _ in composed]
+                self.start_early(jobs, stack)
                 cache: dict[str, Any] = {}  # each data set is loaded and compared once
                 restarted = self._restarted(jobs, cache) if self.config.fresh else set()
                 check_jobs(jobs, sweep, cache, here=self.runs_here, restarted=restarted)

@@ -29,6 +29,7 @@ class Scheduler:
         fail_fast: Whether the first failure ends the other jobs, which can be continued.
         show_change: Called in the slots' threads whenever a job's status changes.
         command: Starts a worker.
+        early: A worker of the only slot that has been started already.
     """
 
     slots: Sequence[str]
@@ -37,6 +38,7 @@ class Scheduler:
     fail_fast: bool
     show_change: ShowChange
     command: Sequence[str] = WORKER
+    early: WorkerProcess | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -86,10 +88,10 @@ class Scheduler:
         return self.warm and job.num_gpus == 1 and job.engine == engine
 
     def _serve_slot(self, slot: str, waiting: list[Job], statuses: dict[int, Status]) -> None:
-        worker: WorkerProcess | None = None
+        worker, self.early = self.early, None
         engine: str | None = None
         while job := self._take(waiting, engine):
-            if worker is not None and not self._serves(engine, job):
+            if worker is not None and engine is not None and not self._serves(engine, job):
                 worker.end()
                 worker = None
             worker = worker or WorkerProcess(

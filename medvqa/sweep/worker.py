@@ -15,6 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +24,7 @@ from medvqa.config.machine import leave_at_once, take_gpu_memory_in_pages
 from medvqa.config.secrets import MaskingFormatter, masked_text
 from medvqa.config.typed import typed
 from medvqa.sweep.job import CONSOLE, Job, State, job_of_line
+from medvqa.sweep.worker_process import EARLY
 
 log = logging.getLogger("medvqa")
 
@@ -125,6 +127,10 @@ def main() -> None:
     leave_at_once()
     take_gpu_memory_in_pages()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    if sys.argv[1:] == [EARLY]:
+        os.dup2(2, 1)  # what libraries print is no answer
+        with contextlib.suppress(Exception):  # the first job imports again, and logs the error
+            import_module("medvqa.models.load").import_alone()
     serve(Runner(), sys.stdin, answers)
 
 

@@ -15,6 +15,7 @@ from medvqa.config.machine import process_environment
 from medvqa.sweep.job import Job
 
 WORKER = (sys.executable, "-m", "medvqa.sweep.worker")
+EARLY = "--early"  # imports transformers before there is a job; Unsloth must come before it
 GRACE_S = 20.0  # for a worker to mark its run as interrupted and leave
 
 

@@ -14,6 +14,7 @@ import sys
 import termios
 import threading
 
+import psutil
 import pytest
 
 from medvqa.tracking.record import read_lines
@@ -308,6 +309,9 @@ def test_mistakes_of_any_cell_come_before_the_first_job(tmp_path):
     assert code == 2, output
     assert re.search("job 1 .*limit=5000, but there are only 4000 rows", output)
     assert not list(tmp_path.glob("multirun/*/*/run.json"))
+    # The first worker starts before the checks end.
+    started_here = (p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(tmp_path))
+    assert not list(started_here)
 
 
 def test_a_failed_cell_gives_exit_code_1_and_the_others_finish(tmp_path):
