@@ -3,7 +3,9 @@
 import logging
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from medvqa.tracking.record import read_json, read_lines
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from PIL import Image
 
 log = logging.getLogger(__name__)
 
@@ -49,17 +52,27 @@ def draw_pictures(
         sets: Evaluation examples by set; samples are of the first.
         seed: Chooses the samples.
     """
+    plans = _plans(directory, evaluations, sets, seed)
+    paths = {name: directory / f"{name}.png" for name in plans}
+    written = {}
+    with ThreadPoolExecutor() as pool:  # a picture is compressed while the next one is drawn
+        for name, draw in reversed(plans.items()):
+            with _going_on(paths[name]), own_style():
+                written[name] = pool.submit(_write, rendered(draw(), name), paths[name])
     drawn = {}
-    for picture, draw in _plans(directory, evaluations, sets, seed).items():
-        path = directory / f"{picture}.png"
-        try:
-            with own_style():
-                save(draw(), path)
-        except Exception:
-            log.exception("%s could not be drawn; the run's numbers are not concerned", path.name)
-        else:
-            drawn[picture] = path
+    for name in filter(written.get, plans):
+        with _going_on(paths[name]):
+            written[name].result()
+            drawn[name] = paths[name]
     return drawn
+
+
+@contextmanager
+def _going_on(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        log.exception("%s could not be drawn; the run's numbers are not concerned", path.name)
 
 
 def _plans(
@@ -92,27 +105,32 @@ def confidence_curves(directory: Path, set_name: str) -> dict[str, Any]:
     return curves
 
 
-def save(figure: "Figure", path: Path) -> None:
-    """Write a PNG, whole or not at all; glyphs that no font has are one line in the log."""
+def rendered(figure: "Figure", name: str) -> "Image.Image":
+    """Return the figure's pixels; glyphs that no font has are one line in the log."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
-    partial = path.with_name(f".{path.name}")
     figure.set_dpi(DPI)
     canvas: Any = FigureCanvasAgg(figure)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         canvas.draw()  # once; `savefig` draws every figure twice
-    pixels = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
-    pixels.convert("RGB").save(partial, format="png", dpi=(DPI, DPI), compress_level=1)
-    partial.replace(path)
     texts = {str(warning.message) for warning in caught}
     glyphs = {text for text in texts if "missing from font" in text}
     if glyphs:
         line = "%s shows %d characters as boxes: no font; install one (Chinese: fonts-noto-cjk)"
-        log.info(line, path.name, len(glyphs))
+        log.info(line, f"{name}.png", len(glyphs))
     for text in texts - glyphs:
-        log.warning("%s: %s", path.name, text)
+        log.warning("%s.png: %s", name, text)
+    pixels = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
+    return pixels.convert("RGB")
+
+
+def _write(pixels: "Image.Image", path: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    partial = path.with_name(f".{path.name}")
+    pixels.save(partial, format="png", dpi=(DPI, DPI), compress_level=1)
+    partial.replace(path)
 
 
 def draw_loss(rows: Sequence[Mapping[str, Any]]) -> "Figure":
