@@ -32,14 +32,18 @@ class IsolatedLauncher(GridLauncher):
         self.fail_fast = fail_fast
 
     def start_early(self, jobs: Sequence[Job], stack: ExitStack) -> None:
-        """Let the worker of a single slot import its libraries, if every job is new."""
-        models = [job.config["model"] for job in jobs if not (job.directory / "run.json").exists()]
-        can_import = all(model["backend"] != "unsloth" for model in models)
-        self.early = None
-        if len(self.slots) == 1 and len(models) == len(jobs) and can_import:
-            command, nowhere = (*WORKER, EARLY), Path(os.devnull)
-            self.early = WorkerProcess(self.slots[0], command, nowhere, num_slots=1)
-            stack.callback(self.early.end, now=True)
+        """Let each slot's worker import its libraries, if every job is new and takes one slot."""
+        self.early: list[WorkerProcess] = []
+        places = {job.directory for job in jobs}
+        backends = {job.config["model"]["backend"] for job in jobs}
+        is_new = not any((place / "run.json").exists() for place in places)
+        if not is_new or "unsloth" in backends or any(job.num_gpus > 1 for job in jobs):
+            return
+        command, nowhere, slots = (*WORKER, EARLY), Path(os.devnull), self.slots[: len(places)]
+        for slot in slots:
+            worker = WorkerProcess(slot, command, nowhere, num_slots=len(slots))
+            stack.callback(worker.end, now=True)
+            self.early.append(worker)
 
     def run_jobs(
         self, jobs: Sequence[Job], sweep: Path, show_change: ShowChange

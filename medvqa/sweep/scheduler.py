@@ -29,7 +29,7 @@ class Scheduler:
         fail_fast: Whether the first failure ends the other jobs, which can be continued.
         show_change: Called in the slots' threads whenever a job's status changes.
         command: Starts a worker.
-        early: A worker of the only slot that has been started already.
+        early: Workers that have been started already.
     """
 
     slots: Sequence[str]
@@ -38,7 +38,7 @@ class Scheduler:
     fail_fast: bool
     show_change: ShowChange
     command: Sequence[str] = WORKER
-    early: WorkerProcess | None = None
+    early: list[WorkerProcess] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -88,7 +88,7 @@ class Scheduler:
         return self.warm and job.num_gpus == 1 and job.engine == engine
 
     def _serve_slot(self, slot: str, waiting: list[Job], statuses: dict[int, Status]) -> None:
-        worker, self.early = self.early, None
+        worker = self._early_worker(slot)
         engine: str | None = None
         while job := self._take(waiting, engine):
             if worker is not None and engine is not None and not self._serves(engine, job):
@@ -107,6 +107,13 @@ class Scheduler:
                 self._stop.set()
         if worker is not None:
             worker.end()
+
+    def _early_worker(self, slot: str) -> WorkerProcess | None:
+        with self._lock:
+            worker = next((worker for worker in self.early if worker.slot == slot), None)
+            if worker is not None:
+                self.early.remove(worker)
+            return worker
 
     def _run_job(self, worker: WorkerProcess, slot: str, job: Job) -> tuple[Status, bool]:
         started = time.monotonic()

@@ -33,7 +33,7 @@ class WorkerProcess:
                 # Ctrl-C reaches the launcher, which ends the workers in order.
                 start_new_session=True,
             )
-        self.pid = self._process.pid
+        self.pid, self.slot = self._process.pid, slot
         self._buffer = b""
 
     def start(self, job: Job) -> None:
