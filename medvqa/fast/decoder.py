@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from medvqa.config.model import BasePrecision
 from medvqa.fast.attention import Segments, attend
-from medvqa.fast.graphs import MAX_TOKENS, Graphs, padded_length
+from medvqa.fast.graphs import MAX_TOKENS, Graphs, length_bound, padded_length
 from medvqa.fast.layer import Layer, Rope, train_layer
 from medvqa.models.activations import LayerShapes, kept_bytes
 from medvqa.models.loaded import LoadedModel
@@ -131,8 +131,7 @@ class Decoder:
         inputs: tuple[torch.Tensor, ...] = (x, packed.positions, starts, *packed.deep_rows())
         if not x.is_cuda or len(x) not in self._lengths:
             return self._trained(packed.lengths, training, *inputs)
-        # A kernel's grid depends on the longest sequence; a bound of few values makes few graphs.
-        longest = 1 << (len(x) if self._keeps_one_length else max(packed.lengths)).bit_length()
+        longest = length_bound(len(x) if self._keeps_one_length else max(packed.lengths))
         inputs = tuple(tensor.detach() for tensor in inputs)
         function = partial(self._trained, [longest], training)
         result: torch.Tensor = self.graphs.run(function, inputs, (longest, training))

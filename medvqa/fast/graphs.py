@@ -18,6 +18,7 @@ MAX_GRAPHS = 16  # each keeps some ten megabytes
 EAGER_PASSES = 1  # of a shape, by which libraries prepare what no capture may contain
 MAX_TOKENS = 8192  # with more, the GPU computes for longer than the host launches
 TILE = 128  # tokens; a matrix product computes whole tiles in any case
+SHORT = 512  # tokens; a picture and a question are about half of it, on either side of 256
 
 Function = Callable[..., torch.Tensor]
 
@@ -32,6 +33,11 @@ def padded_length(num_tokens: int, used: Collection[int] = ()) -> int:
     step = max(TILE, int(2 ** (num_tokens.bit_length() - 5)))
     length = (num_tokens // step + 1) * step
     return min((own for own in used if length <= own <= length + step), default=length)
+
+
+def length_bound(longest: int) -> int:
+    """Return a bound of a pass's longest sequence, of few values: a kernel's grid depends on it."""
+    return max(SHORT, 1 << longest.bit_length())
 
 
 class Graphs:

@@ -9,7 +9,7 @@ from medvqa.config.lora import LoraConfig
 from medvqa.config.model import Device, Dtype
 from medvqa.config.training import Engine
 from medvqa.fast.choice import make_engine
-from medvqa.fast.graphs import MAX_TOKENS, padded_length
+from medvqa.fast.graphs import MAX_TOKENS, length_bound, padded_length
 from medvqa.models.encode import Encoder
 from medvqa.models.load import load_model
 from tests.conftest import TINY
@@ -55,6 +55,13 @@ def test_a_batch_grows_by_at_least_a_token_and_little_more_than_a_tile(num_token
     length = padded_length(num_tokens)
     assert 0 < length - num_tokens <= max(128, num_tokens / 16)
     assert length % 128 == 0
+
+
+def test_few_bounds_of_the_longest_sequence_occur():
+    lengths = range(1, MAX_TOKENS + 1)
+    assert all(length_bound(length) >= length for length in lengths)
+    assert len(set(map(length_bound, lengths))) <= 6
+    assert length_bound(92) == length_bound(311)  # VQA-RAD's shortest and longest
 
 
 def test_a_pass_takes_a_length_that_occurred_before_if_it_is_little_longer():
