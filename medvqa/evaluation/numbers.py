@@ -26,10 +26,11 @@ NUMBER_WORD = re.compile(
 # Letters, or letters and a hyphen, before the digits make a name: L4, T2, COVID-19, L4-5. So does
 # the ending of an ordinal, or its beginning in Chinese: 5th rib.
 NUMBER = re.compile(
-    r"(?<![\w.])(?<!\w-)(?<!第 )([-+]?\d+(?:\.\d+)?)(?!\d|(?:st|nd|rd|th)\b)"
+    r"(?<![\w.])(?<!\w-)(?<!第 )([-+]?\d+(?:\.\d+)?)(?!\d|-?(?:st|nd|rd|th)\b)"
     r"\s*([a-zμ°]+[23]?(?!\d)|%)?"
 )
 POWER = re.compile(r"(?<![\w.])(?:(\d+(?:\.\d+)?)\s+x\s+)?10\^([-+]?\d{1,2})(?!\d)")
+POWER_OF_UNIT = re.compile(r"(?<=m)\^(?=[23](?!\d))")  # cm^2
 SCIENTIFIC = re.compile(r"(?<![\w.])\d+(?:\.\d+)?e[-+]?\d{1,2}(?![\w.])")
 FRACTION = re.compile(r"(?<![\w./])(?:(\d+) )?(1/2|1/3|2/3|1/4|3/4|[1357]/8)(?![\d/])")
 RANGE = re.compile(rf"(?<![\w.-])(\d+(?:\.\d+)?)\s*(?:-|to)\s*(?=\d+(?:\.\d+)?\s*(?:{UNIT})(?!\w))")
@@ -63,7 +64,8 @@ def numbers(text: str) -> list[Number]:
 def _as_digits(text: str) -> str:
     """Return the text with words, powers of ten and fractions as decimal numbers."""
     spelled = NUMBER_WORD.sub(lambda words: str(_spelled(words[0])), " ".join(tokens(fold(text))))
-    plain = RANGE.sub(r"\1 x ", plain_numbers(MINUS.sub("-", spelled)))
+    spelled = POWER_OF_UNIT.sub("", MINUS.sub("-", spelled))
+    plain = RANGE.sub(r"\1 x ", plain_numbers(spelled))
     plain = POWER.sub(lambda m: format(Decimal(f"{m[1] or 1}e{m[2]}"), "f"), plain)
     plain = SCIENTIFIC.sub(lambda m: format(Decimal(m[0]), "f"), plain)
     return FRACTION.sub(_decimal, plain)

@@ -44,6 +44,8 @@ from medvqa.evaluation.units import UNITS
         ("L4-5", "L4-L5", None),
         ("COVID-19", "COVID-19", None),
         ("5th rib", "5th rib", None),
+        ("5-th rib", "5", False),
+        ("5 cm^2", "500 mm2", True),
         ("the 15th rib", "15", False),
         ("第5肋", "第5肋", None),
         ("right", "left", None),
