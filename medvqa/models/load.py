@@ -51,11 +51,13 @@ def import_alone() -> None:
     """Import what every model needs; see `load_in_own_process`."""
     hidden = [name for name in UNUSED if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None hides a module
-    with _short_listing():
-        _import_libraries()
+    try:
+        with _short_listing():
+            _import_libraries()
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
     gc.freeze()
-    for name in hidden:
-        sys.modules.pop(name, None)
 
 
 class _Distributions(dict[str, list[str]]):

@@ -109,11 +109,12 @@ class Scheduler:
             worker.end()
 
     def _early_worker(self, slot: str) -> WorkerProcess | None:
+        """Take the slot's early worker; one that has died is replaced, and the next one can log."""
         with self._lock:
             worker = next((worker for worker in self.early if worker.slot == slot), None)
             if worker is not None:
                 self.early.remove(worker)
-            return worker
+            return worker if worker is not None and worker.is_alive else None
 
     def _run_job(self, worker: WorkerProcess, slot: str, job: Job) -> tuple[Status, bool]:
         started = time.monotonic()

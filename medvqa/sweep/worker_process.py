@@ -36,6 +36,11 @@ class WorkerProcess:
         self.pid, self.slot = self._process.pid, slot
         self._buffer = b""
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
     def start(self, job: Job) -> None:
         """Send the job; a worker that has died meanwhile shows in `answer`."""
         assert self._process.stdin is not None
@@ -65,7 +70,7 @@ class WorkerProcess:
     def end(self, *, now: bool = False) -> None:
         """Close the worker; `now` interrupts its job, and kills it if it does not listen."""
         assert self._process.stdin is not None
-        if now and self._process.poll() is None:
+        if now and self.is_alive:
             self._signal(signal.SIGTERM)
         try:
             if not now:
@@ -73,7 +78,7 @@ class WorkerProcess:
             self._process.wait(GRACE_S)
         except (BrokenPipeError, subprocess.TimeoutExpired):
             pass
-        if self._process.poll() is None:
+        if self.is_alive:
             self._signal(signal.SIGKILL)
             self._process.wait()
 

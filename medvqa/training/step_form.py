@@ -102,7 +102,7 @@ def smaller_micro_batch(engine: PassEngine, features: PictureCache, size: int, s
 
     Features of pictures go first: they save time only where a picture comes again. Small captured
     passes are faster than large ones that the host launches kernel by kernel. Where layers are
-    computed again it is the other way round (docs/engine.md).
+    computed again, the large ones are faster (docs/engine.md).
 
     Args:
         engine: Whose layers are computed again, or whose captures end, if need be.

@@ -13,6 +13,7 @@ from medvqa.config.machine import process_environment
 from medvqa.sweep.isolated import find_slots
 from medvqa.sweep.job import CONSOLE, Job, State, Status, job_of_line, read_status
 from medvqa.sweep.scheduler import Scheduler
+from medvqa.sweep.worker_process import WorkerProcess
 from tests.conftest import ROOT
 from tests.faulty_worker import EXITS, HANGS, KILLED, LEAKS, NO_MEMORY, RAISES
 
@@ -69,6 +70,16 @@ def test_each_way_to_fail_costs_one_job(tmp_path, warm):
     assert statuses[7].error == "MemoryError: "
     assert "ValueError: boom" in (jobs[1].directory / CONSOLE).read_text()
     assert read_status(jobs[3].directory) == statuses[3]
+
+
+def test_a_worker_that_dies_before_its_first_job_costs_no_job(tmp_path):
+    jobs = make_jobs(tmp_path, 100, 101)
+    plan = scheduler(["", ""])
+    plan.early = [WorkerProcess("", WORKER, tmp_path / "early.log", num_slots=2) for _ in "12"]
+    dead, alive = plan.early
+    dead.end(now=True)
+    assert states(plan.run(jobs)) == [State.finished, State.finished]
+    assert str(alive.pid) in pids(jobs)
 
 
 def test_a_job_that_hangs_is_ended(tmp_path):
