@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import sys
 
 import huggingface_hub
 import peft
@@ -12,8 +13,9 @@ from transformers import AutoModelForImageTextToText
 from medvqa.config.errors import UserError
 from medvqa.config.lora import LoraConfig
 from medvqa.config.model import ModelConfig
+from medvqa.models import load
 from medvqa.models.adapter import reset_adapter, save_adapter
-from medvqa.models.load import load_base, load_model
+from medvqa.models.load import UNUSED, import_alone, load_base, load_model
 from medvqa.models.source import check_base, hub_answers, load_processor, model_source
 from tests.conftest import TINY
 from tests.loopback import body, served
@@ -146,3 +148,15 @@ def test_the_collector_is_left_as_it_was(is_enabled):
         assert gc.isenabled() is is_enabled
     finally:
         gc.enable()
+
+
+def test_a_failed_import_hides_no_package(monkeypatch):
+    def fail():
+        raise ImportError
+
+    for name in UNUSED:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(load, "_import_libraries", fail)
+    with pytest.raises(ImportError):
+        import_alone()
+    assert not sys.modules.keys() & set(UNUSED)
