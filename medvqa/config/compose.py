@@ -223,7 +223,7 @@ class CheckFirst(Callback):
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Check each cell, name the one that is refused, and settle the grid's directory.
 
-        Each cell is composed anew and would otherwise name the directory by its own overrides.
+        Otherwise each cell would name the directory by its own overrides.
         A search makes its directory once its space is checked.
         """
         with _refusing():

@@ -45,7 +45,7 @@ OF_THE_MACHINE = {
     *(errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
 }
 
-UPDATE = OmegaConf.update.__code__
+UPDATE = OmegaConf.update.__code__  # fails by a bare assertion where a key's parent is null
 SLURM_EXTRA = 'pip install -e ".[slurm]"'
 
 

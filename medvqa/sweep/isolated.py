@@ -30,10 +30,10 @@ class IsolatedLauncher(GridLauncher):
         self.warm = warm
         self.timeout_s = None if timeout_minutes is None else 60 * timeout_minutes
         self.fail_fast = fail_fast
+        self.early: list[WorkerProcess] = []
 
     def start_early(self, jobs: Sequence[Job], stack: ExitStack) -> None:
         """Let each slot's worker import its libraries, if every job is new and takes one slot."""
-        self.early: list[WorkerProcess] = []
         places = {job.directory for job in jobs}
         backends = {job.config["model"]["backend"] for job in jobs}
         is_new = not any((place / "run.json").exists() for place in places)
@@ -52,8 +52,9 @@ class IsolatedLauncher(GridLauncher):
         mark_waiting(jobs)
         slots = self.slots[: max(1, sum(job.num_gpus for job in jobs))]
         log.info("%d jobs on %s, in %s", len(jobs), describe_slots(slots), sweep)
-        scheduler = Scheduler(slots, self.warm, self.timeout_s, self.fail_fast, show_change)
-        scheduler.early = self.early
+        scheduler = Scheduler(
+            slots, self.warm, self.timeout_s, self.fail_fast, show_change, early=self.early
+        )
         return scheduler.run(jobs)
 
 

@@ -109,7 +109,7 @@ class Scheduler:
             worker.end()
 
     def _early_worker(self, slot: str) -> WorkerProcess | None:
-        """Take the slot's early worker; one that has died is replaced, and the next one can log."""
+        """Take the slot's early worker; None if there is none, or if it has died."""
         with self._lock:
             worker = next((worker for worker in self.early if worker.slot == slot), None)
             if worker is not None:
